@@ -1,0 +1,32 @@
+# Two commands for a fresh machine with Python 3.11-3.13 and make:
+#   make demo   sets everything up and trains a network privately on the embedded data
+#   make test   sets everything up and runs lint, type check and tests
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint slow clean
+
+# lightonml pins a numexpr that no longer builds, so it is installed without its pins, after them.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,lighton]"
+	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt lightonml
+	touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/optical-dfa train --out runs/demo --overwrite
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/pytest
+
+slow: $(VENV)/.installed
+	$(BIN)/pytest -m slow
+
+clean:
+	rm -rf $(VENV) runs

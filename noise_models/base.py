@@ -1,0 +1,78 @@
+"""What a noisy readout is: the contract every noise model keeps."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+from torch import Tensor
+
+from noise_models.generator import NoiseGenerator
+
+
+class Frame(StrEnum):
+    """Whether a frame carried data. The two are never confused: they earn different credit (THEORY §1)."""
+
+    DARK = "dark"
+    DATA = "data"
+
+
+@dataclass(frozen=True)
+class Credit:
+    """How much Gaussian noise may be counted on, per pixel and in readout units (DN).
+
+    The readout's law is `round_to(step, N(mean, std²) + something independent)`, clipped to the converter's range.
+
+    Attributes:
+        std: standard deviation of the credited Gaussian part, at its LOWER confidence limit, in DN. 0 = no credit.
+        step: distance between two codes of the converter, in DN; 0 where the readout is not quantised.
+        clipped_mass: upper bound on the probability that one pixel's readout is clipped at either end.
+        beta: probability that `std` or `clipped_mass` is wrong (calibration confidence, THEORY T8); 0 by construction.
+        argument: one sentence: why this much may be counted on.
+        assumptions: what has to hold besides; printed with every guarantee that uses the credit.
+    """
+
+    std: float
+    step: float
+    clipped_mass: float
+    beta: float
+    argument: str
+    assumptions: tuple[str, ...] = ()
+
+
+class NoiseModel(ABC):
+    """Turns the analog signal of a frame into its readout, and says what the noise is worth."""
+
+    @abstractmethod
+    def sample(self, signal: Tensor, generator: NoiseGenerator, frame: Frame) -> Tensor:
+        """Readout (same shape, DN) of an analog `signal` in DN above the black level."""
+
+    @abstractmethod
+    def variance(self, signal: Tensor, frame: Frame) -> Tensor:
+        """Variance of the readout of `signal`, in DN², before clipping at the ends of the range."""
+
+    @abstractmethod
+    def credit(self, frame: Frame) -> Credit:
+        """Noise credit of such frames (THEORY §1)."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, float | int | str]:
+        """Every parameter, with units in its key; goes into the ledger."""
+
+
+class NoNoise(NoiseModel):
+    """A readout without noise: digital backends, and lightonml's own simulated device."""
+
+    def sample(self, signal: Tensor, generator: NoiseGenerator, frame: Frame) -> Tensor:
+        return signal
+
+    def variance(self, signal: Tensor, frame: Frame) -> Tensor:
+        return torch.zeros_like(signal)
+
+    def credit(self, frame: Frame) -> Credit:
+        return Credit(std=0.0, step=0.0, clipped_mass=0.0, beta=0.0, argument="there is no noise")
+
+    def describe(self) -> dict[str, float | int | str]:
+        return {"model": "none"}

@@ -1,0 +1,102 @@
+"""The interface of every projection device, digital, simulated or real."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from types import TracebackType
+from typing import Any, ClassVar, Self
+
+from torch import Tensor
+
+from noise_models.base import NoiseModel
+from noise_models.errors import UsageError
+
+
+class ProjectionBackend(ABC):
+    """A fixed random projection `e -> B e`, with the device's noise.
+
+    B has shape (out_features, in_features) and i.i.d. zero-mean entries of standard deviation `std`. One device
+    serves a whole run: its outputs are sliced over the layers by the caller. The readout of one record is a
+    random function of that record alone (THEORY T3): scales, thresholds and exposure are public constants or
+    functions of the record itself, never of the batch.
+
+    Attributes:
+        name: the registered name.
+        in_features, out_features: sizes of the projection.
+        std: standard deviation of B's entries, in the units `project` answers in.
+        noise: the readout's noise model.
+        dark_pixels: pixels in one dark frame; 0 for a device without a camera.
+    """
+
+    name: ClassVar[str]
+    std: float = 1.0
+    dark_pixels: int = 0
+    noise: NoiseModel
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        for label, value in (("in_features", in_features), ("out_features", out_features)):
+            if value < 1:
+                raise UsageError(f"{label} is {value}; it must be a positive number of components")
+        self.in_features = in_features
+        self.out_features = out_features
+
+    def project(self, e: Tensor) -> Tensor:
+        """`B e` for each row of `e`.
+
+        Args:
+            e: shape (m, in_features), float32 or float64, any m including 0; row i is record i's error.
+        Returns:
+            shape (m, out_features), of e's dtype and device. No gradient flows through it.
+        Raises:
+            UsageError: wrong shape or dtype.
+            DeviceError: the device failed.
+        """
+        if e.ndim != 2 or e.shape[1] != self.in_features or not e.is_floating_point():
+            raise UsageError(
+                f"{self.name} projects floating-point rows of {self.in_features} components, "
+                f"not {e.dtype} of shape {tuple(e.shape)}"
+            )
+        return self._project(e.detach())
+
+    @abstractmethod
+    def _project(self, e: Tensor) -> Tensor:
+        """`project` after its argument was checked."""
+
+    def dark(self, frames: int) -> Tensor:
+        """Raw readout codes of `frames` fresh frames taken with no data, shape (frames, dark_pixels), in DN.
+
+        Raises:
+            UsageError: the device has no camera, or no noise that could be counted on.
+        """
+        raise UsageError(
+            f"backend {self.name} has no dark frames; use --backend simulated-opu, or --release digital"
+        )
+
+    def matrix(self) -> Tensor | None:
+        """B itself where it is known, shape (out_features, in_features); None on hardware.
+
+        For diagnostics and tests: no training result may use B except through `project`.
+        """
+        return None
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Everything that determines the device (JSON types), for the ledger and the checkpoint."""
+
+    def fingerprint(self) -> str:
+        """Digest of `describe()`: equal for devices that answer alike, in law."""
+        text = json.dumps(self.describe(), sort_keys=True, allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def close(self) -> None:  # noqa: B027 - most devices hold nothing
+        """Hand the device back. Using it afterwards is an error."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
