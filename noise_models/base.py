@@ -23,13 +23,15 @@ class Frame(StrEnum):
 class Credit:
     """How much Gaussian noise may be counted on, per pixel and in readout units (DN).
 
-    The readout's law is `round_to(step, N(mean, std²) + something independent)`, clipped to the converter's range.
+    The readout's law is `round_to(step, N(mean, std²) + something independent)`, clipped to its range.
 
     Attributes:
-        std: standard deviation of the credited Gaussian part, at its LOWER confidence limit, in DN. 0 = no credit.
+        std: standard deviation of the credited Gaussian part, at its LOWER confidence limit, in DN; 0 is
+            no credit.
         step: distance between two codes of the converter, in DN; 0 where the readout is not quantised.
-        clipped_mass: upper bound on the probability that one pixel's readout is clipped at either end.
-        beta: probability that `std` or `clipped_mass` is wrong (calibration confidence, THEORY T8); 0 by construction.
+        clipped_mass: upper bound on the probability that a pixel's readout is clipped at either end.
+        beta: probability that `std` or `clipped_mass` is wrong (calibration confidence, THEORY T8); 0 by
+            construction.
         argument: one sentence: why this much may be counted on.
         assumptions: what has to hold besides; printed with every guarantee that uses the credit.
     """

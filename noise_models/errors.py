@@ -1,6 +1,6 @@
 """The errors a user meets, on the lowest floor so that every package can raise them.
 
-Both carry ONE line: the value, what is allowed, what to do. The command line prints that line and no traceback.
+Both carry ONE line: the value, what is allowed, what to do. The command line prints it and no traceback.
 """
 
 from __future__ import annotations

@@ -1,0 +1,243 @@
+"""Cryptographic random bits, normals and coins: AES-256 in counter mode, keyed once, never copied.
+
+Privacy rests on nobody being able to predict these streams (THEORY T4, §4.5), so there is one generator for
+private runs and for reproducible experiments; the two differ only in where the key comes from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from fractions import Fraction
+from typing import Any, Final, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext
+from cryptography.hazmat.primitives.ciphers.algorithms import AES
+from cryptography.hazmat.primitives.ciphers.modes import CTR
+from torch import Tensor
+
+from noise_models.errors import UsageError
+
+# Box-Muller's uniform has a lowest cell of probability 2^-63, all of which lands at 9.42 sigma: moving it
+# there is what the truncated tail costs in total variation, for a pair of normals and so for each of them.
+NORMAL_TAIL_MASS: Final = 2.0**-63
+
+# Normals a block. Its scratch (28 bytes a pair) stays in a 512 KiB cache, and torch does not start threads
+# for tensors this small. The blocks are part of the stream's definition.
+BLOCK: Final = 1 << 14
+
+_CIPHER_BLOCK: Final = 16
+_ANGLE_UNIT: Final = np.pi * 2.0**-31
+
+
+def _digest(domain: str, *parts: bytes) -> bytes:
+    """SHA-256 with a domain and unambiguous part boundaries."""
+    h = hashlib.sha256(f"optical-dfa/{domain}".encode())
+    for part in parts:
+        h.update(len(part).to_bytes(8, "big") + part)
+    return h.digest()
+
+
+def derive_seed(seed: int, name: str) -> int:
+    """A 63-bit seed for the stream called `name` of the run seeded with `seed`; names are independent."""
+    digest = _digest("derived-seed", str(int(seed)).encode(), name.encode())
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+class NoiseGenerator:
+    """A named stream of cryptographic randomness.
+
+    A secret generator's key never leaves the object: pickling, copying or forking it yields a freshly KEYED
+    generator, so no two ever repeat each other. A seeded one keeps its position through pickle and deepcopy.
+    Calls are serialised by a lock. A stream is the same on every machine up to the last bits of log and sin.
+
+    Attributes:
+        name: what the stream is for; part of a seeded key.
+        secret: True when the key came from the operating system.
+    """
+
+    tail_mass: float = NORMAL_TAIL_MASS
+
+    def __init__(self, key: bytes, name: str, seed: int | None) -> None:
+        """Use `secure` or `seeded`."""
+        self.name = name
+        self._seed = seed
+        self._lock = threading.Lock()
+        self._words = np.empty(BLOCK // 2 + 2, dtype=np.uint64)
+        self._turns = np.empty(BLOCK // 2 + 4, dtype=np.int32)
+        self._scratch: dict[torch.dtype, tuple[Tensor, Tensor]] = {}
+        self._wide = torch.empty(BLOCK // 2, dtype=torch.float64)
+        self._set_key(key)
+
+    def _set_key(self, key: bytes) -> None:
+        self._key = key
+        self._pid = os.getpid()
+        self._seek(0)
+
+    def _seek(self, position: int) -> None:
+        """Put the stream at byte `position`."""
+        counter = (position // _CIPHER_BLOCK).to_bytes(_CIPHER_BLOCK, "big")
+        self._stream: CipherContext = Cipher(AES(self._key), CTR(counter)).encryptor()
+        self._stream.update(bytes(position % _CIPHER_BLOCK))
+        self._position = position
+
+    @classmethod
+    def secure(cls, name: str) -> Self:
+        """A generator keyed with 256 bits of the operating system's entropy."""
+        return cls(os.urandom(32), name, None)
+
+    @classmethod
+    def seeded(cls, seed: int, name: str) -> Self:
+        """The reproducible stream `name` of `seed`: no protection, whoever knows the seed knows the noise."""
+        return cls(_digest("seeded-key", str(int(seed)).encode(), name.encode()), name, int(seed))
+
+    @property
+    def secret(self) -> bool:
+        return self._seed is None
+
+    def fingerprint(self) -> str:
+        """Hex digest of the key, safe to store: equal fingerprints mean a re-used key."""
+        with self._lock:
+            self._leave_parent()
+            return _digest("key-fingerprint", self._key).hex()
+
+    def _leave_parent(self) -> None:
+        """After a fork parent and child hold one key; the child takes its own."""
+        if self.secret and os.getpid() != self._pid:
+            self._set_key(os.urandom(32))
+
+    def _fill(self, buffer: npt.NDArray[Any], count: int) -> None:
+        """`count` fresh items into `buffer`, which has a spare cipher block at its end."""
+        size = count * buffer.itemsize
+        written = self._stream.update_into(_ZEROS[:size], buffer.view(np.uint8).data)
+        if written != size:
+            raise RuntimeError(f"the cipher wrote {written} of {size} bytes")
+        self._position += size
+
+    def uint64(self, n: int) -> npt.NDArray[np.uint64]:
+        """`n` fresh uniform 64-bit integers, shape (n,).
+
+        Raises:
+            UsageError: n is negative.
+        """
+        _check_count(n)
+        with self._lock:
+            self._leave_parent()
+            return self._uint64(n)
+
+    def _uint64(self, n: int) -> npt.NDArray[np.uint64]:
+        raw = np.empty(n + 2, dtype=np.uint64)
+        step = len(_ZEROS) // 8
+        for start in range(0, n, step):
+            self._fill(raw[start:], min(step, n - start))
+        return raw[:n]
+
+    def bernoulli(self, n: int, p: float) -> npt.NDArray[np.int64]:
+        """Indices i < n whose independent coin of probability `p` came up, increasing: one Poisson sample.
+
+        `p` is rounded DOWN to a multiple of 2^-64: the rate is never above the one accounted for.
+
+        Raises:
+            UsageError: n is negative, or p is not a probability.
+        """
+        _check_count(n)
+        if not 0.0 <= p <= 1.0:
+            raise UsageError(f"sampling probability is {p}; it must lie between 0 and 1")
+        threshold = int(Fraction(p) * 2**64)
+        with self._lock:
+            self._leave_parent()
+            found = []
+            for start in range(0, n, BLOCK):
+                coins = self._uint64(min(BLOCK, n - start))
+                up = np.ones(len(coins), np.bool_) if threshold == 2**64 else coins < np.uint64(threshold)
+                found.append(np.flatnonzero(up) + start)
+        return np.concatenate(found).astype(np.int64) if found else np.empty(0, dtype=np.int64)
+
+    def normal_(self, out: Tensor) -> Tensor:
+        """Fill `out` with independent N(0, 1), and return it.
+
+        Box and Muller (1958): the radius from 63 bits, evaluated in float64 (no log of 0, tail to 9.42
+        sigma, see NORMAL_TAIL_MASS), the angle from 32 bits.
+
+        Raises:
+            UsageError: `out` is not a contiguous float32 or float64 CPU tensor.
+        """
+        self._normals(out, None)
+        return out
+
+    def add_normal_(self, out: Tensor, std: float) -> Tensor:
+        """`out += std * N(0, 1)` with no temporary of out's size; the same normals `normal_` would give.
+
+        Raises:
+            UsageError: as `normal_`, or std is negative or not finite.
+        """
+        if not 0.0 <= std < float("inf"):
+            raise UsageError(f"noise standard deviation is {std}; it must be finite and not negative")
+        self._normals(out, std)
+        return out
+
+    def _normals(self, out: Tensor, std: float | None) -> None:
+        right_type = out.dtype in (torch.float32, torch.float64) and out.device.type == "cpu"
+        if not right_type or not out.is_contiguous():
+            raise UsageError(
+                f"normals need a contiguous float32 or float64 CPU tensor, not {out.dtype} on {out.device} "
+                f"with strides {tuple(out.stride())}; draw into a fresh one and copy"
+            )
+        with torch.no_grad(), self._lock:
+            self._leave_parent()
+            flat = out.detach().view(-1)
+            for start in range(0, len(flat), BLOCK):
+                self._normal_block(flat[start : start + BLOCK], std)
+
+    def _normal_block(self, block: Tensor, std: float | None) -> None:
+        pairs = (len(block) + 1) // 2
+        self._fill(self._words, pairs)
+        self._fill(self._turns, pairs)
+        if block.dtype not in self._scratch:
+            self._scratch[block.dtype] = (
+                torch.empty(BLOCK // 2, dtype=block.dtype),
+                torch.empty(BLOCK // 2, dtype=block.dtype),
+            )
+        radius, angle = (part[:pairs] for part in self._scratch[block.dtype])
+        # The conversion of a non-negative int64 keeps small values exactly, so u has full precision near 0.
+        words = torch.from_numpy(self._words.view(np.int64)[:pairs])
+        words.bitwise_and_(2**63 - 1)
+        wide = self._wide[:pairs].copy_(words)
+        wide.add_(0.5).mul_(2.0**-63).log_().mul_(-2.0).sqrt_()
+        radius.copy_(wide)
+        angle.copy_(torch.from_numpy(self._turns[:pairs])).mul_(_ANGLE_UNIT)
+        first, second = block[:pairs], block[pairs:]
+        rest = len(second)
+        if std is None:
+            torch.mul(radius, torch.cos(angle), out=first)
+            torch.mul(radius[:rest], angle[:rest].sin_(), out=second)
+        else:
+            first.addcmul_(radius, torch.cos(angle), value=std)
+            second.addcmul_(radius[:rest], angle[:rest].sin_(), value=std)
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        if self._seed is None:
+            return type(self).secure, (self.name,)
+        return _restore, (type(self), self._seed, self.name, self._position)
+
+    def __repr__(self) -> str:
+        origin = "secret" if self._seed is None else f"seed={self._seed}"
+        return f"NoiseGenerator({self.name!r}, {origin})"
+
+
+_ZEROS: Final = memoryview(bytes(1 << 18))
+
+
+def _check_count(n: int) -> None:
+    if n < 0:
+        raise UsageError(f"number of random draws is {n}; it must not be negative")
+
+
+def _restore(cls: type[NoiseGenerator], seed: int, name: str, position: int) -> NoiseGenerator:
+    generator = cls.seeded(seed, name)
+    generator._seek(position)
+    return generator
