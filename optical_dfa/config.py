@@ -1,0 +1,319 @@
+"""The settings of a training run: validated, read from TOML, overridden by flags, resolved to numbers.
+
+Three steps, each in one place: `merge` (file, then flags) builds a validated `TrainConfig`, in which None
+means "the shipped default"; `resolve` replaces every such None once the data set's size is known; `write`
+stores the result, so that a run folder says exactly what was run. Importing this module does not import
+torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from noise_models.errors import UsageError
+from optical_dfa.data import NAMES as DATASETS
+from optical_dfa.defaults import ADAM_LR, DEFAULTS, OTHER_DATASET
+
+RULES = ("bp", "dfa", "shallow")
+RELEASES = ("none", "digital", "dark-frame")
+OPTIMIZERS = ("sgd", "adam")
+LOSSES = ("cross-entropy",)
+
+Positive = Annotated[float, Field(gt=0, description="a finite number above 0")]
+Probability = Annotated[float, Field(gt=0, lt=1, description="a number strictly between 0 and 1")]
+Fraction = Annotated[float, Field(ge=0, lt=1, description="a number from 0 up to, not including, 1")]
+NonNegative = Annotated[float, Field(ge=0, description="a finite number, 0 or more")]
+Count = Annotated[int, Field(ge=1, description="a whole number, 1 or more")]
+Seed = Annotated[int, Field(ge=0, lt=2**63, description="a whole number from 0 to 2^63 - 1")]
+Flag = Annotated[bool, Field(description="true or false")]
+Text = Annotated[str, Field(description="text in quotes")]
+Folder = Annotated[Path, Field(strict=False, description="the path of a folder")]
+Options = Annotated[dict[str, Any], Field(description="a table of name = value")]
+
+
+class TrainConfig(BaseModel):
+    """What a user asked for. None: the shipped default for this data set and release
+    (`optical_dfa.defaults`).
+
+    Attributes:
+        dataset: a name of `optical_dfa.data.NAMES`, or a path ending in .npz.
+        data_dir: folder in which the files of the data set are; None: OPTICAL_DFA_DATA, the cache, or a
+            download.
+        model: a specification that `optical_dfa.models.build` understands.
+        rule: which training rule; one of `RULES`.
+        backend, backend_options: the projection device and its own settings.
+        rule_options: the rule's own settings.
+        release: how a step is made private; one of `RELEASES`.
+        epsilon: privacy budget of the whole run, at `delta`; the noise is calibrated to it.
+        noise_multiplier: standard deviation of the noise in units of `max_grad_norm`; instead of `epsilon`.
+        max_grad_norm: clipping norm C of one record's whole update (Frobenius, all layers; THEORY T3).
+        batch_size: EXPECTED number of records a step, q * N under Poisson sampling.
+        public_size: the number N of training records that is declared public (THEORY §4.1); None: the actual
+            one.
+        epochs: passes over the data, in expectation: the run has epochs * N / batch_size steps.
+        momentum: of SGD; None with Adam.
+        max_physical_batch_size: records processed at once; a memory limit without effect on the result.
+        reproducible: seeded privacy noise: the run can be repeated and gives NO guarantee.
+        unsafe_diagnostics: show figures that leak private records (training loss, clipped share, ...).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    dataset: Text = "digits"
+    data_dir: Folder | None = None
+    model: Text = "mlp"
+    rule: Text = "dfa"
+    rule_options: Options = {}
+    backend: Text = "simulated-opu"
+    backend_options: Options = {}
+    release: Text = "dark-frame"
+    epsilon: Positive | None = None
+    delta: Probability | None = None
+    noise_multiplier: Positive | None = None
+    max_grad_norm: Positive | None = None
+    batch_size: Count | None = None
+    public_size: Count | None = None
+    epochs: Count | None = None
+    lr: Positive | None = None
+    momentum: Fraction | None = None
+    optimizer: Text = "sgd"
+    weight_decay: NonNegative = 0.0
+    loss: Text = "cross-entropy"
+    seed: Seed = 0
+    device: Text = "cpu"
+    max_physical_batch_size: Count | None = None
+    reproducible: Flag = False
+    unsafe_diagnostics: Flag = False
+
+    @property
+    def private(self) -> bool:
+        """Whether a private release was asked for."""
+        return self.release != "none"
+
+    @field_validator("dataset")
+    @classmethod
+    def _known_dataset(cls, value: str) -> str:
+        if value.lower().endswith(".npz"):
+            return value
+        return _one_of("dataset", value, DATASETS, "or a path ending in .npz")
+
+    @field_validator("rule")
+    @classmethod
+    def _known_rule(cls, value: str) -> str:
+        return _one_of("rule", value, RULES)
+
+    @field_validator("release")
+    @classmethod
+    def _known_release(cls, value: str) -> str:
+        return _one_of("release", value, RELEASES)
+
+    @field_validator("optimizer")
+    @classmethod
+    def _known_optimizer(cls, value: str) -> str:
+        return _one_of("optimizer", value, OPTIMIZERS)
+
+    @field_validator("loss")
+    @classmethod
+    def _known_loss(cls, value: str) -> str:
+        return _one_of("loss", value, LOSSES)
+
+    @field_validator("backend")
+    @classmethod
+    def _known_backend(cls, value: str) -> str:
+        return _one_of("backend", value, backend_names())
+
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, value: str) -> str:
+        if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", value):
+            raise ValueError(f"device is {value!r}; it must be cpu, cuda, cuda:N or mps")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.epsilon is not None and self.noise_multiplier is not None:
+            raise ValueError(
+                f"epsilon is {self.epsilon} and noise_multiplier is {self.noise_multiplier}; "
+                "give one of the two: the other follows from it"
+            )
+        if not self.private:
+            for name in ("epsilon", "noise_multiplier", "delta", "max_grad_norm", "public_size"):
+                if (value := getattr(self, name)) is not None:
+                    raise ValueError(
+                        f"{name} is {value} but release is none, which has no privacy; "
+                        f"drop {name} or choose a release among digital, dark-frame"
+                    )
+        if self.optimizer == "adam" and self.momentum is not None:
+            raise ValueError(
+                f"momentum is {self.momentum} but optimizer is adam, which has its own; "
+                "drop momentum or use optimizer sgd"
+            )
+        return self
+
+
+class ResolvedConfig(TrainConfig):
+    """A `TrainConfig` in which every number is there; what is None has no meaning for this run.
+
+    In a private run `delta`, `max_grad_norm`, `public_size` and exactly one of `epsilon`, `noise_multiplier`
+    are set.
+    """
+
+    batch_size: Count
+    epochs: Count
+    lr: Positive
+
+
+def backend_names() -> tuple[str, ...]:
+    """Names of the projection backends, third-party ones included; imports none of them."""
+    from optical_dfa.backends import BACKENDS
+
+    third_party = {entry.name for entry in entry_points(group="optical_dfa.backends")}
+    return (*BACKENDS, *sorted(third_party - set(BACKENDS)))
+
+
+def merge(file_values: Mapping[str, Any], flags: Mapping[str, Any]) -> TrainConfig:
+    """A validated configuration from a file's values and the command line's, which win.
+
+    A flag that is None was not given. The option tables are merged entry by entry; a flag for one of
+    `epsilon`, `noise_multiplier` replaces the file's choice between the two.
+
+    Raises:
+        UsageError: one line: which setting, its value, what is allowed.
+    """
+    given = {name: value for name, value in flags.items() if value is not None}
+    values = dict(file_values)
+    for name, other in (("epsilon", "noise_multiplier"), ("noise_multiplier", "epsilon")):
+        if name in given and other not in given:
+            values.pop(other, None)
+    for name in ("backend_options", "rule_options"):
+        if isinstance(values.get(name), Mapping) and isinstance(given.get(name), Mapping):
+            given[name] = {**values[name], **given[name]}
+    try:
+        return TrainConfig.model_validate({**values, **given})
+    except ValidationError as error:
+        raise UsageError(one_line(error)) from None
+
+
+def resolve(config: TrainConfig, train_size: int) -> ResolvedConfig:
+    """Every default filled in, and checked against the number of training records.
+
+    Args:
+        config: what was asked for; a resolved one comes back unchanged.
+        train_size: number of training records. It becomes `public_size` where none was declared.
+    Raises:
+        UsageError: delta is not below 1/N, or a batch is larger than the data set.
+    """
+    if train_size < 1:
+        raise UsageError(f"the data set has {train_size} training records; at least 1 is needed")
+    size = config.public_size if config.public_size is not None else train_size
+    name = config.dataset if config.dataset in DATASETS else OTHER_DATASET
+    shipped = DEFAULTS[name, config.private]
+    values: dict[str, Any] = config.model_dump()
+
+    def default(key: str, value: Any) -> None:
+        if values[key] is None:
+            values[key] = value
+
+    default("batch_size", min(shipped.batch_size, size))
+    default("epochs", shipped.epochs)
+    default("lr", shipped.lr if config.optimizer == "sgd" else ADAM_LR)
+    if config.optimizer == "sgd":
+        default("momentum", shipped.momentum)
+    if config.private:
+        default("public_size", size)
+        default("delta", shipped.delta if shipped.delta is not None else min(1e-5, 0.1 / size))
+        default("max_grad_norm", shipped.max_grad_norm)
+        if config.noise_multiplier is None:
+            default("epsilon", shipped.epsilon)
+    if values["data_dir"] is not None:
+        values["data_dir"] = values["data_dir"].expanduser().resolve()
+    if name == OTHER_DATASET:
+        values["dataset"] = str(Path(values["dataset"]).expanduser().resolve())
+
+    if values["batch_size"] > size:
+        raise UsageError(
+            f"batch_size is {values['batch_size']}; it must be at most the {size} training records: lower it"
+        )
+    if config.private and values["delta"] >= 1 / size:
+        raise UsageError(
+            f"delta is {values['delta']:g}; it must be below 1/N = {1 / size:.3g} "
+            f"for {size} records, or one record may be published outright: lower it"
+        )
+    try:
+        return ResolvedConfig.model_validate(values)
+    except ValidationError as error:
+        raise UsageError(one_line(error)) from None
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The settings in a TOML file, not yet validated beyond their names.
+
+    Raises:
+        UsageError: the file is absent, unreadable, not TOML, or has a key that is no setting.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"config file {path}: {error.strerror}; give the path of a TOML file") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"config file {path} is not UTF-8 text; give the path of a TOML file") from None
+    except tomllib.TOMLDecodeError as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"config file {path} is not valid TOML: {reason}; correct that line") from None
+    for key in values:
+        if key not in TrainConfig.model_fields:
+            raise UsageError(f"config file {path}: {_unknown_key(key)}")
+    return values
+
+
+def write(config: TrainConfig, path: Path) -> None:
+    """The configuration as TOML; settings that are None are left out. `read` and `merge` give it back."""
+    values = config.model_dump(exclude_none=True)
+    if "data_dir" in values:
+        values["data_dir"] = str(values["data_dir"])
+    path.write_text(tomli_w.dumps(values), encoding="utf-8")
+
+
+def one_line(error: ValidationError) -> str:
+    """pydantic's first finding as one line: the setting, its value, what is allowed, where to change it."""
+    first = error.errors(include_url=False)[0]
+    if first["type"] == "value_error":
+        return str(first["ctx"]["error"])
+    name = str(first["loc"][0])
+    if first["type"] == "extra_forbidden":
+        return _unknown_key(name)
+    value = repr(first["input"])
+    shown = value if len(value) <= 60 else value[:57] + "..."
+    flag = f"--{name.replace('_', '-')}"
+    return f"{name} is {shown}; it must be {_allowed(name)}: change {flag} or {name} in the config file"
+
+
+def _allowed(name: str) -> str:
+    field = TrainConfig.model_fields[name]
+    if field.description:
+        return field.description
+    # `X | None`: the description is in the metadata of X.
+    found = re.search(r"description='([^']*)'", repr(field.annotation))
+    return found.group(1) if found else "of another type"
+
+
+def _one_of(setting: str, value: str, allowed: tuple[str, ...], besides: str = "") -> str:
+    if value in allowed:
+        return value
+    raise ValueError(f"{setting} is {value!r}; it must be one of {', '.join(allowed)} {besides}".rstrip())
+
+
+def _unknown_key(key: str) -> str:
+    names = list(TrainConfig.model_fields)
+    close = difflib.get_close_matches(key.replace("-", "_"), names, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"settings are {', '.join(names)}"
+    return f"{key!r} is no setting; {hint}"

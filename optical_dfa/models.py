@@ -1,0 +1,158 @@
+"""Reference networks in which every feedback point is an activation MODULE that nothing skips.
+
+A functional activation after a feedback point would drop φ' from DFA's update, and a point inside a residual
+branch would let back-propagation leak through the skip (both tested); here neither can occur.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from noise_models.errors import UsageError
+from noise_models.generator import derive_seed
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
+MAX_WIDTH = 65536
+GRAMMAR = "mlp[:WIDTH,...], cnn[:CHANNELS,...] or resmlp[:WIDTH,WIDTH,...], then /tanh or /relu if wanted"
+
+
+class ResidualBlock(nn.Module):
+    """h -> φ(h + W h + b): the activation stands AFTER the addition, so a cut at it cuts the skip as well."""
+
+    def __init__(self, width: int, activation: type[nn.Module]) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, width)
+        self.activation = activation()
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Shape (m, width) -> (m, width)."""
+        out: Tensor = self.activation(h + self.linear(h))
+        return out
+
+
+def mlp(
+    input_shape: Sequence[int], classes: int, widths: Sequence[int], activation: type[nn.Module]
+) -> nn.Module:
+    """Flatten, then a hidden layer for each width, then logits."""
+    layers: list[nn.Module] = [nn.Flatten()]
+    sizes = [math.prod(input_shape), *widths]
+    for before, after in pairwise(sizes):
+        layers += [nn.Linear(before, after), activation()]
+    return nn.Sequential(*layers, nn.Linear(sizes[-1], classes))
+
+
+def cnn(
+    input_shape: Sequence[int], classes: int, widths: Sequence[int], activation: type[nn.Module]
+) -> nn.Module:
+    """A block of 3x3 convolution, GroupNorm, 2x2 max-pooling and activation for each width, then logits.
+
+    A monotone activation (both are) commutes with max-pooling; it comes last so that the feedback to a block
+    has a quarter of the components. GroupNorm, because it treats each record alone.
+    """
+    if len(input_shape) != 3 or min(input_shape[1:]) < 2 ** len(widths):
+        raise UsageError(
+            f"model cnn with {len(widths)} blocks cannot take records of shape {tuple(input_shape)}; "
+            f"it needs images (channels, height, width) of {2 ** len(widths)} pixels a side or more: use mlp"
+        )
+    layers: list[nn.Module] = []
+    channels, height, width = input_shape
+    for wanted in widths:
+        layers += [
+            nn.Conv2d(channels, wanted, kernel_size=3, padding=1),
+            nn.GroupNorm(math.gcd(4, wanted), wanted),
+            nn.MaxPool2d(2),
+            activation(),
+        ]
+        channels, height, width = wanted, height // 2, width // 2
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * height * width, classes))
+
+
+def resmlp(
+    input_shape: Sequence[int], classes: int, widths: Sequence[int], activation: type[nn.Module]
+) -> nn.Module:
+    """A first hidden layer, then a `ResidualBlock` for each further width, then logits."""
+    if len(set(widths)) != 1:
+        raise UsageError(
+            f"model resmlp has widths {', '.join(map(str, widths))}; they must be equal for the sums to exist"
+        )
+    width = widths[0]
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(math.prod(input_shape), width),
+        activation(),
+        *(ResidualBlock(width, activation) for _ in widths[1:]),
+        nn.Linear(width, classes),
+    )
+
+
+Builder = Callable[[Sequence[int], int, Sequence[int], type[nn.Module]], nn.Module]
+# name -> how it is built, default widths
+MODELS: dict[str, tuple[Builder, tuple[int, ...]]] = {
+    "mlp": (mlp, (512,)),
+    "cnn": (cnn, (16, 32)),
+    "resmlp": (resmlp, (256, 256, 256)),
+}
+
+
+def build(spec: str, input_shape: Sequence[int], classes: int, seed: int) -> nn.Module:
+    """A network with PyTorch's default initialisation, drawn from the stream "weights" of `seed`.
+
+    The weights depend on (spec, input_shape, classes, seed) alone: the same for every rule, backend and
+    release, and torch's global generator is neither read nor moved.
+
+    Args:
+        spec: name[:widths][/activation], such as "mlp", "mlp:512,512", "cnn:16,32/relu", "resmlp:128,128".
+        input_shape: shape of one record.
+        classes: number of logits, 2 or more.
+        seed: of the run.
+    Returns:
+        a float32 module on the CPU that maps (m, *input_shape) to (m, classes), any m including 0.
+    Raises:
+        UsageError: unknown specification, or one that does not fit the records.
+    """
+    builder, widths, activation = parse(spec)
+    if classes < 2:
+        raise UsageError(f"the data set has {classes} class; a classifier needs 2 or more")
+    if not input_shape or min(input_shape) < 1:
+        raise UsageError(f"records have shape {tuple(input_shape)}; every dimension must be 1 or more")
+    with torch.device("meta"):
+        net = builder(input_shape, classes, widths, activation)
+    net.to_empty(device="cpu")
+    generator = torch.Generator().manual_seed(derive_seed(seed, "weights"))
+    for module in net.modules():
+        _draw(module, generator)
+    return net
+
+
+def parse(spec: str) -> tuple[Builder, tuple[int, ...], type[nn.Module]]:
+    """(builder, widths, activation) of a specification; UsageError if it is none."""
+    shape, slash, activation = spec.partition("/")
+    name, colon, listed = shape.partition(":")
+    if name not in MODELS or (slash and activation not in ACTIVATIONS):
+        raise UsageError(f"model is {spec!r}; it must be {GRAMMAR}, for example mlp:512,512/relu")
+    builder, widths = MODELS[name]
+    if colon:
+        parts = listed.split(",")
+        if not all(part.isascii() and part.isdigit() and 1 <= int(part) <= MAX_WIDTH for part in parts):
+            raise UsageError(
+                f"model is {spec!r}; widths must be whole numbers from 1 to {MAX_WIDTH} separated by commas, "
+                "for example mlp:512,512"
+            )
+        widths = tuple(int(part) for part in parts)
+    return builder, widths, ACTIVATIONS[activation or "tanh"]
+
+
+def _draw(module: nn.Module, generator: torch.Generator) -> None:
+    """The module's own parameters by PyTorch's default laws (those of its `reset_parameters`)."""
+    if isinstance(module, nn.Linear | nn.Conv2d):
+        nn.init.kaiming_uniform_(module.weight, a=math.sqrt(5), generator=generator)
+        if module.bias is not None:
+            bound = 1 / math.sqrt(module.weight[0].numel())
+            nn.init.uniform_(module.bias, -bound, bound, generator=generator)
+    elif isinstance(module, nn.GroupNorm):
+        module.reset_parameters()
