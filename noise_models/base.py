@@ -29,7 +29,8 @@ class Credit:
         std: standard deviation of the credited Gaussian part, at its LOWER confidence limit, in DN; 0 is
             no credit.
         step: distance between two codes of the converter, in DN; 0 where the readout is not quantised.
-        clipped_mass: upper bound on the probability that a pixel's readout is clipped at either end.
+        clipped_mass: upper bound on the probability that a pixel's readout is clipped at either end, plus, for
+            a simulated device, the total-variation error of its sampler.
         beta: probability that `std` or `clipped_mass` is wrong (calibration confidence, THEORY T8); 0 by
             construction.
         argument: one sentence: why this much may be counted on.
