@@ -1,0 +1,60 @@
+"""The default accountant: privacy-loss distributions of dp_accounting, pessimistic, both directions."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Any, Protocol
+
+from dp_accounting import NeighboringRelation
+from dp_accounting.pld import privacy_loss_distribution
+
+from privacy.accounting.discretisation import Group, loss_interval
+from privacy.adjacency import Adjacency
+
+RELATIONS = {
+    Adjacency.ADD_REMOVE: NeighboringRelation.ADD_OR_REMOVE_ONE,
+    Adjacency.REPLACE_ONE: NeighboringRelation.REPLACE_ONE,
+}
+
+
+class _Distribution(Protocol):
+    def get_epsilon_for_delta(self, delta: float) -> float: ...
+
+
+class PldComposition:
+    """A composed privacy-loss distribution."""
+
+    def __init__(self, distribution: _Distribution) -> None:
+        self._distribution = distribution
+
+    def epsilon(self, delta: float) -> float:
+        """Smallest epsilon >= 0 at `delta`."""
+        return max(0.0, float(self._distribution.get_epsilon_for_delta(delta)))
+
+
+@lru_cache(maxsize=8)
+def compose(groups: tuple[Group, ...], adjacency: Adjacency) -> PldComposition:
+    """The composition of `groups` (each 0 < q <= 1, sigma > 0, steps > 0) under `adjacency`."""
+    interval = loss_interval(groups, adjacency)
+    parts = [_group(group, adjacency, interval) for group in groups]
+    total = parts[0]
+    for part in parts[1:]:
+        total = total.compose(part)
+    return PldComposition(total)
+
+
+def _group(group: Group, adjacency: Adjacency, interval: float) -> Any:
+    if group.sample_rate == 1:  # T Gaussian releases are one with sigma / sqrt(T): no grid is refined T times
+        return _step(1.0, group.noise_multiplier / math.sqrt(group.steps), adjacency, interval)
+    return _step(group.sample_rate, group.noise_multiplier, adjacency, interval).self_compose(group.steps)
+
+
+@lru_cache(maxsize=16)
+def _step(sample_rate: float, noise_multiplier: float, adjacency: Adjacency, interval: float) -> Any:
+    return privacy_loss_distribution.from_gaussian_mechanism(
+        standard_deviation=noise_multiplier,
+        sampling_prob=sample_rate,
+        value_discretization_interval=interval,
+        neighboring_relation=RELATIONS[adjacency],
+    )

@@ -1,0 +1,43 @@
+"""Cross-check: Rényi accounting of dp_accounting (Mironov et al. 2019, arXiv 1908.10530)."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
+from dp_accounting.rdp import RdpAccountant
+
+from noise_models.errors import UsageError
+from privacy.accounting.discretisation import Group
+from privacy.adjacency import Adjacency
+
+
+class RdpComposition:
+    """Composed Rényi divergences."""
+
+    def __init__(self, accountant: RdpAccountant) -> None:
+        self._accountant = accountant
+
+    def epsilon(self, delta: float) -> float:
+        """Epsilon >= 0 at `delta`: an upper bound, looser than a privacy-loss distribution's."""
+        return max(0.0, float(self._accountant.get_epsilon(delta)))
+
+
+@lru_cache(maxsize=64)
+def compose(groups: tuple[Group, ...], adjacency: Adjacency) -> RdpComposition:
+    """The composition of `groups` (each 0 < q <= 1, sigma > 0, steps > 0).
+
+    Raises:
+        UsageError: an adjacency other than add-or-remove (dp_accounting's replace-one ignores the doubled
+            sensitivity).
+    """
+    if adjacency is not Adjacency.ADD_REMOVE:
+        raise UsageError(
+            f"accountant 'rdp' covers add-or-remove-one, not {adjacency.value}: use 'pld' or 'numerical'"
+        )
+    accountant = RdpAccountant()
+    for group in groups:
+        accountant.compose(
+            PoissonSampledDpEvent(group.sample_rate, GaussianDpEvent(group.noise_multiplier)), group.steps
+        )
+    return RdpComposition(accountant)

@@ -1,0 +1,158 @@
+"""A privacy guarantee: epsilon and delta never travel without their adjacency, kind and assumptions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from noise_models.errors import UsageError
+from privacy.adjacency import Adjacency
+
+
+class Kind(StrEnum):
+    """What sort of statement a guarantee is."""
+
+    RECORD_DP = "record-dp"
+    LABEL_DP = "label-dp"
+    CONDITIONAL = "conditional"
+    NONE = "none"
+
+
+@dataclass(frozen=True)
+class Guarantee:
+    """(epsilon, delta)-differential privacy together with everything it depends on.
+
+    Attributes:
+        epsilon: privacy loss bound; `inf` is allowed and is the only value of kind `none`.
+        delta: failure probability, in [0, 1].
+        adjacency: which data sets are neighbours.
+        kind: `record-dp` and `label-dp` are worst-case statements; `conditional` is not; `none` promises
+            nothing.
+        accountant: name of the accountant that computed epsilon.
+        assumptions: what has to hold; printed with every epsilon.
+        nominal_epsilon: kind `none` only: the epsilon that secret noise would have given.
+        device_share: fraction of the noise variance that the device supplied (0 to 1), None where not
+            applicable.
+
+    Raises:
+        UsageError: a NaN or negative epsilon, a delta outside [0, 1], a finite epsilon of kind `none`,
+            a device share outside [0, 1].
+    """
+
+    epsilon: float
+    delta: float
+    adjacency: Adjacency
+    kind: Kind
+    accountant: str
+    assumptions: tuple[str, ...] = ()
+    nominal_epsilon: float | None = None
+    device_share: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.epsilon >= 0:
+            raise UsageError(f"epsilon = {self.epsilon!r} is not a guarantee: it must be >= 0 or inf")
+        if not 0 <= self.delta <= 1:
+            raise UsageError(f"delta = {self.delta!r} is not a probability: give a value from 0 to 1")
+        if self.kind is Kind.NONE and not math.isinf(self.epsilon):
+            raise UsageError(
+                f"kind none with epsilon = {self.epsilon:g}: it promises nothing, so epsilon must be inf "
+                "(put the value into nominal_epsilon)"
+            )
+        if self.device_share is not None and not 0 <= self.device_share <= 1:
+            raise UsageError(
+                f"device_share = {self.device_share!r}: it is a fraction of variance, from 0 to 1"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON types only; an infinite epsilon is the string "inf"."""
+        return {
+            "epsilon": _to_json(self.epsilon),
+            "delta": self.delta,
+            "kind": self.kind.value,
+            "adjacency": self.adjacency.value,
+            "accountant": self.accountant,
+            "assumptions": list(self.assumptions),
+            "nominal_epsilon": _to_json(self.nominal_epsilon),
+            "device_share": self.device_share,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Guarantee:
+        """The inverse of `to_dict`. Raises UsageError where `values` is not a guarantee."""
+        try:
+            nominal = values.get("nominal_epsilon")
+            return cls(
+                epsilon=float(values["epsilon"]),
+                delta=float(values["delta"]),
+                adjacency=Adjacency(values["adjacency"]),
+                kind=Kind(values["kind"]),
+                accountant=str(values["accountant"]),
+                assumptions=tuple(values["assumptions"]),
+                nominal_epsilon=None if nominal is None else float(nominal),
+                device_share=values.get("device_share"),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UsageError(
+                f"not a stored guarantee ({error!r}): give what Guarantee.to_dict returned"
+            ) from error
+
+    def headline(self) -> str:
+        """One line; a conditional or absent guarantee says so before any number."""
+        pair = f"(ε, δ) = ({self.epsilon:.4g}, {self.delta:g})"
+        if self.kind is Kind.NONE:
+            line = "no privacy guarantee (kind none)"
+            if self.nominal_epsilon is not None:
+                line += f"; secret noise would have given ε = {self.nominal_epsilon:.4g}, δ = {self.delta:g}"
+            return line
+        if self.kind is Kind.CONDITIONAL:
+            return f"conditional, NOT a worst-case guarantee: {pair} only while every assumption below holds"
+        return f"{pair}, {self.kind.value}, adjacency {self.adjacency.value}"
+
+    def __str__(self) -> str:
+        lines = [self.headline(), f"  accountant: {self.accountant}"]
+        if self.device_share is not None:
+            lines.append(f"  noise variance supplied by the device: {100 * self.device_share:.1f} %")
+        lines += ["  assumptions:", *(f"    - {text}" for text in self.assumptions or ("none stated",))]
+        return "\n".join(lines)
+
+    def words(self) -> str:
+        """A paragraph that says what the guarantee means, for a report's reader."""
+        if self.kind is Kind.NONE:
+            text = "This run carries no privacy guarantee."
+            if self.nominal_epsilon is not None:
+                text += (
+                    f" Had its randomness been secret, it would have been "
+                    f"({self.nominal_epsilon:.4g}, {self.delta:g})-differentially private "
+                    f"with respect to {self.adjacency.words}."
+                )
+            return text
+        if math.isinf(self.epsilon):
+            bound = "the released weights may reveal everything: epsilon is infinite."
+        else:
+            bound = (
+                f"no test of the released weights changes its odds by more than a factor of "
+                f"e^{self.epsilon:.4g} = {_factor(self.epsilon)}, except with probability {self.delta:g}."
+            )
+        text = f"For data sets that differ by {self.adjacency.words}, {bound}"
+        if self.kind is Kind.CONDITIONAL:
+            text = (
+                "NOT a worst-case guarantee; it stands and falls with the assumptions named. Under them: "
+                + text
+            )
+        if self.device_share is not None:
+            text += f" The device supplied {100 * self.device_share:.1f} % of the noise variance."
+        return (
+            text
+            + f" Computed by the accountant {self.accountant!r} under {len(self.assumptions)} assumption(s)."
+        )
+
+
+def _factor(epsilon: float) -> str:
+    return f"{math.exp(epsilon):.4g}" if epsilon < 700 else "more than 1e304"
+
+
+def _to_json(value: float | None) -> float | str | None:
+    return "inf" if value is not None and math.isinf(value) else value

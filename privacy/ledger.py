@@ -1,0 +1,334 @@
+"""The ledger: an append-only, hash-chained SQLite record of every release, written BEFORE the release.
+
+One table, one chain: the header, every release, event and key is a row whose SHA-256 covers the row before
+it, so an edited, removed or inserted row shows. A cut-off tail leaves a valid chain; it shows because every
+checkpoint names the head at its time. The chain is not signed: who rewrites it whole must also rewrite the
+checkpoints.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from noise_models.errors import UsageError
+
+_GENESIS = hashlib.sha256(b"optical-dfa ledger, version 1").hexdigest()
+_SCHEMA = """
+CREATE TABLE entries (seq INTEGER PRIMARY KEY, kind TEXT NOT NULL, body TEXT NOT NULL, hash TEXT NOT NULL);
+CREATE TRIGGER no_update BEFORE UPDATE ON entries BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
+CREATE TRIGGER no_delete BEFORE DELETE ON entries BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
+"""
+
+
+@dataclass(frozen=True)
+class Release:
+    """The event "one step was released": what an accountant needs, and nothing that depends on the data.
+
+    Attributes:
+        mechanism: "gaussian", the (Poisson-subsampled) Gaussian mechanism of THEORY T3.
+        source: where its noise came from, "digital" or "dark-frame".
+        sample_rate: Poisson sampling rate q, 0 < q <= 1.
+        noise_multiplier: noise standard deviation over sensitivity, >= 0 (0: no privacy).
+        sensitivity: clipping bound C of one record's whole stack, in units of the update.
+        dimension: number of released coordinates.
+        log_ratio: multiplicative extra loss of the step, dimension * ln((1 + eta) / (1 - eta)) (THEORY T4).
+        log_inflation: dimension * ln(1 + eta); delta is multiplied by the exponential of its sum (THEORY T4).
+        mass: total-variation mass of the step (clipped readouts, generator tails); delta grows by (1 +
+            e^eps) * mass.
+        device_share: fraction of the noise variance supplied by the device, 0 to 1.
+
+    Raises:
+        UsageError: a value out of its range; a ledger never holds one.
+    """
+
+    mechanism: str
+    source: str
+    sample_rate: float
+    noise_multiplier: float
+    sensitivity: float
+    dimension: int
+    log_ratio: float = 0.0
+    log_inflation: float = 0.0
+    mass: float = 0.0
+    device_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.mechanism != "gaussian":
+            raise UsageError(f"mechanism {self.mechanism!r} has no accountant: allowed is 'gaussian'")
+        if not 0 < self.sample_rate <= 1:
+            raise UsageError(f"sample_rate = {self.sample_rate!r}: give a value with 0 < sample_rate <= 1")
+        if not 0 <= self.device_share <= 1:
+            raise UsageError(f"device_share = {self.device_share!r}: give a fraction from 0 to 1")
+        for name in ("noise_multiplier", "sensitivity", "dimension", "log_ratio", "log_inflation", "mass"):
+            value = getattr(self, name)
+            if not 0 <= value < float("inf"):
+                raise UsageError(f"{name} = {value!r}: give a finite value >= 0")
+
+
+class Ledger:
+    """Append-only record of a run. Use `create` or `open`; a context manager closes it.
+
+    The header describes the run: `release`, `adjacency`, `delta`, `target_epsilon`, `sample_rate`,
+    `noise_multiplier`, `max_grad_norm`, `nominal_size` (N, declared public), `batch_size` (expected),
+    `reproducible`, `accountant`, `backend`, `backend_fingerprint`, `credit`, `calibration_beta` (THEORY T8),
+    `assumptions`, `version`. `privacy.auditing` reads them.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, where: str) -> None:
+        self._connection = connection
+        self._where = where
+        self._tally: Counter[Release] = Counter()
+        self._keys: set[str] = set()
+        self._count = 0
+        self._intact = True
+        self._next = 0
+        self._head = _GENESIS
+
+    @classmethod
+    def create(cls, path: Path | str | None, header: Mapping[str, Any]) -> Ledger:
+        """A new ledger at `path` (None: in memory) whose first row is `header` (JSON types).
+
+        Raises:
+            UsageError: there is a file at `path`, its folder is missing, or `header` is not JSON.
+        """
+        if path is not None and Path(path).exists():
+            raise UsageError(f"ledger {path} exists: open it to continue that run, or choose another folder")
+        where = "in memory" if path is None else str(path)
+        canonical = _canonical(dict(header))  # refuse a bad header before a file exists
+        try:
+            connection = sqlite3.connect(":memory:" if path is None else str(path), isolation_level=None)
+            _durable(connection)
+            connection.executescript("BEGIN IMMEDIATE;" + _SCHEMA + "COMMIT;")
+        except sqlite3.Error as error:
+            raise UsageError(f"ledger {where} cannot be created ({error}): give a writable folder") from error
+        ledger = cls(connection, where)
+        ledger._append("header", canonical)
+        return ledger
+
+    @classmethod
+    def open(cls, path: Path | str, *, read_only: bool = False) -> Ledger:
+        """The ledger at `path`. To be written its chain must be intact; `read_only` opens a broken one too.
+
+        Raises:
+            UsageError: no file, not a ledger, or (for writing) findings of `verify`.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise UsageError(f"ledger {path} does not exist: give the run folder or ledger.sqlite of a run")
+        try:
+            connection = _connect(path, read_only)
+            connection.execute("SELECT seq, kind, body, hash FROM entries LIMIT 1").fetchall()
+            if not read_only:
+                _durable(connection)
+        except sqlite3.Error as error:
+            raise UsageError(
+                f"{path} is not a readable ledger ({error}): give the ledger.sqlite of a run"
+            ) from error
+        ledger = cls(connection, str(path))
+        findings = ledger.verify()
+        if findings and not read_only:
+            connection.close()
+            raise UsageError(
+                f"ledger {path} was damaged ({findings[0]}): it cannot be continued; start a new run"
+            )
+        ledger._load(intact=not findings)
+        return ledger
+
+    def _load(self, *, intact: bool) -> None:
+        query = "SELECT COUNT(*) FROM entries WHERE kind = 'release'"
+        self._count, self._intact = int(self._connection.execute(query).fetchone()[0]), intact
+        if not intact:
+            return
+        for seq, kind, body, digest in self._rows():
+            if kind == "release":
+                self._tally[_release(body)] += 1
+            elif kind == "key":
+                self._keys.add(str(json.loads(body)["fingerprint"]))
+            self._next, self._head = seq + 1, digest
+
+    def _rows(self) -> Iterator[tuple[int, str, str, str]]:
+        yield from self._connection.execute("SELECT seq, kind, body, hash FROM entries ORDER BY seq")
+
+    def _append(self, kind: str, canonical: str) -> None:
+        digest = _link(self._head, self._next, kind, canonical)
+        try:
+            # Autocommit: with WAL and synchronous=FULL the row is on disk when execute returns.
+            self._connection.execute(
+                "INSERT INTO entries VALUES (?, ?, ?, ?)", (self._next, kind, canonical, digest)
+            )
+        except sqlite3.IntegrityError as error:
+            raise UsageError(
+                f"ledger {self._where} was written by another process: one run, one ledger"
+            ) from error
+        except sqlite3.Error as error:
+            raise UsageError(
+                f"ledger {self._where} cannot be written ({error}): nothing was released; "
+                "check disk and permissions"
+            ) from error
+        self._next, self._head = self._next + 1, digest
+
+    def header(self) -> dict[str, Any]:
+        """The run's description as given to `create`. Raises UsageError where the row is missing."""
+        row = self._connection.execute(
+            "SELECT body FROM entries WHERE seq = 0 AND kind = 'header'"
+        ).fetchone()
+        if row is None:
+            raise UsageError(f"ledger {self._where} has no header: it is not the ledger of a run")
+        header = json.loads(row[0])
+        return dict(header)
+
+    def append_release(self, release: Release) -> int:
+        """Commits `release` to disk, returns its step number (1-based). Only then may the step be
+        released."""
+        self._append("release", _canonical(asdict(release)))
+        self._tally[release] += 1
+        self._count += 1
+        return self._count
+
+    def append_event(self, kind: str, payload: Mapping[str, Any]) -> None:
+        """Commits an event (a resume, a health finding, ...) of any `kind` not used by the ledger itself."""
+        if kind in {"header", "release", "key"}:
+            raise UsageError(f"event kind {kind!r} is the ledger's own: choose another name")
+        self._append(kind, _canonical(dict(payload)))
+
+    def register_key(self, fingerprint: str, name: str) -> None:
+        """Commits the fingerprint of a generator's key.
+
+        Raises:
+            UsageError: the key was used in this run before: its stream would repeat.
+        """
+        if fingerprint in self._keys:
+            raise UsageError(
+                f"key {fingerprint[:16]}… of generator {name!r} was used before: "
+                "draw a fresh key, never restore one"
+            )
+        self._append("key", _canonical({"fingerprint": fingerprint, "name": name}))
+        self._keys.add(fingerprint)
+
+    def count(self) -> int:
+        """Number of releases, those whose step was lost included."""
+        return self._count
+
+    def tally(self) -> Mapping[Release, int]:
+        """How often each distinct release occurred: all that `privacy.accounting.epsilon` needs, from memory.
+
+        Raises:
+            UsageError: the ledger was opened for reading and is damaged.
+        """
+        if not self._intact:
+            raise UsageError(f"ledger {self._where} was damaged: audit it; its releases cannot be counted on")
+        return dict(self._tally)
+
+    def releases(self) -> list[Release]:
+        """Every release in order. Raises UsageError on a row that is not a release (a damaged ledger)."""
+        return [_release(body) for _, kind, body, _ in self._rows() if kind == "release"]
+
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        """Payloads of all rows of this kind ("key" for the registered keys), in order."""
+        rows = self._connection.execute("SELECT body FROM entries WHERE kind = ? ORDER BY seq", (kind,))
+        return [json.loads(body) for (body,) in rows]
+
+    def head(self) -> str:
+        """Hash of the last row; a checkpoint stores it."""
+        row = self._connection.execute("SELECT hash FROM entries ORDER BY seq DESC LIMIT 1").fetchone()
+        return _GENESIS if row is None else str(row[0])
+
+    def contains(self, head: str) -> bool:
+        """Whether `head` is, or once was, this ledger's head."""
+        return self.count_at(head) is not None
+
+    def count_at(self, head: str) -> int | None:
+        """Number of releases when `head` was the head; None where it never was."""
+        row = self._connection.execute("SELECT seq FROM entries WHERE hash = ?", (head,)).fetchone()
+        if row is None:
+            return None
+        query = "SELECT COUNT(*) FROM entries WHERE kind = 'release' AND seq <= ?"
+        return int(self._connection.execute(query, row).fetchone()[0])
+
+    def verify(self) -> list[str]:
+        """Recomputes the chain from its first row; one line per finding, none for an intact ledger."""
+        findings: list[str] = []
+        previous, expected = _GENESIS, 0
+        keys: dict[str, int] = {}
+        try:
+            for seq, kind, body, digest in self._rows():
+                if seq != expected:
+                    findings.append(f"rows {expected} to {seq - 1} are missing")
+                elif _link(previous, seq, kind, body) != digest:
+                    findings.append(
+                        f"row {seq} ({kind}) does not fit the chain: it or the row before it was changed"
+                    )
+                if (kind == "header") != (seq == 0):
+                    findings.append(f"row {seq} is of kind {kind!r}: the header and only the header is row 0")
+                if kind == "release":
+                    _release(body)
+                elif kind == "key":
+                    fingerprint = str(json.loads(body)["fingerprint"])
+                    if fingerprint in keys:
+                        findings.append(
+                            f"key {fingerprint[:16]}… of row {keys[fingerprint]} is used again in row {seq}"
+                        )
+                    keys.setdefault(fingerprint, seq)
+                previous, expected = digest, seq + 1
+        except (sqlite3.Error, KeyError, TypeError, ValueError) as error:
+            findings.append(f"row {expected} is unreadable ({error})")
+        if expected == 0 and not findings:
+            findings.append("the ledger is empty: not even a header")
+        return findings
+
+    def close(self) -> None:
+        """Closes the file; further calls fail."""
+        self._connection.close()
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _durable(connection: sqlite3.Connection) -> None:
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=FULL")
+
+
+def _connect(path: Path, read_only: bool) -> sqlite3.Connection:
+    if not read_only:
+        return sqlite3.connect(path, isolation_level=None)
+    # Without a write-ahead log nobody writes: `immutable` leaves no side files and works in a read-only
+    # folder.
+    log = path.with_name(path.name + "-wal")
+    mode = "mode=ro" if log.exists() and log.stat().st_size else "immutable=1"
+    return sqlite3.connect(f"{path.resolve().as_uri()}?{mode}", uri=True, isolation_level=None)
+
+
+def _canonical(payload: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(payload, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise UsageError(
+            f"not a ledger entry ({error}): give finite numbers, strings, lists and dicts"
+        ) from error
+
+
+def _link(previous: str, seq: int, kind: str, canonical: str) -> str:
+    return hashlib.sha256(f"{previous}\n{seq}\n{json.dumps(kind)}\n{canonical}".encode()).hexdigest()
+
+
+def _release(body: str) -> Release:
+    try:
+        return Release(**json.loads(body))
+    except TypeError as error:
+        raise UsageError(
+            f"ledger row {body[:60]!r} is not a release ({error}): the ledger was damaged"
+        ) from error
