@@ -9,6 +9,7 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
+from noise_models.errors import UsageError
 from noise_models.generator import NoiseGenerator
 
 
@@ -29,7 +30,7 @@ class Credit:
         std: standard deviation of the credited Gaussian part, at its LOWER confidence limit, in DN; 0 is
             no credit.
         step: distance between two codes of the converter, in DN; 0 where the readout is not quantised.
-        clipped_mass: upper bound on the probability that a pixel's readout is clipped at either end, plus, for
+        clipped_mass: upper bound on the probability that a pixel's readout is clipped at either end, plus, in
             a simulated device, the total-variation error of its sampler.
         beta: probability that `std` or `clipped_mass` is wrong (calibration confidence, THEORY T8); 0 by
             construction.
@@ -79,3 +80,19 @@ class NoNoise(NoiseModel):
 
     def describe(self) -> dict[str, float | int | str]:
         return {"model": "none"}
+
+
+class UncalibratedNoise(NoiseModel):
+    """A physical device's noise before anybody measured it: it is there, and earns nothing."""
+
+    def sample(self, signal: Tensor, generator: NoiseGenerator, frame: Frame) -> Tensor:
+        raise UsageError("the device's noise has not been calibrated; it cannot be simulated")
+
+    def variance(self, signal: Tensor, frame: Frame) -> Tensor:
+        raise UsageError("the device's noise has not been calibrated; its variance is not known")
+
+    def credit(self, frame: Frame) -> Credit:
+        return Credit(std=0.0, step=0.0, clipped_mass=0.0, beta=0.0, argument="the noise was not calibrated")
+
+    def describe(self) -> dict[str, float | int | str]:
+        return {"model": "uncalibrated"}

@@ -1,0 +1,111 @@
+"""The projection devices by name. Importing this loads no device and no torch."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from importlib import import_module, util
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, Final
+
+from noise_models.errors import DeviceError, UsageError
+
+if TYPE_CHECKING:
+    from noise_models.generator import NoiseGenerator
+    from optical_dfa.backends.base import ProjectionBackend
+
+ENTRY_POINT_GROUP: Final = "optical_dfa.backends"
+
+BACKENDS: Final[dict[str, str]] = {
+    "digital": "optical_dfa.backends.digital:DigitalBackend",
+    "simulated-opu": "optical_dfa.backends.simulated_opu:SimulatedOpuBackend",
+    "lightonml-simulated": "optical_dfa.backends.lightonml_opu:LightonmlSimulatedBackend",
+    "lightonml": "optical_dfa.backends.lightonml_opu:LightonmlBackend",
+}
+
+# What a device needs besides this package: module -> how to get it.
+_NEEDS: Final[dict[str, tuple[str, ...]]] = {
+    "lightonml-simulated": ("lightonml",),
+    "lightonml": ("lightonml", "lightonopu"),
+}
+_GETTING: Final[dict[str, str]] = {
+    "lightonml": "install it: pip install 'optical-dfa[lighton]'; pip install --no-deps lightonml==1.4.3",
+    "lightonopu": "needs the drivers of a LightOn OPU (lightonopu), which come with the device",
+}
+
+
+def targets() -> dict[str, str]:
+    """Every registered name -> "module:Class": the built-in ones, then installed third-party ones."""
+    found = dict(BACKENDS)
+    for point in entry_points(group=ENTRY_POINT_GROUP):
+        found.setdefault(point.name, point.value)
+    return found
+
+
+def backend_class(name: str) -> type[ProjectionBackend]:
+    """The class registered under `name`.
+
+    Raises:
+        UsageError: the name is unknown.
+        DeviceError: what is registered under it cannot be imported.
+    """
+    known = targets()
+    if name not in known:
+        raise UsageError(f"backend is {name!r}; it must be one of: {', '.join(known)}")
+    module, _, attribute = known[name].partition(":")
+    try:
+        found: type[ProjectionBackend] = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise DeviceError(f"backend {name} cannot be loaded from {known[name]}: {error}") from error
+    return found
+
+
+def option_names(cls: type[ProjectionBackend]) -> list[str]:
+    """Options of a backend class: the keyword-only parameters of its constructor besides seed and noise."""
+    parameters = inspect.signature(cls).parameters.values()
+    keywords = (p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY)
+    return [keyword for keyword in keywords if keyword not in ("seed", "noise")]
+
+
+def create(
+    name: str,
+    *,
+    in_features: int,
+    out_features: int,
+    seed: int,
+    noise: NoiseGenerator,
+    options: Mapping[str, Any] | None = None,
+) -> ProjectionBackend:
+    """Build the device `name`.
+
+    Args:
+        in_features, out_features: sizes of the projection; one device serves all layers of a run.
+        seed: determines B where the device lets it be chosen.
+        noise: where the device's simulated noise comes from; unused by devices with noise of their own.
+        options: device options, keyword arguments of its class.
+
+    Raises:
+        UsageError: unknown name or option, or a value that is not allowed.
+        DeviceError: the device, or the library that drives it, is not there.
+    """
+    cls = backend_class(name)
+    chosen = dict(options or {})
+    allowed = option_names(cls)
+    for option in chosen:
+        if option not in allowed:
+            raise UsageError(
+                f"backend {name} has no option {option!r}; it has: {', '.join(allowed) or 'none'}"
+            )
+    build: Any = cls
+    device: ProjectionBackend = build(in_features, out_features, seed=seed, noise=noise, **chosen)
+    return device
+
+
+def available() -> list[tuple[str, bool, str]]:
+    """(name, can be tried on this machine, what it is missing or where it comes from), for every backend."""
+    rows = []
+    for name, target in targets().items():
+        missing = next((need for need in _NEEDS.get(name, ()) if util.find_spec(need) is None), None)
+        origin = "built in" if name in BACKENDS else f"installed: {target}"
+        rows.append((name, missing is None, origin if missing is None else _GETTING[missing]))
+    return rows

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
+import torch
 from torch import Tensor
 
 from noise_models.base import NoiseModel
@@ -17,10 +18,14 @@ from noise_models.errors import UsageError
 class ProjectionBackend(ABC):
     """A fixed random projection `e -> B e`, with the device's noise.
 
-    B has shape (out_features, in_features) and i.i.d. zero-mean entries of standard deviation `std`. One device
-    serves a whole run: its outputs are sliced over the layers by the caller. The readout of one record is a
-    random function of that record alone (THEORY T3): scales, thresholds and exposure are public constants or
-    functions of the record itself, never of the batch.
+    B has shape (out_features, in_features) and i.i.d. zero-mean entries of standard deviation `std`. One
+    device serves a whole run: its outputs are sliced over the layers by the caller. The readout of one record
+    is a random function of that record alone (THEORY T3): scales, thresholds and exposure are public constants
+    or functions of the record itself, never of the batch.
+
+    Concrete classes are built as `cls(in_features, out_features, *, seed, noise, **options)`; the keywords
+    besides `seed` and `noise` are the device's options. A deepcopy is the device itself: copies of a network
+    share one machine.
 
     Attributes:
         name: the registered name.
@@ -28,6 +33,7 @@ class ProjectionBackend(ABC):
         std: standard deviation of B's entries, in the units `project` answers in.
         noise: the readout's noise model.
         dark_pixels: pixels in one dark frame; 0 for a device without a camera.
+        closed: True once the device was handed back.
     """
 
     name: ClassVar[str]
@@ -41,21 +47,24 @@ class ProjectionBackend(ABC):
                 raise UsageError(f"{label} is {value}; it must be a positive number of components")
         self.in_features = in_features
         self.out_features = out_features
+        self.closed = False
 
     def project(self, e: Tensor) -> Tensor:
         """`B e` for each row of `e`.
 
         Args:
             e: shape (m, in_features), float32 or float64, any m including 0; row i is record i's error.
+                A row with a NaN or an infinity answers non-finite numbers and touches no other row.
         Returns:
             shape (m, out_features), of e's dtype and device. No gradient flows through it.
         Raises:
-            UsageError: wrong shape or dtype.
+            UsageError: wrong shape or dtype, or the device was closed.
             DeviceError: the device failed.
         """
-        if e.ndim != 2 or e.shape[1] != self.in_features or not e.is_floating_point():
+        self._require_open()
+        if e.ndim != 2 or e.shape[1] != self.in_features or e.dtype not in (torch.float32, torch.float64):
             raise UsageError(
-                f"{self.name} projects floating-point rows of {self.in_features} components, "
+                f"{self.name} projects float32 or float64 rows of {self.in_features} components, "
                 f"not {e.dtype} of shape {tuple(e.shape)}"
             )
         return self._project(e.detach())
@@ -90,8 +99,16 @@ class ProjectionBackend(ABC):
         text = json.dumps(self.describe(), sort_keys=True, allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def close(self) -> None:  # noqa: B027 - most devices hold nothing
-        """Hand the device back. Using it afterwards is an error."""
+    def close(self) -> None:
+        """Hand the device back. Using it afterwards is an error. Closing twice is not."""
+        self.closed = True
+
+    def _require_open(self) -> None:
+        if self.closed:
+            raise UsageError(f"backend {self.name} was closed; create a new one")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
 
     def __enter__(self) -> Self:
         return self
