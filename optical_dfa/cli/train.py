@@ -1,0 +1,200 @@
+"""`optical-dfa train`: train a network, and say what its guarantee is."""
+
+from __future__ import annotations
+
+import sys
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from noise_models.errors import UsageError
+from optical_dfa.cli.app import UserInterruptError
+from optical_dfa.cli.output import JsonOption, notes_to_stderr, print_facts, print_json
+
+# Files by which a folder is known to hold a run.
+RUN_FILES = ("config.toml", "ledger.sqlite", "summary.json", "checkpoint.safetensors")
+
+
+def train(
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="TOML file of settings; flags win.")
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="digits, mnist, fashion-mnist, cifar10, or a .npz path.")
+    ] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder with the data set's files.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Network, such as mlp or mlp:512x512.")] = None,
+    rule: Annotated[str | None, typer.Option(help="Training rule: dfa, bp, shallow.")] = None,
+    rule_option: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="Repeatable.")] = None,
+    backend: Annotated[
+        str | None, typer.Option(help="Projection device; see `optical-dfa backends`.")
+    ] = None,
+    backend_option: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Repeatable.")
+    ] = None,
+    release: Annotated[str | None, typer.Option(help="Privacy release: dark-frame, digital, none.")] = None,
+    epsilon: Annotated[float | None, typer.Option(help="Privacy budget; sets the noise.")] = None,
+    delta: Annotated[float | None, typer.Option(help="Failure probability of the guarantee.")] = None,
+    noise_multiplier: Annotated[
+        float | None, typer.Option(help="Noise over clipping norm; instead of --epsilon.")
+    ] = None,
+    max_grad_norm: Annotated[float | None, typer.Option(help="Clipping norm of one record's update.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Expected number of records a step.")] = None,
+    max_physical_batch_size: Annotated[int | None, typer.Option(help="Records in memory at once.")] = None,
+    public_size: Annotated[
+        int | None, typer.Option(help="Number of records that is declared public.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the data.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
+    momentum: Annotated[float | None, typer.Option(help="Momentum of SGD.")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Weight decay.")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="sgd or adam.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of weights and feedback; never of privacy noise.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N or mps.")] = None,
+    reproducible: Annotated[
+        bool, typer.Option("--reproducible", help="Seeded noise: repeatable, and NO guarantee.")
+    ] = False,
+    unsafe_diagnostics: Annotated[
+        bool, typer.Option("--unsafe-diagnostics", help="Show figures that leak private records.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Run folder; none is kept without it.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a network and state the privacy guarantee of its weights.
+
+    What is not given has a default that suits the data set. A private run stops on its budget.
+
+    Example: optical-dfa train --dataset fashion-mnist --backend simulated-opu --release dark-frame
+    --epsilon 3 --delta 1e-5 --out runs/f
+    """
+    _check_folder(out, resume=resume, overwrite=overwrite)
+    from optical_dfa import config as settings
+
+    flags: dict[str, Any] = {
+        "dataset": dataset,
+        "data_dir": data_dir,
+        "model": model,
+        "rule": rule,
+        "rule_options": parse_options("--rule-option", rule_option),
+        "backend": backend,
+        "backend_options": parse_options("--backend-option", backend_option),
+        "release": release,
+        "epsilon": epsilon,
+        "delta": delta,
+        "noise_multiplier": noise_multiplier,
+        "max_grad_norm": max_grad_norm,
+        "batch_size": batch_size,
+        "max_physical_batch_size": max_physical_batch_size,
+        "public_size": public_size,
+        "epochs": epochs,
+        "lr": lr,
+        "momentum": momentum,
+        "weight_decay": weight_decay,
+        "optimizer": optimizer,
+        "seed": seed,
+        "device": device,
+        "reproducible": reproducible or None,
+        "unsafe_diagnostics": unsafe_diagnostics or None,
+    }
+    source = out / "config.toml" if resume and out is not None and config is None else config
+    merged = settings.merge(settings.read(source) if source is not None else {}, flags)
+
+    from optical_dfa.report.progress import progress_for
+    from optical_dfa.training import trainer
+
+    progress = progress_for(sys.stderr)
+    try:
+        with notes_to_stderr(as_json):
+            summary = trainer.train(merged, out, resume=resume, overwrite=overwrite, progress=progress)
+    except KeyboardInterrupt as error:
+        raise UserInterruptError(_how_to_resume(out)) from error
+    finally:
+        progress.finish()
+    if out is not None:
+        from optical_dfa.report.page import write_report
+
+        write_report([out], out / "report.html")
+    if as_json:
+        print_json(summary)
+    else:
+        _show(summary, out)
+
+
+def parse_options(flag: str, given: Sequence[str] | None) -> dict[str, Any] | None:
+    """`NAME=VALUE` texts as a table: numbers, true/false and quoted text as in TOML, anything else is text.
+
+    Raises:
+        UsageError: one of them has no name or no `=`.
+    """
+    if not given:
+        return None
+    options: dict[str, Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not name or not equals:
+            raise UsageError(f"{flag} is {text!r}; it must be NAME=VALUE, such as {flag} bits=8")
+        try:
+            options[name.strip().replace("-", "_")] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            options[name.strip().replace("-", "_")] = value
+    return options
+
+
+def _check_folder(out: Path | None, *, resume: bool, overwrite: bool) -> None:
+    if resume and overwrite:
+        raise UsageError("--resume goes on with a run and --overwrite deletes it; give one of the two")
+    if out is None:
+        if resume or overwrite:
+            raise UsageError(
+                f"{'--resume' if resume else '--overwrite'} needs the run's folder; add --out DIR"
+            )
+        return
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out} is a file; name a folder")
+    holds_run = any((out / name).exists() for name in RUN_FILES)
+    if holds_run and not resume and not overwrite:
+        raise UsageError(
+            f"{out} already holds a run; add --resume to go on with it, --overwrite to replace it"
+        )
+    if resume and not (out / "config.toml").is_file():
+        raise UsageError(f"{out} holds no run to resume; drop --resume, or name the run's folder with --out")
+
+
+def _how_to_resume(out: Path | None) -> str:
+    if out is None:
+        return "interrupted; nothing was kept, because no --out folder was named"
+    return f"interrupted; go on with: optical-dfa train --resume --out {out}"
+
+
+def _show(summary: Mapping[str, Any], out: Path | None) -> None:
+    from privacy.guarantee import Guarantee
+
+    accuracy, seconds, per_step = (
+        summary.get(key) for key in ("test_accuracy", "seconds", "seconds_per_step")
+    )
+    facts = {
+        name.replace("_", " "): str(summary.get(name))
+        for name in ("dataset", "model", "rule", "backend", "release")
+    }
+    facts["steps"] = f"{summary.get('steps')} in {summary.get('epochs')} epochs"
+    if accuracy is not None:
+        facts["test accuracy"] = f"{100 * accuracy:.2f} %"
+    if seconds is not None:
+        facts["time"] = f"{seconds:.1f} s" + (
+            f", {1000 * per_step:.3g} ms a step" if per_step is not None else ""
+        )
+    print_facts(facts)
+    print(f"\nguarantee: {Guarantee.from_dict(summary['guarantee'])}")
+    if out is not None:
+        print(f"\nreport: {out / 'report.html'}\naudit:  optical-dfa audit {out}")

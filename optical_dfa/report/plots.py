@@ -1,0 +1,262 @@
+"""The report's figures, as inline SVG (in the page's colours, light or dark) and as a PNG picture."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from noise_models.errors import UsageError
+from optical_dfa.report.run_folder import Calibration, Run
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Light-scheme colours. In the inline SVG each becomes the CSS variable of its name, so no two may be equal.
+COLOURS = {
+    "ink": "#1f2428",
+    "muted": "#6b747c",
+    "rule": "#dfe3e6",
+    "accent": "#0b6e75",
+    "second": "#c2571a",
+    "third": "#5b4b9a",
+    "fourth": "#8a7414",
+    "fifth": "#a23a5f",
+    "bars": "#a9c9cb",
+}
+SERIES = ("accent", "second", "third", "fourth", "fifth")
+
+_STYLE: dict[Any, Any] = {
+    "font.family": "sans-serif",
+    "font.size": 9.0,
+    "svg.fonttype": "none",
+    "axes.edgecolor": COLOURS["muted"],
+    "axes.labelcolor": COLOURS["muted"],
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.titlesize": 10.0,
+    "axes.titlelocation": "left",
+    "axes.titlecolor": COLOURS["ink"],
+    "grid.color": COLOURS["rule"],
+    "grid.linewidth": 0.7,
+    "xtick.color": COLOURS["muted"],
+    "ytick.color": COLOURS["muted"],
+    "text.color": COLOURS["ink"],
+    "legend.frameon": False,
+    "legend.labelcolor": COLOURS["ink"],
+    "legend.fontsize": 8.5,
+    "lines.linewidth": 1.8,
+}
+
+
+def accuracy_svg(runs: Sequence[Run], prefix: str) -> str | None:
+    """Test accuracy over steps, one line a run; None where no run recorded any."""
+    drawn = [run for run in runs if run.series("test_accuracy")[0].size]
+    return (
+        _svg(prefix, (5.0, 2.9), lambda figure: draw_accuracy(figure.add_subplot(), drawn)) if drawn else None
+    )
+
+
+def epsilon_svg(runs: Sequence[Run], prefix: str) -> str | None:
+    """ε over steps with the budget; None where no run has a finite ε (nominal ones are labelled so)."""
+    drawn = [run for run in runs if _epsilons(run)[0].size]
+    return (
+        _svg(prefix, (5.0, 2.9), lambda figure: draw_epsilon(figure.add_subplot(), drawn)) if drawn else None
+    )
+
+
+def calibration_svg(calibration: Calibration, prefix: str) -> str:
+    """Histogram of calibration dark frames against its model, residuals below."""
+
+    def draw(figure: Figure) -> None:
+        above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1.25])
+        draw_calibration(above, below, calibration)
+
+    return _svg(prefix, (5.0, 3.5), draw)
+
+
+def plot_picture(run_dir: Path, out_png: Path) -> None:
+    """Accuracy and ε over steps beside the calibration histogram, as one PNG (the README's picture).
+
+    Raises:
+        UsageError: `run_dir` is no finished run, or recorded neither accuracy nor a calibration.
+    """
+    run = Run.read(run_dir)
+    if not run.series("test_accuracy")[0].size:
+        raise UsageError(
+            f"{run_dir} recorded no test accuracy over steps; give a run with at least one epoch"
+        )
+    with _context():
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(10.0, 4.1), dpi=160, layout="constrained", facecolor="white")
+        FigureCanvasAgg(figure)
+        with_epsilon = bool(_epsilons(run)[0].size)
+        columns = 2 if run.calibration else 1
+        panes: Any = figure.subfigures(1, columns, wspace=0.04, squeeze=False)[0]
+        left = panes[0].subplots(2 if with_epsilon else 1, 1, sharex=True, squeeze=False)[:, 0]
+        draw_accuracy(left[0], [run])
+        if with_epsilon:
+            left[0].set_xlabel("")
+            draw_epsilon(left[1], [run])
+        if run.calibration:
+            above, below = panes[1].subplots(2, 1, sharex=True, height_ratios=[3, 1.15])
+            draw_calibration(above, below, run.calibration)
+        figure.savefig(out_png, format="png")
+
+
+def draw_accuracy(axes: Axes, runs: Sequence[Run]) -> None:
+    """Lines of test accuracy in percent on `axes`; a single run's last value is written at its end."""
+    for run, colour in zip(runs, _cycle(len(runs)), strict=True):
+        steps, values = run.series("test_accuracy")
+        axes.plot(
+            steps, 100 * values, color=COLOURS[colour], label=run.name, marker="o" if steps.size == 1 else ""
+        )
+        if len(runs) == 1:
+            _mark_end(axes, float(steps[-1]), float(100 * values[-1]), f"{100 * values[-1]:.1f} %", colour)
+    axes.set_title("Test accuracy (%)")
+    axes.set_xlabel("step")
+    _legend(axes, runs)
+
+
+def draw_epsilon(axes: Axes, runs: Sequence[Run]) -> None:
+    """Lines of ε spent, with each run's budget dashed (once where they agree)."""
+    budgets: list[float] = []
+    nominal = False
+    for run, colour in zip(runs, _cycle(len(runs)), strict=True):
+        steps, values, is_nominal = _epsilons(run)
+        nominal = nominal or is_nominal
+        label = f"{run.name} (nominal)" if is_nominal else run.name
+        axes.plot(steps, values, color=COLOURS[colour], label=label, linestyle=":" if is_nominal else "-")
+        if len(runs) == 1:
+            _mark_end(axes, float(steps[-1]), float(values[-1]), f"{values[-1]:.2f}", colour, below=True)
+        if run.budget is not None and run.budget not in budgets:
+            budgets.append(run.budget)
+    for budget in budgets:
+        axes.axhline(
+            budget, color=COLOURS["second" if len(runs) == 1 else "muted"], linewidth=1.1, linestyle="--"
+        )
+        axes.annotate(
+            f"budget {budget:g}",
+            (0.01, budget),
+            xycoords=("axes fraction", "data"),
+            xytext=(0, 3),
+            textcoords="offset points",
+            color=COLOURS["muted"],
+            fontsize=8.5,
+        )
+    title = "Nominal ε, had the noise been secret" if nominal and len(runs) == 1 else "Privacy loss ε spent"
+    axes.set_title(title)
+    axes.set_xlabel("step")
+    axes.set_ylim(bottom=0, top=1.12 * max([axes.get_ylim()[1] / 1.05, *budgets]))
+    _legend(axes, runs)
+
+
+def draw_calibration(above: Axes, below: Axes, calibration: Calibration) -> None:
+    """Histogram and model on `above`, standardised residuals with their ±2 band on `below`."""
+    expected = calibration.expected()
+    shown = (expected >= 0.5) | (calibration.counts > 0)
+    codes, share = calibration.codes[shown], 100 / calibration.counts.sum()
+    above.bar(
+        codes,
+        share * calibration.counts[shown],
+        width=0.82 * calibration.step,
+        color=COLOURS["bars"],
+        label="dark frames",
+    )
+    model = f"rounded N({calibration.black_level:.2f}, {calibration.sigma:.2f}²)"
+    above.plot(
+        codes,
+        share * expected[shown],
+        color=COLOURS["accent"],
+        label=model,
+        marker="o",
+        markersize=2.6,
+        linewidth=1.2,
+    )
+    above.set_title("Calibration dark frames against their model (% of readouts)")
+    above.legend(loc="upper left", handlelength=1.3)
+    above.set_ylim(top=1.22 * share * float(max(expected.max(), calibration.counts.max())))
+    residuals = calibration.residuals()[shown]
+    below.axhspan(-2, 2, color=COLOURS["rule"], alpha=0.6, linewidth=0)
+    below.axhline(0, color=COLOURS["muted"], linewidth=0.8)
+    below.plot(codes, residuals, linestyle="", marker="o", markersize=3.2, color=COLOURS["accent"])
+    finite = np.abs(residuals[np.isfinite(residuals)])
+    limit = max(3.5, 1.15 * float(finite.max())) if finite.size else 3.5
+    below.set_ylim(-limit, limit)
+    below.set_ylabel("residual (σ)")
+    below.set_xlabel("readout code (DN)")
+
+
+def _epsilons(run: Run) -> tuple[Any, Any, bool]:
+    """Steps, ε values, and whether they are nominal (a reproducible run's noise is not secret)."""
+    steps, values = run.series("epsilon")
+    if steps.size:
+        return steps, values, False
+    return *run.series("nominal_epsilon"), True
+
+
+def _cycle(count: int) -> list[str]:
+    return [SERIES[index % len(SERIES)] for index in range(count)]
+
+
+def _legend(axes: Axes, runs: Sequence[Run]) -> None:
+    if len(runs) > 1:
+        axes.legend(loc="best", handlelength=1.3)
+
+
+def _mark_end(axes: Axes, x: float, y: float, text: str, colour: str, *, below: bool = False) -> None:
+    axes.plot([x], [y], marker="o", markersize=4.5, color=COLOURS[colour])
+    offset, side = ((0, -6), "top") if below else ((0, 6), "bottom")
+    axes.annotate(
+        text,
+        (x, y),
+        xytext=offset,
+        textcoords="offset points",
+        ha="right",
+        va=side,
+        color=COLOURS["ink"],
+        fontweight="bold",
+    )
+    axes.margins(x=0.03, y=0.14)
+
+
+def _context() -> Any:
+    import matplotlib
+
+    return matplotlib.rc_context(_STYLE)
+
+
+def _svg(prefix: str, size: tuple[float, float], draw: Callable[[Figure], None]) -> str:
+    """Draw on a fresh figure of `size` inches and return SVG to be inlined; `prefix` keeps its ids apart."""
+    with _context():
+        from matplotlib.backends.backend_svg import FigureCanvasSVG
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasSVG(figure)
+        draw(figure)
+        buffer = io.StringIO()
+        metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
+        figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    # Sized by the page, not by inches.
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
+    svg = re.sub(r'((?:xlink:)?href=")#', rf"\1#{prefix}-", svg)
+    svg = svg.replace("url(#", f"url(#{prefix}-")
+    for name, colour in COLOURS.items():
+        svg = svg.replace(colour, f"var(--{name})")
+    return re.sub(r"font: ((?:\w+ )*)([\d.]+px) [^;\"]*", r"font: \1\2 var(--plot-font)", svg)

@@ -1,0 +1,88 @@
+"""Progress of a long computation: a bar on a terminal, silence in a pipe.
+
+Only public quantities may be passed here: what a progress line shows of a private run is part of its release.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Protocol, TextIO
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+    from rich.progress import TaskID
+
+
+class Progress(Protocol):
+    """What a trainer reports to. `start` once, `update` with a non-decreasing step, `finish` exactly once."""
+
+    def start(self, total_steps: int) -> None:
+        """The computation is about to take `total_steps` steps (more than 0)."""
+
+    def update(self, step: int, fields: Mapping[str, float | str]) -> None:
+        """`step` steps are done; `fields` are shown beside the bar and may be empty (the last ones stay)."""
+
+    def finish(self) -> None:
+        """The computation ended, also by an exception; harmless when `start` was never called."""
+
+
+class SilentProgress:
+    """Shows nothing: pipes, tests, library callers."""
+
+    def start(self, total_steps: int) -> None:
+        return
+
+    def update(self, step: int, fields: Mapping[str, float | str]) -> None:
+        return
+
+    def finish(self) -> None:
+        return
+
+
+class BarProgress:
+    """A rich bar with rate, remaining time and the latest fields, on `stream` (standard error by default)."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream
+        self._bar: RichProgress | None = None
+        self._task: TaskID | None = None
+
+    def start(self, total_steps: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as RichProgress
+
+        self._bar = RichProgress(
+            TextColumn("training"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[text]}", markup=False),
+            console=Console(file=self._stream or sys.stderr),
+        )
+        self._task = self._bar.add_task("training", total=total_steps, text="")
+        self._bar.start()
+
+    def update(self, step: int, fields: Mapping[str, float | str]) -> None:
+        if self._bar is None or self._task is None:
+            return
+        if fields:
+            text = "  ".join(f"{name} {_short(value)}" for name, value in fields.items())
+            self._bar.update(self._task, completed=step, text=text)
+        else:
+            self._bar.update(self._task, completed=step)
+
+    def finish(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def progress_for(stream: TextIO) -> Progress:
+    """A bar where `stream` is a terminal, silence where it is a pipe or a file."""
+    return BarProgress(stream) if stream.isatty() else SilentProgress()
+
+
+def _short(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.4g}"

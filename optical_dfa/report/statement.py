@@ -1,0 +1,74 @@
+"""What a report says in words: what was trained, on which device, and what the guarantee is and is not."""
+
+from __future__ import annotations
+
+import math
+
+from optical_dfa.report.run_folder import Run, number
+from privacy.guarantee import Guarantee, Kind
+
+# Side channels outside every guarantee of this program (docs/threat-model.md).
+NOT_COVERED = (
+    "Timing, memory use and power of the machine and of the device: side channels that were not bounded.",
+    "Anything outside the run folder: logs of other programs, backups of the private records, debuggers.",
+    "The data set's declared size, the hyper-parameters and the test set: they are taken to be public.",
+    "Choosing among several runs on the same records: each spends its own budget, and the budgets add up.",
+    "Several records of one person: the guarantee speaks of one record.",
+)
+
+_RULES = {
+    "bp": "backpropagation",
+    "dfa": "Direct Feedback Alignment",
+    "shallow": "its hidden layers frozen (the control experiment)",
+}
+_NOISE = {
+    "none": "without privacy noise",
+    "digital": "with privacy noise drawn by a cryptographic generator",
+    "dark-frame": "with privacy noise taken from the device's dark frames",
+}
+_DEVICES = {
+    "digital": "No optical device took part: the projection is a matrix product in software.",
+    "simulated-opu": "The device was SIMULATED: an optical processing unit modelled in software. Its noise "
+    "is the model's, drawn by a generator; no physical noise was used and nothing was measured on hardware.",
+    "lightonml-simulated": "The device was SIMULATED by the lightonml library's own software model; nothing "
+    "was measured on hardware.",
+    "lightonml": "The device was HARDWARE: a LightOn optical processing unit driven through lightonml.",
+}
+
+
+def trained(run: Run) -> str:
+    """One sentence: what was trained, on what, how."""
+    summary = run.summary
+    rule, release = str(summary.get("rule")), str(summary.get("release"))
+    steps, epochs = number(summary.get("steps")), number(summary.get("epochs"))
+    length = f", in {steps:,.0f} steps" if steps is not None else ""
+    if length and epochs is not None:
+        length += f" ({epochs:g} epochs)"
+    noise = _NOISE.get(release, f"release {release}")
+    return (
+        f"A {summary.get('model')} network was trained on {summary.get('dataset')} with "
+        f"{_RULES.get(rule, rule)}, its errors projected by the {summary.get('backend')} backend, "
+        f"{noise}{length}."
+    )
+
+
+def device(run: Run) -> str:
+    """Whether the projection was digital, simulated or hardware."""
+    backend = str(run.summary.get("backend"))
+    return _DEVICES.get(
+        backend,
+        f"The backend {backend} is not one of this program's own; see its documentation for what it is.",
+    )
+
+
+def headline(guarantee: Guarantee) -> str:
+    """The guarantee in a few characters; an ε stands alone only where it holds without further conditions."""
+    if guarantee.kind is Kind.NONE or math.isinf(guarantee.epsilon):
+        return "no guarantee"
+    prefix = "conditional: " if guarantee.kind is Kind.CONDITIONAL else ""
+    return f"{prefix}ε = {rounded_up(guarantee.epsilon)}, δ = {guarantee.delta:g}"
+
+
+def rounded_up(epsilon: float) -> str:
+    """ε to three decimals, rounded upwards: what is shown must still hold."""
+    return f"{math.ceil(epsilon * 1000 - 1e-9) / 1000:.3f}"
