@@ -12,14 +12,14 @@ import difflib
 import re
 import tomllib
 from collections.abc import Mapping
-from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, get_args
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from noise_models.errors import UsageError
+from optical_dfa.backends import targets
 from optical_dfa.data import NAMES as DATASETS
 from optical_dfa.defaults import ADAM_LR, DEFAULTS, OTHER_DATASET
 
@@ -174,10 +174,7 @@ class ResolvedConfig(TrainConfig):
 
 def backend_names() -> tuple[str, ...]:
     """Names of the projection backends, third-party ones included; imports none of them."""
-    from optical_dfa.backends import BACKENDS
-
-    third_party = {entry.name for entry in entry_points(group="optical_dfa.backends")}
-    return (*BACKENDS, *sorted(third_party - set(BACKENDS)))
+    return tuple(targets())
 
 
 def merge(file_values: Mapping[str, Any], flags: Mapping[str, Any]) -> TrainConfig:
@@ -293,17 +290,16 @@ def one_line(error: ValidationError) -> str:
         return _unknown_key(name)
     value = repr(first["input"])
     shown = value if len(value) <= 60 else value[:57] + "..."
-    flag = f"--{name.replace('_', '-')}"
+    # An option table is given entry by entry: --backend-option NAME=VALUE.
+    flag = f"--{name.removesuffix('s') if name.endswith('_options') else name}".replace("_", "-")
     return f"{name} is {shown}; it must be {_allowed(name)}: change {flag} or {name} in the config file"
 
 
 def _allowed(name: str) -> str:
+    """The description of a field; that of `X | None` belongs to X."""
     field = TrainConfig.model_fields[name]
-    if field.description:
-        return field.description
-    # `X | None`: the description is in the metadata of X.
-    found = re.search(r"description='([^']*)'", repr(field.annotation))
-    return found.group(1) if found else "of another type"
+    inner = (note for member in get_args(field.annotation) for note in getattr(member, "__metadata__", ()))
+    return next(note.description for note in (field, *inner) if getattr(note, "description", None))
 
 
 def _one_of(setting: str, value: str, allowed: tuple[str, ...], besides: str = "") -> str:

@@ -48,15 +48,16 @@ def scaled(pixels: NDArray[np.uint8], full: float, centre: Sequence[float], scal
         full: the code of a white pixel.
         centre, scale: one for each channel, public constants, in units of full white.
     """
-    out = torch.from_numpy(pixels).to(torch.float32)
+    out = torch.from_numpy(pixels.astype(np.float32))
     factor = torch.tensor([1.0 / (full * s) for s in scale])[:, None, None]
     shift = torch.tensor([-c / s for c, s in zip(centre, scale, strict=True)])[:, None, None]
     return out.mul_(factor).add_(shift)
 
 
-def check_labels(labels: NDArray[np.integer], classes: int, what: str) -> Tensor:
-    """Labels as int64, all in 0 ... classes - 1; `what` names them in the error."""
-    if labels.size and (labels.min() < 0 or labels.max() >= classes):
-        wrong = labels[(labels < 0) | (labels >= classes)][0]
-        raise UsageError(f"{what} has label {wrong}; labels must be 0 ... {classes - 1}: correct the file")
-    return torch.from_numpy(labels.astype(np.int64))
+def check_labels(labels: NDArray[np.generic], classes: int, what: str) -> Tensor:
+    """Integer labels as int64, all in 0 ... classes - 1; `what` names them in the error."""
+    y = labels.astype(np.int64)
+    wrong = y[(y < 0) | (y >= classes)]
+    if wrong.size:
+        raise UsageError(f"{what} has label {wrong[0]}; labels must be 0 ... {classes - 1}: correct the file")
+    return torch.from_numpy(y)

@@ -126,4 +126,4 @@ def read_idx(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
         raise UsageError(
             f"{path} holds {len(content) - header} bytes of data, not {size}; replace it by the official file"
         )
-    return np.frombuffer(bytearray(content), np.uint8, offset=header).reshape(shape)
+    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)

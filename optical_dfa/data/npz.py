@@ -1,0 +1,122 @@
+"""Data of one's own: an .npz file with x_train, y_train, x_test, y_test and, if wanted, classes."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from noise_models.errors import UsageError
+from optical_dfa.data.dataset import Dataset, check_labels
+
+REQUIRED = ("x_train", "y_train", "x_test", "y_test")
+MAX_CLASSES = 65536
+# Pixels become (x/255 - 1/2) / (1/2).
+HALF = 127.5
+
+
+def load_npz(path: Path) -> Dataset:
+    """The records of an .npz file.
+
+    x_train and x_test have shape (N, ...): tables (N, features), or images (N, H, W) or (N, C, H, W),
+    channels first. uint8 arrays of any shape, and images of another integer type in 0 ... 255, are pixels:
+    they become (x/255 - 1/2)/(1/2). Everything else is used as it is: scale it beforehand, by constants that
+    do not come from private records. y_train, y_test have shape (N,) and integer labels from 0; `classes` is
+    their number. Where it is absent the largest label decides, which declares that number public.
+
+    Raises:
+        UsageError: one line: what is wrong with which array.
+    """
+    arrays = _read(path.expanduser())
+    for name in REQUIRED:
+        if name not in arrays:
+            raise UsageError(f"{path} has no array {name}; it must have {', '.join(REQUIRED)}: add it")
+    x_train, x_test = (_records(arrays[name], f"{name} of {path}") for name in ("x_train", "x_test"))
+    if x_train.shape[1:] != x_test.shape[1:]:
+        raise UsageError(
+            f"{path} has records of shape {tuple(x_train.shape[1:])} in x_train "
+            f"and {tuple(x_test.shape[1:])} in x_test; they must be equal: correct the file"
+        )
+    if (arrays["x_train"].dtype.kind in "ui") != (arrays["x_test"].dtype.kind in "ui"):
+        raise UsageError(
+            f"{path} has {arrays['x_train'].dtype} x_train and {arrays['x_test'].dtype} x_test; "
+            "they must be of one kind, or they would be scaled differently: correct the file"
+        )
+    for x, name in ((x_train, "y_train"), (x_test, "y_test")):
+        labels = arrays[name]
+        if labels.dtype.kind not in "ui" or labels.shape != (len(x),):
+            raise UsageError(
+                f"{name} of {path} is {labels.dtype} of shape {labels.shape}; "
+                f"it must be integers of shape ({len(x)},), one label a record: correct the file"
+            )
+    classes, public = _classes(arrays, path)
+    y_train, y_test = (
+        check_labels(arrays[name], classes, f"{name} of {path}") for name in ("y_train", "y_test")
+    )
+    return Dataset(str(path), x_train, y_train, x_test, y_test, classes, tuple(x_train.shape[1:]), public)
+
+
+def _read(path: Path) -> dict[str, NDArray[np.generic]]:
+    if not path.is_file():
+        kind = "is a folder" if path.is_dir() else "does not exist"
+        raise UsageError(f"{path} {kind}; give the path of an .npz file")
+    try:
+        # A plain .npy would come back as an array: it has no names.
+        if not zipfile.is_zipfile(path):
+            raise UsageError(f"{path} is no .npz file; write it with numpy.savez")
+        with np.load(path, allow_pickle=False) as stored:
+            return {name: stored[name] for name in (*REQUIRED, "classes") if name in stored}
+    except UsageError:
+        raise
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(
+            f"{path} cannot be read ({reason}); write it with numpy.savez, numbers only"
+        ) from None
+
+
+def _records(x: NDArray[np.generic], what: str) -> Tensor:
+    if x.dtype.kind not in "uif":
+        raise UsageError(f"{what} is of type {x.dtype}; it must be integers or floating-point numbers")
+    if x.ndim < 2 or 0 in x.shape:
+        raise UsageError(f"{what} has shape {x.shape}; it must be (records, ...) with 1 or more of each")
+    if x.ndim == 4 and x.shape[3] in (1, 3, 4) and x.shape[1] not in (1, 3, 4):
+        raise UsageError(f"{what} has shape {x.shape}; channels come first: use x.transpose(0, 3, 1, 2)")
+    if x.ndim == 3:
+        x = x[:, None]
+    pixels = x.dtype == np.uint8 or (x.dtype.kind in "ui" and x.ndim == 4)
+    if pixels and (x.min() < 0 or x.max() > 255):
+        raise UsageError(f"{what} has pixels from {x.min()} to {x.max()}; they must be 0 ... 255, or floats")
+    with np.errstate(over="ignore"):  # too large for float32: refused below
+        out = torch.from_numpy(x.astype(np.float32))
+    if pixels:
+        out.div_(HALF).sub_(1.0)
+    if not bool(torch.isfinite(out).all()):
+        raise UsageError(
+            f"{what} has values that are not finite (NaN, infinite or beyond float32): correct the file"
+        )
+    return out
+
+
+def _classes(arrays: dict[str, NDArray[np.generic]], path: Path) -> tuple[int, tuple[str, ...]]:
+    if "classes" in arrays:
+        stored = arrays["classes"]
+        if stored.shape != () or stored.dtype.kind not in "ui" or not 2 <= int(stored) <= MAX_CLASSES:
+            raise UsageError(
+                f"classes of {path} must be one whole number from 2 to {MAX_CLASSES}: correct it"
+            )
+        return int(stored), ()
+    largest = max(int(arrays["y_train"].max()), int(arrays["y_test"].max()))
+    if not 1 <= largest < MAX_CLASSES:
+        raise UsageError(
+            f"{path} has labels up to {largest}; they must be 0 ... classes - 1 "
+            f"with 2 to {MAX_CLASSES} classes: correct the file"
+        )
+    return largest + 1, (
+        f"the number of classes, {largest + 1}, was read off the labels and is declared public",
+    )

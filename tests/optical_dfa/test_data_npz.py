@@ -1,0 +1,164 @@
+"""Data of one's own in an .npz file: what is taken, how it is scaled, what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from noise_models.errors import UsageError
+from optical_dfa.data import load
+from optical_dfa.data.npz import load_npz
+
+
+def arrays(**changed: Any) -> dict[str, Any]:
+    """A small good file's arrays, with some replaced; None leaves one out."""
+    rng = np.random.default_rng(1)
+    good: dict[str, Any] = {
+        "x_train": rng.normal(size=(20, 5)),
+        "y_train": np.arange(20) % 3,
+        "x_test": rng.normal(size=(7, 5)),
+        "y_test": np.arange(7) % 3,
+    }
+    return {name: value for name, value in (good | changed).items() if value is not None}
+
+
+def saved(folder: Path, **changed: Any) -> Path:
+    path = folder / "data.npz"
+    np.savez(path, **arrays(**changed))
+    return path
+
+
+def test_float_table_is_left_alone(tmp_path: Path) -> None:
+    data = load(str(saved(tmp_path)))
+    assert data.x_train.dtype == torch.float32
+    np.testing.assert_array_equal(data.x_train.numpy(), arrays()["x_train"].astype(np.float32))
+    np.testing.assert_array_equal(data.y_test.numpy(), arrays()["y_test"])
+    assert (data.classes, data.input_shape) == (3, (5,))
+    assert len(data.public) == 1
+    assert "3" in data.public[0]
+
+
+def test_classes_can_be_declared(tmp_path: Path) -> None:
+    data = load_npz(saved(tmp_path, classes=12))
+    assert (data.classes, data.public) == (12, ())
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "shape", "is_pixels"),
+    [
+        (np.full((20, 4, 6), 255, np.uint8), np.zeros((7, 4, 6), np.uint8), (1, 4, 6), True),
+        (np.full((20, 3, 4, 6), 255, np.int64), np.zeros((7, 3, 4, 6), np.int64), (3, 4, 6), True),
+        (np.full((20, 9), 255, np.uint8), np.zeros((7, 9), np.uint8), (9,), True),
+        (np.full((20, 9), 255, np.int16), np.zeros((7, 9), np.int16), (9,), False),
+        (np.full((20, 4, 6), 255.0), np.zeros((7, 4, 6)), (1, 4, 6), False),
+    ],
+)
+def test_which_arrays_are_pixels(
+    tmp_path: Path, train: Any, test: Any, shape: tuple[int, ...], is_pixels: bool
+) -> None:
+    data = load_npz(saved(tmp_path, x_train=train, x_test=test))
+    assert data.input_shape == shape
+    assert data.x_train.unique().tolist() == ([1.0] if is_pixels else [255.0])
+    assert data.x_test.unique().tolist() == ([-1.0] if is_pixels else [0.0])
+
+
+@given(record=st.lists(st.floats(-1e3, 1e3, width=32), min_size=5, max_size=5))
+def test_a_record_does_not_move_the_others(
+    tmp_path_factory: pytest.TempPathFactory, record: list[float]
+) -> None:
+    """No statistic of the records is used: replacing one leaves every other as it was (THEORY §4.4)."""
+    folder = tmp_path_factory.mktemp("npz")
+    before = load_npz(saved(folder))
+    x = arrays()["x_train"].copy()
+    x[3] = record
+    after = load_npz(saved(folder, x_train=x))
+    others = torch.arange(20) != 3
+    assert torch.equal(before.x_train[others], after.x_train[others])
+    assert torch.equal(before.x_test, after.x_test)
+
+
+BAD_X = arrays()["x_train"].copy()
+BAD_X[3, 2] = np.nan
+HUGE_X = arrays()["x_train"].copy()
+HUGE_X[3, 2] = 1e300
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"x_test": None}, ["no array x_test"]),
+        ({"y_train": None}, ["no array y_train"]),
+        ({"x_train": BAD_X}, ["x_train", "not finite"]),
+        ({"x_train": HUGE_X}, ["x_train", "not finite"]),
+        ({"x_test": np.full((7, 5), -np.inf)}, ["x_test", "not finite"]),
+        ({"x_train": np.zeros((0, 5)), "y_train": np.zeros(0, int)}, ["x_train", "(0, 5)"]),
+        ({"x_test": np.zeros((0, 5)), "y_test": np.zeros(0, int)}, ["x_test", "(0, 5)"]),
+        ({"x_train": np.zeros((20, 0)), "x_test": np.zeros((7, 0))}, ["x_train", "(20, 0)"]),
+        ({"x_train": np.zeros(20)}, ["x_train", "(20,)"]),
+        ({"x_test": np.zeros((7, 6))}, ["(5,)", "(6,)", "equal"]),
+        ({"x_test": np.zeros((7, 5), np.uint8)}, ["float64", "uint8"]),
+        ({"y_train": np.arange(19) % 3}, ["y_train", "(19,)", "(20,)"]),
+        ({"y_test": np.zeros((7, 1), int)}, ["y_test", "(7, 1)"]),
+        ({"y_train": np.arange(20) % 3 + 0.5}, ["y_train", "float64", "integers"]),
+        ({"y_train": np.array(["a"] * 20)}, ["y_train", "integers"]),
+        ({"y_train": np.arange(20) % 3 - 1}, ["y_train", "label -1"]),
+        ({"y_test": np.full(7, 3), "classes": 3}, ["y_test", "label 3", "0 ... 2"]),
+        ({"y_test": np.full(7, 2**40)}, ["labels up to", "65536"]),
+        ({"y_test": np.full(7, 2**64 - 1, np.uint64)}, ["labels up to", "65536"]),
+        ({"y_train": np.zeros(20, int), "y_test": np.zeros(7, int)}, ["labels up to 0", "2 to"]),
+        ({"classes": 1}, ["classes", "2 to"]),
+        ({"classes": 3.0}, ["classes", "whole number"]),
+        ({"x_train": np.array([[object()] * 5] * 20)}, ["cannot be read"]),
+        ({"x_train": np.zeros((20, 5), complex)}, ["complex128"]),
+        ({"x_train": np.zeros((20, 5), bool)}, ["bool"]),
+        ({"x_train": np.full((20, 4, 6), 256), "x_test": np.zeros((7, 4, 6), int)}, ["256", "0 ... 255"]),
+        ({"x_train": np.full((20, 4, 6), -1), "x_test": np.zeros((7, 4, 6), int)}, ["-1", "0 ... 255"]),
+        ({"x_train": np.zeros((20, 8, 8, 3)), "x_test": np.zeros((7, 8, 8, 3))}, ["channels come first"]),
+    ],
+)
+def test_bad_arrays(tmp_path: Path, changed: dict[str, Any], words: list[str]) -> None:
+    path = saved(tmp_path, **changed)
+    with pytest.raises(UsageError) as caught:
+        load_npz(path)
+    text = str(caught.value)
+    assert "\n" not in text
+    for word in [str(path), *words]:
+        assert word in text
+
+
+def test_not_an_npz(tmp_path: Path) -> None:
+    text, folder, cut, empty, npy = (
+        tmp_path / f"{name}.npz" for name in ("text", "folder", "cut", "empty", "npy")
+    )
+    text.write_text("x_train,y_train\n")
+    folder.mkdir()
+    cut.write_bytes(saved(tmp_path).read_bytes()[:-100])
+    empty.write_bytes(b"")
+    with npy.open("wb") as file:
+        np.save(file, np.zeros(3))
+    for path, word in (
+        (text, "no .npz file"),
+        (folder, "is a folder"),
+        (cut, "no .npz file"),
+        (empty, "no .npz file"),
+        (npy, "no .npz file"),
+        (tmp_path / "absent.npz", "does not exist"),
+    ):
+        with pytest.raises(UsageError, match=word) as caught:
+            load(str(path))
+        assert "\n" not in str(caught.value)
+
+
+def test_damaged_member(tmp_path: Path) -> None:
+    path = saved(tmp_path)
+    content = bytearray(path.read_bytes())
+    content[200:400] = b"\xff" * 200  # within x_train: the checksum of the member fails
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match="cannot be read"):
+        load_npz(path)
