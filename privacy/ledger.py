@@ -128,18 +128,18 @@ class Ledger:
             connection.execute("SELECT seq, kind, body, hash FROM entries LIMIT 1").fetchall()
             if not read_only:
                 _durable(connection)
+            ledger = cls(connection, str(path))
+            findings = ledger.verify()
+            ledger._load(intact=not findings)
         except sqlite3.Error as error:
             raise UsageError(
                 f"{path} is not a readable ledger ({error}): give the ledger.sqlite of a run"
             ) from error
-        ledger = cls(connection, str(path))
-        findings = ledger.verify()
         if findings and not read_only:
             connection.close()
             raise UsageError(
                 f"ledger {path} was damaged ({findings[0]}): it cannot be continued; start a new run"
             )
-        ledger._load(intact=not findings)
         return ledger
 
     def _load(self, *, intact: bool) -> None:
@@ -182,8 +182,12 @@ class Ledger:
         ).fetchone()
         if row is None:
             raise UsageError(f"ledger {self._where} has no header: it is not the ledger of a run")
-        header = json.loads(row[0])
-        return dict(header)
+        try:
+            return dict(json.loads(row[0]))
+        except (TypeError, ValueError) as error:
+            raise UsageError(
+                f"ledger {self._where} has an unreadable header ({error}): it was damaged"
+            ) from error
 
     def append_release(self, release: Release) -> int:
         """Commits `release` to disk, returns its step number (1-based). Only then may the step be
@@ -328,7 +332,7 @@ def _link(previous: str, seq: int, kind: str, canonical: str) -> str:
 def _release(body: str) -> Release:
     try:
         return Release(**json.loads(body))
-    except TypeError as error:
+    except (TypeError, json.JSONDecodeError) as error:
         raise UsageError(
             f"ledger row {body[:60]!r} is not a release ({error}): the ledger was damaged"
         ) from error

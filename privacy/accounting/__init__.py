@@ -88,7 +88,9 @@ def noise_multiplier(
         return epsilon({release: steps}, delta, adjacency, name, beta=beta)
 
     # The numerical accountant is the fastest: it brackets, the accountant asked for decides.
-    near = smallest_multiplier(lambda sigma: at(sigma, "numerical"), target_epsilon, 1.0, tolerance / 10)
+    near = 1.0
+    if accountant == "numerical" or resolves(delta - beta, steps):
+        near = smallest_multiplier(lambda sigma: at(sigma, "numerical"), target_epsilon, near, tolerance / 10)
     if accountant == "numerical":
         return near
     return smallest_multiplier(lambda sigma: at(sigma, accountant), target_epsilon, near, tolerance)
@@ -135,6 +137,15 @@ def steps_within(
     if accountant == "numerical":
         return near
     return most_steps(lambda steps: at(steps, accountant), target_epsilon, near + 1, STEP_LIMIT)
+
+
+def resolves(delta: float, steps: int) -> bool:
+    """Whether the numerical accountant resolves `delta` after `steps`; below that it answers far too much,
+    or inf.
+
+    Its FFT rounds at about 1e-16 a step, which its allowance puts into delta.
+    """
+    return delta > 1e-14 * steps
 
 
 def gaussian(

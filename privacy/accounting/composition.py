@@ -1,4 +1,4 @@
-"""What releases cost together: equal steps grouped, delta spent on what is not ideally Gaussian (THEORY T4)."""
+"""What releases cost together: equal steps grouped, and delta spent on the non-ideal (THEORY T4)."""
 
 from __future__ import annotations
 

@@ -39,7 +39,8 @@ class NumericalComposition:
         ]
 
     def epsilon(self, delta: float) -> float:
-        """Smallest epsilon >= 0 at `delta` that the distribution shows; inf where there is none."""
+        """Smallest epsilon >= 0 at `delta` that the distribution shows; inf where there is none (see
+        `resolves`)."""
         return max(curve.epsilon(delta) for curve in self._curves)
 
     def delta(self, epsilon: float) -> float:

@@ -1,0 +1,273 @@
+"""Audit of a run: epsilon from the ledger alone, and whether everything else the run shows agrees with it.
+
+The epsilon is computed by `numerical`, which shares no code with the trainer's default accountant. An audit
+cannot see what was never written down: a release outside the ledger, or a ledger rewritten together with its
+checkpoints.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from noise_models.errors import UsageError
+from privacy.accounting import epsilon as composed_epsilon
+from privacy.accounting import resolves
+from privacy.adjacency import Adjacency
+from privacy.guarantee import Guarantee, Kind
+from privacy.ledger import Ledger, Release
+
+LEDGER_FILE = "ledger.sqlite"
+CHECKPOINT_FILE = "checkpoint.safetensors"
+SUMMARY_FILE = "summary.json"
+TOLERANCE = 0.01  # relative difference in epsilon that two accountants may have
+RECORD_DP_RELEASES = ("digital", "dark-frame")  # THEORY T3 and T4
+_REQUIRED = ("release", "reproducible")
+_REQUIRED_PRIVATE = ("adjacency", "delta", "sample_rate", "noise_multiplier", "nominal_size", "batch_size")
+
+
+@dataclass(frozen=True)
+class AuditReport:
+    """What an audit found.
+
+    Attributes:
+        guarantee: recomputed from the ledger; its kind is what the ledger supports.
+        consistent: True where nothing contradicts anything.
+        findings: one line per contradiction.
+        notes: one line per thing that could not be checked, or is worth knowing.
+        releases: number of releases in the ledger.
+        reported_epsilon: what the run's summary claims, None where it has no summary.
+    """
+
+    guarantee: Guarantee
+    consistent: bool
+    findings: tuple[str, ...]
+    notes: tuple[str, ...]
+    releases: int
+    reported_epsilon: float | None
+
+    @property
+    def epsilon(self) -> float:
+        """The guarantee's epsilon; inf for kind none."""
+        return self.guarantee.epsilon
+
+    @property
+    def delta(self) -> float:
+        """The guarantee's delta."""
+        return self.guarantee.delta
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON types only; an infinite epsilon is the string "inf"."""
+        guarantee = self.guarantee.to_dict()
+        reported = self.reported_epsilon
+        return {
+            "epsilon": guarantee["epsilon"],
+            "delta": guarantee["delta"],
+            "kind": guarantee["kind"],
+            "nominal_epsilon": guarantee["nominal_epsilon"],
+            "reported_epsilon": "inf" if reported is not None and math.isinf(reported) else reported,
+            "consistent": self.consistent,
+            "findings": list(self.findings),
+            "notes": list(self.notes),
+            "releases": self.releases,
+            "guarantee": guarantee,
+        }
+
+
+def audit(run: Path | str, delta: float | None = None) -> AuditReport:
+    """Audits a run folder, or a ledger file by itself.
+
+    Args:
+        run: the folder that `train --out` wrote, or a `ledger.sqlite` (then only the ledger is checked).
+        delta: recompute epsilon at this delta instead of the run's own.
+
+    Raises:
+        UsageError: no ledger there, or one that is not readable or does not describe a run.
+    """
+    run = Path(run)
+    folder = run if run.is_dir() else None
+    with Ledger.open(run / LEDGER_FILE if folder else run, read_only=True) as ledger:
+        header, notes = _header(ledger, run), list[str]()
+        findings = ledger.verify()
+        if folder is not None:
+            findings += _check_checkpoint(folder / CHECKPOINT_FILE, ledger, header, notes)
+        intact = not findings
+        releases = ledger.releases()
+        guarantee = _recompute(header, releases, delta, intact, notes)
+        findings += _check_ledger(header, releases, ledger)
+        reported = None
+        if folder is not None:
+            reported, more = _check_summary(folder / SUMMARY_FILE, guarantee, len(releases), notes)
+            findings += more
+    return AuditReport(
+        guarantee=guarantee,
+        consistent=not findings,
+        findings=tuple(findings),
+        notes=tuple(notes),
+        releases=len(releases),
+        reported_epsilon=reported,
+    )
+
+
+def _header(ledger: Ledger, run: Path) -> dict[str, Any]:
+    header = ledger.header()
+    required = _REQUIRED if header.get("release") == "none" else _REQUIRED + _REQUIRED_PRIVATE
+    missing = [key for key in required if key not in header]
+    if missing:
+        raise UsageError(
+            f"ledger of {run} lacks {', '.join(missing)} in its header: it is not the ledger of a run"
+        )
+    if header["release"] == "none":
+        return header
+    for key in ("delta", "sample_rate", "noise_multiplier", "nominal_size", "batch_size"):
+        value = header[key]
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+            raise UsageError(f"ledger of {run} has {key} = {value!r} in its header: it must be a number >= 0")
+    if header["adjacency"] not in set(Adjacency):
+        raise UsageError(
+            f"ledger of {run} has adjacency {header['adjacency']!r}: it must be one of {', '.join(Adjacency)}"
+        )
+    return header
+
+
+def _check_ledger(header: Mapping[str, Any], releases: list[Release], ledger: Ledger) -> list[str]:
+    if header["release"] == "none":
+        return [f"release is none, but the ledger has {len(releases)} releases"] if releases else []
+    findings = []
+    rate = header["batch_size"] / header["nominal_size"] if header["nominal_size"] else math.inf
+    if not math.isclose(header["sample_rate"], rate, rel_tol=1e-9):
+        findings.append(
+            f"sample rate {header['sample_rate']:.6g} is not batch size / nominal size = "
+            f"{header['batch_size']} / {header['nominal_size']} = {rate:.6g}"
+        )
+    for name in ("sample_rate", "noise_multiplier"):
+        off = [
+            n
+            for n, r in enumerate(releases, 1)
+            if not math.isclose(getattr(r, name), header[name], rel_tol=1e-9)
+        ]
+        if off:
+            value = getattr(releases[off[0] - 1], name)
+            findings.append(
+                f"release {off[0]} has {name} {value:.6g}, the header {header[name]:.6g} ({len(off)} differ)"
+            )
+    sources = {release.source for release in releases} - {header["release"]}
+    if sources:
+        findings.append(
+            f"releases come from {', '.join(sorted(sources))}, the header says {header['release']}"
+        )
+    if releases and not header["reproducible"] and not ledger.events("key"):
+        findings.append("releases without a registered generator key: its re-use could not be found")
+    return findings
+
+
+def _recompute(
+    header: Mapping[str, Any],
+    releases: list[Release],
+    delta: float | None,
+    intact: bool,
+    notes: list[str],
+) -> Guarantee:
+    """The guarantee that the ledger supports: none where it was damaged, since releases may be missing."""
+    if header["release"] == "none":
+        return Guarantee(
+            epsilon=math.inf,
+            delta=0.0 if delta is None else delta,
+            adjacency=Adjacency.ADD_REMOVE,
+            kind=Kind.NONE,
+            accountant="none",
+            assumptions=("nothing was protected: release none",),
+        )
+    adjacency = Adjacency(header["adjacency"])
+    delta = header["delta"] if delta is None else delta
+    beta = header.get("calibration_beta") or 0.0
+    accountant = "numerical"
+    if not resolves(delta - beta, len(releases)):
+        accountant = "pld"
+        notes.append(f"delta = {delta:g} is too small for the independent accountant: recomputed with pld")
+    value = composed_epsilon(releases, delta, adjacency, accountant, beta=beta)
+    shares = [release.device_share for release in releases]
+    protected = intact and header["release"] in RECORD_DP_RELEASES and not header["reproducible"]
+    if not intact:
+        notes.append("the ledger was damaged: the nominal epsilon is that of the releases left in it")
+    elif header["reproducible"]:
+        notes.append("reproducible run: its noise can be recomputed from the seed, so it protects nothing")
+    return Guarantee(
+        epsilon=value if protected else math.inf,
+        delta=delta,
+        adjacency=adjacency,
+        kind=Kind.RECORD_DP if protected else Kind.NONE,
+        accountant=accountant,
+        assumptions=tuple(header.get("assumptions") or ()),
+        nominal_epsilon=None if protected else value,
+        device_share=min(shares) if any(shares) else None,
+    )
+
+
+def _check_checkpoint(path: Path, ledger: Ledger, header: Mapping[str, Any], notes: list[str]) -> list[str]:
+    if not path.exists():
+        notes.append(f"no {path.name}: a cut-off ledger tail would not show")
+        return []
+    if header["release"] == "none":
+        return []
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as checkpoint:
+            metadata = checkpoint.metadata() or {}
+        head, step = metadata["ledger_head"], int(metadata["step"])
+    except (OSError, SafetensorError) as error:
+        return [f"{path.name} is unreadable ({error})"]
+    except (KeyError, ValueError) as error:
+        return [f"{path.name} does not name its ledger head and step ({error!r})"]
+    recorded = ledger.count_at(head)
+    if recorded is None:
+        return [
+            f"{path.name} names ledger head {head[:16]}…, which this ledger never had: "
+            "its tail was cut off, or it was rewritten"
+        ]
+    if recorded < step:
+        return [f"{path.name} is of step {step}, but the ledger had {recorded} releases at its head"]
+    return []
+
+
+def _check_summary(
+    path: Path, guarantee: Guarantee, releases: int, notes: list[str]
+) -> tuple[float | None, list[str]]:
+    """What the summary reports, and where it contradicts the ledger."""
+    if not path.exists():
+        notes.append(f"no {path.name}: nothing was reported that could be compared")
+        return None, []
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        reported = Guarantee.from_dict(summary["guarantee"])
+        steps = int(summary.get("steps") or 0)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return None, [f"{path.name} is unreadable or has no guarantee ({error})"]
+    findings = []
+    if reported.kind is not guarantee.kind:
+        findings.append(
+            f"{path.name} reports kind {reported.kind.value}, the ledger supports {guarantee.kind.value}"
+        )
+    if guarantee.kind is not Kind.NONE and reported.adjacency is not guarantee.adjacency:
+        findings.append(
+            f"{path.name} reports adjacency {reported.adjacency.value}, "
+            f"the ledger has {guarantee.adjacency.value}"
+        )
+    for name, claimed, actual in (
+        ("epsilon", reported.epsilon, guarantee.epsilon),
+        ("nominal epsilon", reported.nominal_epsilon, guarantee.nominal_epsilon),
+    ):
+        if claimed is None or actual is None:
+            continue
+        if reported.delta != guarantee.delta:
+            notes.append(f"{path.name} reports {name} at delta = {reported.delta:g}: not compared")
+        elif claimed < actual * (1 - TOLERANCE):
+            findings.append(f"{path.name} reports {name} {claimed:.4g}, the ledger gives {actual:.4g}")
+    if steps > releases and guarantee.accountant != "none":
+        findings.append(f"{path.name} reports {steps} steps, the ledger has {releases} releases")
+    return reported.epsilon, findings
