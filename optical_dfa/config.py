@@ -299,7 +299,7 @@ def _allowed(name: str) -> str:
     """The description of a field; that of `X | None` belongs to X."""
     field = TrainConfig.model_fields[name]
     inner = (note for member in get_args(field.annotation) for note in getattr(member, "__metadata__", ()))
-    return next(note.description for note in (field, *inner) if getattr(note, "description", None))
+    return next(str(note.description) for note in (field, *inner) if getattr(note, "description", None))
 
 
 def _one_of(setting: str, value: str, allowed: tuple[str, ...], besides: str = "") -> str:

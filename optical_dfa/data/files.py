@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from noise_models.errors import UsageError
@@ -48,20 +49,24 @@ def find(
                 f"{where} is {asked}, where no {title} files are, such as {folders[0]}/{groups[0][0]}; "
                 f"correct it, or leave it out to use {ENVIRONMENT} or download them"
             )
-    return _in_root(title, cache_dir(), folders, groups)
+    # A download that was cut off leaves some of the files: it is taken up again, not an error.
+    with suppress(UsageError):
+        return _in_root(title, cache_dir(), folders, groups)
+    return None
 
 
 def _in_root(
     title: str, root: Path, folders: Sequence[str], groups: Sequence[Sequence[str]]
 ) -> list[Path] | None:
+    """The files in a sub-folder of the set's own name or, failing that, in `root` itself."""
     partial: UsageError | None = None
-    for folder in (root, *(root / name for name in folders)):
+    for folder in (*(root / name for name in folders), root):
         for names in groups:
             candidates = [_plain_or_gz(folder, name) for name in names]
             found = [path for path in candidates if path is not None]
             if len(found) == len(names):
                 return found
-            if found:
+            if found and partial is None:
                 missing = names[candidates.index(None)]
                 partial = UsageError(f"{folder} has {title} files but not {missing}; add it, or its .gz")
     if partial is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,11 +92,25 @@ def load_idx_set(name: str, data_dir: Path | None, progress: bool) -> Dataset:
             for file, digest in source.sha256.items()
         ]
     arrays = [read_idx(path, shape) for path, shape in zip(paths, SHAPES.values(), strict=True)]
+    _check_identity(source, arrays[-1], paths[-1])
     x_train, x_test = (scaled(x[:, None], 255.0, [source.centre], [source.scale]) for x in arrays[::2])
     y_train, y_test = (
         check_labels(y, 10, str(path)) for y, path in zip(arrays[1::2], paths[1::2], strict=True)
     )
     return Dataset(name, x_train, y_train, x_test, y_test, 10, (1, 28, 28))
+
+
+def _check_identity(source: IdxSource, labels: NDArray[np.uint8], path: Path) -> None:
+    """Refuse another set's files under this set's name: their names and shapes are the same."""
+    name = "t10k-labels-idx1-ubyte"
+    digest = hashlib.sha256(_header(SHAPES[name]) + labels.tobytes()).hexdigest()
+    for other in SOURCES.values():
+        if other is not source and other.sha256[name] == digest:
+            raise UsageError(f"{path} is of {other.title}; give the folder that has the {source.title} files")
+
+
+def _header(shape: tuple[int, ...]) -> bytes:
+    return bytes((0, 0, 8, len(shape))) + np.array(shape, ">u4").tobytes()
 
 
 def read_idx(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:

@@ -136,11 +136,15 @@ def test_load_downloads_once(server: Server, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setitem(idx.SOURCES, "mnist", source)
     monkeypatch.delenv("OPTICAL_DFA_DATA", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    kept = tmp_path / "cache" / "optical-dfa" / "MNIST" / "t10k-labels-idx1-ubyte"
     for _ in range(2):
         data = load("mnist", progress=True)  # no terminal: no bar
         assert torch.equal(data.y_test, torch.full((10000,), 3))
         assert data.x_test[0, 0, 0, 0].item() == pytest.approx((3 / 255 - 0.5) / 0.5, abs=1e-6)
     assert len(server.requests) == 4
+    kept.unlink()  # as after a download that was cut off
+    load("mnist")
+    assert server.requests[4:] == ["/t10k-labels-idx1-ubyte.gz"]
 
 
 def test_cifar_offline_names_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

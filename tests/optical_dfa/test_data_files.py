@@ -205,6 +205,21 @@ def test_real_idx_content(name: str, folder: str) -> None:
     assert abs(data.x_train.std().item() - 1) < 0.05
 
 
+def test_another_sets_files_are_not_taken() -> None:
+    root = real_data("MNIST")
+    refused(lambda: load("fashion-mnist", root / "MNIST"), "is of MNIST;", "Fashion-MNIST files")
+
+
+def test_own_folder_goes_before_the_root(tmp_path: Path) -> None:
+    """Both sets use the same file names: those in the folder of the set's name are meant."""
+    write_idx_set(tmp_path)
+    arrays = write_idx_set(tmp_path / "FashionMNIST")
+    name = "t10k-labels-idx1-ubyte"
+    (tmp_path / "FashionMNIST" / name).write_bytes(idx_bytes(np.full_like(arrays[name], 4)))
+    assert load("fashion-mnist", tmp_path).y_test.unique().tolist() == [4]
+    assert load("mnist", tmp_path).y_test.unique().tolist() == list(range(10))
+
+
 def test_real_cifar_is_balanced_and_centred() -> None:
     data = load("cifar10", real_data("cifar-10-batches-bin"))
     assert data.y_train.bincount().tolist() == [5000] * 10
