@@ -7,33 +7,38 @@ from typing import Annotated
 
 import typer
 
-from noise_models.errors import UsageError
 from optical_dfa.cli.output import JsonOption, notes_to_stderr, print_facts, print_json, show
 
 
 def audit(
     run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="Run folder written by `optical-dfa train --out`.")
+        Path, typer.Argument(metavar="RUN", help="Run folder of `optical-dfa train --out`, or a ledger file.")
     ],
+    delta: Annotated[float | None, typer.Option(help="Recompute at this delta, not the run's own.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Recompute the privacy budget of a run from its ledger, and compare it with what the run claims.
+    """Recompute a run's privacy budget from its ledger, and compare it with what the run claims.
 
-    Exit code 1 when they do not agree, or when the ledger was tampered with.
+    Exit code 1 when they do not agree, or when the ledger is damaged.
 
     Example: optical-dfa audit runs/first --json
     """
-    if not run.is_dir():
-        raise UsageError(f"{run} is not a folder; give the folder named with `optical-dfa train --out`")
-    from privacy.auditing import audit as audit_run
+    from privacy.auditing.audit import audit as audited
 
     with notes_to_stderr(as_json):
-        result = audit_run(run)
+        result = audited(run, delta)
     if as_json:
-        print_json(result)
+        print_json(result.to_dict())
     else:
-        findings = result["findings"]
-        print_facts({name: show(value) for name, value in result.items() if name != "findings"})
-        print("\n".join(f"finding: {finding}" for finding in findings) if findings else "no findings")
-    if not result["consistent"]:
+        print_facts(
+            {
+                "consistent": show(result.consistent),
+                "releases": f"{result.releases:,}",
+                "epsilon the run claims": show(result.reported_epsilon),
+            }
+        )
+        print(f"\nfrom the ledger alone: {result.guarantee}")
+        print("\n".join(["", *(f"finding: {text}" for text in result.findings or ("none",))]))
+        print("\n".join(f"note: {text}" for text in result.notes))
+    if not result.consistent:
         raise typer.Exit(1)

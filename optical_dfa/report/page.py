@@ -147,7 +147,7 @@ def _curves(runs: Sequence[Run]) -> str:
         ),
         _figure(
             epsilon,
-            "ε at the run's δ after each evaluation, as the ledger accounts for it; dashed: the budget.",
+            "ε at the run's δ after each evaluation, as the accountant composes it; dashed: the budget.",
         ),
     ]
     if not any(figures):
@@ -165,14 +165,25 @@ def _calibration(run: Run) -> str:
     measured = run.calibration
     if measured is None:
         return ""
-    caption = (
-        f"{measured.frames:,} calibration frames of {measured.pixels:,} pixels: black level "
-        f"{measured.black_level:.3f} DN, σ = {measured.sigma:.3f} DN, one code = {measured.step:g} DN. "
-        "Below: (count − model) / √model, with its ±2 band. "
-        f"Calibration frames are never released. {measured.note}"
+    caption = "Above: share of the readouts at each code. Below: (count − model) / √model, with its ±2 band."
+    figure = _figure(plots.calibration_svg(measured, "calibration"), caption)
+    facts = _rows(
+        {
+            "black level": f"{measured.black_level:.3f} DN",
+            "noise σ": f"{measured.sigma:.3f} DN",
+            "one code": f"{measured.step:g} DN",
+            "frames": f"{measured.frames:,}",
+            "pixels a frame": f"{measured.pixels:,}",
+        }
     )
-    svg = plots.calibration_svg(measured, "calibration")
-    return f'<h2>The device\'s noise</h2><div class="plots">{_figure(svg, caption.strip())}</div>'
+    text = (
+        "<p>Frames taken with no data to measure the noise. The model is a normal law rounded to the "
+        "converter's codes; where it fits, the residuals scatter within the band. Calibration frames are "
+        "never released, and the noise that was used is never shown.</p>"
+    )
+    note = f'<p class="note">{escape(measured.note)}</p>' if measured.note else ""
+    side = f'<div class="card"><h3>Calibration</h3>{text}<table class="settings">{facts}</table>{note}</div>'
+    return f'<h2>The device\'s noise</h2><div class="plots">{figure}{side}</div>'
 
 
 def _privacy(guarantee: Guarantee) -> str:
@@ -197,11 +208,17 @@ def _list(items: Iterable[str]) -> str:
 def _settings(title: str, values: Mapping[str, Any]) -> str:
     if not values:
         return ""
-    rows = "".join(
+    return (
+        f'<h2>{escape(title)}</h2><div class="scroll"><table class="settings">{_rows(values)}</table></div>'
+    )
+
+
+def _rows(values: Mapping[str, Any]) -> str:
+    """Table rows of names and values."""
+    return "".join(
         f'<tr><th scope="row">{escape(str(key))}</th><td>{escape(_value(value))}</td></tr>'
         for key, value in values.items()
     )
-    return f'<h2>{escape(title)}</h2><div class="scroll"><table class="settings">{rows}</table></div>'
 
 
 def _comparison_table(runs: Sequence[Run]) -> str:
@@ -225,9 +242,9 @@ def _comparison_table(runs: Sequence[Run]) -> str:
             escape(run.name),
             *(escape(_value(summary.get(key))) for key in ("dataset", "rule", "backend", "release")),
             "–" if accuracy is None else f"{100 * accuracy:.1f} %",
-            f"{_chip(guarantee)} {escape(statement.headline(guarantee))}",
+            f'{_chip(guarantee)} <span class="whole">{escape(statement.headline(guarantee))}</span>',
             "–" if share is None else f"{100 * share:.1f} %",
-            "–" if seconds is None else escape(_duration(seconds)),
+            "–" if seconds is None else f'<span class="whole">{escape(_duration(seconds))}</span>',
         ]
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     head = "".join(f'<th scope="col">{name}</th>' for name in heads)

@@ -12,6 +12,7 @@ import numpy as np
 
 from noise_models.errors import UsageError
 from optical_dfa.report.run_folder import Calibration, Run
+from optical_dfa.report.statement import rounded_up
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -138,7 +139,9 @@ def draw_epsilon(axes: Axes, runs: Sequence[Run]) -> None:
         label = f"{run.name} (nominal)" if is_nominal else run.name
         axes.plot(steps, values, color=COLOURS[colour], label=label, linestyle=":" if is_nominal else "-")
         if len(runs) == 1:
-            _mark_end(axes, float(steps[-1]), float(values[-1]), f"{values[-1]:.2f}", colour, below=True)
+            _mark_end(
+                axes, float(steps[-1]), float(values[-1]), rounded_up(float(values[-1])), colour, below=True
+            )
         if run.budget is not None and run.budget not in budgets:
             budgets.append(run.budget)
     for budget in budgets:

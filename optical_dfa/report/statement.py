@@ -46,7 +46,7 @@ def trained(run: Run) -> str:
         length += f" ({epochs:g} epochs)"
     noise = _NOISE.get(release, f"release {release}")
     return (
-        f"A {summary.get('model')} network was trained on {summary.get('dataset')} with "
+        f"The network {summary.get('model')} was trained on {summary.get('dataset')} with "
         f"{_RULES.get(rule, rule)}, its errors projected by the {summary.get('backend')} backend, "
         f"{noise}{length}."
     )
@@ -66,7 +66,12 @@ def headline(guarantee: Guarantee) -> str:
     if guarantee.kind is Kind.NONE or math.isinf(guarantee.epsilon):
         return "no guarantee"
     prefix = "conditional: " if guarantee.kind is Kind.CONDITIONAL else ""
-    return f"{prefix}ε = {rounded_up(guarantee.epsilon)}, δ = {guarantee.delta:g}"
+    return f"{prefix}ε = {rounded_up(guarantee.epsilon)}, δ = {short(guarantee.delta)}"
+
+
+def short(delta: float) -> str:
+    """δ as people write it: 1e-5, not 1e-05."""
+    return f"{delta:g}".replace("e-0", "e-")
 
 
 def rounded_up(epsilon: float) -> str:

@@ -21,13 +21,13 @@ h2{margin:2.8rem 0 .7rem;font-size:1.2rem;letter-spacing:-.005em}
 h3{margin:0 0 .5rem;font-size:1rem}
 p{margin:0 0 .8rem}.lead{max-width:46rem;font-size:1.08rem}.note{color:var(--muted);font-size:.88rem}
 .text{max-width:46rem}
-.figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(10.5rem,1fr));gap:.8rem;
+.figures{display:grid;grid-auto-flow:dense;grid-template-columns:repeat(auto-fit,minmax(10.5rem,1fr));gap:.8rem;
 margin:1.6rem 0 0;padding:0}
 .figures>div,.card{background:var(--card);border:1px solid var(--rule);border-radius:10px;
 padding:1rem 1.1rem;min-width:0}
 .figures>div.wide{grid-column:span 2}
 .figures dt{color:var(--muted);font-size:.82rem}
-.figures dd{margin:.1rem 0 0;font-size:1.65rem;font-weight:600;line-height:1.25;letter-spacing:-.01em;
+.figures dd{margin:.1rem 0 0;font-size:1.45rem;font-weight:600;line-height:1.25;letter-spacing:-.01em;
 font-variant-numeric:tabular-nums}
 .figures dd.small{margin-top:.25rem;color:var(--muted);font-size:.84rem;font-weight:400;letter-spacing:0;
 line-height:1.45}
@@ -40,6 +40,7 @@ background:var(--bad-soft);color:var(--bad)}
 .chip.record-dp,.chip.label-dp{background:var(--good-soft);color:var(--good)}
 .chip.conditional{background:var(--warn-soft);color:var(--warn)}
 .spaced,.pair{margin-top:.8rem}
+.card>:last-child,.text>:last-child{margin-bottom:0}.whole{white-space:nowrap}
 ul{margin:0;padding-left:1.15rem}li{margin:.3rem 0}
 .pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(24rem,100%),1fr));gap:.8rem}
 .scroll{overflow-x:auto;background:var(--card);border:1px solid var(--rule);border-radius:10px;
@@ -52,6 +53,6 @@ table.settings th{width:40%;font-weight:400}
 table.settings td{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;font-size:.84rem}
 footer{margin-top:3rem;padding-top:1rem;border-top:1px solid var(--rule);color:var(--muted);
 font-size:.85rem}
-@media (max-width:560px){.figures{grid-template-columns:1fr 1fr}.figures dd{font-size:1.4rem}}
+@media (max-width:560px){.figures{grid-template-columns:1fr 1fr}.figures dd{font-size:1.25rem}}
 @media print{body{background:#fff}.card,.scroll,.figures>div{break-inside:avoid}}
 """.strip()
