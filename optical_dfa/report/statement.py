@@ -45,20 +45,27 @@ def trained(run: Run) -> str:
     if length and epochs is not None:
         length += f" ({epochs:g} epochs)"
     noise = _NOISE.get(release, f"release {release}")
+    projected = f", its errors projected by the {summary.get('backend')} backend" if _projects(rule) else ""
     return (
         f"The network {summary.get('model')} was trained on {summary.get('dataset')} with "
-        f"{_RULES.get(rule, rule)}, its errors projected by the {summary.get('backend')} backend, "
-        f"{noise}{length}."
+        f"{_RULES.get(rule, rule)}{projected}, {noise}{length}."
     )
 
 
 def device(run: Run) -> str:
-    """Whether the projection was digital, simulated or hardware."""
-    backend = str(run.summary.get("backend"))
+    """Whether the projection was digital, simulated or hardware, or whether there was none."""
+    summary = run.summary
+    if not _projects(str(summary.get("rule"))) and summary.get("release") != "dark-frame":
+        return "No projection device took part."
+    backend = str(summary.get("backend"))
     return _DEVICES.get(
-        backend,
-        f"The backend {backend} is not one of this program's own; see its documentation for what it is.",
+        backend, f"The backend {backend} is not one of this program's own; its documentation says what it is."
     )
+
+
+def _projects(rule: str) -> bool:
+    """Whether the rule sends errors through the projection device."""
+    return rule not in ("bp", "shallow")
 
 
 def headline(guarantee: Guarantee) -> str:

@@ -223,6 +223,25 @@ def test_reproducible_run_shows_no_guarantee_and_labels_the_nominal_epsilon(tmp_
     assert "Privacy loss ε spent" not in text
 
 
+@pytest.mark.parametrize(
+    ("settings", "said", "not_said"),
+    [
+        ({"backend": "lightonml"}, "HARDWARE", "SIMULATED"),
+        ({"backend": "lightonml-simulated"}, "SIMULATED", "HARDWARE"),
+        ({"backend": "digital", "release": "digital"}, "No optical device took part", "SIMULATED"),
+        ({"rule": "bp", "release": "digital"}, "No projection device took part", "projected by"),
+        ({"rule": "bp"}, "SIMULATED", "projected by"),
+        ({"backend": "third-party"}, "third-party is not one of this program's own", "SIMULATED"),
+    ],
+)
+def test_page_says_whether_there_was_hardware(
+    settings: dict[str, str], said: str, not_said: str, tmp_path: Path
+) -> None:
+    text = Outline(page_of(write_run(tmp_path / "run", **settings))).text
+    assert said in text
+    assert not_said not in text
+
+
 def test_run_without_privacy_has_no_epsilon_plot(tmp_path: Path) -> None:
     run = write_run(
         tmp_path / "run", guarantee={"kind": "none", "epsilon": "inf", "device_share": None}, release="none"
