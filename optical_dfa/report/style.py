@@ -47,7 +47,8 @@ ul{margin:0;padding-left:1.15rem}li{margin:.3rem 0}
 padding:.35rem 1.1rem}
 table{width:100%;border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums}
 th,td{padding:.42rem 1rem .42rem 0;border-bottom:1px solid var(--rule);text-align:left;vertical-align:top}
-th{color:var(--muted);font-weight:500}td{overflow-wrap:anywhere}tr:last-child>*{border-bottom:0}
+th{color:var(--muted);font-weight:500}td{overflow-wrap:break-word}
+table.settings td{overflow-wrap:anywhere}tr:last-child>*{border-bottom:0}
 thead th{white-space:nowrap;font-size:.82rem}
 table.settings th{width:40%;font-weight:400}
 table.settings td{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;font-size:.84rem}
