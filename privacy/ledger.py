@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -22,7 +23,9 @@ from noise_models.errors import UsageError
 
 _GENESIS = hashlib.sha256(b"optical-dfa ledger, version 1").hexdigest()
 _SCHEMA = """
-CREATE TABLE entries (seq INTEGER PRIMARY KEY, kind TEXT NOT NULL, body TEXT NOT NULL, hash TEXT NOT NULL);
+CREATE TABLE entries (
+    seq INTEGER PRIMARY KEY, kind TEXT NOT NULL, body TEXT NOT NULL, nonce TEXT NOT NULL, hash TEXT NOT NULL
+);
 CREATE TRIGGER no_update BEFORE UPDATE ON entries BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
 CREATE TRIGGER no_delete BEFORE DELETE ON entries BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
 """
@@ -125,7 +128,7 @@ class Ledger:
             raise UsageError(f"ledger {path} does not exist: give the run folder or ledger.sqlite of a run")
         try:
             connection = _connect(path, read_only)
-            connection.execute("SELECT seq, kind, body, hash FROM entries LIMIT 1").fetchall()
+            connection.execute("SELECT seq, kind, body, nonce, hash FROM entries LIMIT 1").fetchall()
             if not read_only:
                 _durable(connection)
             ledger = cls(connection, str(path))
@@ -147,23 +150,25 @@ class Ledger:
         self._count, self._intact = int(self._connection.execute(query).fetchone()[0]), intact
         if not intact:
             return
-        for seq, kind, body, digest in self._rows():
+        for seq, kind, body, _, digest in self._rows():
             if kind == "release":
                 self._tally[_release(body)] += 1
             elif kind == "key":
                 self._keys.add(str(json.loads(body)["fingerprint"]))
             self._next, self._head = seq + 1, digest
 
-    def _rows(self) -> Iterator[tuple[int, str, str, str]]:
-        yield from self._connection.execute("SELECT seq, kind, body, hash FROM entries ORDER BY seq")
+    def _rows(self) -> Iterator[tuple[int, str, str, str, str]]:
+        yield from self._connection.execute("SELECT seq, kind, body, nonce, hash FROM entries ORDER BY seq")
 
     def _append(self, kind: str, canonical: str) -> None:
-        digest = _link(self._head, self._next, kind, canonical)
+        nonce = secrets.token_hex(
+            8
+        )  # equal rows differ: a cut-off tail cannot be grown again to the same head
+        row = (self._next, kind, canonical, nonce)
+        digest = _link(self._head, *row)
         try:
             # Autocommit: with WAL and synchronous=FULL the row is on disk when execute returns.
-            self._connection.execute(
-                "INSERT INTO entries VALUES (?, ?, ?, ?)", (self._next, kind, canonical, digest)
-            )
+            self._connection.execute("INSERT INTO entries VALUES (?, ?, ?, ?, ?)", (*row, digest))
         except sqlite3.IntegrityError as error:
             raise UsageError(
                 f"ledger {self._where} was written by another process: one run, one ledger"
@@ -233,7 +238,7 @@ class Ledger:
 
     def releases(self) -> list[Release]:
         """Every release in order. Raises UsageError on a row that is not a release (a damaged ledger)."""
-        return [_release(body) for _, kind, body, _ in self._rows() if kind == "release"]
+        return [_release(body) for _, kind, body, _, _ in self._rows() if kind == "release"]
 
     def events(self, kind: str) -> list[dict[str, Any]]:
         """Payloads of all rows of this kind ("key" for the registered keys), in order."""
@@ -263,10 +268,10 @@ class Ledger:
         previous, expected = _GENESIS, 0
         keys: dict[str, int] = {}
         try:
-            for seq, kind, body, digest in self._rows():
+            for seq, kind, body, nonce, digest in self._rows():
                 if seq != expected:
                     findings.append(f"rows {expected} to {seq - 1} are missing")
-                elif _link(previous, seq, kind, body) != digest:
+                elif _link(previous, seq, kind, body, nonce) != digest:
                     findings.append(
                         f"row {seq} ({kind}) does not fit the chain: it or the row before it was changed"
                     )
@@ -325,8 +330,8 @@ def _canonical(payload: Mapping[str, Any]) -> str:
         ) from error
 
 
-def _link(previous: str, seq: int, kind: str, canonical: str) -> str:
-    return hashlib.sha256(f"{previous}\n{seq}\n{json.dumps(kind)}\n{canonical}".encode()).hexdigest()
+def _link(previous: str, seq: int, kind: str, canonical: str, nonce: str) -> str:
+    return hashlib.sha256(f"{previous}\n{seq}\n{json.dumps([kind, nonce])}\n{canonical}".encode()).hexdigest()
 
 
 def _release(body: str) -> Release:

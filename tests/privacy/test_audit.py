@@ -1,0 +1,248 @@
+"""Audits of honest, tampered and contradictory run folders."""
+
+import json
+import math
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from noise_models.errors import UsageError
+from privacy.accounting import epsilon
+from privacy.adjacency import Adjacency
+from privacy.auditing.audit import audit
+from privacy.guarantee import Guarantee, Kind
+from privacy.ledger import Ledger, Release
+
+N, BATCH, SIGMA, DELTA, STEPS = 1000, 20, 1.5, 1e-5, 50
+STEP = Release("gaussian", "dark-frame", BATCH / N, SIGMA, 1.0, 500, device_share=0.9)
+HEADER: dict[str, Any] = {
+    "release": "dark-frame",
+    "adjacency": "add-or-remove-one",
+    "delta": DELTA,
+    "sample_rate": BATCH / N,
+    "noise_multiplier": SIGMA,
+    "nominal_size": N,
+    "batch_size": BATCH,
+    "reproducible": False,
+    "assumptions": ["the read noise is Gaussian"],
+}
+
+
+def checkpoint(run: Path, head: str, step: int) -> None:
+    metadata = {"ledger_head": head, "step": str(step)}
+    save_file({"weight": np.zeros(3)}, run / "checkpoint.safetensors", metadata)
+
+
+def summary(run: Path, guarantee: Guarantee, steps: int = STEPS) -> None:
+    (run / "summary.json").write_text(json.dumps({"guarantee": guarantee.to_dict(), "steps": steps}))
+
+
+def claim(value: float | None = None, kind: Kind = Kind.RECORD_DP, nominal: float | None = None) -> Guarantee:
+    value = epsilon({STEP: STEPS}, DELTA) if value is None else value
+    return Guarantee(value, DELTA, Adjacency.ADD_REMOVE, kind, "pld", ("…",), nominal)
+
+
+def make_run(run: Path, steps: int = STEPS, step: Release = STEP, **header: Any) -> Path:
+    """An honest run folder as the trainer leaves it, up to what the arguments change."""
+    run.mkdir()
+    with Ledger.create(run / "ledger.sqlite", {**HEADER, **header}) as ledger:
+        ledger.register_key("11" * 32, "noise")
+        ledger.register_key("22" * 32, "sampling")
+        for _ in range(steps):
+            ledger.append_release(step)
+        checkpoint(run, ledger.head(), steps)
+    summary(run, claim(), steps)
+    return run
+
+
+def tamper(run: Path, statement: str) -> None:
+    connection = sqlite3.connect(run / "ledger.sqlite")
+    connection.executescript(f"DROP TRIGGER no_update; DROP TRIGGER no_delete; {statement}")
+    connection.close()
+
+
+def test_an_honest_run_is_confirmed(tmp_path: Path) -> None:
+    report = audit(make_run(tmp_path / "run"))
+    assert report.consistent, report.findings
+    assert report.notes == ()
+    assert report.epsilon == pytest.approx(epsilon({STEP: STEPS}, DELTA), rel=1e-3)
+    assert report.guarantee.kind is Kind.RECORD_DP
+    assert report.guarantee.accountant == "numerical"
+    assert report.guarantee.device_share == 0.9
+    assert report.guarantee.assumptions == ("the read noise is Gaussian",)
+    stored = json.loads(json.dumps(report.to_dict(), allow_nan=False))
+    assert {"epsilon", "delta", "consistent", "findings"} <= stored.keys()
+    assert (stored["releases"], stored["findings"], stored["delta"]) == (STEPS, [], DELTA)
+
+
+def test_the_audit_of_a_ledger_alone_and_at_another_delta(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    assert audit(run / "ledger.sqlite").epsilon == audit(run).epsilon
+    other = audit(run, delta=1e-6)
+    assert other.epsilon == pytest.approx(epsilon({STEP: STEPS}, 1e-6), rel=1e-3)
+    assert other.consistent
+    assert any("not compared" in note for note in other.notes)
+
+
+def test_a_step_lost_in_a_crash_still_counts(tmp_path: Path) -> None:
+    """More releases than steps is honest; its epsilon covers them all."""
+    run = make_run(tmp_path / "run")
+    with Ledger.open(run / "ledger.sqlite") as ledger:
+        for _ in range(20):
+            ledger.append_release(STEP)
+    summary(run, claim(epsilon({STEP: STEPS + 20}, DELTA)))
+    report = audit(run)
+    assert report.consistent, report.findings
+    assert report.epsilon == pytest.approx(epsilon({STEP: STEPS + 20}, DELTA), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("statement", "finding"),
+    [
+        ("DELETE FROM entries WHERE seq = 10", "missing"),
+        (
+            """UPDATE entries SET body = replace(body, '"noise_multiplier":1.5', '"noise_multiplier":3.0')""",
+            "chain",
+        ),
+        ("UPDATE entries SET body = replace(body, '2222', '1111') WHERE seq = 2", "chain"),
+        ("UPDATE entries SET body = (SELECT body FROM entries WHERE seq = 1) WHERE seq = 2", "used again"),
+        ("DELETE FROM entries WHERE seq > 30", "tail was cut off"),
+    ],
+)
+def test_a_tampered_ledger_supports_nothing(tmp_path: Path, statement: str, finding: str) -> None:
+    run = make_run(tmp_path / "run")
+    tamper(run, statement)
+    report = audit(run)
+    assert not report.consistent
+    assert any(finding in line for line in report.findings), report.findings
+    assert report.epsilon == math.inf
+    assert report.guarantee.kind is Kind.NONE
+
+
+def cut_and_continue(run: Path) -> None:
+    tamper(run, "DELETE FROM entries WHERE seq > 30")
+    with Ledger.open(run / "ledger.sqlite") as ledger:
+        for _ in range(40):
+            ledger.append_release(STEP)
+
+
+def checkpoint_ahead(run: Path) -> None:
+    with Ledger.open(run / "ledger.sqlite") as ledger:
+        checkpoint(run, ledger.head(), STEPS + 1)
+
+
+def checkpoint_silent(run: Path) -> None:
+    save_file({"weight": np.zeros(3)}, run / "checkpoint.safetensors", {"step": "1"})
+
+
+def checkpoint_broken(run: Path) -> None:
+    (run / "checkpoint.safetensors").write_bytes(b"garbage")
+
+
+def summary_broken(run: Path) -> None:
+    (run / "summary.json").write_text('{"steps": 3')
+
+
+CONTRADICTIONS: list[tuple[Callable[[Path], None], str]] = [
+    (cut_and_continue, "tail was cut off"),
+    (checkpoint_ahead, "is of step 51"),
+    (checkpoint_silent, "does not name its ledger head"),
+    (checkpoint_broken, "checkpoint.safetensors is unreadable"),
+    (summary_broken, "summary.json is unreadable"),
+    (lambda run: summary(run, claim(0.9 * epsilon({STEP: STEPS}, DELTA))), "reports epsilon"),
+    (lambda run: summary(run, claim(), STEPS + 1), "reports 51 steps"),
+    (lambda run: summary(run, claim(math.inf, Kind.NONE)), "reports kind none"),
+]
+
+
+@pytest.mark.parametrize(("change", "finding"), CONTRADICTIONS)
+def test_contradictions(tmp_path: Path, change: Callable[[Path], None], finding: str) -> None:
+    run = make_run(tmp_path / "run")
+    change(run)
+    report = audit(run)
+    assert not report.consistent
+    assert any(finding in line for line in report.findings), report.findings
+
+
+@pytest.mark.parametrize(
+    ("header", "finding"),
+    [
+        ({"batch_size": 40}, "sample rate 0.02 is not"),
+        ({"nominal_size": 0}, "sample rate 0.02 is not"),
+        ({"noise_multiplier": 2.0}, "has noise_multiplier 1.5, the header 2"),
+        ({"sample_rate": 0.01, "batch_size": 10}, "has sample_rate 0.02"),
+        ({"release": "digital"}, "come from dark-frame"),
+        ({"release": "none"}, "release is none"),
+    ],
+)
+def test_a_header_that_its_releases_contradict(tmp_path: Path, header: dict[str, Any], finding: str) -> None:
+    report = audit(make_run(tmp_path / "run", **header))
+    assert not report.consistent
+    assert any(finding in line for line in report.findings), report.findings
+
+
+def test_releases_need_a_registered_key(tmp_path: Path) -> None:
+    with Ledger.create(tmp_path / "ledger.sqlite", HEADER) as ledger:
+        ledger.append_release(STEP)
+    assert any("registered generator key" in line for line in audit(tmp_path).findings)
+
+
+def test_reproducible_is_no_guarantee_but_consistent(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", reproducible=True)
+    nominal = epsilon({STEP: STEPS}, DELTA)
+    summary(run, claim(math.inf, Kind.NONE, nominal))
+    report = audit(run)
+    assert report.consistent, report.findings
+    assert report.to_dict()["epsilon"] == "inf"
+    assert report.to_dict()["nominal_epsilon"] == pytest.approx(nominal, rel=1e-3)
+    summary(run, claim(nominal))  # the same run sold as private
+    assert not audit(run).consistent
+    summary(run, claim(math.inf, Kind.NONE, nominal / 2))
+    assert any("nominal" in line for line in audit(run).findings)
+
+
+def test_a_run_without_release(tmp_path: Path) -> None:
+    with Ledger.create(tmp_path / "ledger.sqlite", {"release": "none", "reproducible": False}):
+        pass
+    summary(tmp_path, claim(math.inf, Kind.NONE), 100)
+    report = audit(tmp_path)
+    assert report.consistent, report.findings
+    assert report.to_dict()["epsilon"] == "inf"
+    assert report.guarantee.kind is Kind.NONE
+
+
+def test_calibration_confidence_is_taken_from_delta(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", calibration_beta=4e-6)
+    summary(run, claim(epsilon({STEP: STEPS}, DELTA, beta=4e-6)))
+    report = audit(run)
+    assert report.consistent
+    assert report.epsilon == pytest.approx(epsilon({STEP: STEPS}, 6e-6), rel=1e-3)
+
+
+def test_a_delta_too_small_for_the_independent_accountant_is_said(tmp_path: Path) -> None:
+    report = audit(make_run(tmp_path / "run"), delta=1e-13)
+    assert report.guarantee.accountant == "pld"
+    assert any("too small" in note for note in report.notes)
+
+
+def test_what_cannot_be_audited(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="does not exist"):
+        audit(tmp_path)
+    (tmp_path / "ledger.sqlite").write_bytes(b"x" * 5000)
+    with pytest.raises(UsageError, match="not a readable ledger"):
+        audit(tmp_path)
+    for name, header in (
+        ("a", {"release": "digital", "reproducible": False}),
+        ("b", {**HEADER, "adjacency": "neighbours"}),
+        ("c", {**HEADER, "nominal_size": None}),
+    ):
+        with Ledger.create(tmp_path / name, header):
+            pass
+        with pytest.raises(UsageError, match=r"header|adjacency") as caught:
+            audit(tmp_path / name)
+        assert "\n" not in str(caught.value)
