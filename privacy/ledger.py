@@ -14,7 +14,8 @@ import secrets
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -102,19 +103,27 @@ class Ledger:
         Raises:
             UsageError: there is a file at `path`, its folder is missing, or `header` is not JSON.
         """
-        if path is not None and Path(path).exists():
-            raise UsageError(f"ledger {path} exists: open it to continue that run, or choose another folder")
-        where = "in memory" if path is None else str(path)
         canonical = _canonical(dict(header))  # refuse a bad header before a file exists
+        if path is None:
+            ledger = cls(sqlite3.connect(":memory:", isolation_level=None), "in memory")
+            ledger._begin(canonical)
+            return ledger
+        path = Path(path)
+        for file in (path, _log(path)):
+            if file.exists():
+                raise UsageError(
+                    f"ledger {file} exists: open it to continue that run, or choose another folder"
+                )
+        # Built beside and moved into place whole: a kill leaves either no ledger or one with its header.
+        draft = path.with_name(path.name + ".new")
         try:
-            connection = sqlite3.connect(":memory:" if path is None else str(path), isolation_level=None)
-            _durable(connection)
-            connection.executescript("BEGIN IMMEDIATE;" + _SCHEMA + "COMMIT;")
-        except sqlite3.Error as error:
-            raise UsageError(f"ledger {where} cannot be created ({error}): give a writable folder") from error
-        ledger = cls(connection, where)
-        ledger._append("header", canonical)
-        return ledger
+            draft.unlink(missing_ok=True)
+            with closing(sqlite3.connect(draft, isolation_level=None)) as connection:
+                cls(connection, str(path))._begin(canonical)
+            draft.rename(path)
+        except (OSError, sqlite3.Error) as error:
+            raise UsageError(f"ledger {path} cannot be created ({error}): give a writable folder") from error
+        return cls.open(path)
 
     @classmethod
     def open(cls, path: Path | str, *, read_only: bool = False) -> Ledger:
@@ -144,6 +153,10 @@ class Ledger:
                 f"ledger {path} was damaged ({findings[0]}): it cannot be continued; start a new run"
             )
         return ledger
+
+    def _begin(self, header: str) -> None:
+        self._connection.executescript(_SCHEMA)
+        self._append("header", header)
 
     def _load(self, *, intact: bool) -> None:
         query = "SELECT COUNT(*) FROM entries WHERE kind = 'release'"
@@ -197,7 +210,7 @@ class Ledger:
     def append_release(self, release: Release) -> int:
         """Commits `release` to disk, returns its step number (1-based). Only then may the step be
         released."""
-        self._append("release", _canonical(asdict(release)))
+        self._append("release", _canonical(vars(release)))
         self._tally[release] += 1
         self._count += 1
         return self._count
@@ -311,12 +324,17 @@ def _durable(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA synchronous=FULL")
 
 
+def _log(path: Path) -> Path:
+    """SQLite's write-ahead log of the database at `path`."""
+    return path.with_name(path.name + "-wal")
+
+
 def _connect(path: Path, read_only: bool) -> sqlite3.Connection:
     if not read_only:
         return sqlite3.connect(path, isolation_level=None)
     # Without a write-ahead log nobody writes: `immutable` leaves no side files and works in a read-only
     # folder.
-    log = path.with_name(path.name + "-wal")
+    log = _log(path)
     mode = "mode=ro" if log.exists() and log.stat().st_size else "immutable=1"
     return sqlite3.connect(f"{path.resolve().as_uri()}?{mode}", uri=True, isolation_level=None)
 

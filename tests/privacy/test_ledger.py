@@ -113,6 +113,12 @@ def test_kill_loses_no_acknowledged_release(tmp_path: Path, steps: int) -> None:
         assert ledger.verify() == []
 
 
+def test_a_draft_left_by_a_kill_does_not_matter(tmp_path: Path) -> None:
+    (tmp_path / "l.sqlite.new").write_bytes(b"half a ledger")
+    written(tmp_path / "l.sqlite")
+    assert [file.name for file in tmp_path.iterdir()] == ["l.sqlite"]
+
+
 def test_a_key_is_never_used_twice(tmp_path: Path) -> None:
     written(tmp_path / "l.sqlite")
     with Ledger.open(tmp_path / "l.sqlite") as ledger:
@@ -208,6 +214,9 @@ def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="not a readable ledger"):
         Ledger.open(path)
     with pytest.raises(UsageError, match="exists"):
+        Ledger.create(path, HEADER)
+    path.rename(tmp_path / "l.sqlite-wal")  # the log of a removed ledger must not be replayed into a new one
+    with pytest.raises(UsageError, match=r"l\.sqlite-wal exists"):
         Ledger.create(path, HEADER)
     with Ledger.create(None, HEADER) as ledger, pytest.raises(UsageError, match="ledger's own"):
         ledger.append_event("release", {})
