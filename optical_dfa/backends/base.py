@@ -13,6 +13,7 @@ from torch import Tensor
 
 from noise_models.base import NoiseModel
 from noise_models.errors import UsageError
+from noise_models.generator import NoiseGenerator
 
 
 class ProjectionBackend(ABC):
@@ -20,8 +21,8 @@ class ProjectionBackend(ABC):
 
     B has shape (out_features, in_features) and i.i.d. zero-mean entries of standard deviation `std`. One
     device serves a whole run: its outputs are sliced over the layers by the caller. The readout of one record
-    is a random function of that record alone (THEORY T3): scales, thresholds and exposure are public constants
-    or functions of the record itself, never of the batch.
+    is a random function of that record alone (THEORY T3): scales, thresholds and exposure are public
+    constants or functions of the record itself, never of the batch.
 
     Concrete classes are built as `cls(in_features, out_features, *, seed, noise, **options)`; the keywords
     besides `seed` and `noise` are the device's options. A deepcopy is the device itself: copies of a network
@@ -33,6 +34,7 @@ class ProjectionBackend(ABC):
         std: standard deviation of B's entries, in the units `project` answers in.
         noise: the readout's noise model.
         dark_pixels: pixels in one dark frame; 0 for a device without a camera.
+        generators: what a simulated device draws its noise from; () on hardware.
         closed: True once the device was handed back.
     """
 
@@ -40,6 +42,7 @@ class ProjectionBackend(ABC):
     std: float = 1.0
     dark_pixels: int = 0
     noise: NoiseModel
+    generators: tuple[NoiseGenerator, ...] = ()
 
     def __init__(self, in_features: int, out_features: int) -> None:
         for label, value in (("in_features", in_features), ("out_features", out_features)):

@@ -24,10 +24,10 @@ class SimulatedOpuBackend(ProjectionBackend):
     """`B e` through light: each error becomes binary frames, each frame is read by a noisy camera.
 
     B is the real effective matrix left after interferometric reconstruction of a scattering medium's
-    transmission matrix: i.i.d. N(0, 1), seeded. A binary frame x gives the analog signal B x around mid-scale
-    (balanced detection); `full_scale` of it reaches saturation. Frames are read by `CameraReadout` at its data
-    gain and differences are taken in the computer, so the black level cancels. Dark frames are taken at the
-    high dark gain. The exposure is a public constant, never automatic (THEORY T3).
+    transmission matrix: i.i.d. N(0, 1), seeded. A binary frame x gives the analog signal B x around mid-
+    scale (balanced detection); `full_scale` of it reaches saturation. Frames are read by `CameraReadout`
+    at its data gain and differences are taken in the computer, so the black level cancels. Dark frames
+    are taken at the high dark gain. The exposure is a public constant, never automatic (THEORY T3).
 
     Attributes:
         encoding: how an error becomes binary frames.
@@ -99,6 +99,7 @@ class SimulatedOpuBackend(ProjectionBackend):
         self.dark_pixels = dark_pixels
         self._seed = seed
         self._generator = noise
+        self.generators = (noise,)
         self._matrix = RandomMatrix(in_features, out_features, seed, "normal")
 
     @property

@@ -1,0 +1,182 @@
+"""Every shipped backend keeps the promises of the interface, and the suite notices those that do not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+
+from noise_models.generator import NoiseGenerator
+from optical_dfa.backends import create
+from optical_dfa.backends.base import ProjectionBackend
+from optical_dfa.backends.digital import DigitalBackend
+from optical_dfa.backends.simulated_opu import SimulatedOpuBackend
+from optical_dfa.testing import CHECKS, BackendConformance, ConformanceError, Limits, check_backend
+
+
+class _Shipped(BackendConformance):
+    name: ClassVar[str]
+    options: ClassVar[dict[str, Any]] = {}
+
+    def make(self, in_features: int, out_features: int, seed: int) -> ProjectionBackend:
+        return create(
+            self.name,
+            in_features=in_features,
+            out_features=out_features,
+            seed=seed,
+            noise=NoiseGenerator.seeded(seed, "conformance"),
+            options=self.options,
+        )
+
+
+class TestDigital(_Shipped):
+    name = "digital"
+
+
+class TestDigitalUniform(_Shipped):
+    name = "digital"
+    options: ClassVar[dict[str, Any]] = {"distribution": "uniform"}
+
+
+class TestSimulatedOpu(_Shipped):
+    name = "simulated-opu"
+    limits = Limits(relative_noise=0.03)
+
+
+class TestSimulatedOpuAbsolute(_Shipped):
+    name = "simulated-opu"
+    options: ClassVar[dict[str, Any]] = {"encoding": "ternary-absolute", "amplitude": 0.5, "threshold": 0.2}
+    limits = Limits(relative_noise=0.03)
+
+
+class TestSimulatedOpuBitPlanes(_Shipped):
+    name = "simulated-opu"
+    options: ClassVar[dict[str, Any]] = {"encoding": "bit-planes", "bits": 6, "adc_bits": 12}
+    limits = Limits(relative_noise=0.03)
+
+
+class TestLightonmlSimulated(_Shipped):
+    name = "lightonml-simulated"
+
+
+class TestLightonmlSimulatedBitPlanes(_Shipped):
+    name = "lightonml-simulated"
+    options: ClassVar[dict[str, Any]] = {"encoding": "bit-planes"}
+
+
+class _BatchMaximum(DigitalBackend):
+    """Rounds to a scale that the whole batch shares: couples records."""
+
+    def _project(self, e: Tensor) -> Tensor:
+        scale = torch.nan_to_num(e).abs().amax() if len(e) else 1.0
+        return super()._project((e / scale * 100).round() * scale / 100)
+
+
+class _Reused(DigitalBackend):
+    """Answers out of one buffer."""
+
+    def _project(self, e: Tensor) -> Tensor:
+        answer = super()._project(e)
+        if not hasattr(self, "_buffer") or self._buffer.shape != answer.shape:
+            self._buffer = answer
+        return self._buffer.copy_(answer)
+
+
+class _NanSpreads(DigitalBackend):
+    """Subtracts a batch mean of zero weight: 0 * NaN."""
+
+    def _project(self, e: Tensor) -> Tensor:
+        return super()._project(e) + 0.0 * e.sum()
+
+
+class _NanHidden(DigitalBackend):
+    """Turns a broken record into an ordinary one."""
+
+    def _project(self, e: Tensor) -> Tensor:
+        return super()._project(torch.nan_to_num(e))
+
+
+class _WrongScale(DigitalBackend):
+    std = 1.05
+
+
+class _Rectified(DigitalBackend):
+    """What forgetting the negative frame does."""
+
+    def _project(self, e: Tensor) -> Tensor:
+        return super()._project(e.clamp_min(0))
+
+
+class _SeedIgnored(DigitalBackend):
+    def __init__(self, n_in: int, n_out: int, *, seed: int, noise: NoiseGenerator) -> None:
+        super().__init__(n_in, n_out, seed=0, noise=noise)
+
+
+class _ForgetfulFingerprint(DigitalBackend):
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), "seed": 0}
+
+
+class _NeverClosed(DigitalBackend):
+    def close(self) -> None:
+        pass
+
+
+class _Replayed(SimulatedOpuBackend):
+    """Hands the same dark frames out again."""
+
+    def dark(self, frames: int) -> Tensor:
+        self._require_open()
+        if frames not in self._old:
+            self._old[frames] = super().dark(frames)
+        return self._old[frames]
+
+    def __init__(self, n_in: int, n_out: int, *, seed: int, noise: NoiseGenerator) -> None:
+        super().__init__(n_in, n_out, seed=seed, noise=noise)
+        self._old: dict[int, Tensor] = {}
+
+
+class _Quiet(SimulatedOpuBackend):
+    """Has 5 % less dark noise than it claims credit for."""
+
+    def __init__(self, n_in: int, n_out: int, *, seed: int, noise: NoiseGenerator) -> None:
+        super().__init__(n_in, n_out, seed=seed, noise=noise)
+        self._camera = replace(self._camera, read_noise_electrons=4.75)
+
+
+@pytest.mark.parametrize(
+    ("broken", "caught_by"),
+    [
+        (_BatchMaximum, "check_row_independence"),
+        (_Reused, "check_shapes"),
+        (_NanSpreads, "check_non_finite_rows"),
+        (_NanHidden, "check_non_finite_rows"),
+        (_WrongScale, "check_scale"),
+        (_Rectified, "check_linear"),
+        (_SeedIgnored, "check_seed"),
+        (_ForgetfulFingerprint, "check_fingerprint"),
+        (_NeverClosed, "check_closing"),
+        (_Replayed, "check_dark_frames"),
+        (_Quiet, "check_dark_frames"),
+    ],
+)
+def test_suite_catches(broken: Any, caught_by: str) -> None:
+    def make(n_in: int, n_out: int, seed: int) -> ProjectionBackend:
+        device: ProjectionBackend = broken(
+            n_in, n_out, seed=seed, noise=NoiseGenerator.seeded(seed, "conformance")
+        )
+        return device
+
+    check = next(check for check in CHECKS if check.__name__ == caught_by)
+    with pytest.raises(ConformanceError):
+        check(make, Limits(relative_noise=0.03 if issubclass(broken, SimulatedOpuBackend) else 1e-5))
+
+
+def test_check_backend_runs_every_check() -> None:
+    names = check_backend(TestDigital().make)
+    assert names == [check.__name__ for check in CHECKS]
+    methods = {name.removeprefix("test_") for name in vars(BackendConformance) if name.startswith("test_")}
+    assert methods == {name.removeprefix("check_") for name in names}

@@ -1,0 +1,94 @@
+"""Devices by name: what is known, what is refused, and that looking costs nothing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.metadata import EntryPoint
+from typing import Any
+
+import pytest
+
+from noise_models.errors import DeviceError, UsageError
+from noise_models.generator import NoiseGenerator
+from optical_dfa import backends
+from optical_dfa.backends.digital import DigitalBackend
+
+
+def build(name: str, options: dict[str, Any] | None = None) -> Any:
+    return backends.create(
+        name, in_features=4, out_features=6, seed=1, noise=NoiseGenerator.seeded(1, "noise"), options=options
+    )
+
+
+class OutsideBackend(DigitalBackend):
+    name = "outside"
+
+
+def test_names() -> None:
+    assert list(backends.BACKENDS) == ["digital", "simulated-opu", "lightonml-simulated", "lightonml"]
+    for name in backends.BACKENDS:
+        assert backends.backend_class(name).name == name
+
+
+def test_the_registry_loads_neither_torch_nor_a_device() -> None:
+    code = (
+        "import sys, optical_dfa.backends as b; rows = b.available(); "
+        "assert len(rows) >= 4 and 'torch' not in sys.modules and 'lightonml' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_available_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = {name: (there, detail) for name, there, detail in backends.available()}
+    assert rows["digital"] == (True, "built in")
+    assert rows["lightonml-simulated"][0]
+    assert not rows["lightonml"][0]
+    assert "lightonopu" in rows["lightonml"][1]
+    monkeypatch.setattr(backends.util, "find_spec", lambda name: None)
+    rows = {name: (there, detail) for name, there, detail in backends.available()}
+    assert rows["simulated-opu"][0]
+    assert not rows["lightonml-simulated"][0]
+    assert "pip install" in rows["lightonml-simulated"][1]
+
+
+def test_third_party_backends(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = [
+        EntryPoint("outside", f"{__name__}:OutsideBackend", backends.ENTRY_POINT_GROUP),
+        EntryPoint("gone", "no_such_module:Device", backends.ENTRY_POINT_GROUP),
+        EntryPoint("digital", f"{__name__}:OutsideBackend", backends.ENTRY_POINT_GROUP),
+    ]
+    monkeypatch.setattr(backends, "entry_points", lambda group: points)
+    assert type(build("outside")) is OutsideBackend
+    assert type(build("digital")) is DigitalBackend  # a built-in name cannot be taken over
+    assert ("outside", True, f"installed: {__name__}:OutsideBackend") in backends.available()
+    with pytest.raises(DeviceError, match="no_such_module"):
+        build("gone")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("quantum", None, ["quantum", "digital", "simulated-opu", "lightonml"]),
+        ("digital", {"encoding": "ternary"}, ["encoding", "distribution"]),
+        ("digital", {"seed": 4}, ["seed", "distribution"]),
+        ("digital", {"distribution": "cauchy"}, ["cauchy", "normal", "uniform"]),
+        ("simulated-opu", {"treshold": 0.1}, ["treshold", "threshold"]),
+        ("simulated-opu", {"encoding": "analog"}, ["analog", "ternary", "bit-planes"]),
+        ("simulated-opu", {"bits": 4}, ["bits", "threshold"]),
+        ("simulated-opu", {"full_scale": 0.0}, ["full_scale", "positive"]),
+        ("simulated-opu", {"full_well_electrons": -5.0}, ["full_well_electrons", "positive"]),
+        ("simulated-opu", {"dark_pixels": 0}, ["dark_pixels", "1"]),
+        ("simulated-opu", {"adc_bits": 40}, ["40", "16"]),
+        ("simulated-opu", {"dark_amplification": 1000.0}, ["10 sigma", "gain"]),
+        ("simulated-opu", {"read_noise_electrons": -1.0}, ["read noise", "-1"]),
+        ("lightonml-simulated", {"threshold": 3.0}, ["3.0", "below 1"]),
+        ("lightonml-simulated", {"dark_pixels": 10}, ["dark_pixels", "encoding"]),
+    ],
+)
+def test_wrong_options(name: str, options: dict[str, Any] | None, words: list[str]) -> None:
+    with pytest.raises(UsageError) as caught:
+        build(name, options)
+    assert "\n" not in str(caught.value)
+    for word in words:
+        assert word in str(caught.value)
