@@ -24,6 +24,7 @@ from noise_models.errors import UsageError
 
 # Box-Muller's uniform has a lowest cell of probability 2^-63, all of which lands at 9.42 sigma: moving it
 # there is what the truncated tail costs in total variation, for a pair of normals and so for each of them.
+# It does not count that floating-point numbers are a grid: a statement about real numbers is printed for them.
 NORMAL_TAIL_MASS: Final = 2.0**-63
 
 # Normals a block: scratch (32 bytes a pair) and output stay in a 1 MiB second-level cache. numpy, not torch,
