@@ -21,6 +21,9 @@ class Kind(StrEnum):
     NONE = "none"
 
 
+RECORD_DP_RELEASES = ("digital", "dark-frame")  # THEORY T3 and T4
+
+
 @dataclass(frozen=True)
 class Guarantee:
     """(epsilon, delta)-differential privacy together with everything it depends on.
@@ -98,6 +101,48 @@ class Guarantee:
             raise UsageError(
                 f"not a stored guarantee ({error!r}): give what Guarantee.to_dict returned"
             ) from error
+
+    @classmethod
+    def of_run(
+        cls,
+        header: Mapping[str, Any],
+        epsilon: float,
+        delta: float,
+        accountant: str,
+        void: tuple[str, ...] = (),
+    ) -> Guarantee:
+        """The statement that a ledger's header and a computed epsilon make.
+
+        A run without release, a reproducible one, one that shows figures of private records, and one that is
+        `void` for other reasons have kind `none`; `epsilon` is then the nominal one.
+
+        Raises:
+            UsageError: the header names a release, or an adjacency, that there is no statement for.
+        """
+        if header["release"] == "none":
+            void = ("nothing was protected (release none)", *void)
+        elif header["release"] not in RECORD_DP_RELEASES:
+            raise UsageError(
+                f"release {header['release']!r} has no known guarantee: it must be one of "
+                f"none, {', '.join(RECORD_DP_RELEASES)}"
+            )
+        if header["reproducible"]:
+            void = (
+                "the generators were seeded (--reproducible): whoever knows the seed knows the noise",
+                *void,
+            )
+        if header.get("unsafe_diagnostics"):
+            void = ("figures computed from private records were shown (--unsafe-diagnostics)", *void)
+        return cls(
+            epsilon=math.inf if void else epsilon,
+            delta=delta,
+            adjacency=Adjacency(header.get("adjacency", Adjacency.ADD_REMOVE)),
+            kind=Kind.NONE if void else Kind.RECORD_DP,
+            accountant=accountant,
+            assumptions=(*void, *(header.get("assumptions") or ())),
+            nominal_epsilon=epsilon if void and header["release"] != "none" else None,
+            device_share=header.get("device_share") or None,
+        )
 
     def headline(self) -> str:
         """One line; a conditional or absent guarantee says so before any number."""

@@ -12,22 +12,21 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from noise_models.errors import UsageError
 from privacy.accounting import epsilon as composed_epsilon
 from privacy.accounting import resolves
 from privacy.adjacency import Adjacency
-from privacy.guarantee import Guarantee, Kind
+from privacy.guarantee import Guarantee
 from privacy.ledger import Ledger, Release
 
 LEDGER_FILE = "ledger.sqlite"
 CHECKPOINT_FILE = "checkpoint.safetensors"
 SUMMARY_FILE = "summary.json"
 TOLERANCE = 0.01  # relative difference in epsilon that two accountants may have
-RECORD_DP_RELEASES = ("digital", "dark-frame")  # THEORY T3 and T4
 _REQUIRED = ("release", "reproducible")
-_REQUIRED_PRIVATE = ("adjacency", "delta", "sample_rate", "noise_multiplier", "nominal_size", "batch_size")
+_REQUIRED_PRIVATE = ("adjacency", "sample_rate", "noise_multiplier", "nominal_size", "batch_size")
 
 
 @dataclass(frozen=True)
@@ -78,6 +77,13 @@ class AuditReport:
         }
 
 
+class _Claim(NamedTuple):
+    """What a run's summary says of itself."""
+
+    guarantee: Guarantee
+    steps: int
+
+
 def audit(run: Path | str, delta: float | None = None) -> AuditReport:
     """Audits a run folder, or a ledger file by itself.
 
@@ -97,19 +103,21 @@ def audit(run: Path | str, delta: float | None = None) -> AuditReport:
             findings += _check_checkpoint(folder / CHECKPOINT_FILE, ledger, header, notes)
         intact = not findings
         releases = ledger.releases()
-        guarantee = _recompute(header, releases, delta, intact, notes)
         findings += _check_ledger(header, releases, ledger)
-        reported = None
+        claim = None
         if folder is not None:
-            reported, more = _check_summary(folder / SUMMARY_FILE, guarantee, len(releases), notes)
+            claim, more = _read_summary(folder / SUMMARY_FILE, notes)
             findings += more
+        guarantee = _recompute(header, releases, _delta(run, header, claim, delta), intact, notes)
+        if claim is not None:
+            findings += _compare(claim, guarantee, len(releases), notes)
     return AuditReport(
         guarantee=guarantee,
         consistent=not findings,
         findings=tuple(findings),
         notes=tuple(notes),
         releases=len(releases),
-        reported_epsilon=reported,
+        reported_epsilon=None if claim is None else claim.guarantee.epsilon,
     )
 
 
@@ -123,7 +131,7 @@ def _header(ledger: Ledger, run: Path) -> dict[str, Any]:
         )
     if header["release"] == "none":
         return header
-    for key in ("delta", "sample_rate", "noise_multiplier", "nominal_size", "batch_size"):
+    for key in ("sample_rate", "noise_multiplier", "nominal_size", "batch_size"):
         value = header[key]
         if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
             raise UsageError(f"ledger of {run} has {key} = {value!r} in its header: it must be a number >= 0")
@@ -160,52 +168,41 @@ def _check_ledger(header: Mapping[str, Any], releases: list[Release], ledger: Le
         findings.append(
             f"releases come from {', '.join(sorted(sources))}, the header says {header['release']}"
         )
+    shares = [release.device_share for release in releases]
+    if shares and (header.get("device_share") or 0.0) > min(shares) + 1e-9:
+        findings.append(
+            f"the header says the device supplied {header['device_share']:.1%} of the noise variance, "
+            f"its releases {min(shares):.1%}"
+        )
     if releases and not header["reproducible"] and not ledger.events("key"):
         findings.append("releases without a registered generator key: its re-use could not be found")
     return findings
 
 
+def _delta(run: Path, header: Mapping[str, Any], claim: _Claim | None, asked: float | None) -> float:
+    """The delta to recompute epsilon at: the one asked for, else the header's, else the summary's."""
+    candidates = (asked, header.get("delta"), claim.guarantee.delta if claim else None)
+    chosen = next((value for value in candidates if isinstance(value, int | float)), None)
+    if chosen is None and header["release"] != "none":
+        raise UsageError(f"ledger of {run} fixes no delta: give the delta to audit at")
+    return 0.0 if chosen is None else float(chosen)
+
+
 def _recompute(
-    header: Mapping[str, Any],
-    releases: list[Release],
-    delta: float | None,
-    intact: bool,
-    notes: list[str],
+    header: Mapping[str, Any], releases: list[Release], delta: float, intact: bool, notes: list[str]
 ) -> Guarantee:
     """The guarantee that the ledger supports: none where it was damaged, since releases may be missing."""
     if header["release"] == "none":
-        return Guarantee(
-            epsilon=math.inf,
-            delta=0.0 if delta is None else delta,
-            adjacency=Adjacency.ADD_REMOVE,
-            kind=Kind.NONE,
-            accountant="none",
-            assumptions=("nothing was protected: release none",),
-        )
+        return Guarantee.of_run(header, math.inf, delta, "none")
     adjacency = Adjacency(header["adjacency"])
-    delta = header["delta"] if delta is None else delta
     beta = header.get("calibration_beta") or 0.0
     accountant = "numerical"
     if not resolves(delta - beta, len(releases)):
         accountant = "pld"
         notes.append(f"delta = {delta:g} is too small for the independent accountant: recomputed with pld")
     value = composed_epsilon(releases, delta, adjacency, accountant, beta=beta)
-    shares = [release.device_share for release in releases]
-    protected = intact and header["release"] in RECORD_DP_RELEASES and not header["reproducible"]
-    if not intact:
-        notes.append("the ledger was damaged: the nominal epsilon is that of the releases left in it")
-    elif header["reproducible"]:
-        notes.append("reproducible run: its noise can be recomputed from the seed, so it protects nothing")
-    return Guarantee(
-        epsilon=value if protected else math.inf,
-        delta=delta,
-        adjacency=adjacency,
-        kind=Kind.RECORD_DP if protected else Kind.NONE,
-        accountant=accountant,
-        assumptions=tuple(header.get("assumptions") or ()),
-        nominal_epsilon=None if protected else value,
-        device_share=min(shares) if any(shares) else None,
-    )
+    void = () if intact else ("the ledger was damaged: releases may be missing from the nominal epsilon",)
+    return Guarantee.of_run(header, value, delta, accountant, void)
 
 
 def _check_checkpoint(path: Path, ledger: Ledger, header: Mapping[str, Any], notes: list[str]) -> list[str]:
@@ -235,39 +232,36 @@ def _check_checkpoint(path: Path, ledger: Ledger, header: Mapping[str, Any], not
     return []
 
 
-def _check_summary(
-    path: Path, guarantee: Guarantee, releases: int, notes: list[str]
-) -> tuple[float | None, list[str]]:
-    """What the summary reports, and where it contradicts the ledger."""
+def _read_summary(path: Path, notes: list[str]) -> tuple[_Claim | None, list[str]]:
+    """What the run's summary claims, and findings."""
     if not path.exists():
         notes.append(f"no {path.name}: nothing was reported that could be compared")
         return None, []
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
-        reported = Guarantee.from_dict(summary["guarantee"])
-        steps = int(summary.get("steps") or 0)
+        return _Claim(Guarantee.from_dict(summary["guarantee"]), int(summary.get("steps") or 0)), []
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return None, [f"{path.name} is unreadable or has no guarantee ({error})"]
+
+
+def _compare(claim: _Claim, guarantee: Guarantee, releases: int, notes: list[str]) -> list[str]:
+    """Where the summary claims more than the ledger supports."""
     findings = []
-    if reported.kind is not guarantee.kind:
-        findings.append(
-            f"{path.name} reports kind {reported.kind.value}, the ledger supports {guarantee.kind.value}"
-        )
-    if guarantee.kind is not Kind.NONE and reported.adjacency is not guarantee.adjacency:
-        findings.append(
-            f"{path.name} reports adjacency {reported.adjacency.value}, "
-            f"the ledger has {guarantee.adjacency.value}"
-        )
-    for name, claimed, actual in (
-        ("epsilon", reported.epsilon, guarantee.epsilon),
-        ("nominal epsilon", reported.nominal_epsilon, guarantee.nominal_epsilon),
-    ):
-        if claimed is None or actual is None:
+    claimed = claim.guarantee
+    for name in ("kind", "adjacency"):
+        said, supported = getattr(claimed, name), getattr(guarantee, name)
+        if said is not supported:
+            findings.append(
+                f"{SUMMARY_FILE} reports {name} {said.value}, the ledger supports {supported.value}"
+            )
+    for name in ("epsilon", "nominal_epsilon"):
+        said, supported = getattr(claimed, name), getattr(guarantee, name)
+        if said is None or supported is None:
             continue
-        if reported.delta != guarantee.delta:
-            notes.append(f"{path.name} reports {name} at delta = {reported.delta:g}: not compared")
-        elif claimed < actual * (1 - TOLERANCE):
-            findings.append(f"{path.name} reports {name} {claimed:.4g}, the ledger gives {actual:.4g}")
-    if steps > releases and guarantee.accountant != "none":
-        findings.append(f"{path.name} reports {steps} steps, the ledger has {releases} releases")
-    return reported.epsilon, findings
+        if claimed.delta != guarantee.delta:
+            notes.append(f"{SUMMARY_FILE} reports {name} at delta = {claimed.delta:g}: not compared")
+        elif said < supported * (1 - TOLERANCE):
+            findings.append(f"{SUMMARY_FILE} reports {name} {said:.4g}, the ledger gives {supported:.4g}")
+    if claim.steps > releases and guarantee.accountant != "none":
+        findings.append(f"{SUMMARY_FILE} reports {claim.steps} steps, the ledger has {releases} releases")
+    return findings

@@ -29,6 +29,7 @@ HEADER: dict[str, Any] = {
     "nominal_size": N,
     "batch_size": BATCH,
     "reproducible": False,
+    "device_share": 0.9,
     "assumptions": ["the read noise is Gaussian"],
 }
 
@@ -122,6 +123,7 @@ def test_a_tampered_ledger_supports_nothing(tmp_path: Path, statement: str, find
     assert any(finding in line for line in report.findings), report.findings
     assert report.epsilon == math.inf
     assert report.guarantee.kind is Kind.NONE
+    assert "damaged" in report.guarantee.assumptions[0]
 
 
 def cut_and_continue(run: Path) -> None:
@@ -178,6 +180,7 @@ def test_contradictions(tmp_path: Path, change: Callable[[Path], None], finding:
         ({"sample_rate": 0.01, "batch_size": 10}, "has sample_rate 0.02"),
         ({"release": "digital"}, "come from dark-frame"),
         ({"release": "none"}, "release is none"),
+        ({"device_share": 0.95}, "95.0% of the noise variance"),
     ],
 )
 def test_a_header_that_its_releases_contradict(tmp_path: Path, header: dict[str, Any], finding: str) -> None:
@@ -204,6 +207,22 @@ def test_reproducible_is_no_guarantee_but_consistent(tmp_path: Path) -> None:
     assert not audit(run).consistent
     summary(run, claim(math.inf, Kind.NONE, nominal / 2))
     assert any("nominal" in line for line in audit(run).findings)
+
+
+def test_unsafe_diagnostics_void_the_guarantee(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", unsafe_diagnostics=True)
+    assert not audit(run).consistent  # its summary still claims record-dp
+    summary(run, claim(math.inf, Kind.NONE, epsilon({STEP: STEPS}, DELTA)))
+    report = audit(run)
+    assert report.consistent, report.findings
+    assert "--unsafe-diagnostics" in report.guarantee.assumptions[0]
+
+
+def test_a_run_without_a_budget_is_audited_at_the_delta_it_reports(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", delta=None)
+    assert audit(run).delta == DELTA
+    assert audit(run).epsilon == pytest.approx(epsilon({STEP: STEPS}, DELTA), rel=1e-3)
+    assert audit(run / "ledger.sqlite", delta=1e-6).delta == 1e-6
 
 
 def test_a_run_without_release(tmp_path: Path) -> None:
@@ -240,9 +259,11 @@ def test_what_cannot_be_audited(tmp_path: Path) -> None:
         ("a", {"release": "digital", "reproducible": False}),
         ("b", {**HEADER, "adjacency": "neighbours"}),
         ("c", {**HEADER, "nominal_size": None}),
+        ("d", {**HEADER, "release": "per-record"}),
+        ("e", {**HEADER, "delta": None}),
     ):
         with Ledger.create(tmp_path / name, header):
             pass
-        with pytest.raises(UsageError, match=r"header|adjacency") as caught:
+        with pytest.raises(UsageError, match=r"header|adjacency|no known guarantee|fixes no delta") as caught:
             audit(tmp_path / name)
         assert "\n" not in str(caught.value)
