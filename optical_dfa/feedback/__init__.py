@@ -1,0 +1,50 @@
+"""Feedback rules, and how they are put on a module.
+
+`RULES` is the registry: a new rule is one new file and one line here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from noise_models.errors import UsageError
+
+if TYPE_CHECKING:
+    from optical_dfa.feedback.aligned import AlignedModule, align, unalign
+    from optical_dfa.feedback.rule import FeedbackRule
+
+RULES: dict[str, str] = {
+    "bp": "optical_dfa.feedback.bp:Backpropagation",
+    "dfa": "optical_dfa.feedback.dfa:DirectFeedbackAlignment",
+    "shallow": "optical_dfa.feedback.shallow:Shallow",
+}
+
+__all__ = ["RULES", "AlignedModule", "align", "make_rule", "unalign"]
+
+
+def make_rule(name: str, options: Mapping[str, Any] | None = None) -> FeedbackRule:
+    """The registered rule `name`, built with its own options.
+
+    Raises:
+        UsageError: unknown name, unknown option or an option value out of range.
+    """
+    if name not in RULES:
+        raise UsageError(f"unknown rule {name!r}; choose one of {', '.join(RULES)}")
+    module, _, attribute = RULES[name].partition(":")
+    rule_class = getattr(importlib.import_module(module), attribute)
+    known = list(inspect.signature(rule_class).parameters)
+    for option in options or {}:
+        if option not in known:
+            allowed = f"it has {', '.join(known)}" if known else "it has none"
+            raise UsageError(f"rule {name} has no option {option!r}; {allowed}")
+    rule: FeedbackRule = rule_class(**(options or {}))
+    return rule
+
+
+def __getattr__(name: str) -> Any:
+    if name in {"AlignedModule", "align", "unalign"}:  # these load torch, the registry alone does not
+        return getattr(importlib.import_module("optical_dfa.feedback.aligned"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

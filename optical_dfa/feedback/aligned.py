@@ -1,0 +1,337 @@
+"""`align`: train any module with a feedback rule, through one autograd function at its root."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from noise_models.errors import UsageError
+from noise_models.generator import NoiseGenerator, derive_seed
+from optical_dfa.backends import create
+from optical_dfa.backends.base import ProjectionBackend
+from optical_dfa.feedback import make_rule
+from optical_dfa.feedback.cuts import OUTPUT, Trace, trace
+from optical_dfa.feedback.points import Tape, default_points, install, remove
+from optical_dfa.feedback.rule import FeedbackRule, Point
+from optical_dfa.training.capture import Capture
+
+LossReduction = Literal["mean", "sum"]
+
+
+class _RootFeedback(torch.autograd.Function):
+    """Identity on the output; its backward hands (e, g_1, ..., g_L) to the output and to the kept points."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, aligned: AlignedModule, indices: Sequence[int], output: Tensor, *kept: Tensor
+    ) -> Tensor:
+        ctx.aligned = aligned
+        ctx.indices = indices
+        ctx.shapes = [h.shape for h in kept]
+        ctx.dtypes = [h.dtype for h in kept]
+        return output.view_as(output)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        error, signals = ctx.aligned.teach(grad)
+        kept = [
+            None if signals[index] is None else signals[index].reshape(shape).to(dtype)
+            for index, shape, dtype in zip(ctx.indices, ctx.shapes, ctx.dtypes, strict=True)
+        ]
+        return (None, None, error, *kept)
+
+
+class AlignedModule(nn.Module):
+    """A module under a feedback rule. `loss.backward()` does everything.
+
+    Made by `align`. Evaluation (under `torch.no_grad()`) is the plain module; whenever gradients are enabled the
+    cuts are in force, so that nothing is ever backpropagated silently.
+
+    Attributes:
+        module: the plain module.
+        rule, backend: the rule, and its device (None for rules that do not project).
+        points: the feedback points.
+        cuts: what every root trains, as verified on autograd's graph.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        rule: FeedbackRule,
+        backend: ProjectionBackend | None,
+        points: Sequence[Point],
+        traced: Trace,
+        loss_reduction: LossReduction,
+        example: Sequence[Tensor],
+    ) -> None:
+        super().__init__()
+        self.module = module
+        self.rule = rule
+        self.backend = backend
+        self.points = tuple(points)
+        self.cuts = tuple(traced.cuts)
+        self.loss_reduction = loss_reduction
+        self._example = [(tuple(x.shape[1:]), x.dtype) for x in example]  # shapes only: no record is kept
+        self._uses = traced.uses
+        self._tape = Tape()
+        self._capture: Capture | None = None
+        if rule.cuts:
+            install(module, [point.name for point in points], self._tape)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The module's output; its backward pass is the rule's.
+
+        Raises:
+            UsageError: the output is not one tensor; in a private run, the batch did not come from its loader.
+        """
+        if not torch.is_grad_enabled():
+            plain: Tensor = self.module(*args, **kwargs)
+            return plain
+        self._tape.kept = []
+        try:
+            if self._capture is None:
+                output = self.module(*args, **kwargs)
+            else:
+                with self._capture.recording():
+                    output = self.module(*args, **kwargs)
+                self._capture.check_batch(output)
+            kept = self._tape.kept if self.rule.teaches_hidden else []
+        finally:
+            self._tape.kept = None
+        if not self.rule.cuts and self._capture is None:
+            return output  # type: ignore[no-any-return]  # plain autograd
+        indices = [index for index, _ in kept]
+        result: Tensor = _RootFeedback.apply(self, indices, output, *(h for _, h in kept))  # type: ignore[no-untyped-call]
+        return result
+
+    def teach(self, grad: Tensor) -> tuple[Tensor, list[Tensor | None]]:
+        """From the loss gradient at the output, what goes on to the output and to each point.
+
+        Args:
+            grad: dL/dz, shape (m, ...). A mean loss is undone with the realised m first, so that the device sees
+                the error of single records; a private capture keeps it undone (sum of records), otherwise the
+                mean is put back, on output and hidden layers alike.
+        """
+        records = grad.shape[0] if self.loss_reduction == "mean" else 1
+        error = grad * records if records != 1 else grad
+        signals: list[Tensor | None] = [None for _ in self.points]
+        if self.points and self.rule.teaches_hidden:
+            rows = error.reshape(-1, _components(error))
+            rows = rows if rows.dtype in (torch.float32, torch.float64) else rows.float()
+            signals = self.rule.feedback(rows, self.points, self.backend)
+        if self._capture is not None:
+            return error, signals
+        if records > 1:
+            for signal in signals:
+                if signal is not None:
+                    signal.div_(records)
+        return grad, signals
+
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters this rule trains: those some root with a teaching signal reaches, by name."""
+        roots = self.cuts if self.rule.teaches_hidden else [cut for cut in self.cuts if cut.root == OUTPUT]
+        names = {name for cut in roots for name in cut.parameters}
+        return {name: p for name, p in self.module.named_parameters() if name in names and p.requires_grad}
+
+    def start_capture(self) -> Capture:
+        """Record per-record contributions from now on, instead of forming gradients (privacy.PrivacyEngine calls it).
+
+        Raises:
+            UsageError: a trained parameter belongs to a layer that mixes records or is not supported.
+        """
+        self._capture = Capture(self.module, self.trained_parameters(), self.example, self._uses)
+        return self._capture
+
+    def stop_capture(self) -> None:
+        """Form gradients as usual again."""
+        if self._capture is not None:
+            self._capture.remove()
+            self._capture = None
+
+    def example(self, records: int) -> list[Tensor]:
+        """Random inputs of the shapes `align` saw; no record is ever kept for this."""
+        sizes = [part.num_embeddings for part in self.module.modules() if isinstance(part, nn.Embedding)]
+        return random_inputs(self._example, records, min(sizes, default=2))
+
+    def describe(self) -> dict[str, Any]:
+        """Rule, device and points (JSON types), for checkpoints and the ledger."""
+        return {
+            "rule": self.rule.name,
+            "rule_options": dict(vars(self.rule)),
+            "backend": None if self.backend is None else self.backend.describe(),
+            "fingerprint": None if self.backend is None else self.backend.fingerprint(),
+            "points": [[point.name, list(point.shape)] for point in self.points],
+        }
+
+    def get_extra_state(self) -> Tensor:
+        """The description as bytes, so that `state_dict` says which feedback it was trained with."""
+        text = json.dumps(self.describe(), sort_keys=True)
+        return torch.tensor(list(text.encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Refuse a state that was trained with another rule, other points or another device.
+
+        Raises:
+            UsageError: naming what differs.
+        """
+        saved = json.loads(bytes(state.tolist()).decode())
+        here = json.loads(json.dumps(self.describe()))
+        for key in ("rule", "points", "fingerprint"):
+            if saved[key] != here[key]:
+                raise UsageError(
+                    f"this state was trained with {key} {saved[key]}, not {here[key]}; "
+                    "align the module with the same rule, points and device (backend, seed, options)"
+                )
+
+
+def align(
+    module: nn.Module,
+    *,
+    rule: FeedbackRule | str = "dfa",
+    backend: ProjectionBackend | str = "digital",
+    example: Tensor | Sequence[Tensor] | None = None,
+    points: Sequence[str] | None = None,
+    loss_reduction: LossReduction = "mean",
+    seed: int = 0,
+    rule_options: Mapping[str, Any] | None = None,
+    backend_options: Mapping[str, Any] | None = None,
+    noise: NoiseGenerator | None = None,
+    show: Callable[[str], None] | None = print,
+) -> AlignedModule:
+    """Train `module` with a feedback rule instead of backpropagation.
+
+    Args:
+        module: any module with one output tensor of shape (records, [positions,] components).
+        rule: a rule, or its registered name.
+        backend: a device, or its registered name. One device serves all points; each reads its slice of one frame.
+        example: inputs with records first, for their shapes only. May be left out where the first layer is linear.
+        points: names of the modules to cut at; by default the activation modules and embeddings.
+        loss_reduction: "mean" if the loss averages over the records, "sum" if it adds them.
+        seed: seeds the device's transmission matrix (only where `backend` is a name).
+        rule_options, backend_options: options of a rule or device given by name.
+        noise: generator of a simulated device's noise; by default a cryptographic one.
+        show: is given the list of cuts, a line each; None keeps quiet.
+    Returns:
+        the aligned module; `unalign` gives the plain one back.
+    Raises:
+        UsageError: unknown names or options, a graph that the points do not cut, a device of the wrong size.
+    """
+    if isinstance(module, AlignedModule):
+        raise UsageError("the module is already aligned; unalign() it first")
+    if loss_reduction not in ("mean", "sum"):
+        raise UsageError(f"loss_reduction is {loss_reduction!r}; it must be 'mean' or 'sum'")
+    chosen = make_rule(rule, rule_options) if isinstance(rule, str) else rule
+    inputs = _example_inputs(module, example)
+    names = list(points) if points is not None else default_points(module)
+    if not chosen.cuts:
+        names = []
+    traced = trace(module, names, inputs, strict=False)
+    if points is None and names:
+        # The last activation may be the output itself, and one above frozen layers teaches nobody.
+        useful = {cut.root for cut in traced.cuts if cut.parameters}
+        ends = {names[i] for i, h in traced.kept if h.data_ptr() == traced.output.data_ptr()}
+        names = [name for name in names if name in useful and name not in ends]
+    if chosen.cuts:
+        traced = trace(module, names, inputs, strict=points is None)
+    located = _locate(names, traced.output, traced.kept)
+    needed = sum(point.width for point in located)
+    device: ProjectionBackend | None = None
+    if chosen.projects and located:
+        if isinstance(backend, str):
+            device = create(
+                backend,
+                in_features=_components(traced.output),
+                out_features=needed,
+                seed=derive_seed(seed, "feedback"),
+                noise=noise or NoiseGenerator.secure("device"),
+                options=backend_options,
+            )
+        else:
+            device = backend
+        if device.in_features != _components(traced.output) or device.out_features < needed:
+            raise UsageError(
+                f"the device projects {device.in_features} -> {device.out_features}, but the network needs "
+                f"{_components(traced.output)} -> {needed} (the sum of the widths at its feedback points)"
+            )
+    aligned = AlignedModule(module, chosen, device, located, traced, loss_reduction, inputs)
+    if show is not None:
+        show("\n".join(str(cut) for cut in aligned.cuts))
+    return aligned
+
+
+def unalign(aligned: AlignedModule) -> nn.Module:
+    """The plain module, without hooks, trained as it is."""
+    remove(aligned.module, aligned._tape)
+    aligned.stop_capture()
+    return aligned.module
+
+
+def random_inputs(
+    shapes: Sequence[tuple[tuple[int, ...], torch.dtype]], records: int, vocabulary: int
+) -> list[Tensor]:
+    """Random inputs for probing a module: normal where floating, below `vocabulary` where integer."""
+    generator = torch.Generator().manual_seed(0)
+    return [
+        torch.randn(records, *shape, generator=generator, dtype=dtype)
+        if dtype.is_floating_point
+        else torch.randint(0, vocabulary, (records, *shape), generator=generator).to(dtype)
+        for shape, dtype in shapes
+    ]
+
+
+def _example_inputs(module: nn.Module, example: Tensor | Sequence[Tensor] | None) -> list[Tensor]:
+    """Two random records of the example's shapes (never the example itself, which may be private)."""
+    if example is None:
+        first = next(
+            (part for part in module.modules() if next(part.parameters(recurse=False), None) is not None),
+            None,
+        )
+        if not isinstance(first, nn.Linear):
+            raise UsageError(
+                "the shape of the inputs cannot be told from the module; pass example=a batch of inputs"
+            )
+        given = [torch.empty(1, first.in_features, dtype=first.weight.dtype)]
+    else:
+        given = [example] if isinstance(example, Tensor) else list(example)
+    sizes = [part.num_embeddings for part in module.modules() if isinstance(part, nn.Embedding)]
+    return random_inputs([(tuple(x.shape[1:]), x.dtype) for x in given], 2, min(sizes, default=2))
+
+
+def _components(output: Tensor) -> int:
+    """c: the size of the output's last axis, 1 for an output of one number a record."""
+    return output.shape[-1] if output.ndim > 1 else 1
+
+
+def _locate(names: Sequence[str], output: Tensor, kept: Sequence[tuple[int, Tensor]]) -> list[Point]:
+    """Where each point reads the frame: dense over its output, or per position where the network has positions."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for index, h in kept:
+        name = names[index]
+        if output.ndim > 2:
+            if h.shape[:-1] != output.shape[:-1]:
+                raise UsageError(
+                    f"feedback point {name} has shape {tuple(h.shape)} where the output has positions "
+                    f"{tuple(output.shape[:-1])}; cut where the positions are the output's"
+                )
+            shape: tuple[int, ...] = (h.shape[-1],)
+        else:
+            shape = tuple(h.shape[1:])
+        if shapes.setdefault(name, shape) != shape:
+            raise UsageError(
+                f"feedback point {name} is called with shapes {shapes[name]} and {shape}; it needs one"
+            )
+    points = []
+    start = 0
+    for name in names:
+        if name not in shapes:
+            raise UsageError(f"feedback point {name} is never called in a forward pass")
+        points.append(Point(name, shapes[name], start))
+        start += math.prod(shapes[name])
+    return points

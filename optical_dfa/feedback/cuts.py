@@ -1,0 +1,219 @@
+"""Proof that the cuts cut: what each root of the backward pass reaches, read from autograd's own graph."""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import Node
+
+from noise_models.errors import UsageError
+from optical_dfa.feedback.points import Tape, install
+
+OUTPUT = "output"
+
+# Nodes that apply a nonlinearity element by element, and nodes that end the search for one after a point.
+_NONLINEAR = (
+    "Celu", "Elu", "Gelu", "Hardsigmoid", "Hardswish", "Hardtanh", "LeakyRelu", "LogSigmoid", "Mish", "Relu",
+    "RreluWithNoise", "Sigmoid", "Silu", "Softplus", "Softshrink", "Tanh",
+)  # fmt: skip
+_MATRIX = ("Addmm", "Mm", "Bmm", "Baddbmm", "Convolution", "Embedding", "Linear", "Mv", "Addmv")
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One root of the backward pass.
+
+    Attributes:
+        root: the feedback point's name, or "output".
+        shape: shape of the tensor at the root, without the record axis.
+        parameters: names of the parameters this root trains.
+    """
+
+    root: str
+    shape: tuple[int, ...]
+    parameters: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.root} {list(self.shape)} <- {', '.join(self.parameters) or 'nothing to train'}"
+
+
+@dataclass
+class Trace:
+    """One traced forward pass.
+
+    Attributes:
+        output: the module's output.
+        kept: (index of the point, its output), in call order.
+        cuts: what every root trains.
+        uses: how often the graph uses each parameter.
+    """
+
+    output: Tensor
+    kept: list[tuple[int, Tensor]]
+    cuts: list[Cut]
+    uses: dict[str, int]
+
+
+def trace(module: nn.Module, names: Sequence[str], example: Sequence[Tensor], *, strict: bool) -> Trace:
+    """Run a copy of `module` on `example` with hooks at `names`, and check every root's graph.
+
+    Args:
+        module: the module to cut; it is copied, so its buffers and its graph stay as they are.
+        names: feedback points.
+        example: inputs, records in the first dimension.
+        strict: refuse two weight matrices in series under one root (backpropagation between them).
+    Raises:
+        UsageError: the graph still connects two roots (a skip around a point), or a nonlinearity after the point
+            of a layer drops its derivative, or (strict) a root backpropagates through a second matrix.
+    """
+    twin = copy.deepcopy(module)
+    tape = Tape()
+    install(twin, names, tape)
+    inputs = [x.clone().requires_grad_() if x.is_floating_point() else x for x in example]
+    tape.kept, tape.markers = [], []
+    with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        output = twin(*[x.clone() for x in inputs])
+    if not isinstance(output, Tensor):
+        raise UsageError(f"the module returns {type(output).__name__}; it must return one tensor of outputs")
+    roots = [(OUTPUT, output), *((names[index], h) for index, h in tape.kept)]
+    graph = _Graph([h for _, h in roots], [*tape.markers, *(x for x in inputs if x.requires_grad)])
+    owners = {id(p): name for name, p in twin.named_parameters()}
+
+    _check_separate(graph, roots)
+    parts = dict(twin.named_modules())
+    for (index, _), marker in zip(tape.kept, tape.markers, strict=True):
+        layer = parts[names[index]]
+        if next(layer.children(), None) is None and next(layer.parameters(recurse=False), None) is not None:
+            _check_derivative_kept(graph, marker, names[index])
+    trained: dict[str, dict[str, None]] = {OUTPUT: {}, **{name: {} for name in names}}
+    for root, h in roots:
+        reached = graph.parameters(h)
+        trained[root].update((owners[id(p)], None) for p in reached if id(p) in owners)
+        if strict:
+            _check_one_matrix(graph, h, root, owners)
+    shapes = {root: tuple(h.shape[1:]) for root, h in roots}
+    cuts = [Cut(root, shapes[root], tuple(params)) for root, params in trained.items() if root in shapes]
+    uses = {
+        owners[id(variable)]: len(graph.consumers[node])
+        for node in graph.below
+        if (variable := _variable(node)) is not None and id(variable) in owners
+    }
+    return Trace(output.detach(), tape.kept, cuts, uses)
+
+
+class _Graph:
+    """Autograd's graph below some tensors, with the nodes that depend on data told from those that do not."""
+
+    def __init__(self, roots: Sequence[Tensor], markers: Sequence[Tensor]) -> None:
+        self.consumers: dict[Node, list[Node]] = defaultdict(list)
+        self.below: dict[Node, tuple[Node, ...]] = {}
+        todo = [root.grad_fn for root in roots if root.grad_fn is not None]
+        while todo:
+            node = todo.pop()
+            if node in self.below:
+                continue
+            self.below[node] = tuple(edge[0] for edge in node.next_functions if edge[0] is not None)
+            for child in self.below[node]:
+                self.consumers[child].append(node)
+                todo.append(child)
+        marked = {id(m) for m in markers}
+        # A node depends on data if it reaches an input or a cut copy; an embedding's integer input leaves no edge.
+        self.data: set[Node] = set()
+        todo = [n for n in self.below if id(_variable(n)) in marked or n.name().startswith("Embedding")]
+        while todo:
+            node = todo.pop()
+            if node not in self.data:
+                self.data.add(node)
+                todo.extend(self.consumers[node])
+
+    def reach(self, node: Node) -> set[Node]:
+        """Every node at or below `node`."""
+        seen: set[Node] = set()
+        todo = [node]
+        while todo:
+            current = todo.pop()
+            if current not in seen:
+                seen.add(current)
+                todo.extend(self.below[current])
+        return seen
+
+    def parameters(self, h: Tensor) -> list[Tensor]:
+        """The leaves `h` depends on, markers included."""
+        found = [] if h.grad_fn is None else [_variable(node) for node in self.reach(h.grad_fn)]
+        return [variable for variable in found if variable is not None]
+
+    def matrix_uses(self, h: Tensor) -> dict[Node, Tensor]:
+        """The data nodes below `h` at which a weight matrix enters, with that matrix."""
+        uses: dict[Node, Tensor] = {}
+        for node in self.reach(h.grad_fn) if h.grad_fn is not None else ():
+            variable = _variable(node)
+            if variable is None or variable.ndim < 2 or node in self.data:
+                continue
+            todo = list(self.consumers[node])
+            while todo:
+                consumer = todo.pop()
+                if consumer in self.data:
+                    uses[consumer] = variable
+                else:
+                    todo.extend(self.consumers[consumer])
+        return uses
+
+
+def _variable(node: Node) -> Tensor | None:
+    """The leaf an AccumulateGrad node accumulates into."""
+    variable = getattr(node, "variable", None)
+    return variable if isinstance(variable, Tensor) else None
+
+
+def _operation(node: Node) -> str:
+    return node.name().removesuffix("0").removesuffix("Backward")
+
+
+def _check_separate(graph: _Graph, roots: Sequence[tuple[str, Tensor]]) -> None:
+    """No node that carries data lies below two roots: otherwise one of them leaks backpropagation."""
+    owner: dict[Node, str] = {}
+    for root, h in roots:
+        if h.grad_fn is None:
+            continue
+        for node in graph.reach(h.grad_fn) & graph.data:
+            if _variable(node) is not None:
+                continue  # a cut copy or an input: gradients end there
+            other = owner.setdefault(node, root)
+            if other != root:
+                raise UsageError(
+                    f"autograd still connects {other} and {root} (through {_operation(node)}): a skip connection goes "
+                    "around a feedback point; put the point after the addition, or cut the branch at its start too"
+                )
+
+
+def _check_derivative_kept(graph: _Graph, marker: Tensor, name: str) -> None:
+    """A layer's own output must not be cut before its nonlinearity, which would drop phi'."""
+    todo = [node for node in graph.below if _variable(node) is marker]
+    while todo:
+        for consumer in graph.consumers[todo.pop()]:
+            operation = _operation(consumer)
+            if operation in _NONLINEAR:
+                raise UsageError(
+                    f"feedback point {name} is cut before its nonlinearity ({operation.lower()}), which drops the "
+                    "derivative; make it an activation module (e.g. nn.Tanh) and cut there"
+                )
+            if operation not in _MATRIX:
+                todo.append(consumer)
+
+
+def _check_one_matrix(graph: _Graph, h: Tensor, root: str, owners: dict[int, str]) -> None:
+    """With default points, no root may backpropagate through one weight matrix into another."""
+    uses = graph.matrix_uses(h)
+    for node, matrix in uses.items():
+        for below in graph.reach(node) & uses.keys():
+            if below is not node:
+                first, second = owners.get(id(uses[below])), owners.get(id(matrix))
+                raise UsageError(
+                    f"{first} and {second} are in one segment below {root}: the gradient would be backpropagated "
+                    "between them; use activation modules (nn.Tanh, not torch.tanh), or name the points= yourself"
+                )

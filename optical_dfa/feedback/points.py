@@ -1,0 +1,96 @@
+"""Feedback points on any module: which outputs are cut, and the hooks that cut them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from noise_models.errors import UsageError
+
+ACTIVATIONS: tuple[type[nn.Module], ...] = (
+    nn.CELU, nn.ELU, nn.GELU, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.LeakyReLU, nn.LogSigmoid, nn.Mish,
+    nn.PReLU, nn.ReLU, nn.ReLU6, nn.RReLU, nn.SELU, nn.SiLU, nn.Sigmoid, nn.Softplus, nn.Softshrink, nn.Softsign,
+    nn.Tanh, nn.Tanhshrink,
+)  # fmt: skip
+# An embedding has no activation, and what follows it would otherwise backpropagate into it.
+DEFAULT_POINTS = (*ACTIVATIONS, nn.Embedding)
+
+
+class Tape:
+    """What one forward pass keeps: (index of the point, its output with its history), in call order.
+
+    Attributes:
+        kept: None outside the aligned module's forward pass.
+        markers: when tracing, the detached copies, which then require grad and so mark the graph.
+    """
+
+    def __init__(self) -> None:
+        self.kept: list[tuple[int, Tensor]] | None = None
+        self.markers: list[Tensor] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"kept": None, "markers": None}  # a copy or a pickle starts between two passes
+
+
+class PointHook:
+    """Forward hook of one feedback point: keeps the output, lets its detached copy go on.
+
+    A class, not a closure, so that an aligned module can be deep-copied and pickled.
+    """
+
+    def __init__(self, tape: Tape, index: int, name: str) -> None:
+        self.tape = tape
+        self.index = index
+        self.name = name
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return None
+        if self.tape.kept is None:
+            raise UsageError(
+                f"the module inside an aligned module was called directly (at {self.name}); "
+                "call the aligned module, or unalign() it first"
+            )
+        if not isinstance(output, Tensor):
+            raise UsageError(
+                f"feedback point {self.name} returns {type(output).__name__}; it must return one tensor"
+            )
+        self.tape.kept.append((self.index, output))
+        if self.tape.markers is None:
+            return output.detach()
+        marker = output.detach().requires_grad_()
+        self.tape.markers.append(marker)
+        return marker.clone()  # what follows may work in place, which a leaf does not allow
+
+
+def default_points(module: nn.Module) -> list[str]:
+    """Names of the modules whose outputs are cut unless the caller names others: activations and embeddings."""
+    return [name for name, part in module.named_modules() if isinstance(part, DEFAULT_POINTS)]
+
+
+def install(module: nn.Module, names: Sequence[str], tape: Tape) -> None:
+    """Put a hook on each named module.
+
+    Raises:
+        UsageError: a name that is not a submodule, or given twice.
+    """
+    parts = dict(module.named_modules())
+    for index, name in enumerate(names):
+        if name not in parts or not name:
+            raise UsageError(
+                f"there is no module {name!r} to cut at; there are {', '.join(n for n in parts if n)}"
+            )
+        if name in names[:index]:
+            raise UsageError(f"feedback point {name!r} is named twice")
+        parts[name].register_forward_hook(PointHook(tape, index, name))
+
+
+def remove(module: nn.Module, tape: Tape) -> None:
+    """Take the hooks of `tape` off again."""
+    for part in module.modules():
+        hooks = part._forward_hooks
+        for key in [key for key, hook in hooks.items() if isinstance(hook, PointHook) and hook.tape is tape]:
+            del hooks[key]

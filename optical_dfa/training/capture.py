@@ -1,0 +1,315 @@
+"""Private capture: leaf layers record (input, delta); no weight gradient is ever formed un-clipped.
+
+Implements `privacy.protocols.Contributions` for an aligned module. While a captured forward pass runs, the
+parameters are frozen, so autograd carries only the teaching signals; each trained layer's output passes through
+`_Record`, whose backward notes what the release needs.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from noise_models.errors import UsageError
+from optical_dfa.training.contributions import Contribution, combine, sum_rounding
+from optical_dfa.training.layers import LAYERS, refuse_mixing
+
+
+@dataclass
+class Use:
+    """One call of one trained layer, after its backward pass."""
+
+    layer: str
+    x: Tensor
+    delta: Tensor
+
+
+class _Record(torch.autograd.Function):
+    """Identity on a layer's output; the backward notes the layer's input and delta."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, anchor: Tensor, capture: Capture, layer: str, x: Tensor) -> Tensor:
+        ctx.capture, ctx.layer, ctx.x = capture, layer, x
+        return output.view_as(output)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        ctx.capture.uses.append(Use(ctx.layer, ctx.x, grad.detach()))
+        return (grad if ctx.needs_input_grad[0] else None), None, None, None, None
+
+
+class _LayerHook:
+    """Forward hook of one trained layer."""
+
+    def __init__(self, capture: Capture, layer: str) -> None:
+        self.capture = capture
+        self.layer = layer
+
+    def __call__(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        if not self.capture.active:
+            return None
+        x = args[0].detach()
+        self.capture.calls.append((self.layer, x, output.detach()))
+        return _Record.apply(output, self.capture.anchor, self.capture, self.layer, x)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class Capture:
+    """The pending contributions of one batch handed out by the private loader.
+
+    All forward and backward passes between two batches belong to the same records, position by position: their
+    contributions are clipped jointly, whatever the number of passes.
+
+    Attributes:
+        parameters: the parameters that are released, in the order of the flat sum.
+        dimension: length of the flat sum.
+        expected_records: asks the engine how many records the batch now handed out has (None = there is none).
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        trained: Mapping[str, nn.Parameter],
+        example: Callable[[int], Sequence[Tensor]],
+        graph_uses: Mapping[str, int],
+    ) -> None:
+        """
+        Args:
+            module: the plain module.
+            trained: the parameters the rule trains, by name.
+            example: random inputs for a number of records.
+            graph_uses: how often autograd's graph uses each parameter in one forward pass.
+        Raises:
+            UsageError: a layer mixes records, a trained parameter's layer is not supported, or a forward pass uses
+                a parameter outside its layer.
+        """
+        self.module = module
+        self.parameters = dict(trained)
+        if not self.parameters:
+            raise UsageError("there is nothing to train: every parameter is frozen")
+        self.dimension = sum(p.numel() for p in self.parameters.values())
+        self.expected_records: Callable[[], int | None] = lambda: None
+        self.active = False
+        self.uses: list[Use] = []
+        self.calls: list[tuple[str, Tensor, Tensor]] = []
+        self.anchor = torch.zeros((), requires_grad=True)
+        self._contributions: dict[str, Contribution] | None = None
+        self._positions = 1
+        refuse_mixing(module)
+        self._layers = self._trained_layers()
+        for name, layer in self._layers.items():
+            # First, so that a layer that is itself a feedback point is recorded before it is cut.
+            layer.register_forward_hook(_LayerHook(self, name), prepend=True)
+        try:
+            self._check_records_apart(example)
+            self._check_uses(example, graph_uses)
+        except BaseException:
+            self.remove()
+            raise
+
+    def remove(self) -> None:
+        """Take the hooks off the module again."""
+        for layer in self._layers.values():
+            hooks = layer._forward_hooks
+            for key in [
+                k for k, hook in hooks.items() if isinstance(hook, _LayerHook) and hook.capture is self
+            ]:
+                del hooks[key]
+
+    # ---- during the passes
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """One captured forward pass: parameters frozen, trained layers recorded."""
+        thawed = [p for p in self.module.parameters() if p.requires_grad]
+        self.calls = []
+        self.active = True
+        try:
+            for p in thawed:
+                p.requires_grad_(False)
+            yield
+        finally:
+            self.active = False
+            for p in thawed:
+                p.requires_grad_(True)
+
+    def check_batch(self, output: Tensor) -> None:
+        """The pass just run must have been on the batch now handed out, records first everywhere.
+
+        Raises:
+            UsageError: another batch, or a layer that does not see one row a record.
+        """
+        records = self.expected_records()
+        if records is None:
+            raise UsageError(
+                "a private forward pass needs a batch from the loader that make_private returned; "
+                "evaluate under torch.no_grad()"
+            )
+        self._check_records(records, output)
+
+    def _check_records(self, records: int, output: Tensor) -> None:
+        for name, rows in [
+            *((name, x.shape[0]) for name, x, _ in self.calls),
+            ("the output", output.shape[0]),
+        ]:
+            if rows != records:
+                raise UsageError(
+                    f"{name} sees {rows} rows for {records} records; in a private run every layer keeps the records "
+                    "in its first dimension, and the batch is the one the private loader handed out"
+                )
+
+    # ---- the Contributions protocol
+
+    def norms(self) -> Tensor:
+        """Upper bounds on the joint norm of each record's whole stack, shape (m,), float64; inf or NaN as they come."""
+        parts = self._gather()
+        total = torch.zeros(self.expected_records() or 0, dtype=torch.float64, device=self.anchor.device)
+        for name, part in parts.items():
+            if part.positions > self._positions:
+                raise UsageError(
+                    f"{name} is used at {part.positions} positions of a record, but align() saw {self._positions}; "
+                    "give align() an example as long as the longest record"
+                )
+            total += part.squared_norms()
+        return total.sqrt()
+
+    def add_clipped(self, factors: Tensor, out: Tensor) -> None:
+        """`out += sum_i factors_i X_i` over the flat stack; a record of factor 0 adds nothing, whatever it holds.
+
+        Args:
+            factors: shape (m,), float64.
+            out: shape (dimension,), contiguous.
+        """
+        kept = factors != 0
+        if not bool(kept.all()):  # 0·inf is not 0: silence such records at the source
+            for use in self.uses:
+                use.delta = _silence(use.delta, kept)
+                use.x = _silence(use.x, kept) if use.x.is_floating_point() else use.x
+            self._contributions = None
+        start = 0
+        parts = self._gather()
+        for name, p in self.parameters.items():
+            if name in parts:
+                parts[name].add_clipped(factors.to(out.dtype), out[start : start + p.numel()])
+            start += p.numel()
+
+    def rounding(self, records: int) -> float:
+        """Bound on the rounding of a sum over `records`, relative to the clipping norm times `records`."""
+        unit = max(torch.finfo(p.dtype).eps / 2 for p in self.parameters.values())
+        return sum_rounding(records, self._positions, unit)
+
+    def clear(self) -> None:
+        """Forget the batch."""
+        self.uses = []
+        self.calls = []
+        self._contributions = None
+
+    # ---- how they are put together
+
+    def _gather(self) -> dict[str, Contribution]:
+        """One joint contribution a parameter, from all uses of it."""
+        if self._contributions is None:
+            parts: dict[str, list[Contribution]] = defaultdict(list)
+            for use in self.uses:
+                layer = self._layers[use.layer]
+                x = use.x if not use.x.is_floating_point() else _at_least_float32(use.x)
+                for local, part in LAYERS[type(layer)](layer, x, _at_least_float32(use.delta)).items():
+                    name = self._name_of.get(id(getattr(layer, local)))
+                    if name is not None:
+                        parts[name].append(part)
+            self._contributions = {
+                name: combine(found, len(self.uses[0].delta), self.parameters[name].numel())
+                for name, found in parts.items()
+            }
+        return self._contributions
+
+    def _trained_layers(self) -> dict[str, nn.Module]:
+        """The layers that hold the trained parameters, each checked to be supported."""
+        self._name_of = {id(p): name for name, p in self.parameters.items()}
+        layers: dict[str, nn.Module] = {}
+        for name, part in self.module.named_modules():
+            held = [id(p) for p in part.parameters(recurse=False) if id(p) in self._name_of]
+            if not held:
+                continue
+            if type(part) not in LAYERS:
+                raise UsageError(
+                    f"{name or 'the module'} ({type(part).__name__}) cannot be trained privately; "
+                    f"freeze its parameters, or use {', '.join(layer.__name__ for layer in LAYERS)}"
+                )
+            layers[name] = part
+        return layers
+
+    def _check_records_apart(self, example: Callable[[int], Sequence[Tensor]]) -> None:
+        """Perturb one record of a random batch: no other record's row may move, and no buffer may change.
+
+        Raises:
+            UsageError: naming the layer or buffer.
+        """
+        inputs = example(3)
+        changed = [x.clone() for x in inputs]
+        for x in changed:
+            x[0] = x[0] + 1.0 if x.is_floating_point() else 1 - x[0].clamp(0, 1)
+        for (name, before), (_, after) in zip(self._probe(inputs), self._probe(changed), strict=True):
+            if before.shape[0] != 3:
+                raise UsageError(
+                    f"{name} sees {before.shape[0]} rows for 3 records; in a private run every layer keeps the "
+                    "records in its first dimension"
+                )
+            if not torch.allclose(
+                before[1:].double(), after[1:].double(), rtol=1e-5, atol=1e-6, equal_nan=True
+            ):
+                raise UsageError(
+                    f"{name} mixes records: changing one record of the batch moves the others; "
+                    "a private update must be a sum over records (normalise over features, not over the batch)"
+                )
+
+    def _probe(self, inputs: Sequence[Tensor]) -> list[tuple[str, Tensor]]:
+        """What each trained layer and the output see, from one forward pass of a copy."""
+        twin = copy.deepcopy(self)
+        buffers = {name: b.clone() for name, b in twin.module.named_buffers()}
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # the same dropout masks every time
+            twin.active = True
+            output = twin.module(*[x.clone() for x in inputs])
+        for name, buffer in twin.module.named_buffers():
+            if not torch.equal(buffer, buffers[name]):
+                raise UsageError(
+                    f"buffer {name} changes in a forward pass: it would keep un-noised statistics of records"
+                )
+        return [*((name, x) for name, x, _ in twin.calls), ("the output", output)]
+
+    def _check_uses(self, example: Callable[[int], Sequence[Tensor]], graph_uses: Mapping[str, int]) -> None:
+        """Every use of a parameter in autograd's graph must be one that its layer records; notes the positions."""
+        twin = copy.deepcopy(self)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            twin.active = True
+            twin.module(*example(2))
+        for name, p in twin.parameters.items():
+            recorded = sum(
+                any(q is p for q in twin._layers[layer].parameters(recurse=False))
+                for layer, _, _ in twin.calls
+            )
+            if graph_uses.get(name, 0) > recorded:
+                raise UsageError(
+                    f"parameter {name} is used outside its own layer ({graph_uses[name]} uses, {recorded} of them in a "
+                    "layer's forward); call the layer, so that the whole of its gradient is clipped"
+                )
+        twin.uses = [Use(layer, x, torch.zeros_like(output)) for layer, x, output in twin.calls]
+        self._positions = max((part.positions for part in twin._gather().values()), default=1)
+
+
+def _silence(part: Tensor, kept: Tensor) -> Tensor:
+    return torch.where(kept.view(-1, *[1] * (part.ndim - 1)), part, torch.zeros((), dtype=part.dtype))
+
+
+def _at_least_float32(part: Tensor) -> Tensor:
+    """bf16 products overshoot the clip by up to 1e-2 (THEORY T3)."""
+    return part if part.dtype in (torch.float32, torch.float64) else part.float()

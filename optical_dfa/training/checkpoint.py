@@ -1,0 +1,100 @@
+"""Checkpoints without pickle: weights, optimizer state and the ledger's head in one safetensors file."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from noise_models.errors import UsageError
+
+_OPTIMIZER = "optimizer."
+_MODULE = "module."
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a checkpoint stands in its run.
+
+    Attributes:
+        step: steps the weights have seen.
+        releases: releases in the ledger at that time (0 without one).
+        ledger_head: the ledger's head at that time, "" without one.
+        seconds: time spent training so far.
+    """
+
+    step: int
+    releases: int
+    ledger_head: str
+    seconds: float
+
+
+def save(path: Path, module: nn.Module, optimizer: Optimizer, position: Position) -> None:
+    """Write a checkpoint whole or not at all: a crash leaves the one before."""
+    tensors = {_MODULE + name: _plain(value) for name, value in module.state_dict().items()}
+    state = optimizer.state_dict()["state"]
+    numbers: dict[str, Any] = {}
+    for index, entries in state.items():
+        for name, value in entries.items():
+            if isinstance(value, Tensor):
+                tensors[f"{_OPTIMIZER}{index}.{name}"] = _plain(value)
+            else:
+                numbers[f"{index}.{name}"] = value
+    metadata = {
+        "step": str(position.step),
+        "releases": str(position.releases),
+        "ledger_head": position.ledger_head,
+        "seconds": repr(position.seconds),
+        "optimizer": json.dumps(numbers),
+    }
+    partial = path.with_suffix(".partial")
+    save_file(tensors, partial, metadata=metadata)
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def load(path: Path, module: nn.Module, optimizer: Optimizer) -> Position:
+    """Put module and optimizer where the checkpoint left them.
+
+    Raises:
+        UsageError: an unreadable file, or one of another network, rule or device.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        position = Position(
+            int(metadata["step"]),
+            int(metadata["releases"]),
+            metadata["ledger_head"],
+            float(metadata["seconds"]),
+        )
+        numbers = json.loads(metadata["optimizer"])
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise UsageError(f"checkpoint {path} cannot be read ({error}); restore it, or train again") from None
+    weights = {name.removeprefix(_MODULE): t for name, t in tensors.items() if name.startswith(_MODULE)}
+    try:
+        module.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UsageError(
+            f"checkpoint {path} is of another network ({str(error).splitlines()[-1].strip()})"
+        ) from None
+    entries: dict[int, dict[str, Any]] = {}
+    optimizer_state = {n.removeprefix(_OPTIMIZER): t for n, t in tensors.items() if n.startswith(_OPTIMIZER)}
+    for key, value in {**optimizer_state, **numbers}.items():
+        index, _, name = key.partition(".")
+        entries.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": entries})
+    return position
+
+
+def _plain(value: Tensor) -> Tensor:
+    return value.detach().cpu().contiguous().clone()

@@ -1,0 +1,274 @@
+"""Per-record contributions in factored form: their norms and their clipped sum, without forming any of them.
+
+A layer's call gives its input and the teaching signal delta at its output. A record's contribution to a parameter is
+a sum over positions t of outer products, `X_i = sum_t rows_it cols_it^T`; `Contribution` is one parameter's stack of
+such factors for all records. One position (a linear layer on flat records): the norm is a product of norms. Several
+(convolutions, sequences, a weight used at several times): Gram form, `|X_i|^2 = sum_tt' <rows_t, rows_t'>
+<cols_t, cols_t'>`, because the sum of the positions' norms misstates it.
+
+Precision (THEORY T3): the float32 batch sum is taken in blocks, so that its rounding has a useful bound. Where a
+record's positions may cancel, sums are in float64, and the norm is bounded from above by adding CANCELLATION times
+the positions' absolute sum A_i: after clipping, A_i <= C / CANCELLATION, which bounds their rounding too.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+SUM_BLOCK = 32  # records added up in one matrix product
+SUM_GROUP = 256  # records added up before they join the running sum
+CANCELLATION = 1e-6
+_PRODUCT_TERMS = 4096  # terms added up in one float64 matrix product
+_ELEMENTS = 1 << 22  # elements of explicit per-record contributions formed at a time
+
+
+def sum_rounding(records: int, positions: int, unit: float) -> float:
+    """Bound on |computed - exact| of `Contribution.add_clipped`, relative to the sum of the clipped norms.
+
+    A sum of k products in any order errs by at most k·u relative to the sum of absolute values (Higham, Accuracy
+    and Stability, §3.1); blocks, groups and the running sum add up, and 4 covers scaling and products.
+
+    Args:
+        records: records in the sum.
+        positions: most positions of a record at which one parameter is used; 1 for flat records.
+        unit: unit roundoff of the model's precision.
+    """
+    flat = (SUM_BLOCK + SUM_GROUP // SUM_BLOCK + math.ceil(records / SUM_GROUP) + 4) * unit
+    if positions == 1:
+        return flat
+    double = torch.finfo(torch.float64).eps / 2
+    terms = records * positions
+    return flat + (_PRODUCT_TERMS + math.ceil(terms / _PRODUCT_TERMS) + 4) * double / CANCELLATION
+
+
+class Contribution(ABC):
+    """All records' contributions to one parameter, from every use of it in one batch.
+
+    Attributes:
+        positions: positions of a record at which the parameter is used.
+    """
+
+    positions: int = 1
+
+    @abstractmethod
+    def squared_norms(self) -> Tensor:
+        """Upper bounds on each record's squared norm, shape (m,), float64."""
+
+    @abstractmethod
+    def explicit(self, start: int, stop: int) -> Tensor:
+        """The contributions of records start..stop-1 themselves, shape (stop - start, numel), float64."""
+
+    def add_clipped(self, factors: Tensor, out: Tensor) -> None:
+        """`out += sum_i factors_i X_i`.
+
+        Args:
+            factors: shape (m,).
+            out: the parameter's slice of the flat sum, shape (numel,), contiguous.
+        """
+        total = torch.zeros(out.shape, dtype=torch.float64, device=out.device)
+        for start, stop in self._chunks(len(factors), out.numel()):
+            total += factors[start:stop].double() @ self.explicit(start, stop)
+        out += total
+
+    def _chunks(self, records: int, elements: int) -> list[tuple[int, int]]:
+        size = max(1, _ELEMENTS // max(1, elements))
+        return [(start, min(start + size, records)) for start in range(0, records, size)]
+
+
+class Rows(Contribution):
+    """One vector a record: biases, gains, and anything already summed over positions."""
+
+    def __init__(self, rows: Tensor, square: Tensor | None = None) -> None:
+        """
+        Args:
+            rows: shape (m, numel).
+            square: the rows' squared norms where they are known, shape (m,).
+        """
+        self.rows = rows
+        self.square = square
+
+    def squared_norms(self) -> Tensor:
+        return _square(self.rows) if self.square is None else self.square
+
+    def explicit(self, start: int, stop: int) -> Tensor:
+        return self.rows[start:stop].double()
+
+    def add_clipped(self, factors: Tensor, out: Tensor) -> None:
+        for group in range(0, len(factors), SUM_GROUP):
+            subtotal = torch.zeros_like(out)
+            for start in range(group, min(group + SUM_GROUP, len(factors)), SUM_BLOCK):
+                block = slice(start, start + SUM_BLOCK)
+                subtotal.addmv_(self.rows[block].T, factors[block])
+            out += subtotal
+
+
+class Outer(Contribution):
+    """One outer product a record, `rows_i cols_i^T`: a linear layer's weight, used once on flat records."""
+
+    def __init__(self, rows: Tensor, cols: Tensor, rows_square: Tensor | None = None) -> None:
+        """
+        Args:
+            rows: delta, shape (m, n).
+            cols: the layer's input, shape (m, d).
+            rows_square: the rows' squared norms where they are known, shape (m,).
+        """
+        self.rows = rows
+        self.cols = cols
+        self.rows_square = rows_square
+
+    def squared_norms(self) -> Tensor:
+        return (_square(self.rows) if self.rows_square is None else self.rows_square) * _square(self.cols)
+
+    def explicit(self, start: int, stop: int) -> Tensor:
+        rows, cols = self.rows[start:stop].double(), self.cols[start:stop].double()
+        return (rows.unsqueeze(2) * cols.unsqueeze(1)).flatten(1)
+
+    def add_clipped(self, factors: Tensor, out: Tensor) -> None:
+        total = out.view(self.rows.shape[1], self.cols.shape[1])
+        subtotal = torch.empty_like(total) if len(factors) > SUM_GROUP else total
+        for group in range(0, len(factors), SUM_GROUP):
+            for start in range(group, min(group + SUM_GROUP, len(factors)), SUM_BLOCK):
+                block = slice(start, start + SUM_BLOCK)
+                rows = self.rows[block] * factors[block].unsqueeze(1)
+                fresh = subtotal is not total and start == group
+                subtotal.addmm_(rows.T, self.cols[block], beta=0.0 if fresh else 1.0)
+            if subtotal is not total:
+                total += subtotal
+
+
+class OuterSum(Contribution):
+    """Several outer products a record: convolutions, sequences, weights used at several times. In float64."""
+
+    def __init__(self, parts: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """
+        Args:
+            parts: (rows, cols) of each use, shapes (m, t, n) and (m, t, d); n and d agree over the uses.
+        """
+        self.parts = parts
+        self.positions = sum(rows.shape[1] for rows, _ in parts)
+        self.numel = parts[0][0].shape[2] * parts[0][1].shape[2]
+
+    def _factors(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        rows = torch.cat([rows[start:stop].double() for rows, _ in self.parts], dim=1)
+        cols = torch.cat([cols[start:stop].double() for _, cols in self.parts], dim=1)
+        return rows, cols
+
+    def squared_norms(self) -> Tensor:
+        n, d = self.parts[0][0].shape[2], self.parts[0][1].shape[2]
+        gram = self.positions * (n + d) < n * d
+        squares = [torch.empty(0, dtype=torch.float64, device=self.parts[0][0].device)]
+        for start, stop in self._chunks(len(self.parts[0][0]), max(self.positions**2, self.numel)):
+            rows, cols = self._factors(start, stop)
+            if gram:
+                square = ((rows @ rows.mT) * (cols @ cols.mT)).sum((1, 2)).clamp_min(0.0)
+            else:
+                square = _square((rows.mT @ cols).flatten(1))
+            absolute = (_norms(rows) * _norms(cols)).sum(1)
+            squares.append(square + (CANCELLATION * absolute) ** 2)
+        return torch.cat(squares)
+
+    def explicit(self, start: int, stop: int) -> Tensor:
+        rows, cols = self._factors(start, stop)
+        return (rows.mT @ cols).flatten(1)
+
+    def add_clipped(self, factors: Tensor, out: Tensor) -> None:
+        n, d = self.parts[0][0].shape[2], self.parts[0][1].shape[2]
+        total = torch.zeros(n, d, dtype=torch.float64, device=out.device)
+        size = max(1, _PRODUCT_TERMS // self.positions)
+        for start in range(0, len(factors), size):
+            rows, cols = self._factors(start, start + size)
+            rows = rows * factors[start : start + size].double().view(-1, 1, 1)
+            total.addmm_(rows.flatten(0, 1).T, cols.flatten(0, 1))
+        out += total.flatten()
+
+
+class Lookup(Contribution):
+    """An embedding: one row of the table a position, repeated tokens added up. In float64."""
+
+    def __init__(self, tokens: Tensor, rows: Tensor, entries: int, padding: int | None) -> None:
+        """
+        Args:
+            tokens: shape (m, t), integer.
+            rows: delta at the embedding's output, shape (m, t, d).
+            entries: rows of the table.
+            padding: the token that is not trained.
+        """
+        self.tokens = tokens
+        self.rows = rows if padding is None else rows.masked_fill((tokens == padding).unsqueeze(2), 0.0)
+        self.entries = entries
+        self.positions = tokens.shape[1]
+
+    def squared_norms(self) -> Tensor:
+        squares = [torch.empty(0, dtype=torch.float64, device=self.rows.device)]
+        for start, stop in self._chunks(len(self.tokens), self.tokens.shape[1] ** 2):
+            rows, tokens = self.rows[start:stop].double(), self.tokens[start:stop]
+            same = tokens.unsqueeze(1) == tokens.unsqueeze(2)
+            square = ((rows @ rows.mT) * same).sum((1, 2)).clamp_min(0.0)
+            squares.append(square + (CANCELLATION * _norms(rows).sum(1)) ** 2)
+        return torch.cat(squares)
+
+    def explicit(self, start: int, stop: int) -> Tensor:
+        width = self.rows.shape[2]
+        table = torch.zeros(stop - start, self.entries, width, dtype=torch.float64, device=self.rows.device)
+        index = self.tokens[start:stop].unsqueeze(2).expand(-1, -1, width)
+        return table.scatter_add_(1, index, self.rows[start:stop].double()).flatten(1)
+
+    def add_clipped(self, factors: Tensor, out: Tensor) -> None:
+        width = self.rows.shape[2]
+        table = torch.zeros(self.entries, width, dtype=torch.float64, device=out.device)
+        rows = self.rows.double() * factors.double().view(-1, 1, 1)
+        table.index_add_(0, self.tokens.flatten(), rows.flatten(0, 1))
+        out += table.flatten()
+
+
+class Mixed(Contribution):
+    """One parameter with uses of different kinds (an embedding tied to a decoder): formed record by record."""
+
+    def __init__(self, parts: Sequence[Contribution], records: int, numel: int) -> None:
+        self.parts = parts
+        self.records = records
+        self.numel = numel
+        self.positions = sum(part.positions for part in parts)
+
+    def squared_norms(self) -> Tensor:
+        squares = [_square(self.explicit(a, b)) for a, b in self._chunks(self.records, self.numel)]
+        return torch.cat(squares) if squares else torch.zeros(0, dtype=torch.float64)
+
+    def explicit(self, start: int, stop: int) -> Tensor:
+        total = self.parts[0].explicit(start, stop)
+        for part in self.parts[1:]:
+            total = total + part.explicit(start, stop)
+        return total
+
+
+def combine(parts: Sequence[Contribution], records: int, numel: int) -> Contribution:
+    """The joint contribution of several uses of one parameter by the same records."""
+    if len(parts) == 1:
+        return parts[0]
+    if all(isinstance(part, Rows) for part in parts):
+        return Rows(torch.stack([part.rows for part in parts if isinstance(part, Rows)]).sum(0))
+    outer: list[tuple[Tensor, Tensor]] = []
+    for part in parts:
+        if isinstance(part, Outer):
+            outer.append((part.rows.unsqueeze(1), part.cols.unsqueeze(1)))
+        elif isinstance(part, OuterSum):
+            outer.extend(part.parts)
+    if all(isinstance(part, Outer | OuterSum) for part in parts):
+        return OuterSum(outer)
+    return Mixed(parts, records, numel)
+
+
+def _norms(vectors: Tensor) -> Tensor:
+    """Norms along the last axis, accumulated and returned in float64."""
+    norms: Tensor = torch.linalg.vector_norm(vectors, dim=-1, dtype=torch.float64)
+    return norms
+
+
+def _square(rows: Tensor) -> Tensor:
+    """Squared norms of the rows, shape (m,), float64."""
+    return _norms(rows).square()

@@ -1,0 +1,71 @@
+"""The run folder on disk: its files, who may replace them, and how rows and documents are written."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from optical_dfa import config as settings
+
+CONFIG = "config.toml"
+METRICS = "metrics.jsonl"
+SUMMARY = "summary.json"
+LEDGER = "ledger.sqlite"
+CHECKPOINT = "checkpoint.safetensors"
+CALIBRATION = "calibration.json"
+REPORT = "report.html"
+FILES = (CONFIG, METRICS, SUMMARY, LEDGER, f"{LEDGER}-wal", f"{LEDGER}-shm", CHECKPOINT, CALIBRATION, REPORT)
+
+
+class RunFolder:
+    """Where one run keeps its files. Nothing is created before `begin`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def holds_run(self) -> bool:
+        """Whether a run was begun here before."""
+        return any((self.path / name).exists() for name in (CONFIG, LEDGER, CHECKPOINT, SUMMARY))
+
+    def begin(self, config: settings.TrainConfig, *, resume: bool) -> None:
+        """Create the folder, clear an earlier run (unless it is resumed) and write the configuration."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        if not resume:
+            for name in FILES:
+                (self.path / name).unlink(missing_ok=True)
+        settings.write(config, self.path / CONFIG)
+
+    def add_metrics(self, row: Mapping[str, Any]) -> None:
+        """Append one row to `metrics.jsonl`."""
+        with (self.path / METRICS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, allow_nan=False) + "\n")
+
+    def keep_metrics_until(self, step: int) -> None:
+        """Drop rows of steps that a resumed run takes again, and a last line that a crash cut off."""
+        path = self.path / METRICS
+        if not path.is_file():
+            return
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:
+                break
+            if row["step"] <= step:
+                kept.append(line + "\n")
+        self._replace(METRICS, "".join(kept))
+
+    def write_json(self, name: str, document: Mapping[str, Any]) -> None:
+        """Write a JSON document whole or not at all."""
+        self._replace(name, json.dumps(document, indent=2, allow_nan=False) + "\n")
+
+    def _replace(self, name: str, text: str) -> None:
+        partial = self.path / f"{name}.partial"
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(self.path / name)

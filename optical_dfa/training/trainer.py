@@ -1,0 +1,386 @@
+"""The training program: one configuration in, one run folder and its summary out."""
+
+from __future__ import annotations
+
+import math
+import platform
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader, TensorDataset
+
+from noise_models.errors import UsageError
+from noise_models.generator import NoiseGenerator, derive_seed
+from optical_dfa import models
+from optical_dfa.config import ResolvedConfig, TrainConfig, resolve
+from optical_dfa.data import load as load_data
+from optical_dfa.data.dataset import Dataset
+from optical_dfa.feedback.aligned import AlignedModule, align
+from optical_dfa.feedback.rule import Requires
+from optical_dfa.report.progress import Progress, SilentProgress
+from optical_dfa.training import checkpoint
+from optical_dfa.training.run_folder import CALIBRATION, CHECKPOINT, LEDGER, SUMMARY, RunFolder
+from privacy.adjacency import Adjacency
+from privacy.engine import PrivacyEngine
+from privacy.guarantee import Guarantee, Kind
+from privacy.ledger import Ledger
+from privacy.releases.dark_frame import DarkFrameNoise
+
+# What one training step offers a rule; a rule that requires more is refused.
+OFFERS = frozenset({Requires.ROOT_ERROR, Requires.BACKWARD})
+_EVALUATION_ROWS = 4096
+
+
+def train(
+    config: TrainConfig,
+    out: Path | None = None,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Train a network and say what its guarantee is.
+
+    Args:
+        config: what to train; missing values take the shipped defaults of the data set.
+        out: run folder; None keeps nothing.
+        resume: go on with the run in `out`, to the same budget.
+        overwrite: replace the run in `out`.
+        progress: told of every step.
+    Returns:
+        the summary (JSON types), as written to `summary.json`.
+    Raises:
+        UsageError: a configuration that cannot be run, before anything is written.
+        DeviceError: the device is absent or unhealthy.
+        KeyboardInterrupt: interrupted; a checkpoint of the last whole step was kept.
+    """
+    started = time.perf_counter()
+    run = _Run(config, out, resume=resume, overwrite=overwrite)
+    try:
+        run.train(progress or SilentProgress())
+        return run.summarise(time.perf_counter() - started)
+    finally:
+        run.close()
+
+
+class _Run:
+    """One run: data, aligned network, optimizer, and in a private run the engine."""
+
+    def __init__(self, config: TrainConfig, out: Path | None, *, resume: bool, overwrite: bool) -> None:
+        device = _device(config.device)
+        self.data: Dataset = load_data(config.dataset, config.data_dir, progress=True)
+        self.config: ResolvedConfig = resolve(config, len(self.data.x_train))
+        self.folder = None if out is None else RunFolder(out)
+        if self.folder is not None and self.folder.holds_run() and not resume and not overwrite:
+            raise UsageError(f"{out} already holds a run; resume it, overwrite it, or choose another folder")
+        seed = self.config.seed
+        network = models.build(self.config.model, self.data.input_shape, self.data.classes, seed).to(device)
+        secret = self.config.private and not self.config.reproducible
+        self.resumed = self._ledger_before(resume)
+        noise = (
+            NoiseGenerator.secure("device")
+            if secret
+            else NoiseGenerator.seeded(seed, f"device from release {self._count_before()}")
+        )
+        self.module: AlignedModule = align(
+            network,
+            rule=self.config.rule,
+            backend=self.config.backend,
+            example=self.data.x_train[:1],
+            seed=seed,
+            rule_options=self.config.rule_options,
+            backend_options=self.config.backend_options,
+            noise=noise,
+            show=None,
+        )
+        unmet = self.module.rule.requires - OFFERS
+        if unmet:
+            raise UsageError(
+                f"rule {self.config.rule} needs {', '.join(unmet)}, which this trainer does not give"
+            )
+        self.optimizer: Optimizer = _optimizer(self.config, self.module)
+        self.x, self.y = self.data.x_train.to(device), self.data.y_train.to(device)
+        self.x_test, self.y_test = self.data.x_test.to(device), self.data.y_test.to(device)
+        self.engine: PrivacyEngine | None = None
+        self.ledger: Ledger | None = None
+        self.position = checkpoint.Position(0, 0, "", 0.0)
+        self.accuracy = math.nan
+        try:
+            self._open(resume)
+        except BaseException:
+            self.close()
+            raise
+
+    # ---- putting it together
+
+    def _ledger_before(self, resume: bool) -> Path | None:
+        path = None if self.folder is None else self.folder.path / LEDGER
+        return path if resume and path is not None and path.is_file() else None
+
+    def _count_before(self) -> int:
+        if self.resumed is None:
+            return 0
+        with Ledger.open(self.resumed, read_only=True) as ledger:
+            return ledger.count()
+
+    def _open(self, resume: bool) -> None:
+        """Check everything, then write; the engine's own checks come before its ledger exists."""
+        if self.folder is not None:
+            fresh = not self.folder.path.exists()
+            self.folder.begin(self.config, resume=resume)
+            try:
+                self._make_private()
+            except BaseException:
+                if fresh:
+                    for file in self.folder.path.iterdir():
+                        file.unlink()
+                    self.folder.path.rmdir()
+                raise
+        else:
+            self._make_private()
+        if resume and self.folder is not None and (self.folder.path / CHECKPOINT).is_file():
+            inner = getattr(self.optimizer, "original", self.optimizer)
+            self.position = checkpoint.load(self.folder.path / CHECKPOINT, self.module, inner)
+            ledger = self.engine.ledger if self.engine is not None else self.ledger
+            if (
+                ledger is not None
+                and self.position.ledger_head
+                and not ledger.contains(self.position.ledger_head)
+            ):
+                raise UsageError(
+                    f"{self.folder.path / CHECKPOINT} is newer than its ledger: releases are missing there, so the "
+                    "budget is unknown; restore the ledger, or train again with --overwrite"
+                )
+        if resume and self.folder is not None:
+            self.folder.keep_metrics_until(self.position.step)
+
+    def _make_private(self) -> None:
+        config = self.config
+        path = None if self.folder is None else self.folder.path / LEDGER
+        loader: DataLoader[Any] = DataLoader(TensorDataset(self.x, self.y), batch_size=config.batch_size)
+        if not config.private:
+            header = {"release": "none", "reproducible": False, "module": self.module.describe()}
+            self.ledger = Ledger.open(path) if self.resumed and path else Ledger.create(path, header)
+            self.steps_an_epoch = math.ceil(len(self.x) / config.batch_size)
+            self.loader: Any = None
+            return
+        self.engine = PrivacyEngine(
+            ledger=path,
+            resume=self.resumed is not None,
+            reproducible_seed=config.seed if config.reproducible else None,
+            unsafe_diagnostics=config.unsafe_diagnostics,
+        )
+        shared: dict[str, Any] = {
+            "module": self.module,
+            "optimizer": self.optimizer,
+            "data_loader": loader,
+            "max_grad_norm": config.max_grad_norm,
+            "release": config.release,
+            "public_size": config.public_size,
+            "max_physical_batch_size": config.max_physical_batch_size,
+            "target_delta": config.delta,
+        }
+        sigma = config.noise_multiplier
+        if sigma is None and self.resumed is not None:  # calibrated when the run began
+            with Ledger.open(self.resumed, read_only=True) as before:
+                sigma = float(before.header()["noise_multiplier"])
+        if sigma is None:
+            assert config.epsilon is not None  # resolve() sets one of the two
+            made = self.engine.make_private_with_epsilon(
+                **shared, target_epsilon=config.epsilon, epochs=config.epochs
+            )
+        else:
+            made = self.engine.make_private(**shared, noise_multiplier=sigma, target_epsilon=config.epsilon)
+        self.module, self.optimizer, self.loader = made
+        self.steps_an_epoch = len(self.loader)
+        if self.folder is not None and isinstance(self.engine.source, DarkFrameNoise):
+            self.folder.write_json(CALIBRATION, self.engine.source.calibration())
+
+    # ---- training
+
+    def train(self, progress: Progress) -> None:
+        """Take the remaining steps, evaluating and checkpointing once an epoch."""
+        planned = self.config.epochs * self.steps_an_epoch
+        progress.start(planned)
+        step, begun, before = self.position.step, time.perf_counter(), self.position.seconds
+        taken = self._releases() if self.engine is not None else step
+        self.module.train()
+        with _interrupt_between_steps() as interrupted:
+            for x, y in self._batches(step):
+                if taken >= planned or (self.engine is not None and self.engine.steps_left() == 0):
+                    break
+                self.optimizer.zero_grad()
+                loss = nn.functional.cross_entropy(self.module(x), y)
+                torch.autograd.backward(loss)
+                self.optimizer.step()
+                if self.engine is not None and self._releases() == taken:
+                    continue  # a part of a logical batch
+                step, taken = step + 1, taken + 1
+                progress.update(taken, {})
+                if step % self.steps_an_epoch == 0 or taken == planned or interrupted.is_set():
+                    self._keep(step, before + time.perf_counter() - begun)
+                    progress.update(taken, self._shown())
+                if interrupted.is_set():
+                    raise KeyboardInterrupt
+        if self.position.step != step or math.isnan(self.accuracy):
+            self._keep(step, before + time.perf_counter() - begun)
+
+    def _batches(self, step: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches without end: Poisson ones in a private run, shuffled ones (from `step` on) otherwise."""
+        if self.loader is not None:
+            while True:
+                yield from self.loader
+        while True:
+            epoch, done = divmod(step, self.steps_an_epoch)
+            shuffle = torch.Generator().manual_seed(derive_seed(self.config.seed, f"shuffle epoch {epoch}"))
+            order = torch.split(torch.randperm(len(self.x), generator=shuffle), self.config.batch_size)
+            for records in order[done:]:
+                yield self.x[records], self.y[records]
+                step += 1
+
+    def _releases(self) -> int:
+        return self.engine.ledger.count() if self.engine is not None and self.engine.ledger is not None else 0
+
+    def _keep(self, step: int, seconds: float) -> None:
+        """Evaluate, note a row of metrics, write a checkpoint."""
+        ledger = self.engine.ledger if self.engine is not None else self.ledger
+        head = ledger.head() if ledger is not None else ""
+        self.position = checkpoint.Position(step, self._releases(), head, seconds)
+        self.accuracy = self._evaluate()
+        row: dict[str, Any] = {
+            "step": step,
+            "epoch": step / self.steps_an_epoch,
+            "test_accuracy": self.accuracy,
+            "seconds": round(seconds, 3),
+        }
+        if self.engine is not None:
+            stated = self._guarantee()
+            spent = stated.nominal_epsilon if stated.kind is Kind.NONE else stated.epsilon
+            row["epsilon" if stated.kind is Kind.RECORD_DP else "nominal_epsilon"] = spent
+        if self.folder is not None:
+            inner = getattr(self.optimizer, "original", self.optimizer)
+            checkpoint.save(self.folder.path / CHECKPOINT, self.module, inner, self.position)
+            self.folder.add_metrics(row)
+        self._last = row
+
+    def _shown(self) -> dict[str, float | str]:
+        """What the progress line may show of a private run: public figures only."""
+        names = ("test_accuracy", "epsilon", "nominal_epsilon")
+        return {name.replace("_", " "): self._last[name] for name in names if name in self._last}
+
+    def _evaluate(self) -> float:
+        self.module.eval()
+        with torch.no_grad():
+            predicted = torch.cat(
+                [self.module(x).argmax(1) for x in torch.split(self.x_test, _EVALUATION_ROWS)]
+            )
+        self.module.train()
+        return float((predicted == self.y_test).double().mean())
+
+    # ---- what is said at the end
+
+    def _guarantee(self) -> Guarantee:
+        if self.engine is None:
+            return Guarantee(
+                epsilon=math.inf,
+                delta=0.0,
+                adjacency=Adjacency.ADD_REMOVE,
+                kind=Kind.NONE,
+                accountant="none",
+                assumptions=("trained without a private release",),
+            )
+        assert self.config.delta is not None  # resolve() sets it for a private run
+        return self.engine.get_guarantee(self.config.delta)
+
+    def summarise(self, seconds: float) -> dict[str, Any]:
+        """The summary, also written to the run folder."""
+        config, stated = self.config, self._guarantee()
+        header = (
+            self.engine.ledger.header() if self.engine is not None and self.engine.ledger is not None else {}
+        )
+        summary: dict[str, Any] = {
+            "dataset": config.dataset,
+            "model": config.model,
+            "rule": config.rule,
+            "backend": config.backend,
+            "release": config.release,
+            "epochs": config.epochs,
+            "steps": self.position.step,
+            "releases": self._releases() if self.engine is not None else None,
+            "batch_size": config.batch_size,
+            "sample_rate": header.get("sample_rate"),
+            "seed": config.seed,
+            "test_accuracy": self.accuracy,
+            "guarantee": stated.to_dict(),
+            "target_epsilon": config.epsilon,
+            "noise_multiplier": header.get("noise_multiplier"),
+            "max_grad_norm": config.max_grad_norm,
+            "parameters": sum(p.numel() for p in self.module.parameters()),
+            "seconds": round(seconds, 3),
+            "seconds_per_step": self.position.seconds / max(1, self.position.step),
+            "versions": {
+                "optical-dfa": version("optical-dfa"),
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            },
+        }
+        if self.folder is not None:
+            self.folder.write_json(SUMMARY, summary)
+        return summary
+
+    def close(self) -> None:
+        """Close ledger and device."""
+        if self.engine is not None:
+            self.engine.close()
+        if self.ledger is not None:
+            self.ledger.close()
+        if self.module.backend is not None:
+            self.module.backend.close()
+
+
+def _optimizer(config: ResolvedConfig, module: nn.Module) -> Optimizer:
+    parameters = module.parameters()
+    if config.optimizer == "adam":
+        return torch.optim.Adam(parameters, lr=config.lr, weight_decay=config.weight_decay)
+    return torch.optim.SGD(
+        parameters, lr=config.lr, momentum=config.momentum or 0.0, weight_decay=config.weight_decay
+    )
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"device {name!r} cannot be used here ({reason}); use --device cpu") from None
+    return device
+
+
+@contextmanager
+def _interrupt_between_steps() -> Iterator[threading.Event]:
+    """Ctrl-C sets the event instead of tearing a step apart; a second one interrupts at once."""
+    interrupted = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupted
+        return
+
+    def note(number: int, frame: Any) -> None:
+        if interrupted.is_set():
+            raise KeyboardInterrupt
+        interrupted.set()
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,443 @@
+"""PrivacyEngine: make a training loop private by changing two lines.
+
+    module, optimizer, loader = engine.make_private(module=..., optimizer=..., data_loader=...,
+                                                    noise_multiplier=1.1, max_grad_norm=1.0, release="digital")
+
+The loop stays `zero_grad / loss.backward() / optimizer.step()`. Every step is written to the ledger before it is
+released; training stops on the budget.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+
+from noise_models.errors import UsageError
+from noise_models.generator import NoiseGenerator
+from privacy import accounting
+from privacy.adjacency import Adjacency
+from privacy.guarantee import Guarantee, Kind
+from privacy.ledger import Ledger, Release
+from privacy.optimizer import PrivateOptimizer
+from privacy.protocols import PrivateModule
+from privacy.releases import RELEASES
+from privacy.releases.clipped import ClippedRelease
+from privacy.releases.dark_frame import DarkFrameNoise
+from privacy.releases.digital import DigitalNoise
+from privacy.releases.source import NoiseSource
+from privacy.sampling import PoissonLoader, map_style
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+ADJACENCY = Adjacency.ADD_REMOVE
+
+
+class BudgetExhaustedError(RuntimeError):
+    """The next release would pass the target epsilon; nothing was released."""
+
+
+class PrivacyEngine:
+    """Holds the ledger and the accountant of one private run.
+
+    Attributes:
+        ledger: the record of every release; None before `make_private`.
+        source: where the release's noise comes from; None before `make_private`.
+    """
+
+    def __init__(
+        self,
+        *,
+        ledger: Path | str | None = None,
+        resume: bool = False,
+        reproducible_seed: int | None = None,
+        unsafe_diagnostics: bool = False,
+        accountant: str = "pld",
+    ) -> None:
+        """
+        Args:
+            ledger: file of the ledger; None keeps it in memory.
+            resume: continue the ledger that is there. Keys are always new.
+            reproducible_seed: seed all generators, for experiments; the guarantee's kind is then `none`.
+            unsafe_diagnostics: the caller shows figures computed from private records; the guarantee's kind is
+                then `none`.
+            accountant: one of `privacy.accounting.ACCOUNTANTS`.
+        Raises:
+            UsageError: an unknown accountant.
+        """
+        if accountant not in accounting.ACCOUNTANTS:
+            raise UsageError(
+                f"unknown accountant {accountant!r}; use one of {', '.join(accounting.ACCOUNTANTS)}"
+            )
+        self.ledger: Ledger | None = None
+        self.source: NoiseSource | None = None
+        self._path = None if ledger is None else Path(ledger)
+        self._resume = resume
+        self._seed = reproducible_seed
+        self._unsafe = unsafe_diagnostics
+        self._accountant = accountant
+        self._limit: int | None = None
+        self._beta = 0.0
+
+    # ---- the Opacus-style face
+
+    def make_private(
+        self,
+        *,
+        module: ModuleT,
+        optimizer: Optimizer,
+        data_loader: DataLoader[Any],
+        noise_multiplier: float,
+        max_grad_norm: float,
+        release: str = "digital",
+        poisson_sampling: bool = True,
+        public_size: int | None = None,
+        max_physical_batch_size: int | None = None,
+        target_epsilon: float | None = None,
+        target_delta: float | None = None,
+    ) -> tuple[ModuleT, PrivateOptimizer, PoissonLoader]:
+        """Train `module` privately from now on.
+
+        Args:
+            module: an aligned module (optical_dfa.align); its trained layers record contributions.
+            optimizer: any torch optimizer over its parameters.
+            data_loader: its data set, collate function and batch size (the EXPECTED one) are used; batches are
+                redrawn by Poisson sampling.
+            noise_multiplier: standard deviation of the noise over the sensitivity of the clipped sum, > 0.
+            max_grad_norm: C, clipping norm of one record's whole stack.
+            release: "digital" or "dark-frame".
+            poisson_sampling: must be True; the argument is there for Opacus users.
+            public_size: N, declared public; the sample rate is batch size / N. Default: the size of the data set,
+                which is then public.
+            max_physical_batch_size: steps larger than this are handed out in parts; step on every part.
+            target_epsilon: a budget; a release that would pass it raises BudgetExhaustedError.
+            target_delta: delta of the budget and of the ledger's statement.
+        Returns:
+            (module, optimizer, loader) to use in place of the given ones.
+        Raises:
+            UsageError: anything that would break the guarantee, before anything is released.
+            DeviceError: the device's dark frames are not as credited.
+        """
+        if not 0 < noise_multiplier < math.inf:
+            raise UsageError(
+                f"noise_multiplier is {noise_multiplier}; a private release needs a positive number"
+            )
+        if target_epsilon is not None and target_delta is None:
+            raise UsageError("a budget is target_epsilon at target_delta; give target_delta too")
+        plan = _Plan(data_loader, poisson_sampling, public_size, max_physical_batch_size)
+        return self._make(
+            module,
+            optimizer,
+            plan,
+            release,
+            max_grad_norm,
+            lambda event: noise_multiplier,
+            target_epsilon,
+            target_delta,
+        )
+
+    def make_private_with_epsilon(
+        self,
+        *,
+        module: ModuleT,
+        optimizer: Optimizer,
+        data_loader: DataLoader[Any],
+        target_epsilon: float,
+        target_delta: float,
+        epochs: int,
+        max_grad_norm: float,
+        release: str = "digital",
+        poisson_sampling: bool = True,
+        public_size: int | None = None,
+        max_physical_batch_size: int | None = None,
+    ) -> tuple[ModuleT, PrivateOptimizer, PoissonLoader]:
+        """As `make_private`, with the least noise that keeps `epochs` epochs within the target.
+
+        Raises:
+            UsageError: as `make_private`, or a target that no noise reaches.
+        """
+        if epochs < 1:
+            raise UsageError(f"epochs is {epochs}; it must be at least 1")
+        plan = _Plan(data_loader, poisson_sampling, public_size, max_physical_batch_size)
+
+        def calibrate(event: Release) -> float:
+            return accounting.noise_multiplier(
+                target_epsilon,
+                target_delta,
+                plan.sample_rate,
+                epochs * plan.steps,
+                ADJACENCY,
+                self._accountant,
+                log_ratio=event.log_ratio,
+                log_inflation=event.log_inflation,
+                mass=event.mass,
+                beta=self._beta,
+            )
+
+        return self._make(
+            module, optimizer, plan, release, max_grad_norm, calibrate, target_epsilon, target_delta
+        )
+
+    def get_epsilon(self, delta: float) -> float:
+        """Epsilon of everything released so far, at `delta`; inf if the run gives no guarantee.
+
+        Raises:
+            UsageError: before `make_private`, or a delta outside (0, 1).
+        """
+        return self.get_guarantee(delta).epsilon
+
+    def get_guarantee(self, delta: float) -> Guarantee:
+        """The statement about everything released so far: epsilon with all that it depends on."""
+        if self.ledger is None:
+            raise UsageError("there is no guarantee before make_private")
+        epsilon = accounting.epsilon(self.ledger.tally(), delta, ADJACENCY, self._accountant, beta=self._beta)
+        return guarantee(self.ledger.header(), epsilon, delta, self._accountant)
+
+    def steps_left(self) -> int | None:
+        """Releases the budget still allows; None without a budget."""
+        if self.ledger is None or self._limit is None:
+            return None
+        return max(0, self._limit - self.ledger.count())
+
+    def close(self) -> None:
+        """Close the ledger."""
+        if self.ledger is not None:
+            self.ledger.close()
+
+    # ---- how it is put together
+
+    def _make(
+        self,
+        module: ModuleT,
+        optimizer: Optimizer,
+        plan: _Plan,
+        release: str,
+        max_grad_norm: float,
+        noise_multiplier: Callable[[Release], float],
+        target_epsilon: float | None,
+        target_delta: float | None,
+    ) -> tuple[ModuleT, PrivateOptimizer, PoissonLoader]:
+        """`noise_multiplier` is asked once the cost of one step is known."""
+        if self.ledger is not None:
+            raise UsageError("this engine already serves a module; take a new PrivacyEngine for another")
+        face = _private_face(module)
+        _refuse_distributed()
+        resumed = self._resumed()
+        source = self._source(release, face.backend, resumed)
+        coins = self._generator("sampling", resumed)
+        capture = face.start_capture()
+        try:
+            clipped = ClippedRelease(
+                capture, source, max_grad_norm=max_grad_norm, expected_batch_size=plan.expected_batch_size
+            )
+            self._beta = source.beta
+            sigma = noise_multiplier(clipped.event(plan.sample_rate, 1.0))
+            event = clipped.event(plan.sample_rate, sigma)
+            loader = PoissonLoader(
+                plan.loader, plan.sample_rate, plan.steps, coins, plan.max_physical_batch_size
+            )
+            private = PrivateOptimizer(
+                optimizer, capture.parameters, module, lambda: self._step(loader, clipped, event)
+            )
+            header = self._header(
+                face, event, source, plan, max_grad_norm, target_epsilon, target_delta, resumed
+            )
+            ledger = self._open(header, resumed)
+            for generator in (*source.generators, coins):
+                ledger.register_key(generator.fingerprint(), generator.name)
+            if target_epsilon is not None and target_delta is not None:
+                spent = ledger.tally()
+                self._limit = ledger.count() + accounting.steps_within(
+                    target_epsilon,
+                    target_delta,
+                    event,
+                    ADJACENCY,
+                    self._accountant,
+                    spent=spent,
+                    beta=self._beta,
+                )
+        except BaseException:
+            face.stop_capture()
+            raise
+        capture.expected_records = lambda: _pending(loader)
+        self.ledger, self.source = ledger, source
+        return module, private, loader
+
+    def _step(self, loader: PoissonLoader, clipped: ClippedRelease, event: Release) -> Tensor | None:
+        """One `optimizer.step()`: take the batch in; if it completes the step, write the ledger and release."""
+        batch, ledger = loader.current, self.ledger
+        if batch is None or batch.stepped or ledger is None:
+            raise UsageError("step() without a new batch from the private loader; step once on every batch")
+        if batch.first and self._limit is not None and ledger.count() >= self._limit:
+            raise BudgetExhaustedError(
+                f"the budget of {self._limit} releases is spent; a further step would pass the target epsilon"
+            )
+        clipped.absorb()
+        batch.stepped = True
+        if not batch.final:
+            return None
+        ledger.append_release(event)  # on disk before anything is released
+        return clipped.release(event.noise_multiplier)
+
+    def _generator(self, name: str, resumed: Ledger | None) -> NoiseGenerator:
+        """A secret generator, or a seeded one that no earlier part of this run has used."""
+        if self._seed is None:
+            return NoiseGenerator.secure(name)
+        part = 0 if resumed is None else resumed.count()
+        return NoiseGenerator.seeded(self._seed, f"{name} from release {part}")
+
+    def _source(self, release: str, device: Any, resumed: Ledger | None) -> NoiseSource:
+        if release == "digital":
+            return DigitalNoise(self._generator("noise", resumed))
+        if release == "dark-frame":
+            return DarkFrameNoise(device, self._generator("dither", resumed))
+        raise UsageError(f"unknown release {release!r}; choose one of {', '.join(RELEASES)}")
+
+    def _resumed(self) -> Ledger | None:
+        if not self._resume:
+            return None
+        if self._path is None:
+            raise UsageError("there is no ledger to resume; give its path")
+        return Ledger.open(self._path)
+
+    def _header(
+        self,
+        module: PrivateModule,
+        event: Release,
+        source: NoiseSource,
+        plan: _Plan,
+        max_grad_norm: float,
+        target_epsilon: float | None,
+        target_delta: float | None,
+        resumed: Ledger | None,
+    ) -> dict[str, Any]:
+        """Everything the audit needs; equal for every part of a run."""
+        secret = self._seed is None and all(generator.secret for generator in source.generators)
+        return {
+            "release": source.name,
+            "adjacency": ADJACENCY.value,
+            "accountant": self._accountant,
+            "sample_rate": event.sample_rate,
+            "noise_multiplier": event.noise_multiplier,
+            "max_grad_norm": max_grad_norm,
+            "sensitivity": event.sensitivity,
+            "dimension": event.dimension,
+            "nominal_size": plan.size,
+            "batch_size": plan.expected_batch_size,
+            "target_epsilon": target_epsilon,
+            "delta": target_delta,
+            "reproducible": not secret,
+            "unsafe_diagnostics": self._unsafe,
+            "device_share": source.device_share,
+            "calibration_beta": source.beta,
+            "credit": source.describe(),
+            "assumptions": [*source.assumptions, *_ASSUMPTIONS],
+            "module": module.describe(),
+            "version": version("optical-dfa"),
+        }
+
+    def _open(self, header: dict[str, Any], resumed: Ledger | None) -> Ledger:
+        if resumed is None:
+            return Ledger.create(self._path, header)
+        before = resumed.header()
+        for key, value in json.loads(json.dumps(header)).items():
+            if before.get(key) != value:
+                resumed.close()
+                raise UsageError(
+                    f"the run to resume had {key} {before.get(key)!r}, not {value!r}; resume it with its own settings"
+                )
+        return resumed
+
+
+class _Plan:
+    """How steps are drawn: sample rate, expected batch size and steps an epoch, all from the public N."""
+
+    def __init__(
+        self,
+        loader: DataLoader[Any],
+        poisson_sampling: bool,
+        public_size: int | None,
+        max_physical_batch_size: int | None,
+    ) -> None:
+        if not poisson_sampling:
+            raise UsageError(
+                "poisson_sampling is False; shuffled batches have no subsampling guarantee, leave it True"
+            )
+        data = map_style(loader)
+        self.loader = loader
+        self.size = len(data) if public_size is None else public_size
+        batch = loader.batch_size or 0
+        if not 1 <= batch <= self.size:
+            raise UsageError(
+                f"the expected batch size is {batch} and the public size {self.size}; need 1 <= batch <= N"
+            )
+        self.sample_rate = batch / self.size
+        self.expected_batch_size = batch
+        self.steps = max(1, round(self.size / batch))
+        self.max_physical_batch_size = max_physical_batch_size
+
+
+_ASSUMPTIONS = (
+    "the size N of the data set, the sample rate and the number of steps are public",
+    "the sampling coins and the noise are secret",
+    "one record is one person's whole contribution (duplicates need a group notion)",
+    "arithmetic is exact beyond the rounding added to the sensitivity: floating-point noise is taken for Gaussian "
+    "noise, and a record's own contribution does not depend on its place in the batch",
+    "timing, memory and power are side channels outside the guarantee",
+)
+
+
+def guarantee(header: Mapping[str, Any], epsilon: float, delta: float, accountant: str) -> Guarantee:
+    """The statement that a ledger's header and a computed epsilon make (also for audits).
+
+    A reproducible run, or one that shows figures of private records, has kind `none` and a nominal epsilon.
+    """
+    assumptions = tuple(header["assumptions"])
+    void = []
+    if header["reproducible"]:
+        void.append("the generators were seeded (--reproducible): whoever knows the seed knows the noise")
+    if header["unsafe_diagnostics"]:
+        void.append("figures computed from private records were shown (--unsafe-diagnostics)")
+    return Guarantee(
+        epsilon=math.inf if void else epsilon,
+        delta=delta,
+        adjacency=Adjacency(header["adjacency"]),
+        kind=Kind.NONE if void else Kind.RECORD_DP,
+        accountant=accountant,
+        assumptions=(*void, *assumptions),
+        nominal_epsilon=epsilon if void else None,
+        device_share=header["device_share"] or None,
+    )
+
+
+def _private_face(module: nn.Module) -> PrivateModule:
+    """The module as one that can be made private."""
+    if isinstance(module, PrivateModule) and not hasattr(module, "_orig_mod"):
+        return cast(PrivateModule, module)
+    raise UsageError(
+        f"module is a {type(module).__name__}; give the aligned module itself: optical_dfa.align(module, "
+        'rule="dfa"), or rule="bp" for backpropagation (compiled and parallel wrappers are not supported)'
+    )
+
+
+def _pending(loader: PoissonLoader) -> int | None:
+    """Records of the batch that still awaits its step."""
+    batch = loader.current
+    return None if batch is None or batch.stepped else batch.records
+
+
+def _refuse_distributed() -> None:
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+        raise UsageError(
+            f"private training on {distributed.get_world_size()} processes is not supported (a worker's empty batch "
+            "would lose noise); train in one process"
+        )

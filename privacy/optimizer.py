@@ -1,0 +1,131 @@
+"""The wrapped optimizer: `p.grad` is filled with the released step here, and nowhere else."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from noise_models.errors import UsageError
+
+
+class PrivateOptimizer(Optimizer):
+    """Any torch optimizer, stepping on released gradients only.
+
+    Parameter groups and state are the original's own, so learning-rate schedulers work on either. Momentum, Adam
+    and weight decay are post-processing of what was released.
+    """
+
+    def __init__(
+        self,
+        original: Optimizer,
+        parameters: dict[str, nn.Parameter],
+        module: nn.Module,
+        step: Callable[[], Tensor | None],
+    ) -> None:
+        """
+        Args:
+            original: its `step` raises from now on.
+            parameters: the released parameters by name, in the order of the flat stack.
+            module: the private module; the optimizer may hold no other parameters.
+            step: takes in the current batch; returns the flat released average, or None before the last part of
+                a logical batch.
+        Raises:
+            UsageError: parameters outside the module, or released ones missing from the optimizer.
+        """
+        names = {id(p): name for name, p in module.named_parameters()}
+        held = {id(p) for group in original.param_groups for p in group["params"]}
+        if held - names.keys():
+            raise UsageError(
+                "the optimizer holds parameters that are not the private module's; give them another one"
+            )
+        missing = [name for name, p in parameters.items() if id(p) not in held]
+        if missing:
+            raise UsageError(f"the optimizer lacks {missing[0]}, which is trained; add it, or freeze it")
+        self.original = original
+        self._parameters = parameters
+        self._module = module
+        self._take = step
+        self._step_original = original.step
+        self._views: list[Tensor] = []
+        for p in module.parameters():
+            p.grad = None  # a gradient from before is no release
+        original.step = _refusing(original)  # type: ignore[method-assign]
+
+    # Deliberately no Optimizer.__init__: groups, state and defaults are the original's.
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        return self.original.param_groups
+
+    @property
+    def state(self) -> Any:  # type: ignore[override]
+        return self.original.state
+
+    @property
+    def defaults(self) -> dict[str, Any]:  # type: ignore[override]
+        return self.original.defaults
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As the original's; contributions already taken in stay."""
+        self.original.zero_grad(set_to_none)
+
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+        """Release the step and let the original optimizer move the weights.
+
+        Raises:
+            UsageError: a closure, no batch to step on, or gradients formed outside the release.
+        """
+        if closure is not None:
+            raise UsageError(
+                "a private step takes no closure: evaluating the loss again would be another release"
+            )
+        self._refuse_foreign_gradients()
+        flat = self._take()
+        if flat is None:
+            return
+        start = 0
+        for p in self._parameters.values():
+            p.grad = flat[start : start + p.numel()].view_as(p)
+            start += p.numel()
+        self._views = [p.grad for p in self._parameters.values() if p.grad is not None]
+        self._step_original()
+
+    def _refuse_foreign_gradients(self) -> None:
+        released = {id(view) for view in self._views}
+        for name, p in self._module.named_parameters():
+            if p.grad is not None and id(p.grad) not in released:
+                raise UsageError(
+                    f"{name}.grad was filled outside the release (a penalty on the weights in the loss, or a plain "
+                    "backward pass); use weight_decay, and let the private step fill the gradients"
+                )
+            p.grad = None  # a view of the sum that the step is about to reuse
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        raise UsageError("parameters cannot be added to a private optimizer; make the module private again")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The original's."""
+        return self.original.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The original's."""
+        self.original.load_state_dict(state_dict)
+
+    def __repr__(self) -> str:
+        return f"PrivateOptimizer({self.original!r})"
+
+
+def _refusing(original: Optimizer) -> Callable[..., Any]:
+    """A bound `step` that raises (bound, because schedulers look at the method's function)."""
+
+    def step(self: Optimizer, closure: Callable[[], Any] | None = None) -> None:
+        raise UsageError(
+            "this optimizer was made private; step the one that make_private returned (this one would train on "
+            "gradients that were neither clipped nor noised)"
+        )
+
+    step._wrapped_by_lr_sched = True  # type: ignore[attr-defined]  # a scheduler built on it must not warn
+    return types.MethodType(step, original)

@@ -1,0 +1,71 @@
+"""What the privacy package knows of a trainer and of a device: these protocols, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from noise_models.base import NoiseModel
+from noise_models.generator import NoiseGenerator
+
+
+class Contributions(Protocol):
+    """The per-record contributions of the batch now handed out.
+
+    Attributes:
+        parameters: the released parameters by name, in the order of the flat stack.
+        dimension: length of the flat stack of all released parameters.
+        expected_records: set by the engine; answers how many records the current batch has, None without one.
+    """
+
+    parameters: dict[str, nn.Parameter]
+    dimension: int
+    expected_records: Callable[[], int | None]
+
+    def norms(self) -> Tensor:
+        """Upper bounds on each record's joint norm over the whole stack, shape (m,), float64."""
+
+    def add_clipped(self, factors: Tensor, out: Tensor) -> None:
+        """`out += sum_i factors_i X_i`; a record of factor 0 adds exactly nothing, even if it is not finite."""
+
+    def rounding(self, records: int) -> float:
+        """Bound on |computed - exact| of such a sum over `records`, relative to the sum of the clipped norms."""
+
+    def clear(self) -> None:
+        """Forget the batch."""
+
+
+class DarkFrames(Protocol):
+    """A device that takes frames without data."""
+
+    name: ClassVar[str]
+    dark_pixels: int
+    noise: NoiseModel
+    generators: tuple[NoiseGenerator, ...]
+
+    def dark(self, frames: int) -> Tensor:
+        """Raw codes of fresh dark frames, shape (frames, dark_pixels)."""
+
+    def describe(self) -> dict[str, Any]:
+        """Everything that determines the device."""
+
+    def fingerprint(self) -> str:
+        """Digest of `describe()`."""
+
+
+@runtime_checkable
+class PrivateModule(Protocol):
+    """A module that can hand its per-record contributions to a release (optical_dfa.feedback.AlignedModule)."""
+
+    backend: Any  # a DarkFrames device, or None
+
+    def start_capture(self) -> Contributions:
+        """Record contributions from now on instead of forming gradients."""
+
+    def stop_capture(self) -> None:
+        """Form gradients as usual again."""
+
+    def describe(self) -> dict[str, Any]:
+        """Rule, device and points."""

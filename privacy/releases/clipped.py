@@ -1,0 +1,120 @@
+"""The clipped Gaussian release (THEORY T3): clip each record's whole stack, add up, add isotropic noise.
+
+`X_i` is any random function of record i and the public state, device noise included; it is clipped AFTER that
+noise, so the noise inside it earns nothing and costs nothing. The guarantee comes from Z alone.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from noise_models.errors import UsageError
+from privacy.ledger import Release
+from privacy.protocols import Contributions
+from privacy.releases.source import NoiseSource
+
+# A step has more than `record_cap` records with at most this probability; it enters delta.
+CAP_MASS = 2.0**-60
+
+
+class ClippedRelease:
+    """`(sum_i clip(X_i, C) + Z) / expected batch size`, Z ~ N(0, (noise_multiplier · sensitivity)² I).
+
+    Attributes:
+        sensitivity: how far one record moves the computed sum: C, plus the rounding of the sum with and without it.
+        dimension: released coordinates.
+    """
+
+    def __init__(
+        self,
+        contributions: Contributions,
+        source: NoiseSource,
+        *,
+        max_grad_norm: float,
+        expected_batch_size: float,
+    ) -> None:
+        """
+        Args:
+            contributions: the trainer's per-record contributions.
+            source: where Z comes from.
+            max_grad_norm: C > 0, finite.
+            expected_batch_size: q·N with the public N; the realised size is never used.
+        Raises:
+            UsageError: a value out of range.
+        """
+        if not 0 < max_grad_norm < math.inf:
+            raise UsageError(f"max_grad_norm is {max_grad_norm}; it must be a positive number")
+        self.contributions = contributions
+        self.source = source
+        self.max_grad_norm = max_grad_norm
+        self.expected_batch_size = expected_batch_size
+        self.dimension = contributions.dimension
+        self._cap = record_cap(expected_batch_size)
+        rounding = contributions.rounding(self._cap) * self._cap
+        self.sensitivity = max_grad_norm * (1 + 2 * rounding)
+        first = next(iter(contributions.parameters.values()))
+        self._sum = torch.zeros(self.dimension, dtype=first.dtype, device=first.device)
+        self._records = 0
+        self._fresh = True
+
+    def event(self, sample_rate: float, noise_multiplier: float) -> Release:
+        """What the ledger records of one step at this sample rate and noise multiplier."""
+        cost = self.source.cost(self.dimension)
+        return Release(
+            mechanism="gaussian",
+            source=self.source.name,
+            sample_rate=sample_rate,
+            noise_multiplier=noise_multiplier,
+            sensitivity=self.sensitivity,
+            dimension=self.dimension,
+            log_ratio=cost.log_ratio,
+            log_inflation=cost.log_inflation,
+            mass=cost.mass + CAP_MASS,
+            device_share=self.source.device_share,
+        )
+
+    def absorb(self) -> None:
+        """Clip the contributions of the batch now handed out and add them to the step's sum.
+
+        Raises:
+            UsageError: more records than the declared size of the data set explains.
+        """
+        if torch.get_float32_matmul_precision() != "highest":
+            raise UsageError(
+                f"float32 matrix products have precision {torch.get_float32_matmul_precision()!r}, which overshoots "
+                "the clip; call torch.set_float32_matmul_precision('highest')"
+            )
+        if self._fresh:
+            self._sum.zero_()
+            self._records = 0
+            self._fresh = False
+        norms = self.contributions.norms()
+        self._records += len(norms)
+        if self._records > self._cap:
+            raise UsageError(
+                f"a step has more than {self._cap} records where {self.expected_batch_size:g} are expected; declare "
+                "a public size that is not below the number of records"
+            )
+        self.contributions.add_clipped(clip_factors(norms, self.max_grad_norm), self._sum)
+        self.contributions.clear()
+
+    def release(self, noise_multiplier: float) -> Tensor:
+        """The step's noised average, shape (dimension,), in a buffer that the next step reuses."""
+        self.source.add_noise(self._sum, noise_multiplier * self.sensitivity)
+        self._fresh = True
+        return self._sum.div_(self.expected_batch_size)
+
+
+def clip_factors(norms: Tensor, max_grad_norm: float) -> Tensor:
+    """`min(1, C / norm)`; 0 for a record whose norm is not finite, so that it contributes nothing (THEORY §4.8)."""
+    factors = max_grad_norm / norms.clamp_min(max_grad_norm)
+    return torch.where(norms.isfinite(), factors, torch.zeros_like(factors))
+
+
+def record_cap(expected: float) -> int:
+    """A number of records that a Poisson batch exceeds with probability below CAP_MASS (Bernstein's inequality)."""
+    log = -math.log(CAP_MASS)
+    return math.ceil(expected + log / 3 + math.sqrt(log**2 / 9 + 2 * log * expected)) + 1

@@ -1,0 +1,28 @@
+"""`digital`: the noise is drawn by a cryptographic generator (THEORY T3)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from noise_models.generator import NORMAL_TAIL_MASS, NoiseGenerator
+from privacy.releases.source import Cost, NoiseSource, add_secret_normals
+
+
+class DigitalNoise(NoiseSource):
+    """Z from a generator keyed by the operating system."""
+
+    name = "digital"
+    assumptions = ("the noise generator (AES-256 in counter mode) cannot be told from random bits",)
+
+    def __init__(self, generator: NoiseGenerator) -> None:
+        self._generator = generator
+
+    @property
+    def generators(self) -> tuple[NoiseGenerator, ...]:
+        return (self._generator,)
+
+    def cost(self, dimension: int) -> Cost:
+        return Cost(log_ratio=0.0, log_inflation=0.0, mass=dimension * NORMAL_TAIL_MASS)
+
+    def add_noise(self, total: Tensor, std: float) -> None:
+        add_secret_normals(total, std, self._generator)
