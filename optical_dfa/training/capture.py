@@ -37,12 +37,17 @@ class _Record(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, output: Tensor, anchor: Tensor, capture: Capture, layer: str, x: Tensor) -> Tensor:
-        ctx.capture, ctx.layer, ctx.x = capture, layer, x
-        return output.view_as(output)
+        ctx.capture, ctx.layer, ctx.x, ctx.version = capture, layer, x, x._version
+        return output.detach()  # not a view, which an activation could not work on in place
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.x._version != ctx.version:
+            raise UsageError(
+                f"the input of {ctx.layer} was changed in place after the layer had read it, so its contribution "
+                "is lost; use the operation that is not in place"
+            )
         ctx.capture.uses.append(Use(ctx.layer, ctx.x, grad.detach()))
         return (grad if ctx.needs_input_grad[0] else None), None, None, None, None
 
@@ -54,10 +59,12 @@ class _LayerHook:
         self.capture = capture
         self.layer = layer
 
-    def __call__(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+    def __call__(
+        self, module: nn.Module, args: tuple[Tensor, ...], named: Mapping[str, Tensor], output: Tensor
+    ) -> Tensor | None:
         if not self.capture.active:
             return None
-        x = args[0].detach()
+        x = (*args, *named.values())[0].detach()
         self.capture.calls.append((self.layer, x, output.detach()))
         return _Record.apply(output, self.capture.anchor, self.capture, self.layer, x)  # type: ignore[no-any-return, no-untyped-call]
 
@@ -107,7 +114,7 @@ class Capture:
         self._layers = self._trained_layers()
         for name, layer in self._layers.items():
             # First, so that a layer that is itself a feedback point is recorded before it is cut.
-            layer.register_forward_hook(_LayerHook(self, name), prepend=True)
+            layer.register_forward_hook(_LayerHook(self, name), prepend=True, with_kwargs=True)
         try:
             self._check_records_apart(example)
             self._check_uses(example, graph_uses)
@@ -123,6 +130,7 @@ class Capture:
                 k for k, hook in hooks.items() if isinstance(hook, _LayerHook) and hook.capture is self
             ]:
                 del hooks[key]
+                layer._forward_hooks_with_kwargs.pop(key, None)
 
     # ---- during the passes
 
@@ -171,7 +179,8 @@ class Capture:
     def norms(self) -> Tensor:
         """Upper bounds on the joint norm of each record's whole stack, shape (m,), float64; inf or NaN as they come."""
         parts = self._gather()
-        total = torch.zeros(self.expected_records() or 0, dtype=torch.float64, device=self.anchor.device)
+        device = next(iter(self.parameters.values())).device
+        total = torch.zeros(self.expected_records() or 0, dtype=torch.float64, device=device)
         for name, part in parts.items():
             if part.positions > self._positions:
                 raise UsageError(
@@ -218,11 +227,12 @@ class Capture:
         """One joint contribution a parameter, from all uses of it."""
         if self._contributions is None:
             parts: dict[str, list[Contribution]] = defaultdict(list)
+            names = {id(p): name for name, p in self.parameters.items()}
             for use in self.uses:
                 layer = self._layers[use.layer]
                 x = use.x if not use.x.is_floating_point() else _at_least_float32(use.x)
                 for local, part in LAYERS[type(layer)](layer, x, _at_least_float32(use.delta)).items():
-                    name = self._name_of.get(id(getattr(layer, local)))
+                    name = names.get(id(getattr(layer, local)))
                     if name is not None:
                         parts[name].append(part)
             self._contributions = {
@@ -233,11 +243,10 @@ class Capture:
 
     def _trained_layers(self) -> dict[str, nn.Module]:
         """The layers that hold the trained parameters, each checked to be supported."""
-        self._name_of = {id(p): name for name, p in self.parameters.items()}
+        trained = {id(p) for p in self.parameters.values()}
         layers: dict[str, nn.Module] = {}
         for name, part in self.module.named_modules():
-            held = [id(p) for p in part.parameters(recurse=False) if id(p) in self._name_of]
-            if not held:
+            if not any(id(p) in trained for p in part.parameters(recurse=False)):
                 continue
             if type(part) not in LAYERS:
                 raise UsageError(

@@ -162,7 +162,8 @@ class OuterSum(Contribution):
         n, d = self.parts[0][0].shape[2], self.parts[0][1].shape[2]
         gram = self.positions * (n + d) < n * d
         squares = [torch.empty(0, dtype=torch.float64, device=self.parts[0][0].device)]
-        for start, stop in self._chunks(len(self.parts[0][0]), max(self.positions**2, self.numel)):
+        elements = self.positions * (n + d) + (self.positions**2 if gram else self.numel)
+        for start, stop in self._chunks(len(self.parts[0][0]), elements):
             rows, cols = self._factors(start, stop)
             if gram:
                 square = ((rows @ rows.mT) * (cols @ cols.mT)).sum((1, 2)).clamp_min(0.0)
