@@ -277,7 +277,9 @@ def write(config: TrainConfig, path: Path) -> None:
     values = config.model_dump(exclude_none=True)
     if "data_dir" in values:
         values["data_dir"] = str(values["data_dir"])
-    path.write_text(tomli_w.dumps(values), encoding="utf-8")
+    partial = path.with_name(path.name + ".partial")  # a crash leaves the file whole or as it was
+    partial.write_text(tomli_w.dumps(values), encoding="utf-8")
+    partial.replace(path)
 
 
 def one_line(error: ValidationError) -> str:

@@ -61,6 +61,7 @@ class PrivacyEngine:
         reproducible_seed: int | None = None,
         unsafe_diagnostics: bool = False,
         accountant: str = "pld",
+        before_writing: Callable[[], None] | None = None,
     ) -> None:
         """
         Args:
@@ -70,6 +71,8 @@ class PrivacyEngine:
             unsafe_diagnostics: the caller shows figures computed from private records; the guarantee's kind is
                 then `none`.
             accountant: one of `privacy.accounting.ACCOUNTANTS`.
+            before_writing: called by `make_private` once everything was checked, just before the ledger is
+                created or continued.
         Raises:
             UsageError: an unknown accountant.
         """
@@ -84,6 +87,7 @@ class PrivacyEngine:
         self._seed = reproducible_seed
         self._unsafe = unsafe_diagnostics
         self._accountant = accountant
+        self._before_writing = before_writing
         self._limit: int | None = None
         self._beta = 0.0
 
@@ -266,6 +270,8 @@ class PrivacyEngine:
                 )
         except BaseException:
             face.stop_capture()
+            if resumed is not None:
+                resumed.close()
             raise
         capture.expected_records = lambda: _pending(loader)
         self.ledger, self.source = ledger, source
@@ -345,16 +351,17 @@ class PrivacyEngine:
         }
 
     def _open(self, header: dict[str, Any], resumed: Ledger | None) -> Ledger:
-        if resumed is None:
-            return Ledger.create(self._path, header)
-        before = resumed.header()
-        for key, value in json.loads(json.dumps(header)).items():
-            if before.get(key) != value:
-                resumed.close()
-                raise UsageError(
-                    f"the run to resume had {key} {before.get(key)!r}, not {value!r}; resume it with its own settings"
-                )
-        return resumed
+        if resumed is not None:
+            before = resumed.header()
+            for key, value in json.loads(json.dumps(header)).items():
+                if before.get(key) != value:
+                    raise UsageError(
+                        f"the run to resume had {key} {before.get(key)!r}, not {value!r}; resume it with its own "
+                        "settings"
+                    )
+        if self._before_writing is not None:
+            self._before_writing()
+        return Ledger.create(self._path, header) if resumed is None else resumed
 
 
 class _Plan:

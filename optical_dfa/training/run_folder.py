@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from noise_models.errors import UsageError
 from optical_dfa import config as settings
 
 CONFIG = "config.toml"
@@ -17,7 +18,12 @@ LEDGER = "ledger.sqlite"
 CHECKPOINT = "checkpoint.safetensors"
 CALIBRATION = "calibration.json"
 REPORT = "report.html"
-FILES = (CONFIG, METRICS, SUMMARY, LEDGER, f"{LEDGER}-wal", f"{LEDGER}-shm", CHECKPOINT, CALIBRATION, REPORT)
+FILES = (CONFIG, METRICS, SUMMARY, REPORT, CALIBRATION, CHECKPOINT, LEDGER, f"{LEDGER}-wal", f"{LEDGER}-shm")
+# What may change when a run is resumed; the budget, noise and clipping norm are the ledger's to check.
+RESUMED_ANEW = {
+    *("epsilon", "delta", "noise_multiplier", "max_grad_norm", "reproducible", "unsafe_diagnostics"),
+    *("epochs", "lr", "momentum", "weight_decay", "data_dir", "device", "max_physical_batch_size"),
+}
 
 
 class RunFolder:
@@ -29,6 +35,19 @@ class RunFolder:
     def holds_run(self) -> bool:
         """Whether a run was begun here before."""
         return any((self.path / name).exists() for name in (CONFIG, LEDGER, CHECKPOINT, SUMMARY))
+
+    def refuse_other(self, config: settings.TrainConfig) -> None:
+        """Refuse to go on with the run here under settings that make it another run.
+
+        Raises:
+            UsageError: the setting, its value then and now.
+        """
+        before = settings.merge(settings.read(self.path / CONFIG), {}).model_dump()
+        for name, value in config.model_dump(exclude=RESUMED_ANEW).items():
+            if before[name] != value:
+                raise UsageError(
+                    f"the run to resume had {name} {before[name]!r}, not {value!r}; resume it with its own settings"
+                )
 
     def begin(self, config: settings.TrainConfig, *, resume: bool) -> None:
         """Create the folder, clear an earlier run (unless it is resumed) and write the configuration."""

@@ -7,7 +7,7 @@ import platform
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -82,6 +82,8 @@ class _Run:
         self.folder = None if out is None else RunFolder(out)
         if self.folder is not None and self.folder.holds_run() and not resume and not overwrite:
             raise UsageError(f"{out} already holds a run; resume it, overwrite it, or choose another folder")
+        if self.folder is not None and resume:
+            self.folder.refuse_other(self.config)
         seed = self.config.seed
         network = models.build(self.config.model, self.data.input_shape, self.data.classes, seed).to(device)
         secret = self.config.private and not self.config.reproducible
@@ -133,42 +135,47 @@ class _Run:
             return ledger.count()
 
     def _open(self, resume: bool) -> None:
-        """Check everything, then write; the engine's own checks come before its ledger exists."""
-        if self.folder is not None:
-            fresh = not self.folder.path.exists()
-            self.folder.begin(self.config, resume=resume)
-            try:
-                self._make_private()
-            except BaseException:
-                if fresh:
-                    for file in self.folder.path.iterdir():
-                        file.unlink()
-                    self.folder.path.rmdir()
-                raise
-        else:
-            self._make_private()
-        if resume and self.folder is not None and (self.folder.path / CHECKPOINT).is_file():
-            inner = getattr(self.optimizer, "original", self.optimizer)
-            self.position = checkpoint.load(self.folder.path / CHECKPOINT, self.module, inner)
-            ledger = self.engine.ledger if self.engine is not None else self.ledger
-            if (
-                ledger is not None
-                and self.position.ledger_head
-                and not ledger.contains(self.position.ledger_head)
-            ):
-                raise UsageError(
-                    f"{self.folder.path / CHECKPOINT} is newer than its ledger: releases are missing there, so the "
-                    "budget is unknown; restore the ledger, or train again with --overwrite"
-                )
-        if resume and self.folder is not None:
-            self.folder.keep_metrics_until(self.position.step)
+        """Check everything, then write: the folder is touched once nothing is refused any more."""
+        fresh = self.folder is not None and not self.folder.path.exists()
+        if resume:
+            self._take_up()
+        try:
+            self._make_private(lambda: self._begin(resume))
+        except BaseException:
+            if fresh and self.folder is not None and self.folder.path.is_dir():
+                for file in self.folder.path.iterdir():
+                    file.unlink()
+                self.folder.path.rmdir()
+            raise
 
-    def _make_private(self) -> None:
+    def _take_up(self) -> None:
+        """Load the checkpoint of the run that is resumed, if it got that far."""
+        if self.folder is None or not (path := self.folder.path / CHECKPOINT).is_file():
+            return
+        self.position = checkpoint.load(path, self.module, self.optimizer)
+        known = False
+        if self.resumed is not None:
+            with Ledger.open(self.resumed, read_only=True) as ledger:
+                known = ledger.contains(self.position.ledger_head)
+        if not known:
+            raise UsageError(
+                f"{path} is newer than its ledger: releases are missing there, so the budget is unknown; restore "
+                "the ledger, or train again with --overwrite"
+            )
+
+    def _begin(self, resume: bool) -> None:
+        if self.folder is not None:
+            self.folder.begin(self.config, resume=resume)
+            if resume:
+                self.folder.keep_metrics_until(self.position.step)
+
+    def _make_private(self, begin: Callable[[], None]) -> None:
         config = self.config
         path = None if self.folder is None else self.folder.path / LEDGER
         loader: DataLoader[Any] = DataLoader(TensorDataset(self.x, self.y), batch_size=config.batch_size)
         if not config.private:
             header = {"release": "none", "reproducible": False, "module": self.module.describe()}
+            begin()
             self.ledger = Ledger.open(path) if self.resumed and path else Ledger.create(path, header)
             self.steps_an_epoch = math.ceil(len(self.x) / config.batch_size)
             self.loader: Any = None
@@ -178,6 +185,7 @@ class _Run:
             resume=self.resumed is not None,
             reproducible_seed=config.seed if config.reproducible else None,
             unsafe_diagnostics=config.unsafe_diagnostics,
+            before_writing=begin,
         )
         shared: dict[str, Any] = {
             "module": self.module,
