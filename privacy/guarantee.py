@@ -146,11 +146,11 @@ class Guarantee:
 
     def headline(self) -> str:
         """One line; a conditional or absent guarantee says so before any number."""
-        pair = f"(ε, δ) = ({self.epsilon:.4g}, {self.delta:g})"
+        pair = f"(ε, δ) = ({rounded_up(self.epsilon)}, {self.delta:g})"
         if self.kind is Kind.NONE:
             line = "no privacy guarantee (kind none)"
             if self.nominal_epsilon is not None:
-                line += f"; secret noise would have given ε = {self.nominal_epsilon:.4g}, δ = {self.delta:g}"
+                line += f"; secret noise would have given ε = {rounded_up(self.nominal_epsilon)}, δ = {self.delta:g}"
             return line
         if self.kind is Kind.CONDITIONAL:
             return f"conditional, NOT a worst-case guarantee: {pair} only while every assumption below holds"
@@ -170,7 +170,7 @@ class Guarantee:
             if self.nominal_epsilon is not None:
                 text += (
                     f" Had its randomness been secret, it would have been "
-                    f"({self.nominal_epsilon:.4g}, {self.delta:g})-differentially private "
+                    f"({rounded_up(self.nominal_epsilon)}, {self.delta:g})-differentially private "
                     f"with respect to {self.adjacency.words}."
                 )
             return text
@@ -179,7 +179,7 @@ class Guarantee:
         else:
             bound = (
                 f"no test of the released weights changes its odds by more than a factor of "
-                f"e^{self.epsilon:.4g} = {_factor(self.epsilon)}, except with probability {self.delta:g}."
+                f"e^{rounded_up(self.epsilon)} = {_factor(self.epsilon)}, except with probability {self.delta:g}."
             )
         text = f"For data sets that differ by {self.adjacency.words}, {bound}"
         if self.kind is Kind.CONDITIONAL:
@@ -193,6 +193,14 @@ class Guarantee:
             text
             + f" Computed by the accountant {self.accountant!r} under {len(self.assumptions)} assumption(s)."
         )
+
+
+def rounded_up(epsilon: float) -> str:
+    """Epsilon to four significant digits, rounded UP: what is shown must still hold."""
+    if epsilon == 0 or math.isinf(epsilon):
+        return f"{epsilon:g}"
+    unit = 10.0 ** (math.floor(math.log10(epsilon)) - 3)
+    return f"{math.ceil(epsilon / unit * (1 - 1e-12)) * unit:.4g}"
 
 
 def _factor(epsilon: float) -> str:

@@ -121,7 +121,9 @@ def _window(steps: list[tuple[int, Array, float]], counts: list[int], interval: 
     )
     low = sum(count * first for (first, _, _), count in zip(steps, counts, strict=True)) * interval
     best = math.sqrt(2 * log_tail / max(variance, 1e-300))  # the optimum, were the sum Gaussian
-    for order in best * np.geomspace(0.02, 2.0, 13):
+    largest = max(first + len(pmf) - 1 for first, pmf, _ in steps) * interval
+    rare = np.geomspace(1, 30, 5) / max(largest, interval)  # near the optimum where few steps carry the loss
+    for order in (*(best * np.geomspace(0.02, 2.0, 11)), *rare):
         up = down = log_tail
         for (first, pmf, _), count in zip(steps, counts, strict=True):
             loss = np.arange(first, first + len(pmf)) * interval

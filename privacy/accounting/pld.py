@@ -36,18 +36,21 @@ class PldComposition:
 @lru_cache(maxsize=8)
 def compose(groups: tuple[Group, ...], adjacency: Adjacency) -> PldComposition:
     """The composition of `groups` (each 0 < q <= 1, sigma > 0, steps > 0) under `adjacency`."""
+    groups = tuple(_merged(group) for group in groups)
     interval = loss_interval(groups, adjacency)
-    parts = [_group(group, adjacency, interval) for group in groups]
+    parts = [
+        _step(group.sample_rate, group.noise_multiplier, adjacency, interval).self_compose(group.steps)
+        for group in groups
+    ]
     total = parts[0]
     for part in parts[1:]:
         total = total.compose(part)
     return PldComposition(total)
 
 
-def _group(group: Group, adjacency: Adjacency, interval: float) -> Any:
-    if group.sample_rate == 1:  # T Gaussian releases are one with sigma / sqrt(T): no grid is refined T times
-        return _step(1.0, group.noise_multiplier / math.sqrt(group.steps), adjacency, interval)
-    return _step(group.sample_rate, group.noise_multiplier, adjacency, interval).self_compose(group.steps)
+def _merged(group: Group) -> Group:
+    """Without sampling, T releases are one with multiplier sigma / sqrt(T), exactly."""
+    return group if group.sample_rate < 1 else Group(1.0, group.noise_multiplier / math.sqrt(group.steps), 1)
 
 
 @lru_cache(maxsize=16)

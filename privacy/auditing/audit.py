@@ -18,7 +18,7 @@ from noise_models.errors import UsageError
 from privacy.accounting import epsilon as composed_epsilon
 from privacy.accounting import resolves
 from privacy.adjacency import Adjacency
-from privacy.guarantee import Guarantee
+from privacy.guarantee import Guarantee, Kind
 from privacy.ledger import Ledger, Release
 
 LEDGER_FILE = "ledger.sqlite"
@@ -111,6 +111,7 @@ def audit(run: Path | str, delta: float | None = None) -> AuditReport:
         guarantee = _recompute(header, releases, _delta(run, header, claim, delta), intact, notes)
         if claim is not None:
             findings += _compare(claim, guarantee, len(releases), notes)
+        findings += _check_budget(header, guarantee)
     return AuditReport(
         guarantee=guarantee,
         consistent=not findings,
@@ -203,6 +204,16 @@ def _recompute(
     value = composed_epsilon(releases, delta, adjacency, accountant, beta=beta)
     void = () if intact else ("the ledger was damaged: releases may be missing from the nominal epsilon",)
     return Guarantee.of_run(header, value, delta, accountant, void)
+
+
+def _check_budget(header: Mapping[str, Any], guarantee: Guarantee) -> list[str]:
+    """Training stops on the budget (THEORY T9), so a run that passed it was not what its header says."""
+    target, spent = header.get("target_epsilon"), guarantee.epsilon
+    if guarantee.kind is Kind.NONE and guarantee.nominal_epsilon is not None:
+        spent = guarantee.nominal_epsilon
+    if target is None or header.get("delta") != guarantee.delta or spent <= target * (1 + TOLERANCE):
+        return []
+    return [f"the releases cost epsilon {spent:.4g}, more than the run's budget of {target:g}"]
 
 
 def _check_checkpoint(path: Path, ledger: Ledger, header: Mapping[str, Any], notes: list[str]) -> list[str]:

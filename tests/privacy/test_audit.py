@@ -24,6 +24,7 @@ HEADER: dict[str, Any] = {
     "release": "dark-frame",
     "adjacency": "add-or-remove-one",
     "delta": DELTA,
+    "target_epsilon": 0.6,
     "sample_rate": BATCH / N,
     "noise_multiplier": SIGMA,
     "nominal_size": N,
@@ -180,6 +181,7 @@ def test_contradictions(tmp_path: Path, change: Callable[[Path], None], finding:
         ({"sample_rate": 0.01, "batch_size": 10}, "has sample_rate 0.02"),
         ({"release": "digital"}, "come from dark-frame"),
         ({"release": "none"}, "release is none"),
+        ({"target_epsilon": 0.3}, "more than the run's budget of 0.3"),
         ({"device_share": 0.95}, "95.0% of the noise variance"),
     ],
 )

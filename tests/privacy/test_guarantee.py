@@ -5,7 +5,7 @@ import pytest
 
 from noise_models.errors import UsageError
 from privacy.adjacency import Adjacency
-from privacy.guarantee import Guarantee, Kind
+from privacy.guarantee import Guarantee, Kind, rounded_up
 
 
 def make(kind: Kind, epsilon: float = 2.5, nominal: float | None = None) -> Guarantee:
@@ -54,6 +54,16 @@ def test_words_name_the_neighbours_and_an_infinite_epsilon() -> None:
     assert "presence or absence of one record" in make(Kind.RECORD_DP).words()
     assert "may reveal everything" in make(Kind.RECORD_DP, math.inf).words()
     assert make(Kind.RECORD_DP, 1e4).words().count("1e304") == 1
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "shown"),
+    [(3.0, "3"), (3.00049, "3.001"), (2.9991, "3"), (0.0012341, "0.001235"), (123.41, "123.5"), (0.0, "0"),
+     (math.inf, "inf"), (9.9999, "10"), (12341.0, "1.235e+04")],
+)  # fmt: skip
+def test_the_epsilon_shown_is_never_below_the_epsilon_that_holds(epsilon: float, shown: str) -> None:
+    assert rounded_up(epsilon) == shown
+    assert float(shown) >= epsilon
 
 
 @pytest.mark.parametrize(
