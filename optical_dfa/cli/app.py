@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         return _fail(error, code=2)
     except _CommandLineError as error:
-        return _fail(_explained(error), code=2)
+        return _fail(_explained(error, chosen), code=2)
     except DeviceError as error:
         return _fail(error, code=1)
     except OSError as error:
@@ -108,11 +108,18 @@ def _interruptible(command: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def _explained(error: Any) -> str:
-    """A command line error's message, and where to read what is allowed."""
+def _explained(error: Any, given: Sequence[str]) -> str:
+    """A command line error's message with the value it is about, and where to read what is allowed."""
     context = getattr(error, "ctx", None)
     program = context.command_path if context is not None else "optical-dfa"
-    return f"{str(error.format_message()).rstrip('.')}; see {program} --help"
+    message = str(error.format_message()).rstrip(".")
+    for flag in getattr(getattr(error, "param", None), "opts", ()):
+        for text, following in zip(given, [*given[1:], ""], strict=True):
+            name, equals, value = text.partition("=")
+            value = value if equals else following
+            if name == flag and value and value not in message:
+                message = f"{message} (given: {value!r})"
+    return f"{message}; see {program} --help"
 
 
 def _fail(error: Exception | str, *, code: int) -> int:
