@@ -21,6 +21,7 @@ _NONLINEAR = (
     "Celu", "Elu", "Gelu", "Hardsigmoid", "Hardswish", "Hardtanh", "LeakyRelu", "LogSigmoid", "Mish", "Relu",
     "RreluWithNoise", "Sigmoid", "Silu", "Softplus", "Softshrink", "Tanh",
 )  # fmt: skip
+_ADDITION = ("Add", "Sub", "Cat", "Stack")  # what is added passes no gradient on to the other terms
 _MATRIX = ("Addmm", "Mm", "Bmm", "Baddbmm", "Convolution", "Embedding", "Linear", "Mv", "Addmv")
 
 
@@ -210,6 +211,8 @@ def _check_one_matrix(graph: _Graph, h: Tensor, root: str, owners: dict[int, str
     """With default points, no root may backpropagate through one weight matrix into another."""
     uses = graph.matrix_uses(h)
     for node, matrix in uses.items():
+        if _operation(node) in _ADDITION:
+            continue  # e.g. the recurrent weight at a constant first state
         for below in graph.reach(node) & uses.keys():
             if below is not node:
                 first, second = owners.get(id(uses[below])), owners.get(id(matrix))
