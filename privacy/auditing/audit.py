@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -202,8 +202,11 @@ def _recompute(
         accountant = "pld"
         notes.append(f"delta = {delta:g} is too small for the independent accountant: recomputed with pld")
     value = composed_epsilon(releases, delta, adjacency, accountant, beta=beta)
-    void = () if intact else ("the ledger was damaged: releases may be missing from the nominal epsilon",)
-    return Guarantee.of_run(header, value, delta, accountant, void)
+    if intact:
+        return Guarantee.of_run(header, value, delta, accountant)
+    notes.append(f"the releases left in the ledger cost epsilon {value:.4g}; others may be missing")
+    damaged = Guarantee.of_run(header, value, delta, accountant, void=("the ledger was damaged",))
+    return replace(damaged, nominal_epsilon=None)
 
 
 def _check_budget(header: Mapping[str, Any], guarantee: Guarantee) -> list[str]:

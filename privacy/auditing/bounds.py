@@ -22,6 +22,9 @@ from scipy.optimize import brentq
 from scipy.special import betaincinv, ndtr, ndtri
 
 from noise_models.errors import UsageError
+from privacy.accounting.discretisation import Group
+from privacy.accounting.numerical import NumericalComposition
+from privacy.adjacency import Adjacency
 
 Array = NDArray[np.float64]
 
@@ -195,9 +198,6 @@ def gaussian_epsilon(mu: float, delta: float) -> float:
 
 def _subsampled_epsilon(distance: float, delta: float, sample_rate: float, steps: int) -> float:
     """Epsilon at `delta` of the family's member whose total variation is `distance`."""
-    from privacy.accounting.discretisation import Group
-    from privacy.accounting.numerical import NumericalComposition
-    from privacy.adjacency import Adjacency
 
     def member(log_noise: float) -> NumericalComposition:
         return NumericalComposition((Group(sample_rate, math.exp(log_noise), steps),), Adjacency.ADD_REMOVE)

@@ -124,6 +124,7 @@ def test_a_tampered_ledger_supports_nothing(tmp_path: Path, statement: str, find
     assert any(finding in line for line in report.findings), report.findings
     assert report.epsilon == math.inf
     assert report.guarantee.kind is Kind.NONE
+    assert report.guarantee.nominal_epsilon is None
     assert "damaged" in report.guarantee.assumptions[0]
 
 
