@@ -211,10 +211,11 @@ def _recompute(
 
 def _check_budget(header: Mapping[str, Any], guarantee: Guarantee) -> list[str]:
     """Training stops on the budget (THEORY T9), so a run that passed it was not what its header says."""
-    target, spent = header.get("target_epsilon"), guarantee.epsilon
-    if guarantee.kind is Kind.NONE and guarantee.nominal_epsilon is not None:
-        spent = guarantee.nominal_epsilon
-    if target is None or header.get("delta") != guarantee.delta or spent <= target * (1 + TOLERANCE):
+    target = header.get("target_epsilon")
+    spent = guarantee.nominal_epsilon if guarantee.kind is Kind.NONE else guarantee.epsilon
+    if target is None or spent is None or header.get("delta") != guarantee.delta:
+        return []
+    if spent <= target * (1 + TOLERANCE):
         return []
     return [f"the releases cost epsilon {spent:.4g}, more than the run's budget of {target:g}"]
 
