@@ -1,0 +1,1 @@
+"""Attacks on releases: what an adversary who sees everything public can find out, measured."""

@@ -1,0 +1,96 @@
+"""What the adversary believes about the noise of a release: log-densities of the law it attacks with.
+
+One attack (`privacy.attacks.distinguish`) takes any of them: `GaussianLaw` is what a sound release claims, the
+others are what remains of a release whose noise lost its secrecy.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+class NoiseLaw(Protocol):
+    """The law of one release's noise Z, in units of the released sum."""
+
+    def log_density(self, noise: Array, spread: float) -> Array:
+        """log of the density of Z + N(0, spread² I), up to a constant that depends on neither.
+
+        Args:
+            noise: shape (trials, steps, dimension).
+            spread: how well the adversary knows the contribution that it took off, >= 0.
+        Returns:
+            shape (trials, steps), summed over the coordinates.
+        """
+
+
+@dataclass(frozen=True)
+class GaussianLaw:
+    """Z ~ N(0, std² I): the claim of THEORY T3, and of T4 up to its ripple.
+
+    Attributes:
+        std: noise multiplier times sensitivity.
+    """
+
+    std: float
+
+    def log_density(self, noise: Array, spread: float) -> Array:
+        return _total(_log_normal(noise, math.hypot(self.std, spread)))
+
+
+@dataclass(frozen=True)
+class KnownNoiseLaw:
+    """Z is known but for rounding: its generator was seeded, and the seed is known.
+
+    Attributes:
+        noise: shape (trials, steps, dimension), the noise the adversary drew again.
+        rounding: standard deviation of what floating-point arithmetic adds.
+    """
+
+    noise: Array
+    rounding: float
+
+    def log_density(self, noise: Array, spread: float) -> Array:
+        return _total(_log_normal(noise - self.noise, math.hypot(self.rounding, spread)))
+
+
+@dataclass(frozen=True)
+class LatticeLaw:
+    """Z = step · (k - offset) with integer camera codes k: dark frames without dither (THEORY T4's trap).
+
+    Attributes:
+        step: s, what one code is worth.
+        offset: the dark level subtracted from the codes.
+        sigma: standard deviation of the codes.
+        rounding: standard deviation of what floating-point arithmetic adds, in codes.
+    """
+
+    step: float
+    offset: float
+    sigma: float
+    rounding: float = 1e-4
+
+    def log_density(self, noise: Array, spread: float) -> Array:
+        codes = noise / self.step
+        nearest = np.round(codes + self.offset) - self.offset
+        blur = math.hypot(self.rounding, spread / self.step)
+        comb = _log_normal(codes - nearest, blur) + _log_normal(nearest, self.sigma)
+        envelope = _log_normal(codes, math.hypot(self.sigma, blur))
+        return _total(np.logaddexp(comb, envelope + _OFF_LATTICE))
+
+
+_OFF_LATTICE = math.log(1e-9)  # an un-modelled event must not decide a trial by itself
+
+
+def _log_normal(x: Array, std: float) -> Array:
+    return np.asarray(-0.5 * np.square(x / std) - math.log(std * math.sqrt(2 * math.pi)))
+
+
+def _total(parts: Array) -> Array:
+    return np.asarray(parts.sum(-1))

@@ -1,0 +1,163 @@
+"""The same attack on releases broken on purpose: its assumption-free bound passes the claimed epsilon.
+
+Products are broken by subclassing them HERE; every breakage has its intact control, which the attack must not
+pass. 95 % confidence, fixed seeds; the broken releases separate the worlds almost perfectly, so that a miss of the
+bound would take many misclassified trials.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from attack_worlds import DELTA, Worlds, calibrated, claimed, noise_std
+from torch import Tensor, nn
+
+from noise_models.generator import NoiseGenerator
+from optical_dfa.backends.encoding import Frames, Ternary
+from optical_dfa.backends.simulated_opu import SimulatedOpuBackend
+from optical_dfa.feedback import aligned
+from optical_dfa.training.capture import Capture
+from privacy import PrivacyEngine
+from privacy.attacks.distinguish import distinguish
+from privacy.attacks.laws import Array, GaussianLaw, KnownNoiseLaw, LatticeLaw, NoiseLaw
+from privacy.releases import dark_frame
+
+CONFIDENCE = 0.95
+TRIALS = {1.0: 120, 4.0: 900}  # in each world: e^-epsilon has to be seen
+SEED = 30
+Law = Callable[[PrivacyEngine, int, int], NoiseLaw]  # (engine, seed, trials)
+
+
+def gaussian(engine: PrivacyEngine, seed: int, trials: int) -> NoiseLaw:
+    return GaussianLaw(noise_std(engine))
+
+
+def attack(worlds: Worlds, epsilon: float, law: Law = gaussian) -> tuple[float, float]:
+    """(lower bound, claimed epsilon); one step, q = 1."""
+    trials, sigma = TRIALS[epsilon], calibrated(epsilon, 1.0, 1)
+    releases: list[Array] = []
+    laws: list[NoiseLaw] = []
+    for present in (False, True):
+        sums, engine = worlds.make(present, sigma, SEED + present)
+        releases.append(sums.take(trials))
+        laws.append(law(engine, SEED + present, trials))
+    result = distinguish(
+        releases[0],
+        releases[1],
+        worlds.knowledge(),
+        (laws[0], laws[1]),
+        sample_rate=1.0,
+        delta=DELTA,
+        confidence=CONFIDENCE,
+    )
+    return result.worst_case.epsilon, claimed(engine, 1)
+
+
+pytestmark = pytest.mark.parametrize("epsilon", [1.0, 4.0])
+broken_or_not = pytest.mark.parametrize("broken", [True, False], ids=["broken", "intact"])
+
+
+def check(found: tuple[float, float], broken: bool, epsilon: float) -> None:
+    bound, claim = found
+    assert 0.99 * epsilon < claim < 1.01 * epsilon
+    assert bound > claim if broken else bound < claim
+
+
+# ---- dither switched off: the sum shows modulo the converter's step (THEORY T4)
+
+
+@broken_or_not
+def test_dark_frames_without_dither(broken: bool, epsilon: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    dither = 0.0 if broken else dark_frame.TAU
+    monkeypatch.setattr(dark_frame, "TAU", dither)
+    monkeypatch.setattr(dark_frame, "dither_ripple", lambda sigma, tau: 0.0)  # the naive claim
+
+    def lattice(engine: PrivacyEngine, seed: int, trials: int) -> NoiseLaw:
+        source = engine.source
+        assert isinstance(source, dark_frame.DarkFrameNoise)
+        step = noise_std(engine) / np.hypot(source.sigma, dither)
+        return LatticeLaw(step, source.offset, source.sigma)
+
+    check(attack(Worlds(release="dark-frame"), epsilon, lattice), broken, epsilon)
+
+
+# ---- one layer left out of the norms: it is scaled by the others' clip factor, and not bounded by it
+
+
+class OutputUnclipped(Capture):
+    def norms(self) -> Tensor:
+        parts = self._gather()
+        squares = [part.squared_norms() for name, part in parts.items() if name != "2.weight"]
+        return torch.stack(squares).sum(0).sqrt()
+
+
+@broken_or_not
+def test_one_layer_unclipped(broken: bool, epsilon: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    if broken:
+        monkeypatch.setattr(aligned, "Capture", OutputUnclipped)
+    # tanh is saturated at x = 8: the hidden layer's contribution is small, the output layer's is not.
+    worlds = Worlds(target=(torch.full((1, 1), 8.0), torch.zeros(1, dtype=torch.int64)), max_grad_norm=1e-3)
+    check(attack(worlds, epsilon), broken, epsilon)
+
+
+# ---- a ternary threshold from the whole batch: one record silences the others
+
+
+class BatchMaximumTernary(Ternary):
+    def encode(self, e: Tensor) -> Frames:
+        largest = e.abs().max() if len(e) else torch.zeros(())
+        signs = torch.sign(e) * (e.abs() > self.threshold * largest)
+        planes = torch.stack((signs > 0, signs < 0)).to(e.dtype)
+        scale = (e * signs).sum(dim=1) / signs.abs().sum(dim=1).clamp_min(1)
+        return Frames(planes, (1.0, -1.0), scale)
+
+
+def confident_net() -> nn.Module:
+    """Sure of class 0 at x = 1, by a frozen output layer: only the taught hidden layer is released."""
+    net = nn.Sequential(nn.Linear(1, 2, bias=False), nn.ReLU(), nn.Linear(2, 2, bias=False))
+    with torch.no_grad():
+        net[0].weight.fill_(1.0)
+        net[2].weight.copy_(torch.tensor([[2.0, 2.0], [-2.0, -2.0]]))
+    net[2].weight.requires_grad_(False)
+    return net
+
+
+@broken_or_not
+def test_ternary_threshold_of_the_batch(broken: bool, epsilon: float) -> None:
+    def device(seed: int) -> SimulatedOpuBackend:
+        backend = SimulatedOpuBackend(2, 2, seed=5, noise=NoiseGenerator.seeded(seed, "device"))
+        if broken:
+            backend.encoding = BatchMaximumTernary()
+        return backend
+
+    records = 32
+    worlds = Worlds(
+        net=confident_net,
+        others=(torch.ones(records, 1), torch.zeros(records, dtype=torch.int64)),
+        target=(
+            torch.ones(1, 1),
+            torch.ones(1, dtype=torch.int64),
+        ),  # mislabelled: its error is 3000 times theirs
+        max_grad_norm=1e-5,
+        backend=device,
+    )
+    check(attack(worlds, epsilon), broken, epsilon)
+
+
+# ---- the noise generator's seed is known
+
+
+@broken_or_not
+def test_noise_from_a_known_seed(broken: bool, epsilon: float) -> None:
+    def redrawn(engine: PrivacyEngine, seed: int, trials: int) -> NoiseLaw:
+        guess = NoiseGenerator.seeded(seed if broken else seed + 1000, "noise from release 0")
+        std = noise_std(engine)
+        dimension: Any = engine.ledger.header()["dimension"]
+        rows = [guess.add_normal_(torch.zeros(dimension), std).numpy() for _ in range(trials)]
+        return KnownNoiseLaw(np.array(rows, dtype=np.float64)[:, None], 1e-5 * std)
+
+    check(attack(Worlds(), epsilon, redrawn), broken, epsilon)
