@@ -126,7 +126,7 @@ WRONG: list[tuple[list[str], str]] = [
     (["--rule-option", "gain"], "NAME=VALUE"),
     (["--backend", "optical"], "simulated-opu"),
     (["--backend-option", "exposure=2"], "exposure"),
-    (["--backend-option", "read_noise_electrons=-1"], "read_noise_electrons"),
+    (["--backend-option", "read_noise_electrons=-1"], "read noise"),
     (["--release", "differential"], "dark-frame"),
     (["--release", "dark-frame", "--backend", "digital"], "no dark frames"),
     (["--release", "dark-frame", "--rule", "bp"], "no dark frames"),
