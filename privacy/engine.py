@@ -240,7 +240,11 @@ class PrivacyEngine:
         capture = face.start_capture()
         try:
             clipped = ClippedRelease(
-                capture, source, max_grad_norm=max_grad_norm, expected_batch_size=plan.expected_batch_size
+                capture,
+                source,
+                max_grad_norm=max_grad_norm,
+                expected_batch_size=plan.expected_batch_size,
+                max_physical_batch_size=plan.max_physical_batch_size,
             )
             self._beta = source.beta
             sigma = noise_multiplier(clipped.event(plan.sample_rate, 1.0))

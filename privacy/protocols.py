@@ -30,8 +30,13 @@ class Contributions(Protocol):
     def add_clipped(self, factors: Tensor, out: Tensor) -> None:
         """`out += sum_i factors_i X_i`; a record of factor 0 adds exactly nothing, even if it is not finite."""
 
-    def rounding(self, records: int) -> float:
-        """Bound on |computed - exact| of such a sum over `records`, relative to the sum of the clipped norms."""
+    def rounding(self, records: int, batches: int = 1) -> float:
+        """Bound on |computed - exact| of such a sum, relative to the sum of the clipped norms.
+
+        Args:
+            records: records in the sum.
+            batches: physical batches they come in.
+        """
 
     def clear(self) -> None:
         """Forget the batch."""

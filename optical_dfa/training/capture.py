@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,8 @@ from torch.autograd.function import once_differentiable
 from noise_models.errors import UsageError
 from optical_dfa.training.contributions import Contribution, combine, sum_rounding
 from optical_dfa.training.layers import LAYERS, refuse_mixing
+
+PASSES = 4  # forward and backward passes over one batch that the rounding bound allows for
 
 
 @dataclass
@@ -102,6 +104,12 @@ class Capture:
         self.parameters = dict(trained)
         if not self.parameters:
             raise UsageError("there is nothing to train: every parameter is frozen")
+        types = sorted({str(p.dtype).removeprefix("torch.") for p in self.parameters.values()})
+        if types not in (["float32"], ["float64"]):
+            raise UsageError(
+                f"the trained parameters are {' and '.join(types)}; a private sum is taken in float32 or float64, "
+                "all of one type (autocast may be used)"
+            )
         self.dimension = sum(p.numel() for p in self.parameters.values())
         self.expected_records: Callable[[], int | None] = lambda: None
         self.active = False
@@ -178,14 +186,18 @@ class Capture:
 
     def norms(self) -> Tensor:
         """Upper bounds on the joint norm of each record's whole stack, shape (m,), float64; inf or NaN as they come."""
+        with self._exactly():
+            return self._joint_norms()
+
+    def _joint_norms(self) -> Tensor:
         parts = self._gather()
         device = next(iter(self.parameters.values())).device
         total = torch.zeros(self.expected_records() or 0, dtype=torch.float64, device=device)
         for name, part in parts.items():
             if part.positions > self._positions:
                 raise UsageError(
-                    f"{name} is used at {part.positions} positions of a record, but align() saw {self._positions}; "
-                    "give align() an example as long as the longest record"
+                    f"{name} is used at {part.positions} positions of a record, where align()'s example and {PASSES} "
+                    f"passes allow for {self._positions}; give align() an example as long as the longest record"
                 )
             total += part.squared_norms()
         return total.sqrt()
@@ -204,16 +216,27 @@ class Capture:
                 use.x = _silence(use.x, kept) if use.x.is_floating_point() else use.x
             self._contributions = None
         start = 0
-        parts = self._gather()
-        for name, p in self.parameters.items():
-            if name in parts:
-                parts[name].add_clipped(factors.to(out.dtype), out[start : start + p.numel()])
-            start += p.numel()
+        with self._exactly():
+            parts = self._gather()
+            for name, p in self.parameters.items():
+                if name in parts:
+                    parts[name].add_clipped(factors.to(out.dtype), out[start : start + p.numel()])
+                start += p.numel()
 
-    def rounding(self, records: int) -> float:
-        """Bound on the rounding of a sum over `records`, relative to the clipping norm times `records`."""
-        unit = max(torch.finfo(p.dtype).eps / 2 for p in self.parameters.values())
-        return sum_rounding(records, self._positions, unit)
+    def rounding(self, records: int, batches: int = 1) -> float:
+        """Bound on the rounding of a sum over `records`, relative to the sum of their clipped norms.
+
+        Args:
+            records: records in the sum.
+            batches: physical batches they come in.
+        """
+        unit = torch.finfo(next(iter(self.parameters.values())).dtype).eps / 2
+        return sum_rounding(records, self._positions, unit, batches)
+
+    def _exactly(self) -> AbstractContextManager[None]:
+        """The release is not for autocast, which would compute it in bf16."""
+        device = next(iter(self.parameters.values())).device
+        return torch.autocast(device.type, enabled=False)
 
     def clear(self) -> None:
         """Forget the batch."""
@@ -312,7 +335,7 @@ class Capture:
                     "layer's forward); call the layer, so that the whole of its gradient is clipped"
                 )
         twin.uses = [Use(layer, x, torch.zeros_like(output)) for layer, x, output in twin.calls]
-        self._positions = max((part.positions for part in twin._gather().values()), default=1)
+        self._positions = PASSES * max(part.positions for part in twin._gather().values())
 
 
 def _silence(part: Tensor, kept: Tensor) -> Tensor:

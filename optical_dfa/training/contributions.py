@@ -23,11 +23,11 @@ from torch import Tensor
 SUM_BLOCK = 32  # records added up in one matrix product
 SUM_GROUP = 256  # records added up before they join the running sum
 CANCELLATION = 1e-6
-_PRODUCT_TERMS = 4096  # terms added up in one float64 matrix product
+_PRODUCT_TERMS = 1024  # terms added up in one float64 matrix product
 _ELEMENTS = 1 << 22  # elements of explicit per-record contributions formed at a time
 
 
-def sum_rounding(records: int, positions: int, unit: float) -> float:
+def sum_rounding(records: int, positions: int, unit: float, batches: int = 1) -> float:
     """Bound on |computed - exact| of `Contribution.add_clipped`, relative to the sum of the clipped norms.
 
     A sum of k products in any order errs by at most k·u relative to the sum of absolute values (Higham, Accuracy
@@ -37,13 +37,18 @@ def sum_rounding(records: int, positions: int, unit: float) -> float:
         records: records in the sum.
         positions: most positions of a record at which one parameter is used; 1 for flat records.
         unit: unit roundoff of the model's precision.
+        batches: physical batches, each of which joins the running sum by itself.
     """
-    flat = (SUM_BLOCK + SUM_GROUP // SUM_BLOCK + math.ceil(records / SUM_GROUP) + 4) * unit
-    if positions == 1:
-        return flat
-    double = torch.finfo(torch.float64).eps / 2
-    terms = records * positions
-    return flat + (_PRODUCT_TERMS + math.ceil(terms / _PRODUCT_TERMS) + 4) * double / CANCELLATION
+    running = math.ceil(records / SUM_GROUP) + batches
+    flat = (SUM_BLOCK + SUM_GROUP // SUM_BLOCK + running + 4) * unit
+    products = math.ceil(records / _records_at_a_time(positions)) + batches
+    double = torch.finfo(torch.float64).eps / 2 * (max(_PRODUCT_TERMS, positions) + products + 4)
+    return flat + (double if positions == 1 else double / CANCELLATION)
+
+
+def _records_at_a_time(positions: int) -> int:
+    """Records whose positions are added up in one float64 product."""
+    return max(1, _PRODUCT_TERMS // positions)
 
 
 class Contribution(ABC):
@@ -154,9 +159,10 @@ class OuterSum(Contribution):
         self.numel = parts[0][0].shape[2] * parts[0][1].shape[2]
 
     def _factors(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        rows = torch.cat([rows[start:stop].double() for rows, _ in self.parts], dim=1)
-        cols = torch.cat([cols[start:stop].double() for _, cols in self.parts], dim=1)
-        return rows, cols
+        pairs = [(rows[start:stop].double(), cols[start:stop].double()) for rows, cols in self.parts]
+        if len(pairs) == 1:
+            return pairs[0]
+        return torch.cat([rows for rows, _ in pairs], dim=1), torch.cat([cols for _, cols in pairs], dim=1)
 
     def squared_norms(self) -> Tensor:
         n, d = self.parts[0][0].shape[2], self.parts[0][1].shape[2]
@@ -180,7 +186,7 @@ class OuterSum(Contribution):
     def add_clipped(self, factors: Tensor, out: Tensor) -> None:
         n, d = self.parts[0][0].shape[2], self.parts[0][1].shape[2]
         total = torch.zeros(n, d, dtype=torch.float64, device=out.device)
-        size = max(1, _PRODUCT_TERMS // self.positions)
+        size = _records_at_a_time(self.positions)
         for start in range(0, len(factors), size):
             rows, cols = self._factors(start, start + size)
             rows = rows * factors[start : start + size].double().view(-1, 1, 1)
@@ -221,10 +227,14 @@ class Lookup(Contribution):
 
     def add_clipped(self, factors: Tensor, out: Tensor) -> None:
         width = self.rows.shape[2]
-        table = torch.zeros(self.entries, width, dtype=torch.float64, device=out.device)
-        rows = self.rows.double() * factors.double().view(-1, 1, 1)
-        table.index_add_(0, self.tokens.flatten(), rows.flatten(0, 1))
-        out += table.flatten()
+        total = torch.zeros(self.entries, width, dtype=torch.float64, device=out.device)
+        size = _records_at_a_time(self.positions)
+        for start in range(0, len(factors), size):  # a token may be everywhere: short runs, as in a product
+            block = slice(start, start + size)
+            rows = (self.rows[block].double() * factors[block].double().view(-1, 1, 1)).flatten(0, 1)
+            found, places = torch.unique(self.tokens[block].flatten(), return_inverse=True)
+            total[found] += rows.new_zeros(len(found), width).index_add_(0, places, rows)
+        out += total.flatten()
 
 
 class Mixed(Contribution):

@@ -35,6 +35,7 @@ class ClippedRelease:
         *,
         max_grad_norm: float,
         expected_batch_size: float,
+        max_physical_batch_size: int | None = None,
     ) -> None:
         """
         Args:
@@ -42,6 +43,7 @@ class ClippedRelease:
             source: where Z comes from.
             max_grad_norm: C > 0, finite.
             expected_batch_size: q·N with the public N; the realised size is never used.
+            max_physical_batch_size: records absorbed at a time; None is all of a step's.
         Raises:
             UsageError: a value out of range.
         """
@@ -53,7 +55,8 @@ class ClippedRelease:
         self.expected_batch_size = expected_batch_size
         self.dimension = contributions.dimension
         self._cap = record_cap(expected_batch_size)
-        rounding = contributions.rounding(self._cap) * self._cap
+        batches = math.ceil(self._cap / (max_physical_batch_size or self._cap))
+        rounding = contributions.rounding(self._cap, batches) * self._cap
         self.sensitivity = max_grad_norm * (1 + 2 * rounding)
         first = next(iter(contributions.parameters.values()))
         self._sum = torch.zeros(self.dimension, dtype=first.dtype, device=first.device)
