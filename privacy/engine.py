@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -25,7 +25,7 @@ from noise_models.errors import UsageError
 from noise_models.generator import NoiseGenerator
 from privacy import accounting
 from privacy.adjacency import Adjacency
-from privacy.guarantee import Guarantee, Kind
+from privacy.guarantee import Guarantee
 from privacy.ledger import Ledger, Release
 from privacy.optimizer import PrivateOptimizer
 from privacy.protocols import PrivateModule
@@ -203,7 +203,7 @@ class PrivacyEngine:
         if self.ledger is None:
             raise UsageError("there is no guarantee before make_private")
         epsilon = accounting.epsilon(self.ledger.tally(), delta, ADJACENCY, self._accountant, beta=self._beta)
-        return guarantee(self.ledger.header(), epsilon, delta, self._accountant)
+        return Guarantee.of_run(self.ledger.header(), epsilon, delta, self._accountant)
 
     def steps_left(self) -> int | None:
         """Releases the budget still allows; None without a budget."""
@@ -404,29 +404,6 @@ _ASSUMPTIONS = (
     "noise, and a record's own contribution does not depend on its place in the batch",
     "timing, memory and power are side channels outside the guarantee",
 )
-
-
-def guarantee(header: Mapping[str, Any], epsilon: float, delta: float, accountant: str) -> Guarantee:
-    """The statement that a ledger's header and a computed epsilon make (also for audits).
-
-    A reproducible run, or one that shows figures of private records, has kind `none` and a nominal epsilon.
-    """
-    assumptions = tuple(header["assumptions"])
-    void = []
-    if header["reproducible"]:
-        void.append("the generators were seeded (--reproducible): whoever knows the seed knows the noise")
-    if header["unsafe_diagnostics"]:
-        void.append("figures computed from private records were shown (--unsafe-diagnostics)")
-    return Guarantee(
-        epsilon=math.inf if void else epsilon,
-        delta=delta,
-        adjacency=Adjacency(header["adjacency"]),
-        kind=Kind.NONE if void else Kind.RECORD_DP,
-        accountant=accountant,
-        assumptions=(*void, *assumptions),
-        nominal_epsilon=epsilon if void else None,
-        device_share=header["device_share"] or None,
-    )
 
 
 def _private_face(module: nn.Module) -> PrivateModule:

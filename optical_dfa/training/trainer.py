@@ -29,7 +29,6 @@ from optical_dfa.feedback.rule import Requires
 from optical_dfa.report.progress import Progress, SilentProgress
 from optical_dfa.training import checkpoint
 from optical_dfa.training.run_folder import CALIBRATION, CHECKPOINT, LEDGER, SUMMARY, RunFolder
-from privacy.adjacency import Adjacency
 from privacy.engine import PrivacyEngine
 from privacy.guarantee import Guarantee, Kind
 from privacy.ledger import Ledger
@@ -298,14 +297,7 @@ class _Run:
 
     def _guarantee(self) -> Guarantee:
         if self.engine is None:
-            return Guarantee(
-                epsilon=math.inf,
-                delta=0.0,
-                adjacency=Adjacency.ADD_REMOVE,
-                kind=Kind.NONE,
-                accountant="none",
-                assumptions=("trained without a private release",),
-            )
+            return Guarantee.of_run({"release": "none", "reproducible": False}, math.inf, 0.0, "none")
         assert self.config.delta is not None  # resolve() sets it for a private run
         return self.engine.get_guarantee(self.config.delta)
 

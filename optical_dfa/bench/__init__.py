@@ -1,0 +1,1 @@
+"""Paired speed measurements behind `optical-dfa bench`."""
