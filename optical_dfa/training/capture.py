@@ -252,6 +252,8 @@ class Capture:
             parts: dict[str, list[Contribution]] = defaultdict(list)
             names = {id(p): name for name, p in self.parameters.items()}
             for use in self.uses:
+                if len(use.delta) == 0:
+                    continue  # an empty Poisson batch
                 layer = self._layers[use.layer]
                 x = use.x if not use.x.is_floating_point() else _at_least_float32(use.x)
                 for local, part in LAYERS[type(layer)](layer, x, _at_least_float32(use.delta)).items():
