@@ -37,7 +37,11 @@ class RandomMatrix:
             self.values = torch.randn(shape, generator=stream)
         else:
             self.values = torch.rand(shape, generator=stream).mul_(2 * sqrt(3)).sub_(sqrt(3))
-        self._transposed: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+        # Ready for the usual case, so that a compiled graph does not meet the first use.
+        usual = (self.values.device, self.values.dtype)
+        self._transposed: dict[tuple[torch.device, torch.dtype], Tensor] = {
+            usual: self.values.t().contiguous()
+        }
 
     def times(self, x: Tensor) -> Tensor:
         """`x Bᵀ`, shape (m, out_features), in x's dtype and on its device."""

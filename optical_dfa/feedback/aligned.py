@@ -35,7 +35,7 @@ class _RootFeedback(torch.autograd.Function):
         ctx.indices = indices
         ctx.shapes = [h.shape for h in kept]
         ctx.dtypes = [h.dtype for h in kept]
-        return output.view_as(output)
+        return output.detach()  # not a view, which the loss could not work on in place
 
     @staticmethod
     @once_differentiable
@@ -81,6 +81,7 @@ class AlignedModule(nn.Module):
         self._example = [(tuple(x.shape[1:]), x.dtype) for x in example]  # shapes only: no record is kept
         self._uses = traced.uses
         self._tape = Tape()
+        self._unaligned = False
         self._capture: Capture | None = None
         if rule.cuts:
             install(module, [point.name for point in points], self._tape)
@@ -89,8 +90,12 @@ class AlignedModule(nn.Module):
         """The module's output; its backward pass is the rule's.
 
         Raises:
-            UsageError: the output is not one tensor; in a private run, the batch did not come from its loader.
+            UsageError: the module was unaligned; in a private run, the batch did not come from its loader.
         """
+        if self._unaligned:
+            raise UsageError(
+                "this module was unaligned; use the plain one that unalign() returned, or align() it again"
+            )
         if not torch.is_grad_enabled():
             plain: Tensor = self.module(*args, **kwargs)
             return plain
@@ -236,8 +241,7 @@ def align(
     if points is None and names:
         # The last activation may be the output itself, and one above frozen layers teaches nobody.
         useful = {cut.root for cut in traced.cuts if cut.parameters}
-        ends = {names[i] for i, h in traced.kept if h.data_ptr() == traced.output.data_ptr()}
-        names = [name for name in names if name in useful and name not in ends]
+        names = [name for name in names if name in useful and name not in traced.ends]
     if chosen.cuts:
         traced = trace(module, names, inputs, strict=points is None)
     located = _locate(names, traced.output, traced.kept)
@@ -270,6 +274,7 @@ def unalign(aligned: AlignedModule) -> nn.Module:
     """The plain module, without hooks, trained as it is."""
     remove(aligned.module, aligned._tape)
     aligned.stop_capture()
+    aligned._unaligned = True
     return aligned.module
 
 

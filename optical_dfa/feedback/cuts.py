@@ -18,8 +18,9 @@ OUTPUT = "output"
 
 # Nodes that apply a nonlinearity element by element, and nodes that end the search for one after a point.
 _NONLINEAR = (
-    "Celu", "Elu", "Gelu", "Hardsigmoid", "Hardswish", "Hardtanh", "LeakyRelu", "LogSigmoid", "Mish", "Relu",
-    "RreluWithNoise", "Sigmoid", "Silu", "Softplus", "Softshrink", "Tanh",
+    "Celu", "Cos", "Elu", "Erf", "Exp", "Gelu", "Hardshrink", "Hardsigmoid", "Hardswish", "Hardtanh", "LeakyRelu",
+    "LogSigmoid", "Mish", "Pow", "PreluKernel", "Relu", "RreluWithNoise", "Sigmoid", "Silu", "Sin", "Softplus",
+    "Softshrink", "Tanh", "Threshold",
 )  # fmt: skip
 _ADDITION = ("Add", "Sub", "Cat", "Stack")  # what is added passes no gradient on to the other terms
 _MATRIX = ("Addmm", "Mm", "Bmm", "Baddbmm", "Convolution", "Embedding", "Linear", "Mv", "Addmv")
@@ -52,12 +53,14 @@ class Trace:
         kept: (index of the point, its output), in call order.
         cuts: what every root trains.
         uses: how often the graph uses each parameter.
+        ends: points that are the output itself: nothing between them and it is trained or multiplies by a matrix.
     """
 
     output: Tensor
     kept: list[tuple[int, Tensor]]
     cuts: list[Cut]
     uses: dict[str, int]
+    ends: frozenset[str]
 
 
 def trace(module: nn.Module, names: Sequence[str], example: Sequence[Tensor], *, strict: bool) -> Trace:
@@ -93,8 +96,8 @@ def trace(module: nn.Module, names: Sequence[str], example: Sequence[Tensor], *,
             _check_derivative_kept(graph, marker, names[index])
     trained: dict[str, dict[str, None]] = {OUTPUT: {}, **{name: {} for name in names}}
     for root, h in roots:
-        reached = graph.parameters(h)
-        trained[root].update((owners[id(p)], None) for p in reached if id(p) in owners)
+        reached = {id(p) for p in graph.parameters(h)}
+        trained[root].update((name, None) for known, name in owners.items() if known in reached)
         if strict:
             _check_one_matrix(graph, h, root, owners)
     shapes = {root: tuple(h.shape[1:]) for root, h in roots}
@@ -104,7 +107,12 @@ def trace(module: nn.Module, names: Sequence[str], example: Sequence[Tensor], *,
         for node in graph.below
         if (variable := _variable(node)) is not None and id(variable) in owners
     }
-    return Trace(output.detach(), tape.kept, cuts, uses)
+    ends = [
+        names[index]
+        for (index, _), marker in zip(tape.kept, tape.markers, strict=True)
+        if not trained[OUTPUT] and graph.ends_in(marker, output)
+    ]
+    return Trace(output.detach(), tape.kept, cuts, uses, frozenset(ends))
 
 
 class _Graph:
@@ -147,6 +155,16 @@ class _Graph:
         """The leaves `h` depends on, markers included."""
         found = [] if h.grad_fn is None else [_variable(node) for node in self.reach(h.grad_fn)]
         return [variable for variable in found if variable is not None]
+
+    def ends_in(self, marker: Tensor, output: Tensor) -> bool:
+        """Whether `marker` becomes the output without a matrix in between."""
+        todo = [node for node in self.below if _variable(node) is marker]
+        while todo:
+            node = todo.pop()
+            if node is output.grad_fn:
+                return True
+            todo.extend(parent for parent in self.consumers[node] if _operation(parent) not in _MATRIX)
+        return False
 
     def matrix_uses(self, h: Tensor) -> dict[Node, Tensor]:
         """The data nodes below `h` at which a weight matrix enters, with that matrix."""
