@@ -107,6 +107,24 @@ class NoiseGenerator:
             self._leave_parent()
             return _digest("key-fingerprint", self._key).hex()
 
+    @property
+    def position(self) -> int:
+        """Bytes of the stream drawn so far."""
+        return self._position
+
+    def seek(self, position: int) -> None:
+        """Put a seeded stream at byte `position`, where an interrupted experiment left it.
+
+        Raises:
+            UsageError: the key is secret: its stream is never drawn twice; or a negative position.
+        """
+        if self.secret or position < 0:
+            raise UsageError(
+                f"generator {self.name!r} cannot go to {position}; only a seeded one, to 0 or more"
+            )
+        with self._lock:
+            self._seek(position)
+
     def _leave_parent(self) -> None:
         """After a fork parent and child hold one key; the child takes its own."""
         if self.secret and os.getpid() != self._pid:

@@ -28,12 +28,14 @@ class Position:
         releases: releases in the ledger at that time (0 without one).
         ledger_head: the ledger's head at that time, "" without one.
         seconds: time spent training so far.
+        noise_position: where the stream of the device's seeded noise stood, 0 where its key is secret.
     """
 
     step: int
     releases: int
     ledger_head: str
     seconds: float
+    noise_position: int = 0
 
 
 def save(path: Path, module: nn.Module, optimizer: Optimizer, position: Position) -> None:
@@ -52,6 +54,7 @@ def save(path: Path, module: nn.Module, optimizer: Optimizer, position: Position
         "releases": str(position.releases),
         "ledger_head": position.ledger_head,
         "seconds": repr(position.seconds),
+        "noise_position": str(position.noise_position),
         "optimizer": json.dumps(numbers),
     }
     partial = path.with_suffix(".partial")
@@ -76,6 +79,7 @@ def load(path: Path, module: nn.Module, optimizer: Optimizer) -> Position:
             int(metadata["releases"]),
             metadata["ledger_head"],
             float(metadata["seconds"]),
+            int(metadata["noise_position"]),
         )
         numbers = json.loads(metadata["optimizer"])
     except (OSError, SafetensorError, KeyError, ValueError) as error:

@@ -87,7 +87,7 @@ class _Run:
         network = models.build(self.config.model, self.data.input_shape, self.data.classes, seed).to(device)
         secret = self.config.private and not self.config.reproducible
         self.resumed = self._ledger_before(resume)
-        noise = (
+        self.noise = (
             NoiseGenerator.secure("device")
             if secret
             else NoiseGenerator.seeded(seed, f"device from release {self._count_before()}")
@@ -100,7 +100,7 @@ class _Run:
             seed=seed,
             rule_options=self.config.rule_options,
             backend_options=self.config.backend_options,
-            noise=noise,
+            noise=self.noise,
             show=None,
         )
         unmet = self.module.rule.requires - OFFERS
@@ -152,6 +152,8 @@ class _Run:
         if self.folder is None or not (path := self.folder.path / CHECKPOINT).is_file():
             return
         self.position = checkpoint.load(path, self.module, self.optimizer)
+        if not self.config.private:  # its noise goes on where it was; a private run draws under new keys
+            self.noise.seek(self.position.noise_position)
         known = False
         if self.resumed is not None:
             with Ledger.open(self.resumed, read_only=True) as ledger:
@@ -261,7 +263,8 @@ class _Run:
         """Evaluate, note a row of metrics, write a checkpoint."""
         ledger = self.engine.ledger if self.engine is not None else self.ledger
         head = ledger.head() if ledger is not None else ""
-        self.position = checkpoint.Position(step, self._releases(), head, seconds)
+        drawn = 0 if self.noise.secret else self.noise.position
+        self.position = checkpoint.Position(step, self._releases(), head, seconds, drawn)
         self.accuracy = self._evaluate()
         row: dict[str, Any] = {
             "step": step,
