@@ -1,0 +1,173 @@
+"""An experiment: the settings in a folder's `config.toml`, one finished run a line in its `results.jsonl`."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from noise_models.errors import UsageError
+from optical_dfa.config import TrainConfig, merge
+from optical_dfa.data import NAMES
+from optical_dfa.defaults import DEFAULTS, OTHER_DATASET
+
+CONFIG, RESULTS, TABLE = "config.toml", "results.jsonl", "table.md"
+Figure = Literal["test_accuracy", "epsilon", "device_share", "seconds"]
+
+
+class Row(BaseModel):
+    """One row of the table, for every data set and seed.
+
+    Attributes:
+        name: what the table calls it.
+        settings: of `TrainConfig`, over the experiment's common ones.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    settings: dict[str, Any]
+
+
+class Target(BaseModel):
+    """What the table is expected to show. Exactly one of the limits is set.
+
+    Attributes:
+        dataset, rows: what is judged; every row by itself for `at_least` and `at_most`, the last against the first
+            for `below_by`.
+        figure: accuracy and seconds are judged by their means over the seeds, epsilon and the device's share of
+            the noise variance by the worst seed.
+        at_least, at_most: limit of the figure.
+        within: largest difference between any two rows.
+        below_by: least distance below the first row, which must also have a disjoint 95 % interval.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dataset: str
+    rows: tuple[str, ...]
+    figure: Figure = "test_accuracy"
+    at_least: float | None = None
+    at_most: float | None = None
+    within: float | None = None
+    below_by: float | None = None
+
+
+class Experiment(BaseModel):
+    """The settings of one experiment.
+
+    Attributes:
+        command: the line that produces the table.
+        seeds: of weights, feedback and device; never of privacy noise, which is secret in every run.
+        spread: what follows the mean accuracy: the standard deviation over the seeds, or the half width of
+            Student's 95 % interval of the mean.
+        common: settings of every run.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    command: str
+    datasets: tuple[str, ...]
+    seeds: tuple[int, ...]
+    spread: Literal["std", "interval"]
+    common: dict[str, Any]
+    row: tuple[Row, ...]
+    target: tuple[Target, ...]
+
+    def config(self, dataset: str, row: Row, seed: int, data_dir: Path | None = None) -> TrainConfig:
+        """The configuration of one run.
+
+        Raises:
+            UsageError: a setting that does not exist or has a value that is not allowed.
+        """
+        flags = {"dataset": dataset, "seed": seed, "data_dir": data_dir}
+        return merge({**self.common, **row.settings}, flags)
+
+
+def load(folder: Path) -> Experiment:
+    """The experiment in `folder`.
+
+    Raises:
+        UsageError: no valid `config.toml` there.
+    """
+    path = folder / CONFIG
+    try:
+        return Experiment.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except (OSError, tomllib.TOMLDecodeError, ValidationError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"experiment {path}: {reason}; correct that file") from None
+
+
+def identity(config: TrainConfig) -> dict[str, Any]:
+    """What makes two runs the same run (JSON types): the settings and the shipped defaults behind them.
+
+    Where the data lie is no part of it. A changed default makes a new run: its old results count no more.
+    """
+    name = config.dataset if config.dataset in NAMES else OTHER_DATASET
+    given = config.model_dump(mode="json", exclude={"data_dir"}, exclude_none=True)
+    same: dict[str, Any] = json.loads(
+        json.dumps({**given, "defaults": asdict(DEFAULTS[name, config.private])})
+    )
+    return same
+
+
+class Results:
+    """The finished runs in a `results.jsonl`. A line torn by a crash is no result: that run is done again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self) -> list[dict[str, Any]]:
+        """Every finished run, as `append` wrote it; an absent file holds none."""
+        if not self.path.is_file():
+            return []
+        found = []
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                result = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            found.append(result)
+        return found
+
+    def find(self, config: TrainConfig) -> dict[str, Any] | None:
+        """The result of the run `config`, the last one if it was run again."""
+        wanted = identity(config)
+        return next((result for result in reversed(self.read()) if result["identity"] == wanted), None)
+
+    def append(self, config: TrainConfig, summary: Mapping[str, Any], machine: Mapping[str, Any]) -> None:
+        """Keep one finished run, in one write: parts of a table may run side by side."""
+        guarantee = summary["guarantee"]
+        result = {
+            "identity": identity(config),
+            "test_accuracy": summary["test_accuracy"],
+            "kind": guarantee["kind"],
+            "epsilon": guarantee["epsilon"],
+            "delta": guarantee["delta"],
+            "device_share": guarantee["device_share"],
+            "noise_multiplier": summary["noise_multiplier"],
+            "steps": summary["steps"],
+            "seconds": summary["seconds"],
+            "machine": dict(machine),
+            "versions": summary["versions"],
+        }
+        whole = not self.path.is_file() or self.path.read_bytes()[-1:] in (b"", b"\n")
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(("" if whole else "\n") + json.dumps(result) + "\n")
+
+
+def runs(
+    experiment: Experiment, datasets: Sequence[str], seeds: Sequence[int], data_dir: Path | None
+) -> list[tuple[Row, TrainConfig]]:
+    """All runs of a part of the table, seed by seed, so that an interrupted table has whole rows."""
+    return [
+        (row, experiment.config(dataset, row, seed, data_dir))
+        for seed in seeds
+        for dataset in datasets
+        for row in experiment.row
+    ]

@@ -1,0 +1,1 @@
+"""Training without privacy: Direct Feedback Alignment, backpropagation, and frozen hidden layers."""

@@ -1,0 +1,183 @@
+"""The produced table of an experiment: its rows, and whether each target was met. Markdown."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from experiments.experiment import RESULTS, TABLE, Experiment, Figure, Results, Target
+from optical_dfa.report.statement import rounded_up
+
+ABSENT = "not measured"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The finished runs of one row on one data set, one result a seed; `wanted` seeds make it whole."""
+
+    results: Sequence[dict[str, Any]]
+    wanted: int
+
+    def figures(self, name: Figure) -> list[float]:
+        """The figure of every finished run; a run without a record guarantee has an infinite epsilon."""
+        if name == "epsilon":
+            return [float(r["epsilon"]) if r["kind"] == "record-dp" else math.inf for r in self.results]
+        return [float(r[name] or 0.0) for r in self.results]
+
+    def judged(self, name: Figure) -> float:
+        """The one number that a target is about: a mean, or the worst seed of a guarantee."""
+        values = self.figures(name)
+        if name == "epsilon":
+            return max(values)
+        return min(values) if name == "device_share" else statistics.fmean(values)
+
+    @property
+    def whole(self) -> bool:
+        return len(self.results) == self.wanted
+
+    def half_width(self) -> float:
+        """Half of Student's 95 % interval of the mean accuracy; infinite for one seed."""
+        from scipy.stats import t
+
+        accuracies = self.figures("test_accuracy")
+        if len(accuracies) < 2:
+            return math.inf
+        spread = statistics.stdev(accuracies) / math.sqrt(len(accuracies))
+        return float(t.ppf(0.975, len(accuracies) - 1)) * spread
+
+
+def write_table(folder: Path, experiment: Experiment) -> list[bool | None]:
+    """Write `table.md` from `results.jsonl`, and say of every target whether it was met (None: not measured)."""
+    results = Results(folder / RESULTS)
+    cells: dict[tuple[str, str], Cell] = {}
+    for dataset in experiment.datasets:
+        for row in experiment.row:
+            found = [results.find(experiment.config(dataset, row, seed)) for seed in experiment.seeds]
+            cells[dataset, row.name] = Cell([r for r in found if r is not None], len(experiment.seeds))
+    judged = [_judge(target, cells) for target in experiment.target]
+    private = any(experiment.config(experiment.datasets[0], row, 0).private for row in experiment.row)
+    spread = "standard deviation" if experiment.spread == "std" else "half width of the 95 % t-interval"
+    lines = [
+        *_rows(experiment, cells, private),
+        "",
+        f"Test accuracy is the mean over {len(experiment.seeds)} seeds ± {spread}.{_circumstances(cells)}",
+        "",
+        "| Target | Measured | Met |",
+        "|---|---|---|",
+        *(f"| {text} | {measured} | {_MET[met]} |" for text, measured, met in judged),
+        "",
+        f"Made by `{experiment.command}`.",
+    ]
+    partial = folder / (TABLE + ".partial")
+    partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    partial.replace(folder / TABLE)
+    return [met for _, _, met in judged]
+
+
+_MET = {True: "yes", False: "**no**", None: "–"}
+
+
+def _rows(experiment: Experiment, cells: dict[tuple[str, str], Cell], private: bool) -> list[str]:
+    head = ["Data set", "Run", "Test accuracy"]
+    head += ["ε", "Noise variance from the device"] if private else []
+    head += ["Seconds"]
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    for dataset in experiment.datasets:
+        for row in experiment.row:
+            cell = cells[dataset, row.name]
+            figures = [_accuracy(cell, experiment.spread)]
+            figures += [_epsilon(cell), _share(cell)] if private else []
+            figures += [f"{cell.judged('seconds'):.0f}" if cell.results else ABSENT]
+            lines.append(f"| {' | '.join([dataset, row.name, *figures])} |")
+    return lines
+
+
+def _accuracy(cell: Cell, spread: str) -> str:
+    values = cell.figures("test_accuracy")
+    if not values:
+        return ABSENT
+    text = f"{100 * statistics.fmean(values):.2f} %"
+    if len(values) > 1:
+        text += f" ± {100 * (statistics.stdev(values) if spread == 'std' else cell.half_width()):.2f}"
+    return text if cell.whole else f"{text} ({len(values)} of {cell.wanted} seeds)"
+
+
+def _epsilon(cell: Cell) -> str:
+    if not cell.results:
+        return ABSENT
+    epsilon = cell.judged("epsilon")
+    return "no guarantee" if math.isinf(epsilon) else rounded_up(epsilon)
+
+
+def _share(cell: Cell) -> str:
+    return f"{100 * cell.judged('device_share'):.1f} %" if cell.results else ABSENT
+
+
+def _circumstances(cells: dict[tuple[str, str], Cell]) -> str:
+    """δ, and the versions and machines of the runs in the table."""
+    results = [result for cell in cells.values() for result in cell.results]
+    deltas = sorted({float(r["delta"]) for r in results if r["kind"] == "record-dp"})
+    text = f" δ = {', '.join(f'{delta:g}' for delta in deltas)}." if deltas else ""
+    machines = sorted({f"{r['machine']['threads']} threads on {r['machine']['processor']}" for r in results})
+    versions = sorted({r["versions"]["torch"] for r in results})
+    if results:
+        text += f" Seconds: mean of whole runs, {'; '.join(machines)}, PyTorch {', '.join(versions)}."
+    return text
+
+
+def _judge(target: Target, cells: dict[tuple[str, str], Cell]) -> tuple[str, str, bool | None]:
+    """(the target in words, what was measured, whether it was met or None)."""
+    found = [cells[target.dataset, name] for name in target.rows]
+    text = f"{target.dataset}: {_wanted(target)}"
+    if not all(cell.whole for cell in found):
+        return text, ABSENT, None
+    values = [cell.judged(target.figure) for cell in found]
+    if target.within is not None:
+        apart = max((abs(a - b) for a, b in combinations(values, 2)), default=0.0)
+        return text, _difference(apart), apart <= target.within
+    if target.below_by is not None:
+        below = values[0] - values[-1]
+        disjoint = below > found[0].half_width() + found[-1].half_width()
+        measured = f"{_difference(below)}, intervals {'disjoint' if disjoint else 'overlap'}"
+        return text, measured, below >= target.below_by and disjoint
+    worst = min(values) if target.at_least is not None else max(values)
+    low = -math.inf if target.at_least is None else target.at_least
+    high = math.inf if target.at_most is None else target.at_most
+    return text, _shown(target.figure, worst), low <= worst <= high
+
+
+_FIGURES = {
+    "test_accuracy": "mean test accuracy",
+    "epsilon": "ε",
+    "device_share": "share of the noise variance from the device",
+    "seconds": "seconds a run",
+}
+
+
+def _wanted(target: Target) -> str:
+    if target.within is not None:
+        return f"{'; '.join(target.rows)}: accuracy within {_difference(target.within)} of each other"
+    if target.below_by is not None:
+        first, last = target.rows[0], target.rows[-1]
+        return f"{last} at least {_difference(target.below_by)} below {first} in accuracy, 95 % intervals disjoint"
+    name, rows = _FIGURES[target.figure], "; ".join(target.rows)
+    if target.at_least is not None:
+        return f"{rows}: {name} at least {_shown(target.figure, target.at_least)}"
+    return f"{rows}: {name} at most {_shown(target.figure, target.at_most or 0.0)}"
+
+
+def _shown(figure: Figure, value: float) -> str:
+    if figure in ("test_accuracy", "device_share"):
+        return f"{100 * value:.2f} %"
+    if figure == "seconds":
+        return f"{value:.0f}"
+    return "no guarantee" if math.isinf(value) else rounded_up(value)
+
+
+def _difference(value: float) -> str:
+    return f"{100 * value:.2f} points"

@@ -1,0 +1,209 @@
+"""Experiments: the runner goes on where it stopped, the table says what was measured, README repeats it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments import runner
+from experiments.experiment import RESULTS, TABLE, Experiment, Results, load
+from experiments.table import write_table
+from noise_models.errors import UsageError
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = sorted(path.parent for path in (ROOT / "experiments").glob("*/config.toml"))
+
+TINY = """
+command = "python -m experiments.tiny"
+datasets = ["digits"]
+seeds = [0, 1]
+spread = "std"
+
+[common]
+model = "mlp:8"
+backend = "digital"
+epochs = 1
+batch_size = 512
+
+[[row]]
+name = "private"
+settings = { release = "digital", epsilon = 3.0 }
+
+[[row]]
+name = "plain"
+settings = { release = "none", rule = "shallow" }
+
+[[target]]
+dataset = "digits"
+rows = ["private"]
+figure = "epsilon"
+at_most = 3.0
+
+[[target]]
+dataset = "digits"
+rows = ["plain"]
+at_least = 0.999
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    (tmp_path / "config.toml").write_text(TINY, encoding="utf-8")
+    return tmp_path
+
+
+def results_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / RESULTS).read_text().splitlines()]
+
+
+def test_a_finished_run_is_not_done_again_and_a_missed_target_is_told(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert runner.main(tiny, []) == 1  # nobody reaches 99.9 % with frozen hidden layers in one epoch
+    table = (tiny / TABLE).read_text(encoding="utf-8")
+    assert capsys.readouterr().out == table
+    assert "| digits: private: ε at most 3.000 |" in table
+    found = results_of(tiny)
+    private = [r for r in found if r["kind"] == "record-dp"]
+    assert len(found) == 4
+    assert len(private) == 2
+    assert all(2.5 < r["epsilon"] <= 3.0 for r in private)
+    monkeypatch.setattr(runner, "train", lambda *_, **__: pytest.fail("a finished run was done again"))
+    assert runner.main(tiny, []) == 1
+    assert (tiny / TABLE).read_text(encoding="utf-8") == table
+
+
+def summary_with(accuracy: float) -> dict[str, Any]:
+    guarantee = {"kind": "none", "epsilon": "inf", "delta": 0.0, "device_share": None}
+    return {
+        "test_accuracy": accuracy,
+        "guarantee": guarantee,
+        "noise_multiplier": None,
+        "steps": 3,
+        "seconds": 2.0,
+        "versions": {"torch": "2"},
+    }
+
+
+def test_an_interrupted_table_goes_on(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done: list[tuple[str, int]] = []
+
+    def train(config: Any, progress: Any) -> dict[str, Any]:
+        if len(done) == 3:
+            done.append(("interrupt", -1))
+            raise KeyboardInterrupt
+        done.append((config.release, config.seed))
+        return summary_with(0.5)
+
+    monkeypatch.setattr(runner, "train", train)
+    assert runner.main(tiny, []) == 130
+    assert "same command goes on" in capsys.readouterr().err
+    assert len(results_of(tiny)) == 3
+    assert "(1 of 2 seeds)" in (tiny / TABLE).read_text(encoding="utf-8")
+    runner.main(tiny, [])
+    assert [d for d in done if d[0] != "interrupt"] == [
+        ("digital", 0),
+        ("none", 0),
+        ("digital", 1),
+        ("none", 1),
+    ]
+
+
+def test_a_torn_line_is_no_result_and_spoils_no_other(tiny: Path) -> None:
+    experiment, results = load(tiny), Results(tiny / RESULTS)
+    first, second = (experiment.config("digits", experiment.row[1], seed) for seed in (0, 1))
+    results.append(first, summary_with(0.25), {"threads": 1, "processor": "x"})
+    whole = results.path.read_text()
+    results.path.write_text(whole[: len(whole) // 2])
+    assert results.find(first) is None
+    results.append(second, summary_with(0.75), {"threads": 1, "processor": "x"})
+    found = results.find(second)
+    assert found is not None
+    assert found["test_accuracy"] == 0.75
+
+
+def test_a_result_under_other_settings_does_not_count(tiny: Path) -> None:
+    experiment, results = load(tiny), Results(tiny / RESULTS)
+    config = experiment.config("digits", experiment.row[1], 0)
+    results.append(config, summary_with(0.5), {"threads": 1, "processor": "x"})
+    assert results.find(config.model_copy(update={"data_dir": Path("elsewhere")})) is not None
+    assert results.find(config.model_copy(update={"epochs": 2})) is None
+
+
+def judged(tmp_path: Path, accuracies: dict[str, list[float]], target: str) -> tuple[bool | None, str]:
+    """One target about rows with these accuracies, one a seed; and the table."""
+    rows = "".join(f'[[row]]\nname = "{name}"\nsettings = {{ rule = "{name}" }}\n' for name in accuracies)
+    seeds = list(range(max(len(values) for values in accuracies.values())))
+    (tmp_path / "config.toml").write_text(
+        f'command = "c"\ndatasets = ["digits"]\nseeds = {seeds}\nspread = "interval"\n'
+        f'[common]\nrelease = "none"\n{rows}[[target]]\ndataset = "digits"\n{target}',
+        encoding="utf-8",
+    )
+    experiment, results = load(tmp_path), Results(tmp_path / RESULTS)
+    for row in experiment.row:
+        for seed, accuracy in enumerate(accuracies[row.name]):
+            config = experiment.config("digits", row, seed)
+            results.append(config, summary_with(accuracy), {"threads": 1, "processor": "x"})
+    (met,) = write_table(tmp_path, experiment)
+    return met, (tmp_path / TABLE).read_text(encoding="utf-8")
+
+
+def test_the_interval_is_students(tmp_path: Path) -> None:
+    _, table = judged(tmp_path, {"dfa": [0.1, 0.2, 0.3, 0.4, 0.5]}, 'rows = ["dfa"]\nat_least = 0.3')
+    # 2.776 (tables, 4 degrees of freedom) * sqrt(0.025) / sqrt(5) = 0.1963
+    assert "| digits | dfa | 30.00 % ± 19.63 | 2 |" in table
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "target", "met"),
+    [
+        ({"dfa": [0.8, 0.9]}, 'rows = ["dfa"]\nat_least = 0.849', True),
+        ({"dfa": [0.8, 0.9]}, 'rows = ["dfa"]\nat_least = 0.851', False),
+        ({"dfa": [0.8, 0.8], "bp": [0.81, 0.81]}, 'rows = ["dfa", "bp"]\nwithin = 0.015', True),
+        ({"dfa": [0.8, 0.8], "bp": [0.83, 0.81]}, 'rows = ["dfa", "bp"]\nwithin = 0.015', False),
+        ({"dfa": [0.9, 0.9001], "bp": [0.88, 0.8801]}, 'rows = ["dfa", "bp"]\nbelow_by = 0.015', True),
+        ({"dfa": [0.9, 0.9001], "bp": [0.89, 0.8901]}, 'rows = ["dfa", "bp"]\nbelow_by = 0.015', False),
+        ({"dfa": [0.92, 0.88], "bp": [0.90, 0.84]}, 'rows = ["dfa", "bp"]\nbelow_by = 0.015', False),
+        ({"dfa": [0.9, 0.9], "bp": [0.8]}, 'rows = ["dfa", "bp"]\nwithin = 0.5', None),
+        ({"dfa": [0.9, 0.9]}, 'rows = ["dfa"]\nfigure = "epsilon"\nat_most = 3.0', False),
+        ({"dfa": [0.9, 0.9]}, 'rows = ["dfa"]\nfigure = "seconds"\nat_most = 2.0', True),
+    ],
+)
+def test_targets(tmp_path: Path, accuracies: dict[str, list[float]], target: str, met: bool | None) -> None:
+    assert judged(tmp_path, accuracies, target)[0] is met
+
+
+def test_an_experiment_that_is_none_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.toml").write_text(TINY.replace('spread = "std"', 'spread = "range"'))
+    assert runner.main(tmp_path, ["--table-only"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: experiment")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_a_published_experiment_is_sound_and_its_table_is_its_results(folder: Path, tmp_path: Path) -> None:
+    experiment: Experiment = load(folder)
+    names = {row.name for row in experiment.row}
+    for target in experiment.target:
+        assert set(target.rows) <= names
+        assert target.dataset in experiment.datasets
+        limits = (target.at_least, target.at_most, target.within, target.below_by)
+        assert sum(limit is not None for limit in limits) == 1
+    (tmp_path / "config.toml").write_bytes((folder / "config.toml").read_bytes())
+    if (folder / RESULTS).is_file():
+        (tmp_path / RESULTS).write_bytes((folder / RESULTS).read_bytes())
+    write_table(tmp_path, experiment)
+    assert (tmp_path / TABLE).read_text(encoding="utf-8") == (folder / TABLE).read_text(encoding="utf-8")
+
+
+def test_an_unknown_setting_in_an_experiment_is_refused(tiny: Path) -> None:
+    (tiny / "config.toml").write_text(TINY.replace("epochs = 1", "epochz = 1"))
+    experiment = load(tiny)
+    with pytest.raises(UsageError, match="epochz"):
+        experiment.config("digits", experiment.row[0], 0)
