@@ -90,7 +90,8 @@ class AlignedModule(nn.Module):
         """The module's output; its backward pass is the rule's.
 
         Raises:
-            UsageError: the module was unaligned; in a private run, the batch did not come from its loader.
+            UsageError: the module was unaligned; records of another shape than the example's; in a private run, a
+                batch that did not come from its loader.
         """
         if self._unaligned:
             raise UsageError(
@@ -112,9 +113,19 @@ class AlignedModule(nn.Module):
             self._tape.kept = None
         if not self.rule.cuts and self._capture is None:
             return output  # type: ignore[no-any-return]  # plain autograd
+        for index, h in kept:
+            self._check_shape(self.points[index], h, output)
         indices = [index for index, _ in kept]
         result: Tensor = _RootFeedback.apply(self, indices, output, *(h for _, h in kept))  # type: ignore[no-untyped-call]
         return result
+
+    def _check_shape(self, point: Point, h: Tensor, output: Tensor) -> None:
+        positions = output.shape[:-1] if output.ndim > 1 else output.shape
+        if h.shape[-len(point.shape) :] != point.shape or h.numel() != positions.numel() * point.width:
+            raise UsageError(
+                f"feedback point {point.name} has shape {list(h.shape[1:])}, but its slice of the device's frame was "
+                f"laid out for {list(point.shape)}; give records shaped like align()'s example"
+            )
 
     def teach(self, grad: Tensor) -> tuple[Tensor, list[Tensor | None]]:
         """From the loss gradient at the output, what goes on to the output and to each point.

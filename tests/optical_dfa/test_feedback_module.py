@@ -373,6 +373,15 @@ def test_wrong_use_is_one_line(call: Callable[[], object], parts: tuple[str, ...
     assert_one_line(error, *parts)
 
 
+def test_records_of_another_shape_than_the_examples_are_refused() -> None:
+    net = nn.Sequential(nn.Conv1d(1, 2, 3), nn.Tanh(), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(2, 4))
+    aligned = align(net, example=torch.zeros(2, 1, 8), show=None)
+    aligned(torch.zeros(5, 1, 8))
+    with pytest.raises(UsageError) as error:
+        aligned(torch.zeros(5, 1, 9))
+    assert_one_line(error, "point 1 has shape [2, 7]", "[2, 6]")
+
+
 def narrow() -> object:
     from noise_models.generator import NoiseGenerator
     from optical_dfa.backends import create
