@@ -27,7 +27,7 @@ from privacy.attacks.laws import Array, GaussianLaw, KnownNoiseLaw, LatticeLaw, 
 from privacy.releases import dark_frame
 
 CONFIDENCE = 0.95
-TRIALS = {1.0: 120, 4.0: 900}  # in each world: e^-epsilon has to be seen
+TRIALS = {1.0: 120, 4.0: 700}  # in each world: e^-epsilon has to be seen
 SEED = 30
 Law = Callable[[PrivacyEngine, int, int], NoiseLaw]  # (engine, seed, trials)
 
