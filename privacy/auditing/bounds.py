@@ -118,7 +118,7 @@ def gaussian_family_bound(
     """
     without, with_record = _checked(scores_without, scores_with, delta, confidence)
     count = _Count.of(without, with_record, threshold)
-    distance = total_variation_lower_limit(count, confidence)
+    distance = _total_variation_lower_limit(count, confidence)
     if distance == 0:
         return count.bound(0.0, delta, confidence)
     if sample_rate == 1:
@@ -153,7 +153,7 @@ class _Count(NamedTuple):
         return Bound(epsilon, delta, confidence, self.n + self.m, self.threshold, alarms, misses)
 
 
-def total_variation_lower_limit(count: _Count, confidence: float) -> float:
+def _total_variation_lower_limit(count: _Count, confidence: float) -> float:
     """Lower limit on the total variation between the two worlds: 1 minus the sum of the error rates at best.
 
     All errors are pooled. Given the mean of the two rates, few errors are likeliest where the rates are equal
