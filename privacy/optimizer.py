@@ -92,6 +92,7 @@ class PrivateOptimizer(Optimizer):
             start += p.numel()
         self._views = [p.grad for p in self._parameters.values() if p.grad is not None]
         self._step_original()
+        self.original._opt_called = True  # type: ignore[attr-defined]  # what a scheduler built on it looks at
 
     def _refuse_foreign_gradients(self) -> None:
         released = {id(view) for view in self._views}

@@ -62,6 +62,7 @@ class ClippedRelease:
         self._sum = torch.zeros(self.dimension, dtype=first.dtype, device=first.device)
         self._records = 0
         self._fresh = True
+        self._in_parts = max_physical_batch_size is not None
 
     def event(self, sample_rate: float, noise_multiplier: float) -> Release:
         """What the ledger records of one step at this sample rate and noise multiplier."""
@@ -91,7 +92,10 @@ class ClippedRelease:
                 "the clip; call torch.set_float32_matmul_precision('highest')"
             )
         if self._fresh:
-            self._sum.zero_()
+            if self._in_parts:  # whoever kept the last release must not see this step's sum grow in its place
+                self._sum = torch.zeros_like(self._sum)
+            else:
+                self._sum.zero_()
             self._records = 0
             self._fresh = False
         norms = self.contributions.norms()

@@ -1,0 +1,196 @@
+"""The clipped Gaussian release: what is added up, how much noise, what it costs (THEORY T3)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from torch import Tensor, nn
+
+from noise_models.errors import UsageError
+from noise_models.generator import NORMAL_TAIL_MASS, NoiseGenerator
+from privacy.releases.clipped import CAP_MASS, ClippedRelease, clip_factors, record_cap
+from privacy.releases.digital import DigitalNoise
+from privacy.releases.source import Cost, NoiseSource
+
+DIMENSION = 20_000
+
+
+class Stacks:
+    """Contributions given outright: one row a record."""
+
+    def __init__(self, dimension: int = DIMENSION) -> None:
+        self.parameters = {"w": nn.Parameter(torch.zeros(dimension))}
+        self.dimension = dimension
+        self.expected_records: Callable[[], int | None] = lambda: None
+        self.rows = torch.zeros(0, dimension)
+        self.cleared = 0
+
+    def norms(self) -> Tensor:
+        return self.rows.double().norm(dim=1)
+
+    def add_clipped(self, factors: Tensor, out: Tensor) -> None:
+        kept = factors != 0
+        out += factors[kept].float() @ self.rows[kept]
+
+    def rounding(self, records: int, batches: int = 1) -> float:
+        return 1e-6 * batches
+
+    def clear(self) -> None:
+        self.rows = self.rows[:0]
+        self.cleared += 1
+
+
+class Silence(NoiseSource):
+    """No noise, so that the sum shows; remembers what it was asked for."""
+
+    name = "digital"
+    device_share = 0.25
+
+    def __init__(self) -> None:
+        self.asked: list[float] = []
+
+    @property
+    def generators(self) -> tuple[NoiseGenerator, ...]:
+        return ()
+
+    def cost(self, dimension: int) -> Cost:
+        return Cost(1e-3 * dimension, 2e-3 * dimension, 1e-12 * dimension)
+
+    def add_noise(self, total: Tensor, std: float) -> None:
+        self.asked.append(std)
+
+
+def make(stacks: Stacks, source: NoiseSource, **changes: float) -> ClippedRelease:
+    settings = {"max_grad_norm": 2.0, "expected_batch_size": 10.0, **changes}
+    return ClippedRelease(stacks, source, **settings)  # type: ignore[arg-type]
+
+
+def test_clipped_sum_over_the_expected_batch_size_never_the_realised_one() -> None:
+    stacks, source = Stacks(3), Silence()
+    release = make(stacks, source)
+    for rows in (
+        torch.tensor([[3.0, 0.0, 4.0], [1.0, 0.0, 0.0], [0.0, math.nan, 0.0]]),  # norms 5, 1, not finite
+        torch.zeros(0, 3),
+    ):
+        stacks.rows = rows
+        release.absorb()
+        flat = release.release(0.7)
+        expected = [(3 * 2 / 5 + 1) / 10, 0.0, 4 * 2 / 5 / 10] if len(rows) else [0.0] * 3
+        torch.testing.assert_close(flat, torch.tensor(expected))
+    assert stacks.cleared == 2
+    assert source.asked == [0.7 * release.sensitivity] * 2
+
+
+def test_parts_of_a_step_are_one_sum() -> None:
+    stacks = Stacks(3)
+    release = make(stacks, Silence())
+    for row in ([3.0, 0.0, 4.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]):
+        stacks.rows = torch.tensor([row])
+        release.absorb()
+    torch.testing.assert_close(release.release(1.0), torch.tensor([1.2, 1.0, 2.6]) / 10)
+    stacks.rows = torch.tensor([[0.0, 1.0, 0.0]])
+    release.absorb()  # the next step starts from nothing
+    torch.testing.assert_close(release.release(1.0), torch.tensor([0.0, 0.1, 0.0]))
+
+
+def test_digital_noise_has_the_stated_law() -> None:
+    """KS and chi-square of 20000 coordinates; false alarm 1e-6 each, at a fixed seed."""
+    stacks = Stacks()
+    release = make(stacks, DigitalNoise(NoiseGenerator.seeded(0, "noise")))
+    release.absorb()
+    noise = (release.release(1.3) * 10 / (1.3 * release.sensitivity)).double().numpy()
+    assert stats.kstest(noise, "norm").pvalue > 1e-6
+    chi2 = float((noise**2).sum())
+    assert stats.chi2.ppf(5e-7, DIMENSION) < chi2 < stats.chi2.ppf(1 - 5e-7, DIMENSION)
+    release.absorb()
+    again = (release.release(1.3) * 10 / (1.3 * release.sensitivity)).double().numpy()
+    assert abs(stats.pearsonr(noise, again).statistic) < 5 / math.sqrt(DIMENSION)  # never the same noise
+
+
+def test_an_empty_step_releases_pure_noise() -> None:
+    release = make(Stacks(), DigitalNoise(NoiseGenerator.seeded(1, "noise")))
+    release.absorb()
+    assert release.release(1.0).std() * 10 == pytest.approx(release.sensitivity, rel=0.04)
+
+
+@pytest.mark.parametrize("physical", [None, 3, 100])
+def test_sensitivity_is_the_clip_and_the_rounding_of_two_sums(physical: int | None) -> None:
+    release = make(Stacks(3), Silence(), max_physical_batch_size=physical)  # type: ignore[arg-type]
+    cap = record_cap(10.0)
+    parts = 1 if physical is None else math.ceil(cap / physical)
+    assert release.sensitivity == pytest.approx(2.0 * (1 + 2 * 1e-6 * parts * cap), rel=1e-15)
+
+
+def test_the_event_states_what_the_source_costs() -> None:
+    release = make(Stacks(3), Silence())
+    event = release.event(0.1, 1.5)
+    assert (event.sample_rate, event.noise_multiplier, event.dimension) == (0.1, 1.5, 3)
+    assert event.sensitivity == release.sensitivity
+    assert (event.log_ratio, event.log_inflation, event.device_share) == (3e-3, 6e-3, 0.25)
+    assert event.mass == 3e-12 + CAP_MASS
+    digital = make(Stacks(3), DigitalNoise(NoiseGenerator.secure("noise"))).event(0.1, 1.5)
+    assert (digital.log_ratio, digital.log_inflation) == (0.0, 0.0)
+    assert digital.mass == 3 * NORMAL_TAIL_MASS + CAP_MASS
+
+
+@given(
+    st.lists(st.one_of(st.floats(0, 1e300), st.just(math.inf), st.just(math.nan)), max_size=20),
+    st.floats(1e-6, 1e6),
+)
+def test_no_factor_lets_a_norm_through(norms: list[float], clip: float) -> None:
+    given_norms = torch.tensor(norms, dtype=torch.float64)
+    factors = clip_factors(given_norms, clip)
+    assert ((factors >= 0) & (factors <= 1 + 1e-15)).all()  # the rounding bound covers an ulp
+    for norm, factor in zip(norms, factors.tolist(), strict=True):
+        if not math.isfinite(norm):
+            assert factor == 0
+        elif norm <= clip:
+            assert factor == pytest.approx(1, rel=1e-15)
+        else:
+            assert norm * factor == pytest.approx(clip, rel=1e-12)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 10**7), st.floats(1e-4, 1.0))
+def test_record_cap_holds_the_tail_it_states(size: int, rate: float) -> None:
+    """Against the exact binomial tail of the largest N that the public size allows."""
+    cap = record_cap(size * rate)
+    assert stats.binom.sf(cap, size, rate) <= CAP_MASS
+    assert cap <= size * rate + 15 * math.sqrt(size * rate) + 60
+
+
+def test_more_records_than_the_public_size_explains_are_refused() -> None:
+    stacks = Stacks(3)
+    release = make(stacks, Silence())
+    cap = record_cap(10.0)
+    for records, refused in ((cap, False), (1, True)):
+        stacks.rows = torch.zeros(records, 3)
+        if refused:
+            with pytest.raises(UsageError, match="declare a public size"):
+                release.absorb()
+        else:
+            release.absorb()
+
+
+@pytest.mark.parametrize("norm", [0.0, -1.0, math.inf, math.nan])
+def test_clipping_norms_out_of_range_are_refused(norm: float) -> None:
+    with pytest.raises(UsageError, match="max_grad_norm") as error:
+        make(Stacks(3), Silence(), max_grad_norm=norm)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_reduced_precision_products_are_refused(precision: str) -> None:
+    release = make(Stacks(3), Silence())
+    torch.set_float32_matmul_precision(precision)
+    try:
+        with pytest.raises(UsageError, match="overshoots"):
+            release.absorb()
+    finally:
+        torch.set_float32_matmul_precision("highest")
