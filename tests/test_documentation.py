@@ -1,0 +1,72 @@
+"""What the documents say is there is there: README's example runs, its tables are the files, named tests exist."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments.readme import with_tables
+from noise_models.errors import UsageError
+from optical_dfa.report.statement import NOT_COVERED
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+THREATS = (ROOT / "docs" / "threat-model.md").read_text(encoding="utf-8")
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def test_the_readmes_python_runs_and_every_assumption_it_prints_is_explained(tmp_path: Path) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    asked = code + "\nimport json\nprint(json.dumps(guarantee.to_dict()))\n"
+    ran = subprocess.run(
+        [sys.executable, "-c", asked], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    guarantee = json.loads(ran.stdout.splitlines()[-1])
+    assert guarantee["kind"] == "record-dp"
+    assert 2.5 < guarantee["epsilon"] <= 3.0
+    assert guarantee["device_share"] > 0.85
+    explained = " ".join(THREATS.replace("`", "").split()).lower()
+    for assumption in guarantee["assumptions"]:
+        beginning = re.split(r"[(:,]", assumption.lower())[0].strip()
+        assert beginning in explained, f"docs/threat-model.md does not explain: {assumption}"
+
+
+def test_the_readmes_tables_are_the_experiments() -> None:
+    assert README.count("<!-- table: ") == len(list((ROOT / "experiments").glob("*/table.md")))
+    assert with_tables(README, ROOT) == README, "run: python -m experiments.readme"
+
+
+def test_tables_are_put_between_their_markers_only(tmp_path: Path) -> None:
+    (tmp_path / "a.md").write_text("| new |\n")
+    text = "before\n<!-- table: a.md -->\n| old |\n<!-- end -->\nbetween\n<!-- end -->\n"
+    once = with_tables(text, tmp_path)
+    assert once == "before\n<!-- table: a.md -->\n\n| new |\n\n<!-- end -->\nbetween\n<!-- end -->\n"
+    assert with_tables(once, tmp_path) == once
+    with pytest.raises(UsageError, match=r"b\.md"):
+        with_tables(text.replace("a.md", "b.md"), tmp_path)
+
+
+def test_the_tests_that_the_threat_model_names_exist() -> None:
+    named = set(re.findall(r"`(test_\w+)`", THREATS))
+    code = "".join(p.read_text(encoding="utf-8") for p in (ROOT / "tests").rglob("test_*.py"))
+    code += (ROOT / "optical_dfa" / "testing" / "conformance.py").read_text(encoding="utf-8")
+    assert len(named) > 20
+    assert {name for name in named if f"def {name}(" not in code} == set()
+
+
+def test_the_threat_model_lists_what_a_report_says_is_not_covered() -> None:
+    flat = " ".join(THREATS.split())
+    for text in NOT_COVERED:
+        assert text.rstrip(".") in flat
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", document.read_text(encoding="utf-8")):
+        assert target.startswith("https://") or (document.parent / target).exists(), target
