@@ -30,7 +30,7 @@ from privacy.ledger import Ledger, Release
 from privacy.optimizer import PrivateOptimizer
 from privacy.protocols import PrivateModule
 from privacy.releases import RELEASES
-from privacy.releases.clipped import ClippedRelease
+from privacy.releases.clipped import ClippedRelease, record_cap
 from privacy.releases.dark_frame import DarkFrameNoise
 from privacy.releases.digital import DigitalNoise
 from privacy.releases.source import NoiseSource
@@ -39,6 +39,9 @@ from privacy.sampling import PoissonLoader, map_style
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 ADJACENCY = Adjacency.ADD_REMOVE
+# Bounds far from any use, within which float32 noise neither overflows nor loses its low bits.
+MOST_NOISE = 1e6
+LEAST_NORM, MOST_NORM = 1e-12, 1e12
 
 
 class BudgetExhaustedError(RuntimeError):
@@ -130,9 +133,9 @@ class PrivacyEngine:
             UsageError: anything that would break the guarantee, before anything is released.
             DeviceError: the device's dark frames are not as credited.
         """
-        if not 0 < noise_multiplier < math.inf:
+        if not 0 < noise_multiplier <= MOST_NOISE:
             raise UsageError(
-                f"noise_multiplier is {noise_multiplier}; a private release needs a positive number"
+                f"noise_multiplier is {noise_multiplier}; a private release needs a positive number up to {MOST_NOISE:g}"
             )
         if target_epsilon is not None and target_delta is None:
             raise UsageError("a budget is target_epsilon at target_delta; give target_delta too")
@@ -232,6 +235,10 @@ class PrivacyEngine:
         """`noise_multiplier` is asked once the cost of one step is known."""
         if self.ledger is not None:
             raise UsageError("this engine already serves a module; take a new PrivacyEngine for another")
+        if not LEAST_NORM <= max_grad_norm <= MOST_NORM:
+            raise UsageError(
+                f"max_grad_norm is {max_grad_norm}; it must be a number from {LEAST_NORM:g} to {MOST_NORM:g}"
+            )
         face = _private_face(module)
         _refuse_distributed()
         resumed = self._resumed()
@@ -249,6 +256,7 @@ class PrivacyEngine:
             self._beta = source.beta
             sigma = noise_multiplier(clipped.event(plan.sample_rate, 1.0))
             event = clipped.event(plan.sample_rate, sigma)
+            self._refuse_worthless(event, target_delta)
             loader = PoissonLoader(
                 plan.loader, plan.sample_rate, plan.steps, coins, plan.max_physical_batch_size
             )
@@ -296,6 +304,18 @@ class PrivacyEngine:
             return None
         ledger.append_release(event)  # on disk before anything is released
         return clipped.release(event.noise_multiplier)
+
+    def _refuse_worthless(self, event: Release, delta: float | None) -> None:
+        """A release after which no epsilon can be stated is not made."""
+        if (
+            delta is None
+            or accounting.epsilon({event: 1}, delta, ADJACENCY, self._accountant, beta=self._beta) < math.inf
+        ):
+            return
+        raise UsageError(
+            f"one release with noise multiplier {event.noise_multiplier:g} has no finite epsilon at delta {delta:g} (its "
+            f"noise is exact up to a mass of {event.mass:.2g}); raise the noise multiplier or delta"
+        )
 
     def _generator(self, name: str, resumed: Ledger | None) -> NoiseGenerator:
         """A secret generator, or a seeded one that no earlier part of this run has used."""
@@ -391,6 +411,10 @@ class _Plan:
                 f"the expected batch size is {batch} and the public size {self.size}; need 1 <= batch <= N"
             )
         self.sample_rate = batch / self.size
+        if self.sample_rate * len(data) > record_cap(batch):
+            raise UsageError(
+                f"the public size is {self.size}, far below the {len(data)} records; declare one that is not below it"
+            )
         self.expected_batch_size = batch
         self.steps = max(1, round(self.size / batch))
         self.max_physical_batch_size = max_physical_batch_size
@@ -399,6 +423,8 @@ class _Plan:
 _ASSUMPTIONS = (
     "the size N of the data set, the sample rate and the number of steps are public",
     "the sampling coins and the noise are secret",
+    "the loss adds up the records' own losses, or averages them where loss_reduction says so: none of them depends on "
+    "other records or on their number",
     "one record is one person's whole contribution (duplicates need a group notion)",
     "arithmetic is exact beyond the rounding added to the sensitivity: floating-point noise is taken for Gaussian "
     "noise, and a record's own contribution does not depend on its place in the batch",

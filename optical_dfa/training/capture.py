@@ -7,7 +7,6 @@ parameters are frozen, so autograd carries only the teaching signals; each train
 
 from __future__ import annotations
 
-import copy
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -21,6 +20,7 @@ from torch.autograd.function import once_differentiable
 from noise_models.errors import UsageError
 from optical_dfa.training.contributions import Contribution, combine, sum_rounding
 from optical_dfa.training.layers import LAYERS, refuse_mixing
+from optical_dfa.training.probing import check_records_apart, check_uses
 
 PASSES = 4  # forward and backward passes over one batch that the rounding bound allows for
 
@@ -111,7 +111,7 @@ class Capture:
                 "all of one type (autocast may be used)"
             )
         self.dimension = sum(p.numel() for p in self.parameters.values())
-        self.expected_records: Callable[[], int | None] = lambda: None
+        self.expected_records: Callable[[], int | None] = _no_batch
         self.active = False
         self.uses: list[Use] = []
         self.calls: list[tuple[str, Tensor, Tensor]] = []
@@ -119,20 +119,30 @@ class Capture:
         self._contributions: dict[str, Contribution] | None = None
         self._positions = 1
         refuse_mixing(module)
-        self._layers = self._trained_layers()
-        for name, layer in self._layers.items():
+        self.layers = self._trained_layers()
+        for name, layer in self.layers.items():
             # First, so that a layer that is itself a feedback point is recorded before it is cut.
             layer.register_forward_hook(_LayerHook(self, name), prepend=True, with_kwargs=True)
         try:
-            self._check_records_apart(example)
-            self._check_uses(example, graph_uses)
+            check_records_apart(self, example)
+            self._positions = PASSES * check_uses(self, example, graph_uses)
         except BaseException:
             self.remove()
             raise
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy or a pickle holds no record and is served by no loader."""
+        nothing: dict[str, Any] = {
+            "uses": [],
+            "calls": [],
+            "_contributions": None,
+            "expected_records": _no_batch,
+        }
+        return {**self.__dict__, **nothing}
+
     def remove(self) -> None:
         """Take the hooks off the module again."""
-        for layer in self._layers.values():
+        for layer in self.layers.values():
             hooks = layer._forward_hooks
             for key in [
                 k for k, hook in hooks.items() if isinstance(hook, _LayerHook) and hook.capture is self
@@ -254,7 +264,7 @@ class Capture:
             for use in self.uses:
                 if len(use.delta) == 0:
                     continue  # an empty Poisson batch
-                layer = self._layers[use.layer]
+                layer = self.layers[use.layer]
                 x = use.x if not use.x.is_floating_point() else _at_least_float32(use.x)
                 for local, part in LAYERS[type(layer)](layer, x, _at_least_float32(use.delta)).items():
                     name = names.get(id(getattr(layer, local)))
@@ -265,6 +275,11 @@ class Capture:
                 for name, found in parts.items()
             }
         return self._contributions
+
+    def replay(self) -> dict[str, Contribution]:
+        """The contributions of the last forward pass, had its deltas been zero."""
+        self.uses = [Use(layer, x, torch.zeros_like(output)) for layer, x, output in self.calls]
+        return self._gather()
 
     def _trained_layers(self) -> dict[str, nn.Module]:
         """The layers that hold the trained parameters, each checked to be supported."""
@@ -281,63 +296,9 @@ class Capture:
             layers[name] = part
         return layers
 
-    def _check_records_apart(self, example: Callable[[int], Sequence[Tensor]]) -> None:
-        """Perturb one record of a random batch: no other record's row may move, and no buffer may change.
 
-        Raises:
-            UsageError: naming the layer or buffer.
-        """
-        inputs = example(3)
-        changed = [x.clone() for x in inputs]
-        for x in changed:
-            x[0] = x[0] + 1.0 if x.is_floating_point() else 1 - x[0].clamp(0, 1)
-        for (name, before), (_, after) in zip(self._probe(inputs), self._probe(changed), strict=True):
-            if before.shape[0] != 3:
-                raise UsageError(
-                    f"{name} sees {before.shape[0]} rows for 3 records; in a private run every layer keeps the "
-                    "records in its first dimension"
-                )
-            if not torch.allclose(
-                before[1:].double(), after[1:].double(), rtol=1e-5, atol=1e-6, equal_nan=True
-            ):
-                raise UsageError(
-                    f"{name} mixes records: changing one record of the batch moves the others; "
-                    "a private update must be a sum over records (normalise over features, not over the batch)"
-                )
-
-    def _probe(self, inputs: Sequence[Tensor]) -> list[tuple[str, Tensor]]:
-        """What each trained layer and the output see, from one forward pass of a copy."""
-        twin = copy.deepcopy(self)
-        buffers = {name: b.clone() for name, b in twin.module.named_buffers()}
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # the same dropout masks every time
-            twin.active = True
-            output = twin.module(*[x.clone() for x in inputs])
-        for name, buffer in twin.module.named_buffers():
-            if not torch.equal(buffer, buffers[name]):
-                raise UsageError(
-                    f"buffer {name} changes in a forward pass: it would keep un-noised statistics of records"
-                )
-        return [*((name, x) for name, x, _ in twin.calls), ("the output", output)]
-
-    def _check_uses(self, example: Callable[[int], Sequence[Tensor]], graph_uses: Mapping[str, int]) -> None:
-        """Every use of a parameter in autograd's graph must be one that its layer records; notes the positions."""
-        twin = copy.deepcopy(self)
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            twin.active = True
-            twin.module(*example(2))
-        for name, p in twin.parameters.items():
-            recorded = sum(
-                any(q is p for q in twin._layers[layer].parameters(recurse=False))
-                for layer, _, _ in twin.calls
-            )
-            if graph_uses.get(name, 0) > recorded:
-                raise UsageError(
-                    f"parameter {name} is used outside its own layer ({graph_uses[name]} uses, {recorded} of them in a "
-                    "layer's forward); call the layer, so that the whole of its gradient is clipped"
-                )
-        twin.uses = [Use(layer, x, torch.zeros_like(output)) for layer, x, output in twin.calls]
-        self._positions = PASSES * max(part.positions for part in twin._gather().values())
+def _no_batch() -> int | None:
+    return None
 
 
 def _silence(part: Tensor, kept: Tensor) -> Tensor:

@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-SUM_BLOCK = 32  # records added up in one matrix product
-SUM_GROUP = 256  # records added up before they join the running sum
+SUM_BLOCK = 64  # records added up in one matrix product
+SUM_GROUP = 512  # records added up before they join the running sum
 CANCELLATION = 1e-6
 _PRODUCT_TERMS = 1024  # terms added up in one float64 matrix product
 _ELEMENTS = 1 << 22  # elements of explicit per-record contributions formed at a time
@@ -30,8 +30,11 @@ _ELEMENTS = 1 << 22  # elements of explicit per-record contributions formed at a
 def sum_rounding(records: int, positions: int, unit: float, batches: int = 1) -> float:
     """Bound on |computed - exact| of `Contribution.add_clipped`, relative to the sum of the clipped norms.
 
-    A sum of k products in any order errs by at most k·u relative to the sum of absolute values (Higham, Accuracy
-    and Stability, §3.1); blocks, groups and the running sum add up, and 4 covers scaling and products.
+    Each addition errs by at most u times the partial sum it makes (Higham, Accuracy and Stability of Numerical
+    Algorithms, §4.2). k terms of norm <= C, in any order, make partial sums of at most k(k+1)/2·C in all; k blocks of
+    equal size but for the last, k/2 + 1 times their sum; the running sum at most the whole, each time. So blocks,
+    groups and the running sum add up; 4 covers factors and products. A product starts from zero and is added on
+    afterwards: one that accumulates in place would add its records to the running sum one by one.
 
     Args:
         records: records in the sum.
@@ -40,7 +43,7 @@ def sum_rounding(records: int, positions: int, unit: float, batches: int = 1) ->
         batches: physical batches, each of which joins the running sum by itself.
     """
     running = math.ceil(records / SUM_GROUP) + batches
-    flat = (SUM_BLOCK + SUM_GROUP // SUM_BLOCK + running + 4) * unit
+    flat = ((SUM_BLOCK + 1) / 2 + SUM_GROUP // SUM_BLOCK / 2 + 1 + running + 4) * unit
     products = math.ceil(records / _records_at_a_time(positions)) + batches
     double = torch.finfo(torch.float64).eps / 2 * (max(_PRODUCT_TERMS, positions) + products + 4)
     return flat + (double if positions == 1 else double / CANCELLATION)
@@ -104,12 +107,9 @@ class Rows(Contribution):
         return self.rows[start:stop].double()
 
     def add_clipped(self, factors: Tensor, out: Tensor) -> None:
-        for group in range(0, len(factors), SUM_GROUP):
-            subtotal = torch.zeros_like(out)
-            for start in range(group, min(group + SUM_GROUP, len(factors)), SUM_BLOCK):
-                block = slice(start, start + SUM_BLOCK)
-                subtotal.addmv_(self.rows[block].T, factors[block])
-            out += subtotal
+        _add_in_groups(
+            len(factors), out, lambda block, into: torch.mv(self.rows[block].T, factors[block], out=into)
+        )
 
 
 class Outer(Contribution):
@@ -134,16 +134,11 @@ class Outer(Contribution):
         return (rows.unsqueeze(2) * cols.unsqueeze(1)).flatten(1)
 
     def add_clipped(self, factors: Tensor, out: Tensor) -> None:
-        total = out.view(self.rows.shape[1], self.cols.shape[1])
-        subtotal = torch.empty_like(total) if len(factors) > SUM_GROUP else total
-        for group in range(0, len(factors), SUM_GROUP):
-            for start in range(group, min(group + SUM_GROUP, len(factors)), SUM_BLOCK):
-                block = slice(start, start + SUM_BLOCK)
-                rows = self.rows[block] * factors[block].unsqueeze(1)
-                fresh = subtotal is not total and start == group
-                subtotal.addmm_(rows.T, self.cols[block], beta=0.0 if fresh else 1.0)
-            if subtotal is not total:
-                total += subtotal
+        def product(block: slice, into: Tensor) -> Tensor:
+            rows = self.rows[block] * factors[block].unsqueeze(1)
+            return torch.mm(rows.T, self.cols[block], out=into)
+
+        _add_in_groups(len(factors), out.view(self.rows.shape[1], self.cols.shape[1]), product)
 
 
 class OuterSum(Contribution):
@@ -190,7 +185,7 @@ class OuterSum(Contribution):
         for start in range(0, len(factors), size):
             rows, cols = self._factors(start, start + size)
             rows = rows * factors[start : start + size].double().view(-1, 1, 1)
-            total.addmm_(rows.flatten(0, 1).T, cols.flatten(0, 1))
+            total += rows.flatten(0, 1).T @ cols.flatten(0, 1)
         out += total.flatten()
 
 
@@ -272,6 +267,17 @@ def combine(parts: Sequence[Contribution], records: int, numel: int) -> Contribu
     if all(isinstance(part, Outer | OuterSum) for part in parts):
         return OuterSum(outer)
     return Mixed(parts, records, numel)
+
+
+def _add_in_groups(records: int, out: Tensor, product: Callable[[slice, Tensor], Tensor]) -> None:
+    """`out += ` the sum of `product(block of records, where to put it)`, with few additions to the running sum."""
+    subtotal = torch.empty_like(out)
+    fresh = torch.empty_like(out) if records > SUM_BLOCK else subtotal
+    for group in range(0, records, SUM_GROUP):
+        product(slice(group, min(group + SUM_BLOCK, records)), subtotal)
+        for start in range(group + SUM_BLOCK, min(group + SUM_GROUP, records), SUM_BLOCK):
+            subtotal += product(slice(start, min(start + SUM_BLOCK, records)), fresh)
+        out += subtotal
 
 
 def _norms(vectors: Tensor) -> Tensor:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from noise_models.errors import UsageError
-from optical_dfa.feedback import align
+from optical_dfa.feedback import align, unalign
 from optical_dfa.training.capture import PASSES, Capture
 
 M = 6
@@ -116,6 +119,8 @@ class Centred(nn.Module):
             h = h + h.roll(1, 0)
         elif self.how == "statistics":
             self.seen.mul_(0.9).add_(h.detach().mean(0))
+        elif self.how == "only in training":
+            h = h - h.mean(0) if self.training else h
         elif self.how == "fold":
             return self.two(h.view(1, -1, 6)).flatten(0, 1)
         return self.two(h)
@@ -125,11 +130,13 @@ class Centred(nn.Module):
     ("mean", "two mixes records"),
     ("maximum", "two mixes records"),
     ("neighbour", "two mixes records"),
+    ("only in training", "two mixes records"),
     ("statistics", "buffer seen"),
     ("fold", "two sees 1 rows"),
 ])  # fmt: skip
 def test_a_forward_pass_that_couples_records_is_refused(how: str, words: str) -> None:
     net = Centred(how)
+    net.train(how != "only in training")  # the mode it happens to be in is not the one it is trained in
     before = {name: b.clone() for name, b in net.named_buffers()}
     assert words in refusal(lambda: start(net, X))
     assert all(torch.equal(b, before[name]) for name, b in net.named_buffers())  # probed on a copy
@@ -260,6 +267,25 @@ def test_inputs_may_come_by_keyword() -> None:
     capture.expected_records = lambda: M
     cross_entropy(aligned(X), Y).backward()
     assert (capture.norms() > 0).all()
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
+def test_copies_hold_no_record_and_have_no_loader(copied: Callable[[nn.Module], Any]) -> None:
+    aligned = align(nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 4)), show=None)
+    capture = aligned.start_capture()
+    batch = M
+    capture.expected_records = lambda: batch
+    cross_entropy(aligned(X), Y).backward()
+    twin = copied(aligned)
+    assert (twin._capture.uses, twin._capture.calls) == ([], [])
+    assert len(capture.uses) == 2
+    assert "loader that make_private returned" in refusal(lambda: twin(X))
+    with torch.no_grad():
+        assert torch.equal(twin(X), aligned(X))
+    net = unalign(twin)
+    cross_entropy(net(X), Y).backward()  # the plain module again, its own
+    assert len(capture.uses) == 2
+    assert all(p.grad is None for p in aligned.parameters())
 
 
 def test_stopping_gives_the_aligned_module_back() -> None:
