@@ -301,3 +301,31 @@ def test_stopping_gives_the_aligned_module_back() -> None:
         assert p.grad is not None
         torch.testing.assert_close(p.grad, g)
     assert not any(hook for part in net for hook in part._forward_hooks_with_kwargs)
+
+
+class Masked(nn.Module):
+    """Integer and boolean inputs, dropout: all functions of one record."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.phi, self.drop, self.two = nn.Linear(5, 6), nn.Tanh(), nn.Dropout(0.5), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return self.two(self.drop(self.phi(self.one(x.float() / 255 * mask))))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
+def test_probing_takes_inputs_of_any_type_and_dropout(dtype: torch.dtype) -> None:
+    inputs = (torch.zeros(2, 5, dtype=dtype), torch.zeros(2, 5, dtype=torch.bool))
+    aligned = align(Masked(), example=inputs, show=None)
+    capture = aligned.start_capture()
+    capture.expected_records = lambda: M
+    x = torch.randint(0, 255, (M, 5), generator=torch.Generator().manual_seed(2)).to(dtype)
+    state = torch.random.get_rng_state()
+    cross_entropy(aligned(x, torch.ones(M, 5, dtype=torch.bool)), Y).backward()
+    assert (capture.norms() > 0).all()
+    assert not torch.equal(torch.random.get_rng_state(), state)  # dropout is on
+    aligned.stop_capture()
+    state = torch.random.get_rng_state()
+    aligned.start_capture()
+    assert torch.equal(torch.random.get_rng_state(), state)  # probing leaves the user's generator alone
