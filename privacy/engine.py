@@ -135,7 +135,8 @@ class PrivacyEngine:
         """
         if not 0 < noise_multiplier <= MOST_NOISE:
             raise UsageError(
-                f"noise_multiplier is {noise_multiplier}; a private release needs a positive number up to {MOST_NOISE:g}"
+                f"noise_multiplier is {noise_multiplier}; a private release needs a positive number up to "
+                f"{MOST_NOISE:g}"
             )
         if target_epsilon is not None and target_delta is None:
             raise UsageError("a budget is target_epsilon at target_delta; give target_delta too")
@@ -307,15 +308,13 @@ class PrivacyEngine:
 
     def _refuse_worthless(self, event: Release, delta: float | None) -> None:
         """A release after which no epsilon can be stated is not made."""
-        if (
-            delta is None
-            or accounting.epsilon({event: 1}, delta, ADJACENCY, self._accountant, beta=self._beta) < math.inf
-        ):
+        if delta is None:
             return
-        raise UsageError(
-            f"one release with noise multiplier {event.noise_multiplier:g} has no finite epsilon at delta {delta:g} (its "
-            f"noise is exact up to a mass of {event.mass:.2g}); raise the noise multiplier or delta"
-        )
+        if math.isinf(accounting.epsilon({event: 1}, delta, ADJACENCY, self._accountant, beta=self._beta)):
+            raise UsageError(
+                f"one release with noise multiplier {event.noise_multiplier:g} has no finite epsilon at delta "
+                f"{delta:g} (its noise is exact up to a mass of {event.mass:.2g}); raise one of the two"
+            )
 
     def _generator(self, name: str, resumed: Ledger | None) -> NoiseGenerator:
         """A secret generator, or a seeded one that no earlier part of this run has used."""

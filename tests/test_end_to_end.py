@@ -245,6 +245,18 @@ def test_the_text_answer_states_the_guarantee_and_where_things_are(
     assert "finding: none" in capsys.readouterr().out
 
 
+def test_noise_too_weak_for_a_finite_epsilon_is_said_and_not_a_crash(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    more = ["--release", "digital", "--backend", "digital", "--noise-multiplier", "0.3", "--delta", "1e-4"]
+    summary = run(capsys, *SHORT, *more, "--epochs", "6", "--out", str(out))
+    assert summary["guarantee"]["epsilon"] == "inf"
+    assert [row["epsilon"] for row in metrics(out)][-1] == "inf"
+    assert (out / "report.html").is_file()
+    assert audit(out).consistent
+
+
 def test_a_claim_that_the_ledger_does_not_bear_out_is_found(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -77,6 +77,7 @@ SMALL = [
     *("--model", "mlp:8", "--batch-size", "8", "--epochs", "1", "--noise-multiplier", "2"),
     *("--max-grad-norm", "1", "--backend", "digital", "--release", "digital"),
 ]
+DIGITAL = ["--release", "digital", "--backend", "digital"]
 DIGITS = ["--dataset", "digits", "--epochs", "1"]
 
 # What is given besides `train --out NEW`; {shelf} is the folder of inputs. The last entry is part of the answer.
@@ -105,7 +106,13 @@ WRONG: list[tuple[list[str], str]] = [
     (["--epsilon", "much"], "much"),
     (["--epsilon", "1", "--noise-multiplier", "1"], "one of the two"),
     (["--noise-multiplier", "0"], "above 0"),
+    (["--noise-multiplier", "1e300", *DIGITAL], "up to 1e+06"),
+    (["--noise-multiplier", "1e-300", *DIGITAL], "no finite epsilon"),
+    (["--noise-multiplier", "2", "--delta", "1e-300", *DIGITAL], "no finite epsilon"),
+    (["--epsilon", "3", "--delta", "1e-300", *DIGITAL], "out of reach"),
     (["--max-grad-norm", "0"], "above 0"),
+    (["--max-grad-norm", "1e300", *DIGITAL], "1e+12"),
+    (["--max-grad-norm", "1e-300", *DIGITAL], "1e-12"),
     (["--max-grad-norm", "inf"], "above 0"),
     (["--delta", "0"], "delta"),
     (["--delta", "1"], "delta"),
@@ -115,7 +122,9 @@ WRONG: list[tuple[list[str], str]] = [
     (["--batch-size", "100000"], "at most"),
     (["--batch-size", "2.5"], "2.5"),
     (["--public-size", "0"], "public_size"),
+    (["--public-size", "10", "--batch-size", "10", "--noise-multiplier", "2", *DIGITAL], "public size is 10"),
     (["--epochs", "0"], "epochs"),
+    (["--epochs", "99999999999999999999"], "10^9"),
     (["--lr", "-0.1"], "lr"),
     (["--momentum", "1.5"], "momentum"),
     (["--optimizer", "adamw"], "sgd"),
@@ -201,6 +210,13 @@ def test_a_folder_of_the_users_own_is_left_as_it_is(
 def test_out_on_a_file(shelf: Path, capsys: pytest.CaptureFixture[str]) -> None:
     refused(capsys, ["train", *DIGITS, "--out", str(shelf / "file")], "is a file")
     assert (shelf / "file").read_text() == "a file, no folder"
+
+
+def test_numbers_beyond_memory_are_code_1(capsys: pytest.CaptureFixture[str]) -> None:
+    steps = ["--steps", "99999999999", "--noise-multiplier", "1"]
+    refused(
+        capsys, ["account", "--sample-rate", "0.1", "--delta", "1e-5", *steps], "not enough memory", code=1
+    )
 
 
 def test_an_absent_device_is_code_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -50,6 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(_explained(error, chosen), code=2)
     except DeviceError as error:
         return _fail(error, code=1)
+    except MemoryError as error:
+        return _fail(
+            f"not enough memory ({error}); ask for fewer steps, or a smaller network or batch", code=1
+        )
     except OSError as error:
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else error, code=1)
     except (UserInterruptError, KeyboardInterrupt, typer.Abort) as error:

@@ -273,9 +273,9 @@ class _Run:
             "seconds": round(seconds, 3),
         }
         if self.engine is not None:
-            stated = self._guarantee()
-            spent = stated.nominal_epsilon if stated.kind is Kind.NONE else stated.epsilon
-            row["epsilon" if stated.kind is Kind.RECORD_DP else "nominal_epsilon"] = spent
+            stated = self._guarantee().to_dict()
+            name = "epsilon" if stated["kind"] == Kind.RECORD_DP else "nominal_epsilon"
+            row[name] = stated[name]
         if self.folder is not None:
             inner = getattr(self.optimizer, "original", self.optimizer)
             checkpoint.save(self.folder.path / CHECKPOINT, self.module, inner, self.position)

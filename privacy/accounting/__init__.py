@@ -174,13 +174,17 @@ def gaussian(
     )
 
 
+# Below this an un-subsampled step alone costs an epsilon above 1000: inf is said, and grids stay within memory.
+LEAST_NOISE = 0.02
+
+
 @lru_cache(maxsize=4096)
 def _epsilon(spent: Cost, delta: float, adjacency: Adjacency, accountant: str) -> float:
     from privacy.accounting.composition import total_epsilon
 
     if not spent.groups:
         return 0.0
-    if any(group.noise_multiplier == 0 for group in spent.groups):
+    if any(group.noise_multiplier < LEAST_NOISE for group in spent.groups):
         return float("inf")
     return total_epsilon(_compose(accountant)(spent.groups, adjacency), spent, delta)
 
