@@ -33,16 +33,16 @@ class Defaults:
 OTHER_DATASET = ".npz"
 ADAM_LR = 1e-3
 
-_LARGE_PRIVATE = Defaults(batch_size=4096, epochs=40, lr=1.0, max_grad_norm=1.0, epsilon=8.0, delta=1e-5)
-_PLAIN = Defaults(batch_size=128, epochs=15, lr=0.05)
+_LARGE_PRIVATE = Defaults(batch_size=4096, epochs=40, lr=0.5, max_grad_norm=1.0, epsilon=8.0, delta=1e-5)
+_PLAIN = Defaults(batch_size=128, epochs=10, lr=0.05)
 
 # (data set, private?) -> settings
 DEFAULTS: dict[tuple[str, bool], Defaults] = {
-    ("digits", True): Defaults(256, 30, 0.5, max_grad_norm=1.0, epsilon=8.0, delta=1e-4),
+    ("digits", True): Defaults(256, 40, 0.15, max_grad_norm=1.0, epsilon=8.0, delta=1e-4),
     ("mnist", True): _LARGE_PRIVATE,
     ("fashion-mnist", True): _LARGE_PRIVATE,
     ("cifar10", True): _LARGE_PRIVATE,
-    (OTHER_DATASET, True): Defaults(256, 30, 0.5, max_grad_norm=1.0, epsilon=8.0),
+    (OTHER_DATASET, True): Defaults(256, 40, 0.15, max_grad_norm=1.0, epsilon=8.0),
     ("digits", False): _PLAIN,
     ("mnist", False): _PLAIN,
     ("fashion-mnist", False): _PLAIN,
