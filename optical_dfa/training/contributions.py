@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -271,13 +272,18 @@ def combine(parts: Sequence[Contribution], records: int, numel: int) -> Contribu
 
 def _add_in_groups(records: int, out: Tensor, product: Callable[[slice, Tensor], Tensor]) -> None:
     """`out += ` the sum of `product(block of records, where to put it)`, with few additions to the running sum."""
-    subtotal = torch.empty_like(out)
-    fresh = torch.empty_like(out) if records > SUM_BLOCK else subtotal
+    subtotal, fresh = (buffer.view_as(out) for buffer in _buffers(out.numel(), out.dtype, out.device))
     for group in range(0, records, SUM_GROUP):
         product(slice(group, min(group + SUM_BLOCK, records)), subtotal)
         for start in range(group + SUM_BLOCK, min(group + SUM_GROUP, records), SUM_BLOCK):
             subtotal += product(slice(start, min(start + SUM_BLOCK, records)), fresh)
         out += subtotal
+
+
+@lru_cache(maxsize=16)
+def _buffers(numel: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Two working buffers, kept: fresh memory costs more than the sums that go into it."""
+    return torch.empty(numel, dtype=dtype, device=device), torch.empty(numel, dtype=dtype, device=device)
 
 
 def _norms(vectors: Tensor) -> Tensor:
