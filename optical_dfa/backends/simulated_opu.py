@@ -43,7 +43,7 @@ class SimulatedOpuBackend(ProjectionBackend):
         *,
         seed: int,
         noise: NoiseGenerator,
-        encoding: str = "ternary",
+        encoding: str = "bit-planes",
         threshold: float | None = None,
         amplitude: float | None = None,
         bits: int | None = None,

@@ -38,7 +38,7 @@ def test_stand_in_for_package_resources() -> None:
 
 
 def test_it_is_the_library_that_projects(monkeypatch: pytest.MonkeyPatch) -> None:
-    opu = device()
+    opu = device(encoding="ternary")
     calls: list[np.ndarray] = []
     plain = opu._opu.linear_transform
 

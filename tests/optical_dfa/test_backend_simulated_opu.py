@@ -23,7 +23,7 @@ def device(noise: NoiseGenerator | None = None, n_in: int = 10, n_out: int = 64,
 
 def test_noise_of_a_ternary_projection() -> None:
     # Two frames, each with read noise and rounding. Variance at 6 sigma: false alarm 2e-9.
-    opu = device(n_out=2000, read_noise_electrons=40.0, dark_amplification=1.0)
+    opu = device(n_out=2000, encoding="ternary", read_noise_electrons=40.0, dark_amplification=1.0)
     e = torch.eye(10).repeat(10, 1)
     residual = (opu.project(e) - e @ opu.matrix().T) * opu.dn_per_unit
     n = residual.numel()
@@ -33,7 +33,7 @@ def test_noise_of_a_ternary_projection() -> None:
 
 
 def test_answers_are_differences_of_codes() -> None:
-    opu = device()
+    opu = device(encoding="ternary")
     e = torch.tensor([[0.25, -0.25, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.25]], dtype=torch.float64)
     codes = opu.project(e) / 0.25 * opu.dn_per_unit
     assert float((codes - codes.round()).abs().max()) < 1e-4
