@@ -115,6 +115,10 @@ class _Run:
         self.ledger: Ledger | None = None
         self.position = checkpoint.Position(0, 0, "", 0.0)
         self.accuracy = math.nan
+        # What training itself computes from records is shown of unprivate runs, or where the user insists.
+        self._diagnoses = not self.config.private or self.config.unsafe_diagnostics
+        self._losses: list[Tensor] = []
+        self._records: list[int] = []
         try:
             self._open(resume)
         except BaseException:
@@ -231,6 +235,9 @@ class _Run:
                 loss = nn.functional.cross_entropy(self.module(x), y)
                 torch.autograd.backward(loss)
                 self.optimizer.step()
+                if self._diagnoses and len(x):
+                    self._losses.append(loss.detach())
+                    self._records.append(len(x))
                 if self.engine is not None and self._releases() == taken:
                     continue  # a part of a logical batch
                 step, taken = step + 1, taken + 1
@@ -270,8 +277,11 @@ class _Run:
             "step": step,
             "epoch": step / self.steps_an_epoch,
             "test_accuracy": self.accuracy,
-            "seconds": round(seconds, 3),
         }
+        if self._losses:
+            row["training_loss"] = float(torch.stack(self._losses).mean())
+            row["mean_batch_size"] = sum(self._records) / len(self._records)
+            self._losses, self._records = [], []
         if self.engine is not None:
             stated = self._guarantee().to_dict()
             name = "epsilon" if stated["kind"] == Kind.RECORD_DP else "nominal_epsilon"
