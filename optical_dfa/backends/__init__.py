@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from importlib import import_module, util
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Final
 
 from noise_models.errors import DeviceError, UsageError
+from optical_dfa import options as options_of
 
 if TYPE_CHECKING:
     from noise_models.generator import NoiseGenerator
     from optical_dfa.backends.base import ProjectionBackend
 
 ENTRY_POINT_GROUP: Final = "optical_dfa.backends"
+_NO_OPTIONS: Final = ("in_features", "out_features", "seed", "noise")
 
 BACKENDS: Final[dict[str, str]] = {
     "digital": "optical_dfa.backends.digital:DigitalBackend",
@@ -61,10 +62,8 @@ def backend_class(name: str) -> type[ProjectionBackend]:
 
 
 def option_names(cls: type[ProjectionBackend]) -> list[str]:
-    """Options of a backend class: the keyword-only parameters of its constructor besides seed and noise."""
-    parameters = inspect.signature(cls).parameters.values()
-    keywords = (p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY)
-    return [keyword for keyword in keywords if keyword not in ("seed", "noise")]
+    """Options of a backend class: its constructor's parameters besides sizes, seed and noise."""
+    return options_of.names(cls, _NO_OPTIONS)
 
 
 def create(
@@ -89,13 +88,7 @@ def create(
         DeviceError: the device, or the library that drives it, is not there.
     """
     cls = backend_class(name)
-    chosen = dict(options or {})
-    allowed = option_names(cls)
-    for option in chosen:
-        if option not in allowed:
-            raise UsageError(
-                f"backend {name} has no option {option!r}; it has: {', '.join(allowed) or 'none'}"
-            )
+    chosen = options_of.checked(f"backend {name}", cls, options, _NO_OPTIONS)
     build: Any = cls
     device: ProjectionBackend = build(in_features, out_features, seed=seed, noise=noise, **chosen)
     return device

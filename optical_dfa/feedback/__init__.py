@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from noise_models.errors import UsageError
+from optical_dfa.options import checked
 
 if TYPE_CHECKING:
     from optical_dfa.feedback.aligned import AlignedModule, align, unalign
@@ -29,18 +29,13 @@ def make_rule(name: str, options: Mapping[str, Any] | None = None) -> FeedbackRu
     """The registered rule `name`, built with its own options.
 
     Raises:
-        UsageError: unknown name, unknown option or an option value out of range.
+        UsageError: unknown name, unknown option, or an option value of the wrong type or out of range.
     """
     if name not in RULES:
         raise UsageError(f"unknown rule {name!r}; choose one of {', '.join(RULES)}")
     module, _, attribute = RULES[name].partition(":")
     rule_class = getattr(importlib.import_module(module), attribute)
-    known = list(inspect.signature(rule_class).parameters)
-    for option in options or {}:
-        if option not in known:
-            allowed = f"it has {', '.join(known)}" if known else "it has none"
-            raise UsageError(f"rule {name} has no option {option!r}; {allowed}")
-    rule: FeedbackRule = rule_class(**(options or {}))
+    rule: FeedbackRule = rule_class(**checked(f"rule {name}", rule_class, options))
     return rule
 
 
