@@ -171,7 +171,8 @@ class Ledger:
             self._next, self._head = seq + 1, digest
 
     def _rows(self) -> Iterator[tuple[int, str, str, str, str]]:
-        yield from self._connection.execute("SELECT seq, kind, body, nonce, hash FROM entries ORDER BY seq")
+        # A cursor, no generator: one left half read would complain when the ledger was closed before it.
+        return self._connection.execute("SELECT seq, kind, body, nonce, hash FROM entries ORDER BY seq")
 
     def _append(self, kind: str, canonical: str) -> None:
         nonce = secrets.token_hex(
@@ -254,9 +255,18 @@ class Ledger:
         return [_release(body) for _, kind, body, _, _ in self._rows() if kind == "release"]
 
     def events(self, kind: str) -> list[dict[str, Any]]:
-        """Payloads of all rows of this kind ("key" for the registered keys), in order."""
+        """Payloads of all rows of this kind ("key" for the registered keys), in order.
+
+        Raises:
+            UsageError: a row is no JSON (a damaged ledger).
+        """
         rows = self._connection.execute("SELECT body FROM entries WHERE kind = ? ORDER BY seq", (kind,))
-        return [json.loads(body) for (body,) in rows]
+        try:
+            return [json.loads(body) for (body,) in rows]
+        except (TypeError, ValueError) as error:
+            raise UsageError(
+                f"ledger {self._where} has an unreadable {kind} row ({error}): it was damaged"
+            ) from error
 
     def head(self) -> str:
         """Hash of the last row; a checkpoint stores it."""
@@ -355,7 +365,7 @@ def _link(previous: str, seq: int, kind: str, canonical: str, nonce: str) -> str
 def _release(body: str) -> Release:
     try:
         return Release(**json.loads(body))
-    except (TypeError, json.JSONDecodeError) as error:
+    except (TypeError, ValueError) as error:
         raise UsageError(
             f"ledger row {body[:60]!r} is not a release ({error}): the ledger was damaged"
         ) from error

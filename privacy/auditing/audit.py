@@ -26,7 +26,9 @@ CHECKPOINT_FILE = "checkpoint.safetensors"
 SUMMARY_FILE = "summary.json"
 TOLERANCE = 0.01  # relative difference in epsilon that two accountants may have
 _REQUIRED = ("release", "reproducible")
-_REQUIRED_PRIVATE = ("adjacency", "sample_rate", "noise_multiplier", "nominal_size", "batch_size")
+_NUMBERS = ("sample_rate", "noise_multiplier", "nominal_size", "batch_size")
+_NUMBERS_IF_GIVEN = ("delta", "target_epsilon", "device_share", "calibration_beta")
+_REQUIRED_PRIVATE = ("adjacency", *_NUMBERS)
 
 
 @dataclass(frozen=True)
@@ -102,22 +104,33 @@ def audit(run: Path | str, delta: float | None = None) -> AuditReport:
         if folder is not None:
             findings += _check_checkpoint(folder / CHECKPOINT_FILE, ledger, header, notes)
         intact = not findings
-        releases = ledger.releases()
-        findings += _check_ledger(header, releases, ledger)
+        try:
+            releases, keys, readable = ledger.releases(), len(ledger.events("key")), True
+        except UsageError as error:
+            releases, keys, readable = [], 0, False
+            findings.append(str(error))
+            notes.append("releases that cannot be read have no known cost: no epsilon was recomputed")
+        count = ledger.count()
+        if readable:
+            findings += _check_ledger(header, releases, keys)
         claim = None
         if folder is not None:
             claim, more = _read_summary(folder / SUMMARY_FILE, notes)
             findings += more
-        guarantee = _recompute(header, releases, _delta(run, header, claim, delta), intact, notes)
+        at = _delta(run, header, claim, delta)
+        if readable:
+            guarantee = _recompute(header, releases, at, intact, notes)
+        else:
+            guarantee = _damaged(header, math.inf, at, "none")
         if claim is not None:
-            findings += _compare(claim, guarantee, len(releases), notes)
+            findings += _compare(claim, guarantee, count, notes)
         findings += _check_budget(header, guarantee)
     return AuditReport(
         guarantee=guarantee,
         consistent=not findings,
         findings=tuple(findings),
         notes=tuple(notes),
-        releases=len(releases),
+        releases=count,
         reported_epsilon=None if claim is None else claim.guarantee.epsilon,
     )
 
@@ -130,20 +143,29 @@ def _header(ledger: Ledger, run: Path) -> dict[str, Any]:
         raise UsageError(
             f"ledger of {run} lacks {', '.join(missing)} in its header: it is not the ledger of a run"
         )
+    if not isinstance(header["release"], str):
+        raise UsageError(
+            f"ledger of {run} has release = {header['release']!r} in its header: it must be text"
+        )
+    assumptions = header.get("assumptions") or []
+    if not isinstance(assumptions, list) or not all(isinstance(text, str) for text in assumptions):
+        raise UsageError(f"ledger of {run} has assumptions in its header that are no list of texts")
     if header["release"] == "none":
         return header
-    for key in ("sample_rate", "noise_multiplier", "nominal_size", "batch_size"):
+    for key in (*_NUMBERS, *(key for key in _NUMBERS_IF_GIVEN if header.get(key) is not None)):
         value = header[key]
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
-            raise UsageError(f"ledger of {run} has {key} = {value!r} in its header: it must be a number >= 0")
-    if header["adjacency"] not in set(Adjacency):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+            raise UsageError(
+                f"ledger of {run} has {key} = {value!r} in its header: it must be a finite number >= 0"
+            )
+    if header["adjacency"] not in list(Adjacency):
         raise UsageError(
             f"ledger of {run} has adjacency {header['adjacency']!r}: it must be one of {', '.join(Adjacency)}"
         )
     return header
 
 
-def _check_ledger(header: Mapping[str, Any], releases: list[Release], ledger: Ledger) -> list[str]:
+def _check_ledger(header: Mapping[str, Any], releases: list[Release], keys: int) -> list[str]:
     if header["release"] == "none":
         return [f"release is none, but the ledger has {len(releases)} releases"] if releases else []
     findings = []
@@ -175,7 +197,7 @@ def _check_ledger(header: Mapping[str, Any], releases: list[Release], ledger: Le
             f"the header says the device supplied {header['device_share']:.1%} of the noise variance, "
             f"its releases {min(shares):.1%}"
         )
-    if releases and not header["reproducible"] and not ledger.events("key"):
+    if releases and not header["reproducible"] and not keys:
         findings.append("releases without a registered generator key: its re-use could not be found")
     return findings
 
@@ -205,8 +227,13 @@ def _recompute(
     if intact:
         return Guarantee.of_run(header, value, delta, accountant)
     notes.append(f"the releases left in the ledger cost epsilon {value:.4g}; others may be missing")
-    damaged = Guarantee.of_run(header, value, delta, accountant, void=("the ledger was damaged",))
-    return replace(damaged, nominal_epsilon=None)
+    return _damaged(header, value, delta, accountant)
+
+
+def _damaged(header: Mapping[str, Any], value: float, delta: float, accountant: str) -> Guarantee:
+    """What a damaged ledger supports: nothing, and no nominal epsilon either."""
+    void = Guarantee.of_run(header, value, delta, accountant, void=("the ledger was damaged",))
+    return replace(void, nominal_epsilon=None)
 
 
 def _check_budget(header: Mapping[str, Any], guarantee: Guarantee) -> list[str]:
@@ -255,7 +282,7 @@ def _read_summary(path: Path, notes: list[str]) -> tuple[_Claim | None, list[str
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
         return _Claim(Guarantee.from_dict(summary["guarantee"]), int(summary.get("steps") or 0)), []
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         return None, [f"{path.name} is unreadable or has no guarantee ({error})"]
 
 
@@ -275,7 +302,7 @@ def _compare(claim: _Claim, guarantee: Guarantee, releases: int, notes: list[str
             continue
         if claimed.delta != guarantee.delta:
             notes.append(f"{SUMMARY_FILE} reports {name} at delta = {claimed.delta:g}: not compared")
-        elif said < supported * (1 - TOLERANCE):
+        elif not said >= supported * (1 - TOLERANCE):  # NaN is no claim either
             findings.append(f"{SUMMARY_FILE} reports {name} {said:.4g}, the ledger gives {supported:.4g}")
     if claim.steps > releases and guarantee.accountant != "none":
         findings.append(f"{SUMMARY_FILE} reports {claim.steps} steps, the ledger has {releases} releases")

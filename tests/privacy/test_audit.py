@@ -1,5 +1,6 @@
 """Audits of honest, tampered and contradictory run folders."""
 
+import gc
 import json
 import math
 import sqlite3
@@ -126,6 +127,59 @@ def test_a_tampered_ledger_supports_nothing(tmp_path: Path, statement: str, find
     assert report.guarantee.kind is Kind.NONE
     assert report.guarantee.nominal_epsilon is None
     assert "damaged" in report.guarantee.assumptions[0]
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["{", "[]", "3", '{"mechanism":"gaussian"}', '{"sample_rate":"abc"}', "null",
+     '{"mechanism":"gaussian","source":"digital","sample_rate":2,"noise_multiplier":1,"sensitivity":1,"dimension":1}'],
+)  # fmt: skip
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_a_release_that_cannot_be_read_is_a_finding(tmp_path: Path, body: str) -> None:
+    run = make_run(tmp_path / "run")
+    tamper(run, f"UPDATE entries SET body = '{body}' WHERE seq = 10")
+    report = audit(run)
+    gc.collect()
+    assert any("row 10 " in line for line in report.findings), report.findings
+    assert report.releases == STEPS
+    assert report.epsilon == math.inf
+    assert report.guarantee.kind is Kind.NONE
+    assert report.guarantee.nominal_epsilon is None
+    assert all("\n" not in line for line in report.findings)
+    json.dumps(report.to_dict(), allow_nan=False)
+
+
+def test_a_key_that_cannot_be_read_is_a_finding(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    tamper(run, "UPDATE entries SET body = '{' WHERE seq = 1")
+    report = audit(run)
+    assert not report.consistent
+    assert report.epsilon == math.inf
+
+
+def test_a_claim_that_is_no_number_is_a_finding(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", reproducible=True)
+    said = claim(math.inf, Kind.NONE, 0.5).to_dict()
+    (run / "summary.json").write_text(json.dumps({"guarantee": {**said, "nominal_epsilon": math.nan}}))
+    assert any("reports nominal_epsilon nan" in line for line in audit(run).findings)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        *({"adjacency": value} for value in ([1], {}, None, "both")),
+        *({"release": value} for value in ([1], 3, None)),
+        *({name: "abc"} for name in ("delta", "target_epsilon", "device_share", "calibration_beta")),
+        *({"assumptions": value} for value in (3, [3], "text")),
+        {"batch_size": True},
+    ],
+    ids=str,
+)
+def test_a_header_of_other_types_is_refused_in_one_line(tmp_path: Path, header: dict[str, Any]) -> None:
+    run = make_run(tmp_path / "run", **header)
+    with pytest.raises(UsageError, match=f"has {next(iter(header))}") as caught:
+        audit(run)
+    assert "\n" not in str(caught.value)
 
 
 def cut_and_continue(run: Path) -> None:
