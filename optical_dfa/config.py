@@ -26,12 +26,14 @@ from optical_dfa.defaults import ADAM_LR, DEFAULTS, OTHER_DATASET
 RULES = ("bp", "dfa", "shallow")
 RELEASES = ("none", "digital", "dark-frame")
 OPTIMIZERS = ("sgd", "adam")
-LOSSES = ("cross-entropy",)
 
 Positive = Annotated[float, Field(gt=0, description="a finite number above 0")]
 Probability = Annotated[float, Field(gt=0, lt=1, description="a number strictly between 0 and 1")]
 Fraction = Annotated[float, Field(ge=0, lt=1, description="a number from 0 up to, not including, 1")]
-NonNegative = Annotated[float, Field(ge=0, description="a finite number, 0 or more")]
+# Steps above this overflow single precision at once, and a weight decay above it never was meant.
+_LARGEST_RATE = 1e6
+Rate = Annotated[float, Field(gt=0, le=_LARGEST_RATE, description="a number above 0 and at most 10^6")]
+Decay = Annotated[float, Field(ge=0, le=_LARGEST_RATE, description="a number from 0 to 10^6")]
 Count = Annotated[int, Field(ge=1, le=10**9, description="a whole number from 1 to 10^9")]
 Seed = Annotated[int, Field(ge=0, lt=2**63, description="a whole number from 0 to 2^63 - 1")]
 Flag = Annotated[bool, Field(description="true or false")]
@@ -63,7 +65,8 @@ class TrainConfig(BaseModel):
         momentum: of SGD; None with Adam.
         max_physical_batch_size: records processed at once; a memory limit without effect on the result.
         reproducible: seeded privacy noise: the run can be repeated and gives NO guarantee.
-        unsafe_diagnostics: show figures that leak private records (training loss, clipped share, ...).
+        unsafe_diagnostics: add the training loss and the mean batch size to the metrics; they leak
+            private records, so the run gives NO guarantee.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -83,11 +86,10 @@ class TrainConfig(BaseModel):
     batch_size: Count | None = None
     public_size: Count | None = None
     epochs: Count | None = None
-    lr: Positive | None = None
+    lr: Rate | None = None
     momentum: Fraction | None = None
     optimizer: Text = "sgd"
-    weight_decay: NonNegative = 0.0
-    loss: Text = "cross-entropy"
+    weight_decay: Decay = 0.0
     seed: Seed = 0
     device: Text = "cpu"
     max_physical_batch_size: Count | None = None
@@ -120,11 +122,6 @@ class TrainConfig(BaseModel):
     @classmethod
     def _known_optimizer(cls, value: str) -> str:
         return _one_of("optimizer", value, OPTIMIZERS)
-
-    @field_validator("loss")
-    @classmethod
-    def _known_loss(cls, value: str) -> str:
-        return _one_of("loss", value, LOSSES)
 
     @field_validator("backend")
     @classmethod
@@ -169,7 +166,7 @@ class ResolvedConfig(TrainConfig):
 
     batch_size: Count
     epochs: Count
-    lr: Positive
+    lr: Rate
 
 
 def backend_names() -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from noise_models.generator import derive_seed
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
 MAX_WIDTH = 65536
+MAX_PARAMETERS = 2 * 10**8  # 0.8 GB of weights, and several times that while training
 GRAMMAR = "mlp[:WIDTH,...], cnn[:CHANNELS,...] or resmlp[:WIDTH,WIDTH,...], then /tanh or /relu if wanted"
 
 
@@ -122,6 +123,12 @@ def build(spec: str, input_shape: Sequence[int], classes: int, seed: int) -> nn.
         raise UsageError(f"records have shape {tuple(input_shape)}; every dimension must be 1 or more")
     with torch.device("meta"):
         net = builder(input_shape, classes, widths, activation)
+    parameters = sum(parameter.numel() for parameter in net.parameters())
+    if parameters > MAX_PARAMETERS:
+        raise UsageError(
+            f"model {spec!r} has {parameters:,} parameters for records of shape {tuple(input_shape)}; at most "
+            f"{MAX_PARAMETERS:,} are allowed: choose fewer or narrower layers"
+        )
     net.to_empty(device="cpu")
     generator = torch.Generator().manual_seed(derive_seed(seed, "weights"))
     for module in net.modules():

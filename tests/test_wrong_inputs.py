@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import itertools
+import json
 import os
 import shutil
 import sqlite3
@@ -15,6 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
@@ -126,6 +129,8 @@ WRONG: list[tuple[list[str], str]] = [
     (["--epochs", "0"], "epochs"),
     (["--epochs", "99999999999999999999"], "10^9"),
     (["--lr", "-0.1"], "lr"),
+    (["--lr", "1e300"], "at most 10^6"),
+    (["--weight-decay", "1e300"], "0 to 10^6"),
     (["--momentum", "1.5"], "momentum"),
     (["--optimizer", "adamw"], "sgd"),
     (["--optimizer", "adam", "--momentum", "0.9"], "momentum"),
@@ -136,6 +141,18 @@ WRONG: list[tuple[list[str], str]] = [
     (["--backend", "optical"], "simulated-opu"),
     (["--backend-option", "exposure=2"], "exposure"),
     (["--backend-option", "read_noise_electrons=-1"], "read noise"),
+    (["--backend-option", "full_scale=abc"], "must be a finite number"),
+    (["--backend-option", "full_scale=true"], "must be a finite number"),
+    (["--backend-option", "full_scale=nan"], "must be a finite number"),
+    (["--backend-option", "read_noise_electrons=abc"], "must be a finite number"),
+    (["--backend-option", "threshold=abc"], "must be a finite number"),
+    (["--backend-option", "dark_pixels=1.5"], "must be a whole number"),
+    (["--backend-option", "dark_pixels=abc"], "must be a whole number"),
+    (["--backend-option", "dark_pixels=true"], "must be a whole number"),
+    (["--backend-option", "adc_bits=abc"], "must be a whole number"),
+    (["--backend-option", "encoding=3"], "must be text"),
+    (["--rule-option", "scale=true"], "must be a finite number"),
+    (["--rule-option", "scale=abc"], "must be a finite number"),
     (["--release", "differential"], "dark-frame"),
     (["--release", "dark-frame", "--backend", "digital"], "no dark frames"),
     (["--release", "dark-frame", "--rule", "bp"], "no dark frames"),
@@ -144,6 +161,7 @@ WRONG: list[tuple[list[str], str]] = [
     (["--model", "mlp:0"], "mlp"),
     (["--model", "mlp:wide"], "mlp"),
     (["--model", "mlp:-5x3"], "mlp"),
+    (["--model", "mlp:65536,65536,65536"], "200,000,000"),
     (["--device", "tpu"], "cuda"),
     (["--max-physical-batch-size", "0"], "max_physical_batch_size"),
     (["--config", "{shelf}/absent.toml"], "absent.toml"),
@@ -212,11 +230,29 @@ def test_out_on_a_file(shelf: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (shelf / "file").read_text() == "a file, no folder"
 
 
-def test_numbers_beyond_memory_are_code_1(capsys: pytest.CaptureFixture[str]) -> None:
-    steps = ["--steps", "99999999999", "--noise-multiplier", "1"]
-    refused(
-        capsys, ["account", "--sample-rate", "0.1", "--delta", "1e-5", *steps], "not enough memory", code=1
-    )
+@pytest.mark.parametrize(
+    ("out", "answer"),
+    [("", "--out is empty"), ("{shelf}/file/run", "Not a directory"), ("/proc/nope", "cannot be written")],
+)
+def test_out_where_no_folder_can_be(
+    out: str,
+    answer: str,
+    shelf: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = ["--dataset", str(shelf / "good.npz"), "--out", out.format(shelf=shelf)]
+    refused(capsys, ["train", *SMALL, *data], answer)
+    assert contents(tmp_path) == {}
+
+
+@pytest.mark.parametrize("rate", ["0.1", "1"])
+def test_steps_that_nobody_takes_are_refused(rate: str, capsys: pytest.CaptureFixture[str]) -> None:
+    case = ["account", "--sample-rate", rate, "--delta", "1e-5", "--noise-multiplier", "1"]
+    refused(capsys, [*case, "--steps", "10000000001"], "at most 10,000,000")
+    refused(capsys, [*case, "--epochs", "1e300"], "at most 10,000,000")
 
 
 def test_an_absent_device_is_code_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -252,6 +288,17 @@ def edit_ledger(statement: str) -> Change:
 def nothing(run: Path) -> None: ...
 
 
+def edit_checkpoint(**changes: torch.Tensor) -> Change:
+    def change(run: Path) -> None:
+        path = run / "checkpoint.safetensors"
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        save_file({**tensors, **{k.replace("__", "."): v for k, v in changes.items()}}, path, metadata)
+
+    return change
+
+
 def remove_file(name: str) -> Change:
     return lambda run: (run / name).unlink()
 
@@ -275,6 +322,27 @@ RESUMED: dict[str, tuple[Change, list[str], str]] = {
     "config of something else": (write_file("config.toml", "colour = 3\n"), [], "colour"),
     "checkpoint cut": (cut_file("checkpoint.safetensors"), [], "checkpoint"),
     "checkpoint is text": (write_file("checkpoint.safetensors", "hello"), [], "checkpoint"),
+    "checkpoint with a broken description": (
+        edit_checkpoint(module___extra_state=torch.tensor([123], dtype=torch.uint8)),
+        [],
+        "checkpoint",
+    ),
+    "checkpoint with an odd description": (
+        edit_checkpoint(module___extra_state=torch.tensor([[300.0]])),
+        [],
+        "checkpoint",
+    ),
+    "checkpoint with an odd optimizer entry": (edit_checkpoint(optimizer__x__y=torch.zeros(1)), [], "'x.y'"),
+    "checkpoint with an entry of no parameter": (
+        edit_checkpoint(optimizer__99__momentum_buffer=torch.zeros(1)),
+        [],
+        "'99.momentum_buffer'",
+    ),
+    "checkpoint of another shape": (
+        edit_checkpoint(optimizer__0__momentum_buffer=torch.zeros(3)),
+        [],
+        "has shape (3,)",
+    ),
     "ledger gone": (remove_file("ledger.sqlite"), [], "ledger"),
     "ledger cut": (cut_file("ledger.sqlite"), [], "ledger"),
     "ledger is text": (write_file("ledger.sqlite", "hello"), [], "ledger"),
@@ -306,6 +374,31 @@ def test_a_wrong_resume_is_refused_and_the_run_stays_as_it_was(
     given = again if flags == ["no-resume"] else ["--resume", *flags]
     refused(capsys, ["train", *given, "--out", str(run)], answer)
     assert contents(run) == before
+
+
+@pytest.mark.parametrize("line", [b"3", b"{}", b"[]", b'{"step":"a"}', b'{"step":true}', b'{"ste', b"\xff"])
+def test_a_damaged_row_of_metrics_is_dropped_and_a_finished_run_gets_no_row_twice(
+    line: bytes, shelf: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(shelf / "run", run)
+    metrics = run / "metrics.jsonl"
+    before = metrics.read_bytes()
+    assert before.count(b"\n") == 1
+    metrics.write_bytes(before + line)
+    for _ in range(2):
+        assert main(["train", "--resume", "--out", str(run)]) == 0
+        assert metrics.read_bytes() == before
+    metrics.write_bytes(line + b"\n" + before)  # what follows a damaged row is not trusted, and made again
+    assert main(["train", "--resume", "--out", str(run)]) == 0
+    assert metrics.read_bytes() == before
+
+
+def test_a_diverged_training_loss_is_no_crash(tmp_path: Path, shelf: Path) -> None:
+    run, data = tmp_path / "run", ["--dataset", str(shelf / "good.npz"), "--backend", "digital"]
+    options = ["--release", "none", "--lr", "1e6", "--weight-decay", "1e6", "--batch-size", "1"]
+    assert main(["train", *data, *options, "--epochs", "1", "--out", str(run)]) == 0
+    assert json.loads((run / "metrics.jsonl").read_text())["training_loss"] is None
 
 
 @pytest.mark.parametrize(

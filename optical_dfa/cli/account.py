@@ -43,8 +43,12 @@ def account(
 
     Example: optical-dfa account --noise-multiplier 1.1 --sample-rate 0.00427 --steps 10000 --delta 1e-5
     """
+    from privacy.accounting import STEP_LIMIT
+
     _check(sample_rate, delta, accountant, adjacency)
     steps = _steps(steps, epochs, sample_rate)
+    if steps is not None and steps > STEP_LIMIT:
+        raise UsageError(f"--steps is {steps:,}; it must be at most {STEP_LIMIT:,}")
     for flag, value in (("noise-multiplier", noise_multiplier), ("steps", steps), ("epsilon", epsilon)):
         if value is not None and not 0 < value < math.inf:
             raise UsageError(f"--{flag} is {value:g}; it must be a finite number above 0")
@@ -99,7 +103,10 @@ def _steps(steps: int | None, epochs: float | None, sample_rate: float) -> int |
         raise UsageError(f"--steps {steps} and --epochs {epochs:g} say the same thing; give one of the two")
     if not 0 < epochs < math.inf:
         raise UsageError(f"--epochs is {epochs:g}; it must be a finite number above 0")
-    return math.ceil(epochs / sample_rate * (1 - 1e-12))
+    steps_taken = epochs / sample_rate
+    if steps_taken == math.inf:
+        raise UsageError(f"--epochs is {epochs:g}, too many steps at --sample-rate {sample_rate:g}; lower it")
+    return math.ceil(steps_taken * (1 - 1e-12))
 
 
 def _solve(

@@ -29,8 +29,9 @@ def report(
     if out is None and len(runs) > 1:
         raise UsageError(f"{len(runs)} runs make one comparison page; name its file with --out FILE")
     from optical_dfa.report.page import write_report
+    from optical_dfa.training.run_folder import REPORT
 
-    page = out or runs[0] / "report.html"
+    page = out or runs[0] / REPORT
     write_report(runs, page)
     if as_json:
         print_json({"report": str(page), "runs": [str(run) for run in runs]})

@@ -14,9 +14,6 @@ from noise_models.errors import UsageError
 from optical_dfa.cli.app import UserInterruptError
 from optical_dfa.cli.output import JsonOption, notes_to_stderr, print_facts, print_json
 
-# Files by which a folder is known to hold a run.
-RUN_FILES = ("config.toml", "ledger.sqlite", "summary.json", "checkpoint.safetensors")
-
 
 def train(
     config: Annotated[
@@ -28,7 +25,7 @@ def train(
     data_dir: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder with the data set's files.")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="Network, such as mlp or mlp:512x512.")] = None,
+    model: Annotated[str | None, typer.Option(help="Network, such as mlp or mlp:512,512.")] = None,
     rule: Annotated[str | None, typer.Option(help="Training rule: dfa, bp, shallow.")] = None,
     rule_option: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="Repeatable.")] = None,
     backend: Annotated[
@@ -62,10 +59,11 @@ def train(
         bool, typer.Option("--reproducible", help="Seeded noise: repeatable, and NO guarantee.")
     ] = False,
     unsafe_diagnostics: Annotated[
-        bool, typer.Option("--unsafe-diagnostics", help="Show figures that leak private records.")
+        bool,
+        typer.Option("--unsafe-diagnostics", help="Keep training loss and batch size too: NO guarantee."),
     ] = False,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Run folder; none is kept without it.")
+        str | None, typer.Option(metavar="DIR", help="Run folder; none is kept without it.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
@@ -78,8 +76,10 @@ def train(
     Example: optical-dfa train --dataset fashion-mnist --backend simulated-opu --release dark-frame
     --epsilon 3 --delta 1e-5 --out runs/f
     """
-    _check_folder(out, resume=resume, overwrite=overwrite)
     from optical_dfa import config as settings
+    from optical_dfa.training.run_folder import CONFIG, REPORT
+
+    folder = _folder(out, resume=resume, overwrite=overwrite)
 
     flags: dict[str, Any] = {
         "dataset": dataset,
@@ -107,7 +107,7 @@ def train(
         "reproducible": reproducible or None,
         "unsafe_diagnostics": unsafe_diagnostics or None,
     }
-    source = out / "config.toml" if resume and out is not None and config is None else config
+    source = folder / CONFIG if resume and folder is not None and config is None else config
     merged = settings.merge(settings.read(source) if source is not None else {}, flags)
 
     from optical_dfa.report.progress import progress_for
@@ -116,19 +116,19 @@ def train(
     progress = progress_for(sys.stderr)
     try:
         with notes_to_stderr(as_json):
-            summary = trainer.train(merged, out, resume=resume, overwrite=overwrite, progress=progress)
+            summary = trainer.train(merged, folder, resume=resume, overwrite=overwrite, progress=progress)
     except KeyboardInterrupt as error:
-        raise UserInterruptError(_how_to_resume(out)) from error
+        raise UserInterruptError(_how_to_resume(folder)) from error
     finally:
         progress.finish()
-    if out is not None:
+    if folder is not None:
         from optical_dfa.report.page import write_report
 
-        write_report([out], out / "report.html")
+        write_report([folder], folder / REPORT)
     if as_json:
         print_json(summary)
     else:
-        _show(summary, out)
+        _show(summary, folder)
 
 
 def parse_options(flag: str, given: Sequence[str] | None) -> dict[str, Any] | None:
@@ -151,7 +151,10 @@ def parse_options(flag: str, given: Sequence[str] | None) -> dict[str, Any] | No
     return options
 
 
-def _check_folder(out: Path | None, *, resume: bool, overwrite: bool) -> None:
+def _folder(out: str | None, *, resume: bool, overwrite: bool) -> Path | None:
+    """The run folder asked for, None without one; UsageError where it cannot be meant."""
+    from optical_dfa.training.run_folder import CONFIG, RunFolder
+
     if resume and overwrite:
         raise UsageError("--resume goes on with a run and --overwrite deletes it; give one of the two")
     if out is None:
@@ -159,16 +162,19 @@ def _check_folder(out: Path | None, *, resume: bool, overwrite: bool) -> None:
             raise UsageError(
                 f"{'--resume' if resume else '--overwrite'} needs the run's folder; add --out DIR"
             )
-        return
-    if out.exists() and not out.is_dir():
+        return None
+    if not out:
+        raise UsageError("--out is empty; name the run's folder")
+    folder = Path(out)
+    if folder.exists() and not folder.is_dir():
         raise UsageError(f"--out {out} is a file; name a folder")
-    holds_run = any((out / name).exists() for name in RUN_FILES)
-    if holds_run and not resume and not overwrite:
+    if RunFolder(folder).holds_run() and not resume and not overwrite:
         raise UsageError(
             f"{out} already holds a run; add --resume to go on with it, --overwrite to replace it"
         )
-    if resume and not (out / "config.toml").is_file():
+    if resume and not (folder / CONFIG).is_file():
         raise UsageError(f"{out} holds no run to resume; drop --resume, or name the run's folder with --out")
+    return folder
 
 
 def _how_to_resume(out: Path | None) -> str:
@@ -197,4 +203,6 @@ def _show(summary: Mapping[str, Any], out: Path | None) -> None:
     print_facts(facts)
     print(f"\nguarantee: {Guarantee.from_dict(summary['guarantee'])}")
     if out is not None:
-        print(f"\nreport: {out / 'report.html'}\naudit:  optical-dfa audit {out}")
+        from optical_dfa.training.run_folder import REPORT
+
+        print(f"\nreport: {out / REPORT}\naudit:  optical-dfa audit {out}")

@@ -14,9 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from noise_models.errors import UsageError
+from optical_dfa.training.run_folder import CALIBRATION, CONFIG, METRICS, SUMMARY
 from privacy.guarantee import Guarantee
-
-SUMMARY, CONFIG, METRICS, CALIBRATION = "summary.json", "config.toml", "metrics.jsonl", "calibration.json"
 
 FloatArray = npt.NDArray[np.float64]
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,23 +83,49 @@ def load(path: Path, module: nn.Module, optimizer: Optimizer) -> Position:
             float(metadata["seconds"]),
             int(metadata["noise_position"]),
         )
-        numbers = json.loads(metadata["optimizer"])
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise UsageError(f"checkpoint {path} cannot be read ({error}); restore it, or train again") from None
+        if min(position.step, position.releases, position.noise_position) < 0:
+            raise ValueError("a negative position")
+        if not 0 <= position.seconds < math.inf:
+            raise ValueError(f"{position.seconds} seconds")
+        numbers = dict(json.loads(metadata["optimizer"]))
+        state = _optimizer_state(tensors, numbers, optimizer)
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise UsageError(
+            f"checkpoint {path} cannot be read ({_line(error)}); restore it, or train again"
+        ) from None
     weights = {name.removeprefix(_MODULE): t for name, t in tensors.items() if name.startswith(_MODULE)}
     try:
         module.load_state_dict(weights)
-    except RuntimeError as error:
+    except UsageError:
+        raise
+    except (RuntimeError, AttributeError, KeyError, ValueError, TypeError) as error:
         raise UsageError(
-            f"checkpoint {path} is of another network ({str(error).splitlines()[-1].strip()})"
+            f"checkpoint {path} is of another network ({_line(error)}); restore it, or train again"
         ) from None
-    entries: dict[int, dict[str, Any]] = {}
-    optimizer_state = {n.removeprefix(_OPTIMIZER): t for n, t in tensors.items() if n.startswith(_OPTIMIZER)}
-    for key, value in {**optimizer_state, **numbers}.items():
-        index, _, name = key.partition(".")
-        entries.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": entries})
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
     return position
+
+
+def _optimizer_state(
+    tensors: Mapping[str, Tensor], numbers: Mapping[str, Any], optimizer: Optimizer
+) -> dict[int, dict[str, Any]]:
+    """Entries by parameter, as `save` named them. Raises ValueError where they are not this optimizer's."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    named = {n.removeprefix(_OPTIMIZER): t for n, t in tensors.items() if n.startswith(_OPTIMIZER)}
+    entries: dict[int, dict[str, Any]] = {}
+    for key, value in {**named, **numbers}.items():
+        index, _, name = key.partition(".")
+        if not index.isdecimal() or int(index) >= len(parameters):
+            raise ValueError(f"optimizer entry {key!r} belongs to none of {len(parameters)} parameters")
+        shape = parameters[int(index)].shape
+        if isinstance(value, Tensor) and value.shape not in (shape, ()):  # () is Adam's count of steps
+            raise ValueError(f"optimizer entry {key!r} has shape {tuple(value.shape)}, not {tuple(shape)}")
+        entries.setdefault(int(index), {})[name] = value
+    return entries
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[-1].strip()
 
 
 def _plain(value: Tensor) -> Tensor:

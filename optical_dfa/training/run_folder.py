@@ -31,6 +31,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._last_step: object = None
 
     def holds_run(self) -> bool:
         """Whether a run was begun here before."""
@@ -50,31 +51,47 @@ class RunFolder:
                 )
 
     def begin(self, config: settings.TrainConfig, *, resume: bool) -> None:
-        """Create the folder, clear an earlier run (unless it is resumed) and write the configuration."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        if not resume:
-            for name in FILES:
-                (self.path / name).unlink(missing_ok=True)
-        settings.write(config, self.path / CONFIG)
+        """Create the folder, clear an earlier run (unless it is resumed) and write the configuration.
+
+        Raises:
+            UsageError: the folder cannot be created or written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if not resume:
+                for name in FILES:
+                    (self.path / name).unlink(missing_ok=True)
+            settings.write(config, self.path / CONFIG)
+        except OSError as error:
+            raise UsageError(
+                f"run folder {self.path} cannot be written ({error.strerror}); name another folder"
+            ) from None
 
     def add_metrics(self, row: Mapping[str, Any]) -> None:
-        """Append one row to `metrics.jsonl`."""
+        """Append one row to `metrics.jsonl`, unless the row of its step was kept from before a resume."""
+        if row["step"] == self._last_step:
+            return
+        self._last_step = row["step"]
         with (self.path / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, allow_nan=False) + "\n")
 
     def keep_metrics_until(self, step: int) -> None:
-        """Drop rows of steps that a resumed run takes again, and a last line that a crash cut off."""
+        """Drop rows of steps that a resumed run takes again, and all from a damaged one on (a crash cuts one)."""
         path = self.path / METRICS
         if not path.is_file():
             return
         kept = []
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_bytes().splitlines():
             try:
                 row = json.loads(line)
             except ValueError:
                 break
-            if row["step"] <= step:
-                kept.append(line + "\n")
+            taken = row.get("step") if isinstance(row, dict) else None
+            if not isinstance(taken, int) or isinstance(taken, bool):
+                break
+            if taken <= step:
+                kept.append(line.decode() + "\n")
+                self._last_step = taken
         self._replace(METRICS, "".join(kept))
 
     def write_json(self, name: str, document: Mapping[str, Any]) -> None:

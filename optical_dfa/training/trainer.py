@@ -279,7 +279,8 @@ class _Run:
             "test_accuracy": self.accuracy,
         }
         if self._losses:
-            row["training_loss"] = float(torch.stack(self._losses).mean())
+            loss = float(torch.stack(self._losses).mean())
+            row["training_loss"] = loss if math.isfinite(loss) else None  # JSON has no NaN
             row["mean_batch_size"] = sum(self._records) / len(self._records)
             self._losses, self._records = [], []
         if self.engine is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from noise_models.errors import DeviceError, UsageError
 from optical_dfa.cli import main
 from optical_dfa.cli.app import COMMANDS
 from optical_dfa.cli.train import parse_options
+from optical_dfa.models import build
 
 ROOT = Path(__file__).parents[2]
 CASE = ["--sample-rate", "0.004266666666666667", "--delta", "1e-5"]
@@ -76,6 +78,8 @@ def test_every_command_has_help_with_an_example_and_json(
     assert main([name, "--help"]) == 0
     text = capsys.readouterr().out
     assert f"Example: optical-dfa {name}" in text
+    for spec in re.findall(r"\bmlp:\w[\w,]*", text):
+        build(spec, (4,), 2, 0)
     assert "--json" in text
 
 
@@ -140,6 +144,7 @@ WRONG = [
     ["train", "--resume", "--overwrite", "--out", "run"],
     ["train", "--resume", "--out", "run"],
     ["train", "--out", "file"],
+    ["train", "--out", ""],
 ]
 
 
