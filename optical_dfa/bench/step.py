@@ -1,8 +1,9 @@
 """Training-step speed: private DFA against plain backpropagation and Opacus' ghost clipping, in one paired run.
 
-The three take turns, step by step, so that the machine's drift hits all of them alike; medians are compared. Each
-is its library's ordinary loop: plain PyTorch `loss.backward(); optimizer.step()`, PrivacyEngine's loop with
-Poisson sampling and secure noise, and Opacus' PrivacyEngine with `grad_sample_mode="ghost"` on its own loader.
+The three take turns, step by step, so that the machine's drift hits all of them alike; a ratio is the
+median of the ratios of neighbouring steps. Each is its library's ordinary loop: plain PyTorch
+`loss.backward(); optimizer.step()`, PrivacyEngine's loop with Poisson sampling and secure noise, and Opacus'
+PrivacyEngine with `grad_sample_mode="ghost"` on its own loader.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ WARM_UP = 3
 
 
 def run(rounds: int = 15) -> dict[str, Any]:
-    """Milliseconds a step, and ratios of medians.
+    """Median milliseconds a step, and medians of paired ratios: private DFA's step over the others' of its round.
 
     Args:
         rounds: measured steps of each contestant.
