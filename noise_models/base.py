@@ -34,6 +34,7 @@ class Credit:
             a simulated device, the total-variation error of its sampler.
         beta: probability that `std` or `clipped_mass` is wrong (calibration confidence, THEORY T8); 0 by
             construction.
+        level: mean readout, in DN.
         argument: one sentence: why this much may be counted on.
         assumptions: what has to hold besides; printed with every guarantee that uses the credit.
     """
@@ -44,6 +45,7 @@ class Credit:
     beta: float
     argument: str
     assumptions: tuple[str, ...] = ()
+    level: float = 0.0
 
 
 class NoiseModel(ABC):

@@ -132,6 +132,7 @@ class CameraReadout(NoiseModel):
             step=1.0,
             clipped_mass=self.clipped_probability() + self._dark_law.error,
             beta=0.0,
+            level=self.dark_black,
             argument="dark frames carry read noise alone, of a known standard deviation (THEORY §1)",
             assumptions=(
                 "the camera's read noise is Gaussian, independent over pixels and frames, and without memory "

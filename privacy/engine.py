@@ -30,7 +30,7 @@ from privacy.ledger import Ledger, Release
 from privacy.optimizer import PrivateOptimizer
 from privacy.protocols import PrivateModule
 from privacy.releases import RELEASES
-from privacy.releases.clipped import ClippedRelease, record_cap
+from privacy.releases.clipped import SIZE_SLACK, ClippedRelease
 from privacy.releases.dark_frame import DarkFrameNoise
 from privacy.releases.digital import DigitalNoise
 from privacy.releases.source import NoiseSource
@@ -93,6 +93,7 @@ class PrivacyEngine:
         self._before_writing = before_writing
         self._limit: int | None = None
         self._beta = 0.0
+        self._failed = False
 
     # ---- the Opacus-style face
 
@@ -244,7 +245,7 @@ class PrivacyEngine:
         _refuse_distributed()
         resumed = self._resumed()
         source = self._source(release, face.backend, resumed)
-        coins = self._generator("sampling", resumed)
+        coins, masks = self._generator("sampling", resumed), self._generator("masks", resumed)
         capture = face.start_capture()
         try:
             clipped = ClippedRelease(
@@ -268,7 +269,7 @@ class PrivacyEngine:
                 face, event, source, plan, max_grad_norm, target_epsilon, target_delta, resumed
             )
             ledger = self._open(header, resumed)
-            for generator in (*source.generators, coins):
+            for generator in (*source.generators, coins, masks):
                 ledger.register_key(generator.fingerprint(), generator.name)
             if target_epsilon is not None and target_delta is not None:
                 spent = ledger.tally()
@@ -287,24 +288,34 @@ class PrivacyEngine:
                 resumed.close()
             raise
         capture.expected_records = lambda: _pending(loader)
+        capture.mask_seed = lambda: int(masks.uint64(1)[0])
         self.ledger, self.source = ledger, source
         return module, private, loader
 
     def _step(self, loader: PoissonLoader, clipped: ClippedRelease, event: Release) -> Tensor | None:
         """One `optimizer.step()`: take the batch in; if it completes the step, write the ledger and release."""
         batch, ledger = loader.current, self.ledger
+        if self._failed:
+            raise UsageError(
+                "an earlier step failed half-way, so no further one is released; resume from the ledger"
+            )
         if batch is None or batch.stepped or ledger is None:
             raise UsageError("step() without a new batch from the private loader; step once on every batch")
         if batch.first and self._limit is not None and ledger.count() >= self._limit:
             raise BudgetExhaustedError(
                 f"the budget of {self._limit} releases is spent; a further step would pass the target epsilon"
             )
-        clipped.absorb()
-        batch.stepped = True
-        if not batch.final:
-            return None
-        ledger.append_release(event)  # on disk before anything is released
-        return clipped.release(event.noise_multiplier)
+        try:
+            clipped.absorb(first=batch.first)
+            batch.stepped = True
+            if not batch.final:
+                return None
+            ledger.append_release(event)  # on disk before anything is released
+            return clipped.release(event.noise_multiplier)
+        except BaseException:
+            self._failed = True
+            clipped.discard()
+            raise
 
     def _refuse_worthless(self, event: Release, delta: float | None) -> None:
         """A release after which no epsilon can be stated is not made."""
@@ -410,7 +421,7 @@ class _Plan:
                 f"the expected batch size is {batch} and the public size {self.size}; need 1 <= batch <= N"
             )
         self.sample_rate = batch / self.size
-        if self.sample_rate * len(data) > record_cap(batch):
+        if len(data) > max(SIZE_SLACK * self.size, self.size + 1):
             raise UsageError(
                 f"the public size is {self.size}, far below the {len(data)} records; declare one that is not below it"
             )
@@ -422,6 +433,9 @@ class _Plan:
 _ASSUMPTIONS = (
     "the size N of the data set, the sample rate and the number of steps are public",
     "the sampling coins and the noise are secret",
+    "row i of every input, in every pass over a batch, is computed from record i of that batch alone: no batch "
+    "statistics, no mixing of records, no padding to the longest; random augmentation is drawn record by record from "
+    "secret randomness",
     "the loss adds up the records' own losses, or averages them where loss_reduction says so: none of them depends on "
     "other records or on their number",
     "one record is one person's whole contribution (duplicates need a group notion)",

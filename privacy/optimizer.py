@@ -36,24 +36,20 @@ class PrivateOptimizer(Optimizer):
         Raises:
             UsageError: parameters outside the module, or released ones missing from the optimizer.
         """
-        names = {id(p): name for name, p in module.named_parameters()}
-        held = {id(p) for group in original.param_groups for p in group["params"]}
-        if held - names.keys():
-            raise UsageError(
-                "the optimizer holds parameters that are not the private module's; give them another one"
-            )
-        missing = [name for name, p in parameters.items() if id(p) not in held]
-        if missing:
-            raise UsageError(f"the optimizer lacks {missing[0]}, which is trained; add it, or freeze it")
         self.original = original
         self._parameters = parameters
         self._module = module
+        held = self._held()
+        missing = [name for name, p in parameters.items() if id(p) not in held]
+        if missing:
+            raise UsageError(f"the optimizer lacks {missing[0]}, which is trained; add it, or freeze it")
         self._take = step
         self._step_original = original.step
         self._views: list[Tensor] = []
         for p in module.parameters():
             p.grad = None  # a gradient from before is no release
         original.step = _refusing(original)  # type: ignore[method-assign]
+        original.add_param_group = self.add_param_group  # type: ignore[method-assign]
 
     # Deliberately no Optimizer.__init__: groups, state and defaults are the original's.
     @property
@@ -82,6 +78,7 @@ class PrivateOptimizer(Optimizer):
             raise UsageError(
                 "a private step takes no closure: evaluating the loss again would be another release"
             )
+        self._held()
         self._refuse_foreign_gradients()
         flat = self._take()
         if flat is None:
@@ -94,6 +91,16 @@ class PrivateOptimizer(Optimizer):
         self._step_original()
         self.original._opt_called = True  # type: ignore[attr-defined]  # what a scheduler built on it looks at
 
+    def _held(self) -> set[int]:
+        """The parameters the optimizer moves, which must all be frozen by a private pass: the module's own."""
+        own = {id(p) for p in self._module.parameters()}
+        held = {id(p) for group in self.original.param_groups for p in group["params"]}
+        if held - own:
+            raise UsageError(
+                "the optimizer holds parameters that are not the private module's; give them another one"
+            )
+        return held
+
     def _refuse_foreign_gradients(self) -> None:
         released = {id(view) for view in self._views}
         for name, p in self._module.named_parameters():
@@ -103,6 +110,9 @@ class PrivateOptimizer(Optimizer):
                     "backward pass); use weight_decay, and let the private step fill the gradients"
                 )
             p.grad = None  # a view of the sum that the step is about to reuse
+        for name, p in self._parameters.items():
+            if not p.requires_grad:
+                raise UsageError(f"{name} was frozen after make_private, but is released; freeze it before")
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         raise UsageError("parameters cannot be added to a private optimizer; make the module private again")
@@ -114,6 +124,14 @@ class PrivateOptimizer(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The original's."""
         self.original.load_state_dict(state_dict)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "original":  # asked for by copies before there is one
+            raise AttributeError(name)
+        return getattr(self.original, name)
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        raise UsageError("a private optimizer cannot be copied: two of them would release the same batch")
 
     def __repr__(self) -> str:
         return f"PrivateOptimizer({self.original!r})"

@@ -18,11 +18,13 @@ class Contributions(Protocol):
         parameters: the released parameters by name, in the order of the flat stack.
         dimension: length of the flat stack of all released parameters.
         expected_records: set by the engine; answers how many records the current batch has, None without one.
+        mask_seed: set by the engine; a fresh secret seed for the random masks of one forward pass.
     """
 
     parameters: dict[str, nn.Parameter]
     dimension: int
     expected_records: Callable[[], int | None]
+    mask_seed: Callable[[], int]
 
     def norms(self) -> Tensor:
         """Upper bounds on each record's joint norm over the whole stack, shape (m,), float64."""

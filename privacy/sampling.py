@@ -84,6 +84,11 @@ class PoissonLoader:
                         "a private batch was not followed by optimizer.step(); step on every batch, empty ones "
                         "included (skipping is a release)"
                     )
+                if self.current is not None and number == 0 and not self.current.final:
+                    raise UsageError(
+                        "a private step was left unfinished: the loop ended between two parts of a batch; go over "
+                        "whole epochs, or leave max_physical_batch_size out"
+                    )
                 self.current = Batch(len(part), first=number == 0, final=number == len(parts) - 1)
                 yield self._collated(part)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from noise_models.base import NoNoise
 from noise_models.errors import UsageError
 from noise_models.generator import NoiseGenerator, derive_seed
 from optical_dfa.backends import create
@@ -162,8 +163,39 @@ class AlignedModule(nn.Module):
         Raises:
             UsageError: a trained parameter belongs to a layer that mixes records or is not supported.
         """
+        if self._capture is not None:
+            raise UsageError(
+                "the module is private already; one engine accounts for all that is released of it"
+            )
+        if not self.rule.sums_over_records:
+            raise UsageError(
+                f"the update of rule {self.rule.name} is not a sum over records, so it cannot be clipped record by "
+                "record; use another rule"
+            )
+        self._check_taught_apart()
         self._capture = Capture(self.module, self.trained_parameters(), self.example, self._uses)
         return self._capture
+
+    def _check_taught_apart(self) -> None:
+        """One record's error must not move another's teaching signal, as far as a device without noise shows it."""
+        if not self.points or not self.rule.teaches_hidden:
+            return
+        if self.backend is not None and not isinstance(self.backend.noise, NoNoise):
+            return  # readouts never repeat; optical_dfa.testing checks such a device's law
+        width = self.backend.in_features if self.backend is not None else 2
+        error = torch.randn(3, width, generator=torch.Generator().manual_seed(0))
+        changed = error.clone()
+        changed[0] *= -100.0
+        for before, after in zip(
+            self.rule.feedback(error, self.points, self.backend),
+            self.rule.feedback(changed, self.points, self.backend),
+            strict=True,
+        ):
+            if before is not None and after is not None and not torch.allclose(before[1:], after[1:]):
+                raise UsageError(
+                    f"rule {self.rule.name} mixes records: one record's error moves another's teaching signal; scales "
+                    "and thresholds must be public constants or a function of the record alone"
+                )
 
     def stop_capture(self) -> None:
         """Form gradients as usual again."""

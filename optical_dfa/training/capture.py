@@ -40,6 +40,7 @@ class _Record(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, output: Tensor, anchor: Tensor, capture: Capture, layer: str, x: Tensor) -> Tensor:
         ctx.capture, ctx.layer, ctx.x, ctx.version = capture, layer, x, x._version
+        ctx.generation = capture.generation
         return output.detach()  # not a view, which an activation could not work on in place
 
     @staticmethod
@@ -49,6 +50,11 @@ class _Record(torch.autograd.Function):
             raise UsageError(
                 f"the input of {ctx.layer} was changed in place after the layer had read it, so its contribution "
                 "is lost; use the operation that is not in place"
+            )
+        if ctx.generation != ctx.capture.generation:
+            raise UsageError(
+                "a backward pass went through the graph of an earlier private batch; a step is made of the batch now "
+                "handed out alone"
             )
         ctx.capture.uses.append(Use(ctx.layer, ctx.x, grad.detach()))
         return (grad if ctx.needs_input_grad[0] else None), None, None, None, None
@@ -74,13 +80,15 @@ class _LayerHook:
 class Capture:
     """The pending contributions of one batch handed out by the private loader.
 
-    All forward and backward passes between two batches belong to the same records, position by position: their
-    contributions are clipped jointly, whatever the number of passes.
+    All forward and backward passes between two batches are taken to be of the same records, position by position (an
+    assumption that is printed): their contributions are clipped jointly, whatever the number of passes.
 
     Attributes:
         parameters: the parameters that are released, in the order of the flat sum.
         dimension: length of the flat sum.
         expected_records: asks the engine how many records the batch now handed out has (None = there is none).
+        mask_seed: asks the engine for a secret seed of one pass's random masks.
+        generation: number of the batch; backward passes through an earlier one's graph are refused.
     """
 
     def __init__(
@@ -112,12 +120,15 @@ class Capture:
             )
         self.dimension = sum(p.numel() for p in self.parameters.values())
         self.expected_records: Callable[[], int | None] = _no_batch
+        self.mask_seed: Callable[[], int] = torch.initial_seed
+        self.generation = 0
         self.active = False
         self.uses: list[Use] = []
         self.calls: list[tuple[str, Tensor, Tensor]] = []
         self.anchor = torch.zeros((), requires_grad=True)
         self._contributions: dict[str, Contribution] | None = None
         self._positions = 1
+        self._probed = list(module.modules())
         refuse_mixing(module)
         self.layers = self._trained_layers()
         for name, layer in self.layers.items():
@@ -137,6 +148,7 @@ class Capture:
             "calls": [],
             "_contributions": None,
             "expected_records": _no_batch,
+            "mask_seed": torch.initial_seed,
         }
         return {**self.__dict__, **nothing}
 
@@ -154,18 +166,37 @@ class Capture:
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """One captured forward pass: parameters frozen, trained layers recorded."""
+        """One captured forward pass: parameters frozen, trained layers recorded, masks drawn from a secret seed.
+
+        A public seed would tell how one record shifts the masks of those after it.
+
+        Raises:
+            UsageError: the module was changed since it was probed, or a buffer changes in the pass.
+        """
+        if list(self.module.modules()) != self._probed:
+            raise UsageError(
+                "the module was changed after make_private; make the changed module private instead"
+            )
         thawed = [p for p in self.module.parameters() if p.requires_grad]
+        buffers = {name: b._version for name, b in self.module.named_buffers()}
         self.calls = []
         self.active = True
+        device = next(iter(self.parameters.values())).device
         try:
             for p in thawed:
                 p.requires_grad_(False)
-            yield
+            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+                torch.manual_seed(self.mask_seed())
+                yield
         finally:
             self.active = False
             for p in thawed:
                 p.requires_grad_(True)
+        for name, b in self.module.named_buffers():
+            if b._version != buffers.get(name):
+                raise UsageError(
+                    f"buffer {name} changes in a forward pass: it would keep un-noised statistics of records"
+                )
 
     def check_batch(self, output: Tensor) -> None:
         """The pass just run must have been on the batch now handed out, records first everywhere.
@@ -249,7 +280,8 @@ class Capture:
         return torch.autocast(device.type, enabled=False)
 
     def clear(self) -> None:
-        """Forget the batch."""
+        """Forget the batch, and let no backward pass bring it back."""
+        self.generation += 1
         self.uses = []
         self.calls = []
         self._contributions = None

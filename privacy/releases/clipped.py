@@ -18,6 +18,8 @@ from privacy.releases.source import NoiseSource
 
 # A step has more than `record_cap` records with at most this probability; it enters delta.
 CAP_MASS = 2.0**-60
+# The cap holds for data sets up to this much larger than declared, so that no refusal depends on one record.
+SIZE_SLACK = 1.1
 
 
 class ClippedRelease:
@@ -61,7 +63,6 @@ class ClippedRelease:
         first = next(iter(contributions.parameters.values()))
         self._sum = torch.zeros(self.dimension, dtype=first.dtype, device=first.device)
         self._records = 0
-        self._fresh = True
         self._in_parts = max_physical_batch_size is not None
 
     def event(self, sample_rate: float, noise_multiplier: float) -> Release:
@@ -80,24 +81,21 @@ class ClippedRelease:
             device_share=self.source.device_share,
         )
 
-    def absorb(self) -> None:
+    def absorb(self, *, first: bool) -> None:
         """Clip the contributions of the batch now handed out and add them to the step's sum.
 
+        Args:
+            first: this batch begins a step.
         Raises:
             UsageError: more records than the declared size of the data set explains.
         """
-        if torch.get_float32_matmul_precision() != "highest":
-            raise UsageError(
-                f"float32 matrix products have precision {torch.get_float32_matmul_precision()!r}, which overshoots "
-                "the clip; call torch.set_float32_matmul_precision('highest')"
-            )
-        if self._fresh:
+        _refuse_imprecise_products()
+        if first:
             if self._in_parts:  # whoever kept the last release must not see this step's sum grow in its place
                 self._sum = torch.zeros_like(self._sum)
             else:
                 self._sum.zero_()
             self._records = 0
-            self._fresh = False
         norms = self.contributions.norms()
         self._records += len(norms)
         if self._records > self._cap:
@@ -111,8 +109,24 @@ class ClippedRelease:
     def release(self, noise_multiplier: float) -> Tensor:
         """The step's noised average, shape (dimension,), in a buffer that the next step reuses."""
         self.source.add_noise(self._sum, noise_multiplier * self.sensitivity)
-        self._fresh = True
         return self._sum.div_(self.expected_batch_size)
+
+    def discard(self) -> None:
+        """Forget a step that failed: whoever kept an earlier release holds this buffer too."""
+        self.contributions.clear()
+        self._sum.zero_()
+
+
+def _refuse_imprecise_products() -> None:
+    try:
+        precision = torch.get_float32_matmul_precision()
+    except RuntimeError:  # a backend's own setting contradicts the global one
+        precision = "mixed"
+    if precision != "highest":
+        raise UsageError(
+            f"float32 matrix products have precision {precision!r}, which overshoots the clip; call "
+            "torch.set_float32_matmul_precision('highest')"
+        )
 
 
 def clip_factors(norms: Tensor, max_grad_norm: float) -> Tensor:
@@ -122,6 +136,11 @@ def clip_factors(norms: Tensor, max_grad_norm: float) -> Tensor:
 
 
 def record_cap(expected: float) -> int:
-    """A number of records that a Poisson batch exceeds with probability below CAP_MASS (Bernstein's inequality)."""
+    """A number of records that a Poisson batch exceeds with probability below CAP_MASS (Bernstein's inequality).
+
+    Args:
+        expected: q·N with the declared N; the data set may be larger by SIZE_SLACK, or by one record.
+    """
     log = -math.log(CAP_MASS)
-    return math.ceil(expected + log / 3 + math.sqrt(log**2 / 9 + 2 * log * expected)) + 1
+    mean = max(SIZE_SLACK * expected, expected + 1)
+    return math.ceil(mean + log / 3 + math.sqrt(log**2 / 9 + 2 * log * mean)) + 1

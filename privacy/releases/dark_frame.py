@@ -25,7 +25,7 @@ from privacy.releases.source import Cost, NoiseSource, add_secret_normals
 
 TAU = 1.5  # dither, in converter steps: eta < 1e-16 from sigma_G = 2.5 steps on
 START_UP_PIXELS = 1 << 20
-START_UP_SIGMAS = 6.5  # two-sided false alarm of the start-up test: 8e-11
+START_UP_SIGMAS = 6.5  # two-sided false alarm of each of the two start-up tests: 8e-11
 
 
 class DarkFrameNoise(NoiseSource):
@@ -72,7 +72,7 @@ class DarkFrameNoise(NoiseSource):
         self._start_up()
 
     def _start_up(self) -> None:
-        """Look at dark frames that are not released: level, variance and clipping must be as credited."""
+        """Look at dark frames that are not released: level and variance must be as credited."""
         frames = math.ceil(START_UP_PIXELS / self._device.dark_pixels)
         codes = self._device.dark(frames).to(torch.int64).flatten()
         values, counts = torch.unique(codes, return_counts=True)
@@ -86,6 +86,12 @@ class DarkFrameNoise(NoiseSource):
             raise DeviceError(
                 f"dark frames of {self._device.name} have a Gaussian variance of {measured:.4g} steps² where "
                 f"{self.sigma**2:.4g} is credited; calibrate the device again (nothing was released)"
+            )
+        off = abs(self.offset - self._credit.level) / float((centred.square().mean() / len(codes)).sqrt())
+        if off > START_UP_SIGMAS:
+            raise DeviceError(
+                f"dark frames of {self._device.name} have a level of {self.offset:.5g} where "
+                f"{self._credit.level:.5g} is credited; calibrate the device again (nothing was released)"
             )
 
     @property

@@ -79,7 +79,7 @@ def test_clipped_sum_over_the_expected_batch_size_never_the_realised_one() -> No
         torch.zeros(0, 3),
     ):
         stacks.rows = rows
-        release.absorb()
+        release.absorb(first=True)
         flat = release.release(0.7)
         expected = [(3 * 2 / 5 + 1) / 10, 0.0, 4 * 2 / 5 / 10] if len(rows) else [0.0] * 3
         torch.testing.assert_close(flat, torch.tensor(expected))
@@ -90,12 +90,12 @@ def test_clipped_sum_over_the_expected_batch_size_never_the_realised_one() -> No
 def test_parts_of_a_step_are_one_sum() -> None:
     stacks = Stacks(3)
     release = make(stacks, Silence())
-    for row in ([3.0, 0.0, 4.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]):
+    for number, row in enumerate(([3.0, 0.0, 4.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0])):
         stacks.rows = torch.tensor([row])
-        release.absorb()
+        release.absorb(first=number == 0)
     torch.testing.assert_close(release.release(1.0), torch.tensor([1.2, 1.0, 2.6]) / 10)
     stacks.rows = torch.tensor([[0.0, 1.0, 0.0]])
-    release.absorb()  # the next step starts from nothing
+    release.absorb(first=True)  # the next step starts from nothing
     torch.testing.assert_close(release.release(1.0), torch.tensor([0.0, 0.1, 0.0]))
 
 
@@ -103,19 +103,19 @@ def test_digital_noise_has_the_stated_law() -> None:
     """KS and chi-square of 20000 coordinates; false alarm 1e-6 each, at a fixed seed."""
     stacks = Stacks()
     release = make(stacks, DigitalNoise(NoiseGenerator.seeded(0, "noise")))
-    release.absorb()
+    release.absorb(first=True)
     noise = (release.release(1.3) * 10 / (1.3 * release.sensitivity)).double().numpy()
     assert stats.kstest(noise, "norm").pvalue > 1e-6
     chi2 = float((noise**2).sum())
     assert stats.chi2.ppf(5e-7, DIMENSION) < chi2 < stats.chi2.ppf(1 - 5e-7, DIMENSION)
-    release.absorb()
+    release.absorb(first=True)
     again = (release.release(1.3) * 10 / (1.3 * release.sensitivity)).double().numpy()
     assert abs(stats.pearsonr(noise, again).statistic) < 5 / math.sqrt(DIMENSION)  # never the same noise
 
 
 def test_an_empty_step_releases_pure_noise() -> None:
     release = make(Stacks(), DigitalNoise(NoiseGenerator.seeded(1, "noise")))
-    release.absorb()
+    release.absorb(first=True)
     assert release.release(1.0).std() * 10 == pytest.approx(release.sensitivity, rel=0.04)
 
 
@@ -162,7 +162,7 @@ def test_record_cap_holds_the_tail_it_states(size: int, rate: float) -> None:
     """Against the exact binomial tail of the largest N that the public size allows."""
     cap = record_cap(size * rate)
     assert stats.binom.sf(cap, size, rate) <= CAP_MASS
-    assert cap <= size * rate + 15 * math.sqrt(size * rate) + 60
+    assert cap <= 1.1 * size * rate + 15 * math.sqrt(size * rate) + 60
 
 
 def test_more_records_than_the_public_size_explains_are_refused() -> None:
@@ -173,9 +173,9 @@ def test_more_records_than_the_public_size_explains_are_refused() -> None:
         stacks.rows = torch.zeros(records, 3)
         if refused:
             with pytest.raises(UsageError, match="declare a public size"):
-                release.absorb()
+                release.absorb(first=False)
         else:
-            release.absorb()
+            release.absorb(first=True)
 
 
 @pytest.mark.parametrize("norm", [0.0, -1.0, math.inf, math.nan])
@@ -191,6 +191,6 @@ def test_reduced_precision_products_are_refused(precision: str) -> None:
     torch.set_float32_matmul_precision(precision)
     try:
         with pytest.raises(UsageError, match="overshoots"):
-            release.absorb()
+            release.absorb(first=True)
     finally:
         torch.set_float32_matmul_precision("highest")
