@@ -140,7 +140,7 @@ def test_the_ledger_alone_gives_the_epsilon(tmp_path: Path, capsys: pytest.Captu
     with Ledger.open(out / "ledger.sqlite", read_only=True) as ledger:
         releases = ledger.releases()
         names = sorted(event["name"] for event in ledger.events("key"))
-    assert names == ["noise", "sampling"]
+    assert names == ["masks", "noise", "sampling"]
     # The account command, given what an auditor reads off the summary, agrees (to the generator's tail mass).
     told = run(
         capsys,
