@@ -21,8 +21,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-SUM_BLOCK = 64  # records added up in one matrix product
-SUM_GROUP = 512  # records added up before they join the running sum
+SUM_BLOCK = 128  # records added up in one matrix product
+SUM_GROUP = 1024  # records added up before they join the running sum
 CANCELLATION = 1e-6
 _PRODUCT_TERMS = 1024  # terms added up in one float64 matrix product
 _ELEMENTS = 1 << 22  # elements of explicit per-record contributions formed at a time
