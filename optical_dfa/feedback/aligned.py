@@ -231,7 +231,7 @@ class AlignedModule(nn.Module):
         """
         saved = json.loads(bytes(state.tolist()).decode())
         here = json.loads(json.dumps(self.describe()))
-        for key in ("rule", "points", "fingerprint"):
+        for key in ("rule", "rule_options", "points", "fingerprint"):
             if saved[key] != here[key]:
                 raise UsageError(
                     f"this state was trained with {key} {saved[key]}, not {here[key]}; "

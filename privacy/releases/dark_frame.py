@@ -48,10 +48,14 @@ class DarkFrameNoise(NoiseSource):
             UsageError: no device, or one without creditable dark frames.
             DeviceError: its dark frames do not look as calibrated.
         """
-        if device is None or device.dark_pixels < 1:
-            name = "none" if device is None else device.name
+        if device is None:
             raise UsageError(
-                f"backend {name} has no dark frames; use --backend simulated-opu, or --release digital"
+                "the training rule uses no device, so there are no dark frames; use --rule dfa with --backend "
+                "simulated-opu, or --release digital"
+            )
+        if device.dark_pixels < 1:
+            raise UsageError(
+                f"backend {device.name} has no dark frames; use --backend simulated-opu, or --release digital"
             )
         credit = device.noise.credit(Frame.DARK)
         if credit.std <= 0 or credit.step <= 0:

@@ -247,7 +247,7 @@ def test_devices_without_credit_are_refused() -> None:
     blind = Camera()
     blind.dark_pixels = 0
     cases = [
-        (None, "none"),
+        (None, "no device"),
         (blind, "camera"),
         (Camera(OneNumber()), "not known"),
         (Camera(NoNoise()), "no noise"),
