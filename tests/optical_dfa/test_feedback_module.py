@@ -355,7 +355,7 @@ class Twice(nn.Module):
         (lambda: align(mlp(), rule="fa", show=None), ("'fa'", "bp, dfa, shallow")),
         (lambda: align(mlp(), rule_options={"gain": 1}, show=None), ("'gain'", "scale")),
         (lambda: align(mlp(), rule_options={"scale": 0}, show=None), ("scale=0", "positive")),
-        (lambda: align(mlp(), rule_options={"scale": math.nan}, show=None), ("option scale of rule dfa is nan", "a finite number")),
+        (lambda: align(mlp(), rule_options={"scale": math.nan}, show=None), ("scale of rule dfa is nan", "finite")),
         (lambda: align(mlp(), backend="laser", show=None), ("laser", "digital")),
         (lambda: align(mlp(), points=["7"], show=None), ("'7'", "0, 1, 2")),
         (lambda: align(mlp(), points=[""], show=None), ("''",)),
