@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 
 from noise_models.errors import UsageError
 
@@ -34,8 +34,10 @@ class PrivateOptimizer(Optimizer):
             step: takes in the current batch; returns the flat released average, or None before the last part of
                 a logical batch.
         Raises:
-            UsageError: parameters outside the module, or released ones missing from the optimizer.
+            UsageError: an optimizer that needs a closure, parameters outside the module, or released ones missing from the optimizer.
         """
+        if isinstance(original, LBFGS):
+            raise UsageError("LBFGS evaluates the loss several times a step, each a release; use SGD or Adam")
         self.original = original
         self._parameters = parameters
         self._module = module

@@ -126,7 +126,7 @@ def test_parameters_of_ones_own_are_refused_at_any_time() -> None:
     cross_entropy(module(x) * own, y).backward()
     with pytest.raises(UsageError, match="not the private module's"):
         optimizer.step()
-    assert float(own) == 1.0
+    assert float(own.detach()) == 1.0
 
 
 class Scaled(nn.Module):
@@ -221,3 +221,15 @@ def test_the_optimizer_takes_hooks_and_is_not_copied() -> None:
     assert called == [1]
     with pytest.raises(UsageError, match="cannot be copied"):
         copy.deepcopy(optimizer)
+
+
+def test_an_optimizer_that_evaluates_the_loss_again() -> None:
+    aligned = align(net(), show=None)
+    with pytest.raises(UsageError, match="LBFGS"):
+        PrivacyEngine().make_private(
+            module=aligned,
+            optimizer=torch.optim.LBFGS(aligned.parameters()),
+            data_loader=DataLoader(TensorDataset(X, Y), batch_size=40),
+            noise_multiplier=1.0,
+            max_grad_norm=1.0,
+        )
