@@ -34,7 +34,8 @@ class PrivateOptimizer(Optimizer):
             step: takes in the current batch; returns the flat released average, or None before the last part of
                 a logical batch.
         Raises:
-            UsageError: an optimizer that needs a closure, parameters outside the module, or released ones missing from the optimizer.
+            UsageError: an optimizer that needs a closure, parameters outside the module, or released ones missing
+                from the optimizer.
         """
         if isinstance(original, LBFGS):
             raise UsageError("LBFGS evaluates the loss several times a step, each a release; use SGD or Adam")
