@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -65,6 +65,7 @@ class PrivacyEngine:
         unsafe_diagnostics: bool = False,
         accountant: str = "pld",
         before_writing: Callable[[], None] | None = None,
+        assumptions: Sequence[str] = (),
     ) -> None:
         """
         Args:
@@ -76,6 +77,7 @@ class PrivacyEngine:
             accountant: one of `privacy.accounting.ACCOUNTANTS`.
             before_writing: called by `make_private` once everything was checked, just before the ledger is
                 created or continued.
+            assumptions: what the caller takes for granted besides; printed with the guarantee.
         Raises:
             UsageError: an unknown accountant.
         """
@@ -91,6 +93,7 @@ class PrivacyEngine:
         self._unsafe = unsafe_diagnostics
         self._accountant = accountant
         self._before_writing = before_writing
+        self._assumptions = tuple(assumptions)
         self._limit: int | None = None
         self._beta = 0.0
         self._failed = False
@@ -134,11 +137,14 @@ class PrivacyEngine:
             UsageError: anything that would break the guarantee, before anything is released.
             DeviceError: the device's dark frames are not as credited.
         """
+        _refuse_types({"noise_multiplier": noise_multiplier}, {})
         if not 0 < noise_multiplier <= MOST_NOISE:
             raise UsageError(
                 f"noise_multiplier is {noise_multiplier}; a private release needs a positive number up to "
                 f"{MOST_NOISE:g}"
             )
+        budget = {"target_epsilon": target_epsilon, "target_delta": target_delta}
+        _refuse_types({name: value for name, value in budget.items() if value is not None}, {})
         if target_epsilon is not None and target_delta is None:
             raise UsageError("a budget is target_epsilon at target_delta; give target_delta too")
         plan = _Plan(data_loader, poisson_sampling, public_size, max_physical_batch_size)
@@ -173,6 +179,7 @@ class PrivacyEngine:
         Raises:
             UsageError: as `make_private`, or a target that no noise reaches.
         """
+        _refuse_types({"target_epsilon": target_epsilon, "target_delta": target_delta}, {"epochs": epochs})
         if epochs < 1:
             raise UsageError(f"epochs is {epochs}; it must be at least 1")
         plan = _Plan(data_loader, poisson_sampling, public_size, max_physical_batch_size)
@@ -237,6 +244,7 @@ class PrivacyEngine:
         """`noise_multiplier` is asked once the cost of one step is known."""
         if self.ledger is not None:
             raise UsageError("this engine already serves a module; take a new PrivacyEngine for another")
+        _refuse_types({"max_grad_norm": max_grad_norm}, {})
         if not LEAST_NORM <= max_grad_norm <= MOST_NORM:
             raise UsageError(
                 f"max_grad_norm is {max_grad_norm}; it must be a number from {LEAST_NORM:g} to {MOST_NORM:g}"
@@ -304,6 +312,11 @@ class PrivacyEngine:
         if batch.first and self._limit is not None and ledger.count() >= self._limit:
             raise BudgetExhaustedError(
                 f"the budget of {self._limit} releases is spent; a further step would pass the target epsilon"
+            )
+        if batch.records and not clipped.contributions.taught:
+            raise UsageError(
+                "no backward pass has reached this batch; never leave one out (a record that is not finite already "
+                "contributes zero)"
             )
         try:
             clipped.absorb(first=batch.first)
@@ -379,7 +392,7 @@ class PrivacyEngine:
             "device_share": source.device_share,
             "calibration_beta": source.beta,
             "credit": source.describe(),
-            "assumptions": [*source.assumptions, *_ASSUMPTIONS],
+            "assumptions": [*source.assumptions, *self._assumptions, *_ASSUMPTIONS],
             "module": module.describe(),
             "version": version("optical-dfa"),
         }
@@ -398,6 +411,15 @@ class PrivacyEngine:
         return Ledger.create(self._path, header) if resumed is None else resumed
 
 
+def _refuse_types(real: Mapping[str, object], whole: Mapping[str, object]) -> None:
+    """One line for a value of another type, such as a number in quotes."""
+    for name, value in {**real, **whole}.items():
+        fits = isinstance(value, int) or (name in real and isinstance(value, float))
+        if not fits or isinstance(value, bool):
+            kind = "a whole number" if name in whole else "a number"
+            raise UsageError(f"{name} is {value!r}; it must be {kind}")
+
+
 class _Plan:
     """How steps are drawn: sample rate, expected batch size and steps an epoch, all from the public N."""
 
@@ -412,6 +434,8 @@ class _Plan:
             raise UsageError(
                 "poisson_sampling is False; shuffled batches have no subsampling guarantee, leave it True"
             )
+        whole = {"public_size": public_size, "max_physical_batch_size": max_physical_batch_size}
+        _refuse_types({}, {name: value for name, value in whole.items() if value is not None})
         data = map_style(loader)
         self.loader = loader
         self.size = len(data) if public_size is None else public_size
@@ -437,7 +461,9 @@ _ASSUMPTIONS = (
     "statistics, no mixing of records, no padding to the longest; random augmentation is drawn record by record from "
     "secret randomness",
     "the loss adds up the records' own losses, or averages them where loss_reduction says so: none of them depends on "
-    "other records or on their number",
+    "other records or on their number (a mean with class weights or ignore_index does: take reduction='sum')",
+    "every batch is trained on alike: nothing in the loop depends on the loss, the outputs or the size of a batch, and "
+    "the module's code and settings stay as they were probed",
     "one record is one person's whole contribution (duplicates need a group notion)",
     "arithmetic is exact beyond the rounding added to the sensitivity: floating-point noise is taken for Gaussian "
     "noise, and a record's own contribution does not depend on its place in the batch",

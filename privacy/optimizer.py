@@ -37,6 +37,10 @@ class PrivateOptimizer(Optimizer):
             UsageError: an optimizer that needs a closure, parameters outside the module, or released ones missing
                 from the optimizer.
         """
+        if not isinstance(original, Optimizer):
+            raise UsageError(
+                f"optimizer is {type(original).__name__}; give a torch optimizer over the module's parameters"
+            )
         if isinstance(original, LBFGS):
             raise UsageError("LBFGS evaluates the loss several times a step, each a release; use SGD or Adam")
         self.original = original
@@ -49,6 +53,7 @@ class PrivateOptimizer(Optimizer):
         self._take = step
         self._step_original = original.step
         self._views: list[Tensor] = []
+        self._types = {name: p.dtype for name, p in parameters.items()}
         for p in module.parameters():
             p.grad = None  # a gradient from before is no release
         original.step = _refusing(original)  # type: ignore[method-assign]
@@ -114,6 +119,8 @@ class PrivateOptimizer(Optimizer):
                 )
             p.grad = None  # a view of the sum that the step is about to reuse
         for name, p in self._parameters.items():
+            if p.dtype != self._types[name]:
+                raise UsageError(f"{name} became {p.dtype} after make_private; convert the module before")
             if not p.requires_grad:
                 raise UsageError(f"{name} was frozen after make_private, but is released; freeze it before")
 

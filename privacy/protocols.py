@@ -26,6 +26,10 @@ class Contributions(Protocol):
     expected_records: Callable[[], int | None]
     mask_seed: Callable[[], int]
 
+    @property
+    def taught(self) -> bool:
+        """Whether a backward pass has reached the current batch."""
+
     def norms(self) -> Tensor:
         """Upper bounds on each record's joint norm over the whole stack, shape (m,), float64."""
 

@@ -13,7 +13,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from noise_models.errors import UsageError
 from optical_dfa.cli import main
+from optical_dfa.config import TrainConfig
+from optical_dfa.training.run_folder import RunFolder
+from optical_dfa.training.trainer import train
 from privacy import accounting
 from privacy.auditing.audit import audit
 from privacy.ledger import Ledger
@@ -267,3 +271,25 @@ def test_a_claim_that_the_ledger_does_not_bear_out_is_found(
     (out / "summary.json").write_text(json.dumps(summary))
     assert main(["audit", str(out)]) == 1
     assert "summary.json reports epsilon" in capsys.readouterr().out
+
+
+def test_a_class_count_read_off_the_labels_is_a_printed_assumption(tmp_path: Path) -> None:
+    """One record of a class of its own would change the network's size, so the count must be declared public."""
+    generator = np.random.default_rng(0)
+    x, y = generator.normal(size=(60, 4)).astype("float32"), np.arange(60) % 3
+    np.savez(tmp_path / "own.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    config = TrainConfig(dataset=str(tmp_path / "own.npz"), model="mlp:4", epochs=1, batch_size=30)
+    assumptions = train(config)["guarantee"]["assumptions"]
+    assert any("classes" in text and "public" in text for text in assumptions)
+
+
+def test_a_folder_serves_one_process(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    config = TrainConfig(model="mlp:4", epochs=1)
+    folder.begin(config, resume=False, overwrite=False)
+    for resume in (False, True):
+        with pytest.raises(UsageError, match="another process trains"):
+            RunFolder(tmp_path / "run").begin(config, resume=resume, overwrite=True)
+    folder.close()
+    with pytest.raises(UsageError, match="already holds a run"):
+        RunFolder(tmp_path / "run").begin(config, resume=False, overwrite=False)

@@ -106,6 +106,15 @@ class AlignedModule(nn.Module):
             if self._capture is None:
                 output = self.module(*args, **kwargs)
             else:
+                if (
+                    self._forward_pre_hooks
+                    or self._forward_hooks
+                    or self._backward_hooks
+                    or self._backward_pre_hooks
+                ):
+                    raise UsageError(
+                        "a private module takes no hooks around it: they see the batch as a whole"
+                    )
                 with self._capture.recording():
                     output = self.module(*args, **kwargs)
                 self._capture.check_batch(output)

@@ -128,13 +128,13 @@ class Capture:
         self.anchor = torch.zeros((), requires_grad=True)
         self._contributions: dict[str, Contribution] | None = None
         self._positions = 1
-        self._probed = list(module.modules())
         refuse_mixing(module)
         self.layers = self._trained_layers()
         for name, layer in self.layers.items():
             # First, so that a layer that is itself a feedback point is recorded before it is cut.
             layer.register_forward_hook(_LayerHook(self, name), prepend=True, with_kwargs=True)
         try:
+            self._probed = self._parts()
             check_records_apart(self, example)
             self._positions = PASSES * check_uses(self, example, graph_uses)
         except BaseException:
@@ -151,6 +151,20 @@ class Capture:
             "mask_seed": torch.initial_seed,
         }
         return {**self.__dict__, **nothing}
+
+    def _parts(self) -> list[tuple[nn.Module, int, bool]]:
+        """The module's parts, how many hooks each has, and whether its forward was replaced."""
+        return [
+            (
+                part,
+                len(part._forward_hooks)
+                + len(part._forward_pre_hooks)
+                + len(part._backward_hooks)
+                + len(part._backward_pre_hooks),
+                "forward" in part.__dict__,
+            )
+            for part in self.module.modules()
+        ]
 
     def remove(self) -> None:
         """Take the hooks off the module again."""
@@ -173,7 +187,7 @@ class Capture:
         Raises:
             UsageError: the module was changed since it was probed, or a buffer changes in the pass.
         """
-        if list(self.module.modules()) != self._probed:
+        if self._parts() != self._probed:
             raise UsageError(
                 "the module was changed after make_private; make the changed module private instead"
             )
@@ -224,6 +238,11 @@ class Capture:
                 )
 
     # ---- the Contributions protocol
+
+    @property
+    def taught(self) -> bool:
+        """Whether a backward pass has reached the current batch."""
+        return bool(self.uses)
 
     def norms(self) -> Tensor:
         """Upper bounds on the joint norm of each record's whole stack, shape (m,), float64; inf or NaN as they come."""

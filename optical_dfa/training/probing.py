@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from noise_models.errors import UsageError
 
@@ -100,17 +100,21 @@ def _probe(
     twin = copy.deepcopy(capture)
     if training is not None:
         twin.module.train(training)
-    buffers = {name: b.clone() for name, b in twin.module.named_buffers()}
+    state = {name: value.detach().clone() for name, value in _state(twin.module)}
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # the same dropout masks every time
         twin.active = True
         output = twin.module(*[x.clone() for x in inputs])
-    for name, buffer in twin.module.named_buffers():
-        if not torch.equal(buffer, buffers[name]):
+    for name, value in _state(twin.module):
+        if name not in state or not torch.equal(value, state[name]):
             raise UsageError(
-                f"buffer {name} changes in a forward pass: it would keep un-noised statistics of records"
+                f"buffer or parameter {name} changes in a forward pass: it would keep un-noised statistics of records"
             )
     return [*((name, x) for name, x, _ in twin.calls), ("the output", output)]
+
+
+def _state(module: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*module.named_parameters(), *module.named_buffers()]
 
 
 def _changed(x: Tensor, record: int) -> Tensor:

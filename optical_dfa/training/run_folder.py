@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from collections.abc import Mapping
@@ -31,6 +32,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lock: int | None = None
         self._last_step: object = None
 
     def holds_run(self) -> bool:
@@ -50,14 +52,25 @@ class RunFolder:
                     f"the run to resume had {name} {before[name]!r}, not {value!r}; resume it with its own settings"
                 )
 
-    def begin(self, config: settings.TrainConfig, *, resume: bool) -> None:
-        """Create the folder, clear an earlier run (unless it is resumed) and write the configuration.
+    def begin(self, config: settings.TrainConfig, *, resume: bool, overwrite: bool) -> None:
+        """Create the folder, take it for this process, clear an earlier run and write the configuration.
 
         Raises:
-            UsageError: the folder cannot be created or written.
+            UsageError: the folder cannot be created or written, or another process trains in it.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(self.path, os.O_RDONLY)
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UsageError(
+                    f"another process trains in {self.path}; wait for it, or name another folder"
+                ) from None
+            if self.holds_run() and not resume and not overwrite:  # it may have begun since the first look
+                raise UsageError(
+                    f"{self.path} already holds a run; resume it, overwrite it, or choose another folder"
+                )
             if not resume:
                 for name in FILES:
                     (self.path / name).unlink(missing_ok=True)
@@ -66,6 +79,12 @@ class RunFolder:
             raise UsageError(
                 f"run folder {self.path} cannot be written ({error.strerror}); name another folder"
             ) from None
+
+    def close(self) -> None:
+        """Leave the folder to others."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def add_metrics(self, row: Mapping[str, Any]) -> None:
         """Append one row to `metrics.jsonl`, unless the row of its step was kept from before a resume."""

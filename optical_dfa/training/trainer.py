@@ -81,6 +81,7 @@ class _Run:
         self.folder = None if out is None else RunFolder(out)
         if self.folder is not None and self.folder.holds_run() and not resume and not overwrite:
             raise UsageError(f"{out} already holds a run; resume it, overwrite it, or choose another folder")
+        self.overwrite = overwrite
         if self.folder is not None and resume:
             self.folder.refuse_other(self.config)
         seed = self.config.seed
@@ -170,7 +171,7 @@ class _Run:
 
     def _begin(self, resume: bool) -> None:
         if self.folder is not None:
-            self.folder.begin(self.config, resume=resume)
+            self.folder.begin(self.config, resume=resume, overwrite=self.overwrite)
             if resume:
                 self.folder.keep_metrics_until(self.position.step)
 
@@ -191,6 +192,7 @@ class _Run:
             reproducible_seed=config.seed if config.reproducible else None,
             unsafe_diagnostics=config.unsafe_diagnostics,
             before_writing=begin,
+            assumptions=self.data.public,
         )
         shared: dict[str, Any] = {
             "module": self.module,
@@ -359,6 +361,8 @@ class _Run:
             self.ledger.close()
         if self.module.backend is not None:
             self.module.backend.close()
+        if self.folder is not None:
+            self.folder.close()
 
 
 def _optimizer(config: ResolvedConfig, module: nn.Module) -> Optimizer:

@@ -131,7 +131,7 @@ class Centred(nn.Module):
     ("maximum", "two mixes records"),
     ("neighbour", "two mixes records"),
     ("only in training", "two mixes records"),
-    ("statistics", "buffer seen"),
+    ("statistics", "seen changes"),
     ("fold", "two sees 1 rows"),
 ])  # fmt: skip
 def test_a_forward_pass_that_couples_records_is_refused(how: str, words: str) -> None:

@@ -111,6 +111,7 @@ def test_the_graph_of_an_earlier_batch_is_refused() -> None:
     batches = iter(loader)
     x, y = next(batches)
     earlier = cross_entropy(module(x), y)
+    cross_entropy(module(x), y).backward()
     optimizer.step()
     with pytest.raises(UsageError, match="earlier private batch"):
         earlier.backward()
@@ -233,3 +234,74 @@ def test_an_optimizer_that_evaluates_the_loss_again() -> None:
             noise_multiplier=1.0,
             max_grad_norm=1.0,
         )
+
+
+class Prototype(nn.Module):
+    """Keeps a running mean of what it saw in a frozen parameter, as codebooks do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = net()
+        self.seen = nn.Parameter(torch.zeros(D), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.data.mul_(0.9).add_(0.1 * x.mean(0))
+        return self.body(x)  # type: ignore[no-any-return]
+
+
+def test_a_parameter_written_by_the_forward_pass() -> None:
+    with pytest.raises(UsageError, match="seen changes in a forward pass"):
+        private(Prototype())
+
+
+def test_a_batch_that_no_backward_pass_reached() -> None:
+    """`if torch.isfinite(loss): loss.backward()` makes the release depend on one record."""
+    module, optimizer, loader, engine = private(batch=N)
+    x, _ = next(iter(loader))
+    module(x)
+    with pytest.raises(UsageError, match="no backward pass"):
+        optimizer.step()
+    assert engine.ledger is not None
+    assert engine.ledger.count() == 0
+
+
+@pytest.mark.parametrize("change", ["hook", "forward", "outer"])
+def test_hooks_put_on_after_it_was_probed(change: str) -> None:
+    module, _, loader, _ = private()
+    x, _ = next(iter(loader))
+    if change == "hook":
+        module.module[0].register_forward_pre_hook(lambda part, args: args[0] - args[0].mean(0))
+    elif change == "forward":
+        inner = module.module[1].forward
+        module.module[1].forward = lambda h: inner(h - h.mean(0))
+    else:
+        module.register_forward_pre_hook(lambda part, args: args[0] - args[0].mean(0))
+    with pytest.raises(UsageError, match=r"changed after make_private|no hooks around"):
+        module(x)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"noise_multiplier": "1"},
+        {"public_size": 60.5},
+        {"max_physical_batch_size": 2.5},
+        {"target_epsilon": "3", "target_delta": 1e-5},
+        {"noise_multiplier": True},
+    ],
+)
+def test_numbers_of_another_type(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="it must be a") as error:
+        private(**wrong)
+    assert "\n" not in str(error.value)
+
+
+def test_a_module_converted_after_make_private() -> None:
+    module, optimizer, loader, engine = private()
+    x, y = next(iter(loader))
+    cross_entropy(module(x), y).backward()
+    module.double()
+    with pytest.raises(UsageError, match="convert the module before"):
+        optimizer.step()
+    assert engine.ledger is not None
+    assert engine.ledger.count() == 0
