@@ -29,7 +29,7 @@ RECORDS = 30 * BATCH
 WARM_UP = 3
 
 
-def run(rounds: int = 15) -> dict[str, Any]:
+def run(rounds: int = 31) -> dict[str, Any]:
     """Median milliseconds a step, and medians of paired ratios: private DFA's step over the others' of its round.
 
     Args:
