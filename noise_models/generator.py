@@ -62,8 +62,6 @@ class NoiseGenerator:
         secret: True when the key came from the operating system.
     """
 
-    tail_mass: float = NORMAL_TAIL_MASS
-
     def __init__(self, key: bytes, name: str, seed: int | None) -> None:
         """Use `secure` or `seeded`."""
         self.name = name

@@ -273,9 +273,7 @@ class PrivacyEngine:
             private = PrivateOptimizer(
                 optimizer, capture.parameters, module, lambda: self._step(loader, clipped, event)
             )
-            header = self._header(
-                face, event, source, plan, max_grad_norm, target_epsilon, target_delta, resumed
-            )
+            header = self._header(face, event, source, plan, max_grad_norm, target_epsilon, target_delta)
             ledger = self._open(header, resumed)
             for generator in (*source.generators, coins, masks):
                 ledger.register_key(generator.fingerprint(), generator.name)
@@ -370,7 +368,6 @@ class PrivacyEngine:
         max_grad_norm: float,
         target_epsilon: float | None,
         target_delta: float | None,
-        resumed: Ledger | None,
     ) -> dict[str, Any]:
         """Everything the audit needs; equal for every part of a run."""
         secret = self._seed is None and all(generator.secret for generator in source.generators)

@@ -61,11 +61,6 @@ def backend_class(name: str) -> type[ProjectionBackend]:
     return found
 
 
-def option_names(cls: type[ProjectionBackend]) -> list[str]:
-    """Options of a backend class: its constructor's parameters besides sizes, seed and noise."""
-    return options_of.names(cls, _NO_OPTIONS)
-
-
 def create(
     name: str,
     *,

@@ -39,6 +39,17 @@ class RunFolder:
         """Whether a run was begun here before."""
         return any((self.path / name).exists() for name in (CONFIG, LEDGER, CHECKPOINT, SUMMARY))
 
+    def refuse_run(self) -> None:
+        """Refuse to begin where a run was begun before.
+
+        Raises:
+            UsageError: naming the folder.
+        """
+        if self.holds_run():
+            raise UsageError(
+                f"{self.path} already holds a run; resume it, overwrite it, or choose another folder"
+            )
+
     def refuse_other(self, config: settings.TrainConfig) -> None:
         """Refuse to go on with the run here under settings that make it another run.
 
@@ -67,10 +78,8 @@ class RunFolder:
                 raise UsageError(
                     f"another process trains in {self.path}; wait for it, or name another folder"
                 ) from None
-            if self.holds_run() and not resume and not overwrite:  # it may have begun since the first look
-                raise UsageError(
-                    f"{self.path} already holds a run; resume it, overwrite it, or choose another folder"
-                )
+            if not resume and not overwrite:
+                self.refuse_run()  # one may have begun since the first look
             if not resume:
                 for name in FILES:
                     (self.path / name).unlink(missing_ok=True)

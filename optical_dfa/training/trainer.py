@@ -79,8 +79,8 @@ class _Run:
         self.data: Dataset = load_data(config.dataset, config.data_dir, progress=True)
         self.config: ResolvedConfig = resolve(config, len(self.data.x_train))
         self.folder = None if out is None else RunFolder(out)
-        if self.folder is not None and self.folder.holds_run() and not resume and not overwrite:
-            raise UsageError(f"{out} already holds a run; resume it, overwrite it, or choose another folder")
+        if self.folder is not None and not resume and not overwrite:
+            self.folder.refuse_run()
         self.overwrite = overwrite
         if self.folder is not None and resume:
             self.folder.refuse_other(self.config)
