@@ -11,9 +11,15 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from noise_models.base import NoiseModel
+from noise_models.base import Frame, NoiseModel
 from noise_models.errors import UsageError
 from noise_models.generator import NoiseGenerator
+
+
+def digest(description: dict[str, Any]) -> str:
+    """Short digest of a description of JSON types."""
+    text = json.dumps(description, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class ProjectionBackend(ABC):
@@ -34,6 +40,9 @@ class ProjectionBackend(ABC):
         std: standard deviation of B's entries, in the units `project` answers in.
         noise: the readout's noise model.
         dark_pixels: pixels in one dark frame; 0 for a device without a camera.
+        frame_shape: rows and columns of such a frame; their product is dark_pixels.
+        frames_per_record: camera frames that one record's projection takes; 0 without a camera.
+        frame_rate_hz: frames a second that hardware times are projected at; 0 without a camera.
         generators: what a simulated device draws its noise from; () on hardware.
         closed: True once the device was handed back.
     """
@@ -41,6 +50,9 @@ class ProjectionBackend(ABC):
     name: ClassVar[str]
     std: float = 1.0
     dark_pixels: int = 0
+    frame_shape: tuple[int, int] = (0, 0)
+    frames_per_record: int = 0
+    frame_rate_hz: float = 0.0
     noise: NoiseModel
     generators: tuple[NoiseGenerator, ...] = ()
 
@@ -86,6 +98,37 @@ class ProjectionBackend(ABC):
             f"backend {self.name} has no dark frames; use --backend simulated-opu, or --release digital"
         )
 
+    def expose(self, frames: int, *, light: float, seconds: float | None, setting: Frame) -> Tensor:
+        """Raw codes of fresh frames of a public, data-free scene, shape (frames, dark_pixels), in DN.
+
+        The scene is the reference light alone (no error is shown), so the frames may be tested, logged and
+        drawn. `dark(n)` is `expose(n, light=0, seconds=None, setting=Frame.DARK)`.
+
+        Args:
+            frames: how many, not negative.
+            light: lamp power relative to its nominal value; 0 is a closed shutter.
+            seconds: exposure time; None is the setting's own.
+            setting: whose analog gain and black level the camera uses.
+
+        Raises:
+            UsageError: the device has no camera that could be exposed so, or an argument out of its range.
+        """
+        raise UsageError(f"backend {self.name} has no camera to calibrate; use --backend simulated-opu")
+
+    def camera(self) -> dict[str, Any]:
+        """What identifies the camera alone (JSON types): a calibration is of a camera, not of a network."""
+        return {}
+
+    def camera_fingerprint(self) -> str:
+        """Digest of `camera()`, by which a calibration is matched with its device."""
+        return digest(self.camera())
+
+    def advance(self, seconds: float) -> None:
+        """Let `seconds` of PUBLIC time pass (a fixed schedule, never the realised one): what drifts, drifts.
+
+        Between two calls the device does not change, so no record's law depends on how many others there are.
+        """
+
     def matrix(self) -> Tensor | None:
         """B itself where it is known, shape (out_features, in_features); None on hardware.
 
@@ -99,8 +142,7 @@ class ProjectionBackend(ABC):
 
     def fingerprint(self) -> str:
         """Digest of `describe()`: equal for devices that answer alike, in law."""
-        text = json.dumps(self.describe(), sort_keys=True, allow_nan=False)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return digest(self.describe())
 
     def close(self) -> None:
         """Hand the device back. Using it afterwards is an error. Closing twice is not."""
