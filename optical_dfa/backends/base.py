@@ -127,7 +127,11 @@ class ProjectionBackend(ABC):
         """Let `seconds` of PUBLIC time pass (a fixed schedule, never the realised one): what drifts, drifts.
 
         Between two calls the device does not change, so no record's law depends on how many others there are.
+
+        Raises:
+            UsageError: the device was closed.
         """
+        self._require_open()
 
     def matrix(self) -> Tensor | None:
         """B itself where it is known, shape (out_features, in_features); None on hardware.
