@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.experiment import RESULTS, TABLE, Experiment, Figure, Results, Target
-from optical_dfa.report.statement import rounded_up
+from privacy.guarantee import rounded_up
 
 ABSENT = "not measured"
 

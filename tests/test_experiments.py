@@ -65,7 +65,7 @@ def test_a_finished_run_is_not_done_again_and_a_missed_target_is_told(
     assert runner.main(tiny, []) == 1  # nobody reaches 99.9 % with frozen hidden layers in one epoch
     table = (tiny / TABLE).read_text(encoding="utf-8")
     assert capsys.readouterr().out == table
-    assert "| digits: private: ε at most 3.000 |" in table
+    assert "| digits: private: ε at most 3 |" in table
     found = results_of(tiny)
     private = [r for r in found if r["kind"] == "record-dp"]
     assert len(found) == 4

@@ -12,7 +12,7 @@ from noise_models.errors import UsageError
 from optical_dfa.report import plots, statement
 from optical_dfa.report.run_folder import Run, flatten, number, read_runs
 from optical_dfa.report.style import CSS
-from privacy.guarantee import Guarantee, Kind
+from privacy.guarantee import Guarantee, Kind, rounded_up
 
 
 def write_report(run_dirs: Sequence[Path], out: Path) -> None:
@@ -118,7 +118,7 @@ def _key_figures(run: Run) -> str:
 
 def _under_guarantee(guarantee: Guarantee) -> str:
     if guarantee.nominal_epsilon is not None:
-        nominal = statement.rounded_up(guarantee.nominal_epsilon)
+        nominal = rounded_up(guarantee.nominal_epsilon)
         return f" nominal ε = {nominal}, which does not hold for this run"
     if guarantee.kind is Kind.NONE:
         return " anything about the records may be read off the weights"

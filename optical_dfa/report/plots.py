@@ -12,7 +12,7 @@ import numpy as np
 
 from noise_models.errors import UsageError
 from optical_dfa.report.run_folder import Calibration, Run
-from optical_dfa.report.statement import rounded_up
+from privacy.guarantee import rounded_up
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

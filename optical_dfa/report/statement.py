@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from optical_dfa.report.run_folder import Run, number
-from privacy.guarantee import Guarantee, Kind
+from privacy.guarantee import Guarantee, Kind, rounded_up
 
 # Side channels outside every guarantee of this program (docs/threat-model.md).
 NOT_COVERED = (
@@ -79,8 +79,3 @@ def headline(guarantee: Guarantee) -> str:
 def short(delta: float) -> str:
     """δ as people write it: 1e-5, not 1e-05."""
     return f"{delta:g}".replace("e-0", "e-")
-
-
-def rounded_up(epsilon: float) -> str:
-    """ε to three decimals, rounded upwards: what is shown must still hold."""
-    return f"{math.ceil(epsilon * 1000 - 1e-9) / 1000:.3f}"
