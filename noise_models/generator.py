@@ -54,18 +54,20 @@ class NoiseGenerator:
     """A named stream of cryptographic randomness.
 
     A secret generator's key never leaves the object: pickling, copying or forking it yields a freshly KEYED
-    generator, so no two ever repeat each other. A seeded one keeps its position through pickle and deepcopy.
+    generator, so no two ever repeat each other; a copy of a conditioned one is keyed by the operating system. A
+    seeded one keeps its position through pickle and deepcopy.
     Calls are serialised by a lock. A stream is the same on every machine up to the last bits of log and sin.
 
     Attributes:
         name: what the stream is for; part of a seeded key.
-        secret: True when the key came from the operating system.
+        secret: True when the key came from the operating system, or from a device whose noise is secret.
     """
 
-    def __init__(self, key: bytes, name: str, seed: int | None) -> None:
-        """Use `secure` or `seeded`."""
+    def __init__(self, key: bytes, name: str, seed: int | None, secret: bool = False) -> None:
+        """Use `secure`, `conditioned` or `seeded`."""
         self.name = name
         self._seed = seed
+        self._secret = secret
         self._lock = threading.Lock()
         self._words = np.empty(BLOCK // 2 + 2, dtype=np.uint64)
         self._turns = np.empty(BLOCK // 2 + 4, dtype=np.int32)
@@ -88,16 +90,54 @@ class NoiseGenerator:
     @classmethod
     def secure(cls, name: str) -> Self:
         """A generator keyed with 256 bits of the operating system's entropy."""
-        return cls(os.urandom(32), name, None)
+        return cls(os.urandom(32), name, None, secret=True)
+
+    @classmethod
+    def conditioned(cls, key: bytes, name: str, *, secret: bool) -> Self:
+        """A generator keyed by a device's conditioned entropy (`noise_models.entropy.conditioned_key`).
+
+        Args:
+            key: 32 bytes.
+            name: what the stream is for.
+            secret: whether nobody else can know the key: False where the device's noise is itself seeded.
+
+        Raises:
+            UsageError: a key of another length.
+        """
+        _check_key(key)
+        return cls(key, name, None, secret)
+
+    def rekey(self, key: bytes) -> None:
+        """Go on from the start of another key's stream, with everything about the old one forgotten.
+
+        Args:
+            key: 32 bytes, conditioned like the first; the generator stays as secret as it was.
+
+        Raises:
+            UsageError: a key of another length, the key in use (its stream would repeat), or a seeded generator.
+        """
+        _check_key(key)
+        if self._seed is not None:
+            raise UsageError(f"generator {self.name!r} is seeded and keeps its key; take a conditioned one")
+        with self._lock:
+            if key == self._key:
+                raise UsageError(f"generator {self.name!r} was given the key it has; condition fresh frames")
+            self._set_key(key)
+            # Scratch holds the old stream's words.
+            self._words.fill(0)
+            self._turns.fill(0)
+            self._wide.fill(0.0)
+            self._scratch.clear()
 
     @classmethod
     def seeded(cls, seed: int, name: str) -> Self:
         """The reproducible stream `name` of `seed`: no protection, whoever knows the seed knows the noise."""
-        return cls(_digest("seeded-key", str(int(seed)).encode(), name.encode()), name, int(seed))
+        key = _digest("seeded-key", str(int(seed)).encode(), name.encode())
+        return cls(key, name, int(seed))
 
     @property
     def secret(self) -> bool:
-        return self._seed is None
+        return self._secret
 
     def fingerprint(self) -> str:
         """Hex digest of the key, safe to store: equal fingerprints mean a re-used key."""
@@ -114,9 +154,9 @@ class NoiseGenerator:
         """Put a seeded stream at byte `position`, where an interrupted experiment left it.
 
         Raises:
-            UsageError: the key is secret: its stream is never drawn twice; or a negative position.
+            UsageError: the key is secret or conditioned: its stream is never drawn twice; or a negative position.
         """
-        if self.secret or position < 0:
+        if self._seed is None or position < 0:
             raise UsageError(
                 f"generator {self.name!r} cannot go to {position}; only a seeded one, to 0 or more"
             )
@@ -251,11 +291,17 @@ class NoiseGenerator:
         return _restore, (type(self), self._seed, self.name, self._position)
 
     def __repr__(self) -> str:
-        origin = "secret" if self._seed is None else f"seed={self._seed}"
+        seed = "conditioned" if self._seed is None else f"seed={self._seed}"
+        origin = "secret" if self.secret else seed
         return f"NoiseGenerator({self.name!r}, {origin})"
 
 
 _ZEROS: Final = memoryview(bytes(1 << 18))
+
+
+def _check_key(key: bytes) -> None:
+    if len(key) != 32:
+        raise UsageError(f"key has {len(key)} bytes; give the 32 that conditioning yields")
 
 
 def _check_count(n: int) -> None:

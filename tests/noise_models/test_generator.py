@@ -11,6 +11,7 @@ import hashlib
 import multiprocessing
 import os
 import pickle
+import threading
 from typing import Any
 
 import numpy as np
@@ -185,6 +186,72 @@ def test_a_seeded_generator_keeps_its_position(clone: Any, n: int, m: int) -> No
     assert torch.equal(twin.normal_(torch.empty(99)), generator.normal_(torch.empty(99)))
 
 
+def conditioned(byte: int = 1, secret: bool = True) -> NoiseGenerator:
+    return NoiseGenerator.conditioned(bytes([byte] * 32), "noise", secret=secret)
+
+
+def test_a_conditioned_key_is_the_one_given() -> None:
+    by_hand = NoiseGenerator(bytes([1] * 32), "noise", None)
+    assert (conditioned().uint64(9) == by_hand.uint64(9)).all()
+    assert conditioned().secret
+    assert not conditioned(secret=False).secret
+    assert NoiseGenerator.secure("noise").secret
+    assert not NoiseGenerator.seeded(1, "noise").secret
+
+
+def test_rekeying_starts_the_other_keys_stream() -> None:
+    generator = conditioned(1)
+    before = generator.fingerprint()
+    generator.normal_(torch.empty(10_001))
+    generator.rekey(bytes([2] * 32))
+    assert generator.position == 0
+    assert generator.fingerprint() == conditioned(2).fingerprint() != before
+    assert generator.secret
+    fresh = conditioned(2)
+    assert torch.equal(generator.normal_(torch.empty(777)), fresh.normal_(torch.empty(777)))
+    assert (generator.uint64(5) == fresh.uint64(5)).all()
+
+
+def test_rekeying_leaves_nothing_of_the_old_stream() -> None:
+    generator = conditioned(1)
+    generator.normal_(torch.empty(100))
+    generator.rekey(bytes([2] * 32))
+    assert not generator._words.any()
+    assert not generator._turns.any()
+    assert not generator._wide.any()
+    assert not generator._scratch
+
+
+@pytest.mark.parametrize("secret", [True, False])
+@pytest.mark.parametrize("clone", [copy.deepcopy, copy.copy, lambda g: pickle.loads(pickle.dumps(g))])
+def test_a_conditioned_key_is_never_copied(clone: Any, secret: bool) -> None:
+    generator = conditioned(secret=secret)
+    assert generator._key not in pickle.dumps(generator)
+    assert generator._key.hex() not in repr(generator)
+    twin = clone(generator)
+    assert twin.name == "noise"
+    assert twin.fingerprint() != generator.fingerprint()
+
+
+def test_draws_and_rekeying_take_turns() -> None:
+    # Without the lock a draw would span two streams: every block must come whole from one key.
+    generator, n = conditioned(0), 50_000
+    known = {conditioned(byte).uint64(n).tobytes() for byte in range(40)}
+    found: list[bytes] = []
+
+    def draw() -> None:
+        for _ in range(40):
+            found.append(generator.uint64(n).tobytes()[: 8 * n])
+
+    thread = threading.Thread(target=draw)
+    thread.start()
+    for byte in range(1, 40):
+        generator.rekey(bytes([byte] * 32))
+    thread.join()
+    starts = {block[:800] for block in known}
+    assert all(block in known for block in found if block[:800] in starts)
+
+
 def _child(generator: NoiseGenerator, queue: Any) -> None:
     queue.put((generator.fingerprint(), generator.uint64(4).tolist()))
 
@@ -253,6 +320,11 @@ def test_derived_seeds() -> None:
         lambda g: g.bernoulli(5, 1.5),
         lambda g: g.bernoulli(5, float("nan")),
         lambda g: g.uint64(-1),
+        lambda g: g.rekey(bytes(32)),  # seeded
+        lambda g: conditioned().rekey(bytes(31)),
+        lambda g: conditioned(1).rekey(bytes([1] * 32)),
+        lambda g: conditioned().seek(0),
+        lambda g: NoiseGenerator.conditioned(b"short", "noise", secret=True),
     ],
 )
 def test_wrong_use_is_refused_in_one_line(action: Any) -> None:
