@@ -1,0 +1,154 @@
+"""What healthy frames look like, and the limits that they pass with a stated probability at most (its false alarm).
+
+A healthy dark pixel reads `round(N(level, std²))`, independently of all others; a healthy difference of two frames
+is normal up to that rounding. Variances and counts have exact laws then; a serial correlation over n pixels has
+lighter tails than its limiting N(0, 1/n).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from scipy import special, stats
+
+from noise_models.base import Credit
+from noise_models.calibration import Calibration
+
+# What a calibrated device may do between calibrations, as a fraction; a device known by construction does not.
+DRIFT: Final = 0.05  # of the noise's standard deviation
+LEVEL_DRIFT: Final = 0.5  # of the dark level, in standard deviations of the noise
+_REACH: Final = (
+    9.5  # standard deviations: dark levels keep 10 from both ends, so whatever lies beyond was clipped
+)
+_UNEVEN: Final = 1.25  # a calibrated converter's widest code over the ideal one
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What a healthy camera's frames look like, in DN.
+
+    Attributes:
+        credited: standard deviation of the Gaussian noise that is counted on; less of it is a failure.
+        expected: the same as estimated.
+        level: mean of dark frames.
+        step: distance between two codes.
+        drift: how far, relatively, the standard deviation may be from `expected`; 0 by construction.
+        light: mean of lit frames; None takes the start-up's own.
+    """
+
+    credited: float
+    expected: float
+    level: float
+    step: float
+    drift: float = 0.0
+    light: float | None = None
+
+    @classmethod
+    def of_credit(cls, credit: Credit) -> Reference:
+        """Of a device whose law is known by construction."""
+        return cls(credit.std, credit.std, credit.level, credit.step)
+
+    @classmethod
+    def of_calibration(cls, calibration: Calibration) -> Reference:
+        """Of a calibrated device: one-sided against the lower limit, both ways within DRIFT of the estimate."""
+        return cls(
+            calibration.credit_lower_dn,
+            max(calibration.credit_dn, calibration.credit_lower_dn),
+            calibration.dark_level_dn,
+            calibration.step_dn,
+            DRIFT,
+            calibration.light_level_dn,
+        )
+
+
+def code_law(std: float, level: float, codes: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Probability of each code under `round(N(level, std²))`, in steps; the last code takes the upper tail."""
+    edges = special.ndtr((codes - 0.5 - level) / std)
+    return np.diff(edges, append=1.0)
+
+
+def largest_probability(std: float) -> float:
+    """Of any code, at the worst place of the level between two codes."""
+    return float(special.erf(0.5 / (std * math.sqrt(2))))
+
+
+def repeat_probability(std: float) -> float:
+    """That two pixels read the same code, at the worst level: the difference of two normals, rounded."""
+    codes = np.arange(-math.ceil(12 * std) - 1, math.ceil(12 * std) + 2, dtype=np.float64)
+    return max(float(np.square(code_law(std, level, codes)).sum()) for level in (0.0, 0.5))
+
+
+def count_limit(trials: int, probability: float, false_alarm: float) -> int:
+    """So many successes or more are a failure (exact binomial law)."""
+    return int(stats.binom.isf(false_alarm, trials, probability)) + 1
+
+
+def run_limit(places: int, probability: float, false_alarm: float) -> int:
+    """So many equal codes in a row, or more, are a failure: SP 800-90B's repetition count, over all places."""
+    return 1 + math.ceil(math.log(places / false_alarm) / -math.log(probability))
+
+
+def variance_limits(pixels: int, false_alarm: float) -> tuple[float, float]:
+    """Lower and upper limit of a sample variance over the true one, each at this false alarm (chi-square)."""
+    low, high = stats.chi2.ppf(false_alarm, pixels), stats.chi2.isf(false_alarm, pixels)
+    return float(low) / pixels, float(high) / pixels
+
+
+def sum_limit(terms: int, false_alarm: float) -> float:
+    """Upper limit of a sum of squares of standard normals (chi-square)."""
+    return float(stats.chi2.isf(false_alarm, terms))
+
+
+def mean_limit(pixels: int, false_alarm: float) -> float:
+    """Limit of |mean| of standard normals; also of a serial correlation over as many pixels. Two-sided."""
+    return float(-special.ndtri(false_alarm / 2)) / math.sqrt(pixels)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of the statistics of a number of frames, each at the false alarm of one test."""
+
+    repeated: int
+    run: int
+    reach: float
+    clipped: int
+    common: int
+    level: float
+    variance_low: float
+    variance_high: float
+    correlation: float
+    rows: float
+    columns: float
+
+
+def limits(
+    ref: Reference, alarm: float, frames: int, pairs: int, rows: int, columns: int, lags: int
+) -> Limits:
+    pixels, differences = frames * rows * columns, pairs * rows * columns
+    std = ref.credited / ref.step
+    uneven = _UNEVEN if ref.drift else 1.0
+    likely = min(1.0, uneven * largest_probability(std))
+    rounding = ref.step**2 / 12
+    below, above = variance_limits(differences, alarm / 2)
+    widest = ref.expected * (1 + ref.drift)
+    narrowest = max(ref.credited, ref.expected * (1 - ref.drift))
+    codes = 2 * math.ceil(_REACH * widest / ref.step) + 1
+    outside = math.erfc(_REACH / math.sqrt(2))
+    return Limits(
+        repeated=count_limit(differences, min(1.0, uneven * repeat_probability(std)), alarm),
+        run=run_limit(pixels, likely, alarm / 3),
+        reach=_REACH * widest,
+        clipped=count_limit(pixels, outside, alarm),
+        common=count_limit(pixels, likely, alarm / codes),
+        level=mean_limit(pixels, alarm) * math.sqrt(widest**2 + rounding)
+        + (LEVEL_DRIFT * ref.expected if ref.drift else 0.0),
+        variance_low=(narrowest**2 + rounding) * below,
+        variance_high=(widest**2 + rounding) * above,
+        correlation=mean_limit(differences, alarm / lags),
+        rows=sum_limit(pairs * rows, alarm / 2),
+        columns=sum_limit(pairs * columns, alarm / 2),
+    )
