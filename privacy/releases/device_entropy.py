@@ -1,0 +1,158 @@
+"""`device-entropy`: the device supplies the entropy, a cryptographic generator the noise (THEORY T4, last part).
+
+Dark frames go through health tests and a vetted conditioner (NIST SP 800-90B) into the key of the generator that
+draws Z. The noise is then exactly as good as `digital`'s and costs the same: no law of the device's noise is
+assumed, and no converter has to be ideal. What the device adds is a second source of secrecy beside the operating
+system's; either of the two suffices.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from noise_models.entropy import ASSESSED_BITS, ContinuousTests, conditioned_key, differences
+from noise_models.errors import UsageError
+from noise_models.generator import NORMAL_TAIL_MASS, NoiseGenerator
+from noise_models.min_entropy import LEAST_SAMPLES, MinEntropy, assess
+from privacy.protocols import DarkFrames
+from privacy.releases.source import Cost, NoiseSource, add_secret_normals
+
+# Releases between two keys. A public schedule: it looks at nothing but their number.
+RESEED_RELEASES = 64
+
+
+class DeviceEntropyNoise(NoiseSource):
+    """Z from a generator keyed, and keyed anew every RESEED_RELEASES releases, from fresh dark frames.
+
+    `device_share` is 0: none of the variance is the device's.
+
+    Attributes:
+        assessment: min-entropy of the start-up frames; None before `start_up`.
+    """
+
+    name = "device-entropy"
+    assumptions = (
+        "the key is secret: the min-entropy of the dark frames is at least a third of what SP 800-90B's estimators "
+        "found in it, or the operating system's entropy is secret (HMAC-SHA-256 of both makes either suffice)",
+        "the noise generator (AES-256 in counter mode) cannot be told from random bits",
+    )
+
+    def __init__(self, device: DarkFrames | None, system: NoiseGenerator) -> None:
+        """
+        Args:
+            device: the camera.
+            system: the operating system's share of every key (a seeded generator in a reproducible run).
+        Raises:
+            UsageError: no device, or one without dark frames.
+        """
+        if device is None:
+            raise UsageError(
+                "the training rule uses no device, so there are no dark frames; use --rule dfa with --backend "
+                "simulated-opu, or --release digital"
+            )
+        if device.dark_pixels < 1:
+            raise UsageError(
+                f"backend {device.name} has no dark frames; use --backend simulated-opu, or --release digital"
+            )
+        self.assessment: MinEntropy | None = None
+        self._device = device
+        self._system = system
+        self._generator: NoiseGenerator | None = None
+        self._releases = 0
+        self._rekeyed = False
+
+    def start_up(self) -> dict[str, Any]:
+        """Assess the device on frames that nothing else uses, then take the first key from further ones.
+
+        Returns:
+            what was found, for the ledger.
+        Raises:
+            DeviceError: too little entropy, or a failed health test.
+        """
+        pairs = math.ceil(LEAST_SAMPLES / self._device.dark_pixels)
+        samples = differences(self._frames(pairs))
+        self.assessment = assess(samples)
+        tests = ContinuousTests(self.assessment.bits)
+        statistics = tests.check(samples)
+        self._key()
+        return {
+            "source": self.name,
+            "standard": "NIST SP 800-90B, non-IID estimators without the predictors, upper 99 % bounds",
+            "samples": self.assessment.samples,
+            "alphabet": self.assessment.alphabet,
+            "min_entropy_bits_per_sample": self.assessment.bits,
+            "estimates": self.assessment.estimates,
+            **statistics,
+            "repetition_cutoff": tests.repetition,
+            "proportion_cutoff": tests.proportion,
+            "frames_per_key": 2 * self._pairs(),
+            "assessed_bits_per_key": self._pairs() * self._device.dark_pixels * self.assessment.bits,
+            "reseed_releases": RESEED_RELEASES,
+            "false_alarm_per_key": tests.false_alarm(self._pairs() * self._device.dark_pixels),
+        }
+
+    @property
+    def generators(self) -> tuple[NoiseGenerator, ...]:
+        own = () if self._generator is None else (self._generator,)
+        return (*own, self._system, *self._device.generators)
+
+    def rekeyed(self) -> tuple[NoiseGenerator, ...]:
+        """The generator, if it took a new key since this was last asked (the first key included)."""
+        if self._generator is None or not self._rekeyed:
+            return ()
+        self._rekeyed = False
+        return (self._generator,)
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "argument": "the device keys a cryptographic generator and supplies none of the variance",
+            "conditioner": "HMAC-SHA-256",
+            "assessed_bits_needed": ASSESSED_BITS,
+            "reseed_releases": RESEED_RELEASES,
+            "device": self._device.describe(),
+        }
+
+    def cost(self, dimension: int) -> Cost:
+        return Cost(log_ratio=0.0, log_inflation=0.0, mass=dimension * NORMAL_TAIL_MASS)
+
+    def add_noise(self, total: Tensor, std: float) -> None:
+        """
+        Raises:
+            DeviceError: frames for a new key failed a health test.
+            UsageError: before `start_up`.
+        """
+        if self._generator is None:
+            raise UsageError("the generator has no key yet; call start_up first")
+        if self._releases and self._releases % RESEED_RELEASES == 0:
+            self._key()
+        add_secret_normals(total, std, self._generator)
+        self._releases += 1
+
+    def _frames(self, pairs: int) -> npt.NDArray[Any]:
+        codes: npt.NDArray[Any] = self._device.dark(2 * pairs).cpu().numpy()
+        return codes.astype(np.int32)
+
+    def _pairs(self) -> int:
+        """Pairs of frames whose assessed entropy makes a key."""
+        assert self.assessment is not None
+        return math.ceil(ASSESSED_BITS / (self.assessment.bits * self._device.dark_pixels))
+
+    def _key(self) -> None:
+        """A key from fresh, tested frames that nothing else uses."""
+        assert self.assessment is not None
+        frames = self._frames(self._pairs())
+        samples = differences(frames)
+        ContinuousTests(self.assessment.bits).check(samples)
+        salt = self._system.uint64(4).tobytes()
+        key = conditioned_key(frames, len(samples) * self.assessment.bits, salt, self.name)
+        if self._generator is None:
+            secret = self._system.secret and all(generator.secret for generator in self._device.generators)
+            self._generator = NoiseGenerator.conditioned(key, "noise", secret=secret)
+        else:
+            self._generator.rekey(key)
+        self._rekeyed = True
