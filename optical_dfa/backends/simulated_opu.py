@@ -1,40 +1,44 @@
-"""A simulated optical processing unit: binary frames in, 8-bit camera frames with read noise out."""
+"""A simulated optical processing unit: binary mirrors, speckle, interference, and a camera in physical units."""
 
 from __future__ import annotations
 
-from math import sqrt
+from dataclasses import replace
+from math import isfinite
 from typing import Any, ClassVar, Final
 
 import torch
 from torch import Tensor
 
 from noise_models.base import Frame
+from noise_models.camera import PhysicalCamera
+from noise_models.data_sheet import DEFAULT_CAMERA, Camera, named_camera
 from noise_models.errors import UsageError
-from noise_models.generator import NoiseGenerator
-from noise_models.readout import CameraReadout
+from noise_models.generator import NoiseGenerator, derive_seed
 from optical_dfa.backends.base import ProjectionBackend
-from optical_dfa.backends.encoding import Frames, make_encoding
-from optical_dfa.backends.matrix import RandomMatrix
+from optical_dfa.backends.encoding import make_encoding
+from optical_dfa.backends.faults import Fault
+from optical_dfa.backends.optics import EFFECTIVE_SATURATION, REFERENCE_SHARE, Optics
 
-# Camera pixels simulated at a time: the working set stays in cache.
-_CHUNK: Final = 1 << 16
+FIDELITIES: Final = ("effective", "physics")
 
 
 class SimulatedOpuBackend(ProjectionBackend):
-    """`B e` through light: each error becomes binary frames, each frame is read by a noisy camera.
+    """`B e` through light: each error becomes binary frames, each frame interferes, each image is read by a camera.
 
-    B is the real effective matrix left after interferometric reconstruction of a scattering medium's
-    transmission matrix: i.i.d. N(0, 1), seeded. A binary frame x gives the analog signal B x around mid-
-    scale (balanced detection); `full_scale` of it reaches saturation. Frames are read by `CameraReadout`
-    at its data gain and differences are taken in the computer, so the black level cancels. Dark frames
-    are taken at the high dark gain. The exposure is a public constant, never automatic (THEORY T3).
+    `fidelity="physics"` simulates every image: field through the transmission matrix, interference, Poisson
+    counts, the camera's patterns, converter and ends of range. `"effective"` is its fast model: one matrix
+    product and one normal an output, with an ideal camera (no fixed pattern, dark current or converter error).
+    Dark frames are the same in both but for those. Exposure is a public constant, never automatic (THEORY T3):
+    see `Optics`. All camera parameters are ASSUMED typical values, not those of a product.
 
     Attributes:
         encoding: how an error becomes binary frames.
-        full_scale: |B x| at which a data frame saturates, in units of B.
+        optics: from mirrors to answer.
+        fidelity: "effective" or "physics".
     """
 
     name: ClassVar[str] = "simulated-opu"
+    noise: PhysicalCamera
 
     def __init__(
         self,
@@ -43,86 +47,147 @@ class SimulatedOpuBackend(ProjectionBackend):
         *,
         seed: int,
         noise: NoiseGenerator,
+        fidelity: str = "effective",
+        camera: str = DEFAULT_CAMERA,
+        method: str = "phase-4",
         encoding: str = "bit-planes",
         threshold: float | None = None,
         amplitude: float | None = None,
         bits: int | None = None,
         full_scale: float | None = None,
+        contrast: float | None = None,
+        grain: float | None = None,
+        decorrelation_seconds: float | None = None,
+        drift_per_hour: float = 0.0,
+        drift_limit: float = 0.05,
+        serial: int = 0,
         dark_pixels: int = 131_072,
-        adc_bits: int = 8,
-        full_well_electrons: float = 10_000.0,
-        read_noise_electrons: float = 5.0,
-        dark_amplification: float = 32.0,
+        frame_rate_hz: float | None = None,
+        adc_bits: int | None = None,
+        full_well_electrons: float | None = None,
+        read_noise_electrons: float | None = None,
+        dark_current_electrons_per_second: float | None = None,
+        prnu: float | None = None,
+        dsnu_electrons: float | None = None,
+        dnl_lsb: float | None = None,
+        dark_amplification: float | None = None,
         dark_black: float | None = None,
+        fault: str | None = None,
+        fault_after: int = 0,
     ) -> None:
         """
         Args:
-            seed: determines B.
-            noise: where read noise comes from, in data and in dark frames.
+            seed: determines B and how it ages.
+            noise: what keys shot and read noise, in data and in dark frames.
+            fidelity: "effective" or "physics".
+            camera: a named parameter set of `noise_models.camera`; the options below replace single ones.
+            method: how the field is measured: "phase-4", "phase-3", "anchor" or "balanced".
             encoding: "ternary", "ternary-absolute" or "bit-planes".
             threshold, amplitude, bits: the encoding's constants; None is its default.
-            full_scale: exposure; None is 4 sqrt(in_features), at most 1 pixel in 15 000 saturates.
+            full_scale: |B x| that fills the well; None is 3.909 sqrt(in_features): with all mirrors on 1 pixel in
+                15 000 saturates.
+            contrast: intensity of an on mirror over an off one; None is perfect mirrors.
+            grain: speckle grain in pixels, 1 to 64; None is independent pixels.
+            decorrelation_seconds: time in which the speckle field falls to 1/e; None is a stable medium.
+            drift_per_hour: relative drift of the camera's gain, linear in public time; 0 is none.
+            drift_limit: relative drift at which a drifting camera refuses to work; counted off its credit.
+            serial: which specimen of the camera: its fixed patterns.
             dark_pixels: pixels of the camera's region of interest.
-            adc_bits: resolution of the converter.
-            full_well_electrons: electrons at the converter's largest code in data frames.
-            read_noise_electrons: standard deviation of the read noise.
-            dark_amplification: analog gain of dark frames over that of data frames.
-            dark_black: black level of dark frames in DN; None is a quarter of the range.
+            frame_rate_hz: at which hardware times are projected; None is the camera's.
+            adc_bits, full_well_electrons, read_noise_electrons, dark_current_electrons_per_second, prnu,
+            dsnu_electrons, dnl_lsb, dark_amplification: see `Camera`; None is the named camera's.
+            dark_black: black level of dark frames in DN; None keeps the named camera's place in the range.
+            fault: one of `faults.FAULTS`, on purpose; None is a sound device.
+            fault_after: camera frames without data before the fault begins.
 
         Raises:
             UsageError: a value out of its range, named.
         """
         super().__init__(in_features, out_features)
-        for label, value in (("full_well_electrons", full_well_electrons), ("full_scale", full_scale)):
-            if value is not None and not 0.0 < value < float("inf"):
-                raise UsageError(f"{label} is {value}; it must be positive and finite")
-        if dark_pixels < 1:
-            raise UsageError(f"dark_pixels is {dark_pixels}; a camera has at least 1 pixel")
         self._arguments = {
-            "encoding": encoding, "threshold": threshold, "amplitude": amplitude, "bits": bits,
-            "full_scale": full_scale, "dark_pixels": dark_pixels, "adc_bits": adc_bits,
-            "full_well_electrons": full_well_electrons, "read_noise_electrons": read_noise_electrons,
-            "dark_amplification": dark_amplification, "dark_black": dark_black,
+            "fidelity": fidelity, "camera": camera, "method": method, "encoding": encoding,
+            "threshold": threshold, "amplitude": amplitude, "bits": bits, "full_scale": full_scale,
+            "contrast": contrast, "grain": grain, "decorrelation_seconds": decorrelation_seconds,
+            "drift_per_hour": drift_per_hour, "drift_limit": drift_limit, "serial": serial, "dark_pixels": dark_pixels,
+            "frame_rate_hz": frame_rate_hz, "adc_bits": adc_bits, "full_well_electrons": full_well_electrons,
+            "read_noise_electrons": read_noise_electrons,
+            "dark_current_electrons_per_second": dark_current_electrons_per_second, "prnu": prnu,
+            "dsnu_electrons": dsnu_electrons, "dnl_lsb": dnl_lsb, "dark_amplification": dark_amplification,
+            "dark_black": dark_black, "fault": fault, "fault_after": fault_after,
         }  # fmt: skip
-        data_gain = (2**adc_bits - 1) / full_well_electrons
-        self._camera = CameraReadout(
-            read_noise_electrons=read_noise_electrons,
-            data_gain=data_gain,
-            dark_gain=dark_amplification * data_gain,
-            data_black=2.0 ** (adc_bits - 1),
-            dark_black=2.0 ** (adc_bits - 2) if dark_black is None else dark_black,
-            bits=adc_bits,
-        )
-        self.noise = self._camera
+        if fidelity not in FIDELITIES:
+            raise UsageError(f"fidelity is {fidelity!r}; it must be one of: {', '.join(FIDELITIES)}")
+        imperfect = {
+            "dark_current_electrons_per_second": dark_current_electrons_per_second, "prnu": prnu,
+            "dsnu_electrons": dsnu_electrons, "dnl_lsb": dnl_lsb,
+        }  # fmt: skip
+        if fidelity == "effective":
+            for option, value in imperfect.items():
+                if value:
+                    raise UsageError(
+                        f"{option} is {value}; the effective model has an ideal camera: use fidelity=physics, or 0"
+                    )
+        parameters = _camera(
+            camera, dark_pixels, adc_bits, dark_black, frame_rate_hz=frame_rate_hz,
+            full_well_electrons=full_well_electrons, read_noise_electrons=read_noise_electrons,
+            dark_amplification=dark_amplification, **imperfect,
+        )  # fmt: skip
+        if fidelity == "effective":
+            parameters = parameters.ideal()
+        self.fidelity = fidelity
         self.encoding = make_encoding(encoding, threshold=threshold, amplitude=amplitude, bits=bits)
-        self.full_scale = 4 * sqrt(in_features) if full_scale is None else full_scale
-        self.dark_pixels = dark_pixels
+        self.optics = Optics(
+            in_features,
+            out_features,
+            seed=seed,
+            camera=parameters,
+            method=method,
+            full_scale=full_scale,
+            contrast=contrast,
+            grain=grain,
+            decorrelation_seconds=decorrelation_seconds,
+        )
+        self._check_fit(parameters)
+        if not isfinite(drift_per_hour):
+            raise UsageError(f"drift_per_hour is {drift_per_hour}; it must be finite")
+        limit = drift_limit if drift_per_hour else 0.0
+        self.noise = PhysicalCamera(parameters, serial, limit)
+        # Balanced detection has a second camera, with patterns of its own.
+        self._second = PhysicalCamera(parameters, derive_seed(serial, "second camera"), limit)
+        self.dark_pixels = parameters.pixels
+        self.frame_shape = (parameters.rows, parameters.columns)
+        self.frame_rate_hz = parameters.frame_rate_hz
+        nothing = self.encoding.encode(torch.zeros(1, in_features))
+        self.frames_per_record = len(nothing.weights) * self.optics.interferometer.frames
+        self._fault = (
+            None
+            if fault is None
+            else Fault(fault, after=fault_after, shape=self.frame_shape, top=parameters.top)
+        )
         self._seed = seed
         self._generator = noise
         self.generators = (noise,)
-        self._matrix = RandomMatrix(in_features, out_features, seed, "normal")
+        self._drift_per_hour = drift_per_hour
+        self._elapsed = 0.0
 
-    @property
-    def dn_per_unit(self) -> float:
-        """Exposure: DN of signal for one unit of B x."""
-        return (self._camera.top - self._camera.data_black) / self.full_scale
+    def _check_fit(self, camera: Camera) -> None:
+        saturated = self.optics.saturated_fraction()
+        if self.fidelity == "effective" and saturated > EFFECTIVE_SATURATION:
+            raise UsageError(
+                f"full_scale is {self.optics.full_scale:.4g}: {saturated:.2g} of the pixels could saturate, which "
+                f"the effective model leaves out (up to {EFFECTIVE_SATURATION:g}): use fidelity=physics, or more"
+            )
+        if self.fidelity == "physics" and self.optics.pixels > camera.pixels:
+            raise UsageError(
+                f"{self.out_features} outputs need {self.optics.pixels} camera pixels, and dark_pixels is "
+                f"{camera.pixels}; give at least that many"
+            )
 
     def _project(self, e: Tensor) -> Tensor:
         frames = self.encoding.encode(e)
-        out = torch.empty(len(e), self.out_features, dtype=e.dtype, device=e.device)
-        rows = max(1, _CHUNK // self.out_features)
-        for start in range(0, len(e), rows):
-            out[start : start + rows] = self._read(frames, slice(start, start + rows))
-        return out
-
-    def _read(self, frames: Frames, rows: slice) -> Tensor:
-        """Expose and read the frames of some records; shape (rows, out_features), in units of B e."""
-        scale = frames.scale[rows] / self.dn_per_unit
-        total = torch.zeros(len(scale), self.out_features, device=scale.device)
-        for plane, weight in zip(frames.planes, frames.weights, strict=True):
-            signal = self._matrix.times(plane[rows].float()).mul_(self.dn_per_unit)
-            total.add_(self._camera.sample(signal, self._generator, Frame.DATA), alpha=weight)
-        return total.to(scale.dtype).mul_(scale[:, None])
+        if self.fidelity == "physics":
+            return self.optics.physics(frames, (self.noise, self._second), self._generator)
+        return self.optics.effective(frames, self.noise, self._generator, self.noise.gain_factor)
 
     def dark(self, frames: int) -> Tensor:
         """Raw codes of fresh dark frames, shape (frames, dark_pixels), uint8 (int32 above 8 bits), in DN.
@@ -130,16 +195,70 @@ class SimulatedOpuBackend(ProjectionBackend):
         Raises:
             UsageError: no read noise, a negative number of frames, or the device was closed.
         """
+        return self.expose(frames, light=0.0, seconds=None, setting=Frame.DARK)
+
+    def expose(self, frames: int, *, light: float, seconds: float | None, setting: Frame) -> Tensor:
+        """Raw codes of fresh frames of uniform reference light, shape (frames, dark_pixels), in DN.
+
+        `light` 1 is what the reference wave alone gives a pixel in a data frame: a quarter of the full well in the
+        data setting's own exposure.
+
+        Raises:
+            UsageError: an argument out of its range, or the device was closed.
+        """
         self._require_open()
         if frames < 0:
             raise UsageError(f"number of dark frames is {frames}; it must not be negative")
-        codes = self._camera.dark_codes(frames * self.dark_pixels, self._generator)
-        return codes.view(frames, self.dark_pixels)
+        for label, value in (("light", light), ("exposure in seconds", seconds or 0.0)):
+            if not (isfinite(value) and value >= 0.0):
+                raise UsageError(f"{label} is {value}; it must be finite and not negative")
+        if self._fault is not None:
+            light = self._fault.light(light, frames)
+        codes = self._codes(frames, light, seconds, setting)
+        if self._fault is not None:
+            codes = self._fault.codes(codes, setting=setting, black=self.noise.camera.black(setting))
+        return codes
+
+    def _codes(self, frames: int, light: float, seconds: float | None, setting: Frame) -> Tensor:
+        camera = self.noise.camera
+        if light == 0.0 and setting is Frame.DARK:
+            return self.noise.dark_codes(frames, self._generator, seconds)
+        time = camera.exposure(setting) if seconds is None else seconds
+        electrons = (
+            light * REFERENCE_SHARE**2 * camera.full_well_electrons * time / camera.exposure(Frame.DATA)
+        )
+        signal = torch.full((frames, camera.pixels), electrons)
+        codes = self.noise.sample(signal, self._generator, setting, seconds)
+        return codes.to(torch.uint8 if camera.bits <= 8 else torch.int32)
+
+    def advance(self, seconds: float) -> None:
+        """Let `seconds` of PUBLIC time pass: the gain drifts, the medium ages.
+
+        Raises:
+            UsageError: a negative time, or the device was closed.
+            DeviceError: the gain has drifted beyond drift_limit.
+        """
+        self._require_open()
+        if not (isfinite(seconds) and seconds >= 0.0):
+            raise UsageError(f"time passes by {seconds} seconds; it must be finite and not negative")
+        self._elapsed += seconds
+        factor = 1 + self._drift_per_hour * self._elapsed / 3600
+        for camera in (self.noise, self._second):
+            camera.gain_factor = factor
+        self.optics.advance(seconds)
+
+    def hardware_seconds(self, records: int) -> float:
+        """Time in which a device of this frame rate would project so many records."""
+        return records * self.frames_per_record / self.frame_rate_hz
+
+    def camera(self) -> dict[str, Any]:
+        return {**self.noise.describe(), "fidelity": self.fidelity}
 
     def matrix(self) -> Tensor:
-        return self._matrix.values
+        return self.optics.projection().t().contiguous()
 
     def describe(self) -> dict[str, Any]:
+        # A fault is what happens to a device, not what it is: it does not show here.
         return {
             "backend": self.name,
             "in_features": self.in_features,
@@ -147,19 +266,63 @@ class SimulatedOpuBackend(ProjectionBackend):
             "seed": self._seed,
             "distribution": "normal",
             "std": self.std,
+            "fidelity": self.fidelity,
             "encoding": self.encoding.describe(),
-            "full_scale": self.full_scale,
+            "optics": self.optics.describe(),
+            "grain": self._arguments["grain"],
+            "decorrelation_seconds": self._arguments["decorrelation_seconds"],
+            "drift_per_hour": self._drift_per_hour,
             "dark_pixels": self.dark_pixels,
+            "frames_per_record": self.frames_per_record,
+            "frame_rate_hz": self.frame_rate_hz,
             "noise": self.noise.describe(),
         }
 
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        medium = self.optics.medium
         return _restore, (
             type(self), self.in_features, self.out_features, self._seed, self._generator, self._arguments,
+            self._elapsed, medium.state() if medium.moved else None,
         )  # fmt: skip
 
 
+def _camera(
+    name: str, pixels: int, bits: int | None, dark_black: float | None, **replaced: float | None
+) -> Camera:
+    """The named camera with single parameters replaced; black levels keep their place in the range."""
+    if pixels < 1:
+        raise UsageError(f"dark_pixels is {pixels}; a camera has at least 1 pixel")
+    found = named_camera(name)
+    rows = next(n for n in range(int(pixels**0.5), 0, -1) if pixels % n == 0)
+    if bits is None:
+        bits = found.bits
+    elif not 2 <= bits <= 16:
+        raise UsageError(f"adc_bits is {bits}; it must be 2 to 16")
+    scale = 2.0 ** (bits - found.bits)
+    return replace(
+        found,
+        bits=bits,
+        data_black_dn=found.data_black_dn * scale,
+        dark_black_dn=found.dark_black_dn * scale if dark_black is None else dark_black,
+        rows=rows,
+        columns=pixels // rows,
+        **{key: value for key, value in replaced.items() if value is not None},  # type: ignore[arg-type]
+    )
+
+
 def _restore(
-    cls: type[SimulatedOpuBackend], n_in: int, n_out: int, seed: int, noise: NoiseGenerator, options: Any
+    cls: type[SimulatedOpuBackend],
+    n_in: int,
+    n_out: int,
+    seed: int,
+    noise: NoiseGenerator,
+    options: Any,
+    elapsed: float,
+    medium: tuple[Tensor, Tensor] | None,
 ) -> SimulatedOpuBackend:
-    return cls(n_in, n_out, seed=seed, noise=noise, **options)
+    device = cls(n_in, n_out, seed=seed, noise=noise, **options)
+    if medium is not None:
+        device.optics.medium.restore(medium)
+    device._elapsed = elapsed
+    device.advance(0.0)
+    return device
