@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import torch
 
 from noise_models.base import Frame
+from noise_models.camera import PhysicalCamera, named_camera
 from noise_models.generator import NoiseGenerator
-from noise_models.readout import CameraReadout
 from optical_dfa.backends import create
 
 REPETITIONS = 7
@@ -47,11 +48,15 @@ def main() -> None:
         report(f"NoiseGenerator.normal_, {dtype}", n, partial(generator.normal_, out), "normals")
         report(f"NoiseGenerator.add_normal_, {dtype}", n, partial(generator.add_normal_, out, 0.5), "normals")
     report("NoiseGenerator.bernoulli, p = 0.07", 60_000, lambda: generator.bernoulli(60_000, 0.07), "coins")
-    camera = CameraReadout()
-    pixels = 1 << 20
-    dark = torch.zeros(pixels)
-    report("dark frame by sample()", pixels, lambda: camera.sample(dark, generator, Frame.DARK), "pixels")
-    report("dark frame by dark_codes()", pixels, lambda: camera.dark_codes(pixels, generator), "pixels")
+    data_sheet = replace(named_camera("machine-vision"), rows=1024, columns=1024)
+    for label, camera in (("", PhysicalCamera(data_sheet)), (", ideal", PhysicalCamera(data_sheet.ideal()))):
+        pixels = data_sheet.pixels
+        for light in (0.0, 2500.0):
+            signal = torch.full((pixels,), light)
+            frame = Frame.DATA if light else Frame.DARK
+            action = partial(camera.sample, signal, generator, frame)
+            report(f"camera{label}, {light:g} e- by sample()", pixels, action, "pixels")
+        report(f"camera{label}, dark_codes()", pixels, partial(camera.dark_codes, 1, generator), "pixels")
     m, n_out = 2048, 2048
     e = torch.softmax(torch.randn(m, 10), 1) - torch.eye(10)[torch.randint(10, (m,))]
     for name in ("digital", "simulated-opu", "lightonml-simulated"):

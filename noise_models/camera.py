@@ -14,13 +14,13 @@ from torch import Tensor
 
 from noise_models.base import Credit, Frame, NoiseModel
 from noise_models.chunks import CHUNK, draw_in_chunks
-from noise_models.data_sheet import CAMERAS, PATTERN_REACH, Camera
+from noise_models.data_sheet import CAMERAS, DEFAULT_CAMERA, PATTERN_REACH, Camera, named_camera
 from noise_models.errors import DeviceError, UsageError
 from noise_models.generator import NoiseGenerator, derive_seed
 from noise_models.quantised_normal import LEVELS, ShiftedQuantisedNormal
 from noise_models.shot import LARGEST_MEAN, draw_poisson
 
-__all__ = ["CAMERAS", "Camera", "PhysicalCamera"]
+__all__ = ["CAMERAS", "DEFAULT_CAMERA", "Camera", "PhysicalCamera", "named_camera"]
 
 # Dark electrons beyond the count that has this probability are charged to the clipped mass.
 _DARK_TAIL: Final = 1e-30
@@ -31,7 +31,8 @@ class PhysicalCamera(NoiseModel):
 
     A pixel k that receives a mean of N electrons reads (EMVA 1288, with a converter)
 
-        code = clip(adc(black + gain (min(Poisson((1 + PRNU_k) N + dark current) + DSNU_k, full well) + read N(0, 1)))),
+        code = clip(adc(black + gain (min(Poisson((1 + PRNU_k) N + dark current) + DSNU_k, full well) + read
+        N(0, 1)))),
 
     where `adc` rounds to the nearest code, or finds the interval between the measured thresholds of a
     converter with differential non-linearity. Patterns are public and the same for every frame and setting.
@@ -184,8 +185,9 @@ class PhysicalCamera(NoiseModel):
         """Raw codes of fresh frames taken in the dark at the dark setting; the law of `sample(zeros, DARK)`.
 
         The credited read noise comes from `generator` itself (cryptographic) and, for an ideal converter,
-        through exact code probabilities; the rest of the signal is resolved to 1/16 DN (ShiftedQuantisedNormal).
-        In dark frames gain drift is resolved to 0.1 %, so that those are tabulated seldom.
+        through exact code probabilities; the rest of the signal is resolved to 1/16 DN
+        (ShiftedQuantisedNormal). In dark frames gain drift is resolved to 0.1 %, so that those are tabulated
+        seldom.
 
         Returns:
             shape (n_frames, pixels), uint8 (int32 above 8 bits).

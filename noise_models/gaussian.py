@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -10,6 +11,9 @@ from torch import Tensor
 from noise_models.base import Credit, Frame, NoiseModel
 from noise_models.errors import UsageError
 from noise_models.generator import NORMAL_TAIL_MASS, NoiseGenerator
+
+# The assumption of a readout that no converter ends.
+REAL_READOUT: Final = "the readout is a real number: no converter rounds it (THEORY T4)"
 
 
 def add_noise(signal: Tensor, std: float, generator: NoiseGenerator) -> Tensor:
@@ -21,6 +25,8 @@ def add_noise(signal: Tensor, std: float, generator: NoiseGenerator) -> Tensor:
 @dataclass(frozen=True)
 class GaussianNoise(NoiseModel):
     """Readout = signal + N(0, std²), the same in dark and data frames, un-quantised.
+
+    **Credit.** All of it, in both kinds of frame: the noise is Gaussian, white and does not know the signal.
 
     Attributes:
         std: standard deviation, in DN.
@@ -45,7 +51,7 @@ class GaussianNoise(NoiseModel):
             clipped_mass=NORMAL_TAIL_MASS,
             beta=0.0,
             argument="the simulated noise is Gaussian and does not depend on the signal, by construction",
-            assumptions=("the readout is a real number: no converter rounds it (THEORY T4)",),
+            assumptions=(REAL_READOUT,),
         )
 
     def describe(self) -> dict[str, float | int | str]:

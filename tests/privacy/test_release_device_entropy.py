@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,16 +12,16 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from noise_models.camera import PhysicalCamera, named_camera
 from noise_models.entropy import ASSESSED_BITS
 from noise_models.errors import DeviceError, UsageError
 from noise_models.generator import NORMAL_TAIL_MASS, NoiseGenerator
 from noise_models.health import HealthError
 from noise_models.min_entropy import LEAST_SAMPLES
-from noise_models.readout import CameraReadout
 from privacy.releases.device_entropy import RESEED_RELEASES, DeviceEntropyNoise
 
 PIXELS = 1 << 16
-CAMERA = CameraReadout()
+CAMERA = PhysicalCamera(replace(named_camera("machine-vision").ideal(), rows=1, columns=1))
 
 
 class Camera:
@@ -36,7 +37,7 @@ class Camera:
         self.taken: list[Tensor] = []
 
     def codes(self, n: int) -> Tensor:
-        return CAMERA.dark_codes(n, self.generators[0])
+        return CAMERA.dark_codes(n, self.generators[0]).view(n)
 
     def dark(self, frames: int) -> Tensor:
         taken = self.codes(frames * self.dark_pixels).view(frames, self.dark_pixels)
@@ -167,7 +168,7 @@ class Pattern(Camera):
     def __init__(self) -> None:
         super().__init__()
         self.number = 0
-        self.pattern = CAMERA.dark_codes(PIXELS, NoiseGenerator.seeded(5, "pattern")).to(torch.int32)
+        self.pattern = CAMERA.dark_codes(PIXELS, NoiseGenerator.seeded(5, "pattern")).view(PIXELS).to(torch.int32)
 
     def codes(self, n: int) -> Tensor:
         self.number += 1
