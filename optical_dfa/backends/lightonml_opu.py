@@ -1,14 +1,7 @@
-"""LightOn's own library in the loop: its simulated device, or an OPU at the end of its drivers."""
+"""LightOn's own library in the loop: its simulated device, our optics behind it, or an OPU at its drivers' end."""
 
 from __future__ import annotations
 
-import importlib.metadata
-import sys
-import threading
-from abc import abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import ModuleType
 from typing import Any, ClassVar, Final
 
 import numpy as np
@@ -16,175 +9,23 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from noise_models.base import NoiseModel, NoNoise, UncalibratedNoise
+from noise_models.base import Frame, NoiseModel, NoNoise, UncalibratedNoise
 from noise_models.errors import DeviceError, UsageError
 from noise_models.generator import NoiseGenerator, derive_seed
-from optical_dfa.backends.base import ProjectionBackend
-from optical_dfa.backends.encoding import make_encoding
+from optical_dfa.backends.lightonml_calibration import CameraLevels, ProjectorCalibration, camera_levels
+from optical_dfa.backends.lightonml_front_end import LightonmlFrontEnd
+from optical_dfa.backends.lightonml_library import import_lightonml, physics_device
+from optical_dfa.backends.simulated_opu import SimulatedOpuBackend
 
-_INSTALL: Final = (
-    "install it with: pip install 'optical-dfa[lighton]'; pip install --no-deps lightonml==1.4.3; "
-    "or use --backend simulated-opu"
-)
-# Binary frames handed to lightonml at a time, its own batch size.
-_CHUNK: Final = 3000
-# Basis vectors shown to find the gain.
-_PROBES: Final = 1024
+DEVICES: Final = ("noiseless", "physics")
 
 
-class _PackageResources(ModuleType):
-    """The three names lightonml 1.4.3 takes from pkg_resources, which setuptools 82 no longer ships."""
+class LightonmlSimulatedBackend(LightonmlFrontEnd):
+    """lightonml without hardware, seeded: its own noiseless device, or our physics-level one behind its front end.
 
-    ResolutionError = importlib.metadata.PackageNotFoundError
-
-    @staticmethod
-    def get_distribution(name: str) -> importlib.metadata.Distribution:
-        return importlib.metadata.distribution(name)
-
-    @staticmethod
-    def require(requirement: str) -> None:
-        from packaging.requirements import Requirement
-
-        wanted = Requirement(requirement)
-        version = importlib.metadata.version(wanted.name)
-        if version not in wanted.specifier:
-            raise DeviceError(f"{wanted.name} is version {version}; {requirement} is needed")
-
-
-@contextmanager
-def _package_resources() -> Iterator[None]:
-    """pkg_resources is importable inside: the real one where it exists."""
-    try:
-        import pkg_resources  # type: ignore[import-not-found,unused-ignore]  # noqa: F401
-    except ImportError:
-        sys.modules["pkg_resources"] = _PackageResources("pkg_resources")
-        try:
-            yield
-        finally:
-            del sys.modules["pkg_resources"]
-    else:
-        yield
-
-
-def import_lightonml() -> tuple[Any, Any]:
-    """lightonml's (OPU, SimulatedOpuDevice) classes.
-
-    Raises:
-        DeviceError: lightonml is not installed, or cannot be imported.
+    `device="noiseless"` is lightonml's `SimulatedOpuDevice`: a dense complex Gaussian matrix, no noise, no camera.
+    `device="physics"` puts `simulated-opu` at fidelity "physics" in its place; it has that one's camera.
     """
-    try:
-        with _package_resources():
-            from lightonml.internal.simulated_device import SimulatedOpuDevice
-            from lightonml.opu import OPU
-    except (ImportError, AttributeError) as error:
-        raise DeviceError(f"lightonml cannot be imported ({error}); {_INSTALL}") from error
-    return OPU, SimulatedOpuDevice
-
-
-class _LightonmlBase(ProjectionBackend):
-    """`B e` by `OPU.linear_transform` of binary frames.
-
-    lightonml copies its input into uint8, so that a -1 becomes 255 without a word: only 0/1 frames are sent,
-    positive and negative ones stacked in one call and subtracted here. Its own rescaling is off; the gain is
-    measured once at the start by showing basis vectors, so that B's entries have variance 1.
-
-    Attributes:
-        encoding: how an error becomes binary frames.
-        gain: readout units for one unit of B.
-    """
-
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        seed: int,
-        noise: NoiseGenerator,
-        constants: dict[str, Any],
-    ) -> None:
-        super().__init__(in_features, out_features)
-        self.encoding = make_encoding(**constants)
-        self.noise = self._noise_model()
-        self._constants = constants
-        self._seed = seed
-        self._generator = noise
-        # linear_transform goes through state shared by the whole device: one call at a time.
-        self._lock = threading.Lock()
-        self._opu = self._open()
-        try:
-            self._opu.fit1d(n_features=in_features)
-            self.gain = self._measure_gain()
-        except BaseException:
-            self._opu.close()
-            raise
-
-    @abstractmethod
-    def _open(self) -> Any:
-        """The opened lightonml.OPU.
-
-        Raises:
-            DeviceError: library or device are not there.
-        """
-
-    @abstractmethod
-    def _noise_model(self) -> NoiseModel:
-        """What is known of the device's noise."""
-
-    def _measure_gain(self) -> float:
-        """Root mean square of the responses to basis vectors."""
-        probes = np.eye(min(_PROBES, self.in_features), self.in_features, dtype=np.uint8)
-        gain = float(np.sqrt(np.mean(np.square(self._transform(probes), dtype=np.float64))))
-        if not 0.0 < gain < float("inf"):
-            raise DeviceError(f"backend {self.name} answers {gain} to every probe; check light and shutter")
-        return gain
-
-    def _transform(self, frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Raw readout of 0/1 frames, shape (frames, out_features)."""
-        with self._lock:
-            try:
-                parts = [
-                    np.asarray(self._opu.linear_transform(frames[start : start + _CHUNK]), dtype=np.float32)
-                    for start in range(0, len(frames), _CHUNK)
-                ]
-            except Exception as error:
-                line = str(error).partition("\n")[0]
-                raise DeviceError(f"backend {self.name} failed while projecting: {line}") from error
-        return np.concatenate(parts)
-
-    def _project(self, e: Tensor) -> Tensor:
-        out = torch.empty(len(e), self.out_features, dtype=e.dtype, device=e.device)
-        if len(e) == 0:
-            return out
-        frames = self.encoding.encode(e)
-        count = len(frames.weights)
-        weights = np.asarray(frames.weights, dtype=np.float32)
-        rows = max(1, _CHUNK // count)
-        for start in range(0, len(e), rows):
-            planes = frames.planes[:, start : start + rows].to("cpu", torch.uint8)
-            m = planes.shape[1]
-            readout = self._transform(planes.reshape(count * m, self.in_features).numpy())
-            sums = np.tensordot(weights, readout.reshape(count, m, self.out_features), axes=1)
-            out[start : start + m] = torch.from_numpy(sums)
-        return out.mul_((frames.scale / self.gain)[:, None])
-
-    def describe(self) -> dict[str, Any]:
-        return {
-            "backend": self.name,
-            "in_features": self.in_features,
-            "out_features": self.out_features,
-            "std": self.std,
-            "encoding": self.encoding.describe(),
-            "noise": self.noise.describe(),
-            "lightonml": importlib.metadata.version("lightonml"),
-        }
-
-    def close(self) -> None:
-        if not self.closed:
-            self._opu.close()
-        super().close()
-
-
-class LightonmlSimulatedBackend(_LightonmlBase):
-    """lightonml's `SimulatedOpuDevice`, seeded: a dense complex Gaussian matrix, no noise, no camera."""
 
     name: ClassVar[str] = "lightonml-simulated"
 
@@ -195,32 +36,79 @@ class LightonmlSimulatedBackend(_LightonmlBase):
         *,
         seed: int,
         noise: NoiseGenerator,
+        device: str = "noiseless",
         encoding: str = "bit-planes",
         threshold: float | None = None,
         amplitude: float | None = None,
         bits: int | None = None,
+        camera: str | None = None,
+        method: str | None = None,
+        full_scale: float | None = None,
+        contrast: float | None = None,
+        grain: float | None = None,
+        decorrelation_seconds: float | None = None,
+        drift_per_hour: float | None = None,
+        serial: int | None = None,
+        dark_pixels: int | None = None,
+        frame_rate_hz: float | None = None,
     ) -> None:
         """
         Args:
             seed: determines B.
-            noise: unused, the device has none.
+            noise: what keys the physics-level device's noise; the noiseless one has none.
+            device: "noiseless" or "physics".
             encoding: "ternary", "ternary-absolute" or "bit-planes".
             threshold, amplitude, bits: the encoding's constants; None is its default.
+            camera, method, full_scale, contrast, grain, decorrelation_seconds, drift_per_hour, serial, dark_pixels,
+            frame_rate_hz: of the physics-level device, as in `SimulatedOpuBackend`; None is its default.
 
         Raises:
-            UsageError: a value out of its range.
+            UsageError: a value out of its range, or one that the noiseless device has no use for.
             DeviceError: lightonml is not installed.
         """
+        if device not in DEVICES:
+            raise UsageError(f"device is {device!r}; it must be one of: {', '.join(DEVICES)}")
+        optics = {
+            "camera": camera, "method": method, "full_scale": full_scale, "contrast": contrast, "grain": grain,
+            "decorrelation_seconds": decorrelation_seconds, "drift_per_hour": drift_per_hour, "serial": serial,
+            "dark_pixels": dark_pixels, "frame_rate_hz": frame_rate_hz,
+        }  # fmt: skip
+        self._optics: dict[str, Any] = {
+            option: value for option, value in optics.items() if value is not None
+        }
+        if device == "noiseless" and self._optics:
+            raise UsageError(
+                f"option {next(iter(self._optics))} is of a camera, and lightonml's noiseless device has none; "
+                "give device=physics too"
+            )
+        self.device = device
+        self._simulation = (
+            SimulatedOpuBackend(
+                in_features, out_features, seed=seed, noise=noise, fidelity="physics", **self._optics
+            )
+            if device == "physics"
+            else None
+        )
         constants = {"name": encoding, "threshold": threshold, "amplitude": amplitude, "bits": bits}
         super().__init__(in_features, out_features, seed, noise, constants)
+        if self._simulation is not None:
+            exposures = self._simulation.optics.interferometer.frames
+            nothing = self.encoding.encode(torch.zeros(1, in_features))
+            self.dark_pixels = self._simulation.dark_pixels
+            self.frame_shape = self._simulation.frame_shape
+            self.frame_rate_hz = self._simulation.frame_rate_hz
+            self.frames_per_record = len(nothing.weights) * exposures
+            self.generators = self._simulation.generators
 
     def _open(self) -> Any:
         opu_class, device_class = import_lightonml()
-        device = device_class()
-        # numpy's RandomState takes 32 bits. `simulated=True` would always use seed 0.
-        device.build_random_matrix(
-            self.in_features, self.out_features, seed=derive_seed(self._seed, "lightonml-matrix") % 2**32
-        )
+        if self._simulation is None:
+            device = device_class()
+            # numpy's RandomState takes 32 bits. `simulated=True` would always use seed 0.
+            seed = derive_seed(self._seed, "lightonml-matrix") % 2**32
+            device.build_random_matrix(self.in_features, self.out_features, seed=seed)
+        else:
+            device = physics_device(self._simulation)
         return opu_class(
             n_components=self.out_features,
             opu_device=device,
@@ -230,31 +118,77 @@ class LightonmlSimulatedBackend(_LightonmlBase):
         )
 
     def _noise_model(self) -> NoiseModel:
-        return NoNoise()
+        return NoNoise() if self._simulation is None else self._simulation.noise
+
+    def dark(self, frames: int) -> Tensor:
+        return super().dark(frames) if self._simulation is None else self._simulation.dark(frames)
+
+    def expose(self, frames: int, *, light: float, seconds: float | None, setting: Frame) -> Tensor:
+        if self._simulation is None:
+            return super().expose(frames, light=light, seconds=seconds, setting=setting)
+        return self._simulation.expose(frames, light=light, seconds=seconds, setting=setting)
+
+    def camera(self) -> dict[str, Any]:
+        return {} if self._simulation is None else self._simulation.camera()
+
+    def advance(self, seconds: float) -> None:
+        super().advance(seconds)
+        if self._simulation is not None:
+            self._simulation.advance(seconds)
 
     def matrix(self) -> Tensor:
+        if self._simulation is not None:
+            return self._simulation.matrix().div_(self.gain)
         real = self._opu.device.random_matrix.real
         return torch.from_numpy(np.ascontiguousarray(real.T, dtype=np.float32)).div_(self.gain)
 
     def describe(self) -> dict[str, Any]:
-        return {**super().describe(), "seed": self._seed, "distribution": "normal"}
+        own = {**super().describe(), "seed": self._seed, "distribution": "normal", "device": self.device}
+        return own if self._simulation is None else {**self._simulation.describe(), **own}
+
+    def close(self) -> None:
+        super().close()
+        if self._simulation is not None:
+            self._simulation.close()
 
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        encoding = {**self._constants, "encoding": self._constants["name"]}
+        del encoding["name"]
         return _restore_simulated, (
-            self.in_features, self.out_features, self._seed, self._generator, self._constants,
+            self.in_features, self.out_features, self._seed, self._generator,
+            {"device": self.device, **encoding, **self._optics}, self._simulation, self.calibration,
         )  # fmt: skip
 
 
 def _restore_simulated(
-    n_in: int, n_out: int, seed: int, noise: NoiseGenerator, constants: dict[str, Any]
+    n_in: int,
+    n_out: int,
+    seed: int,
+    noise: NoiseGenerator,
+    options: dict[str, Any],
+    simulation: SimulatedOpuBackend | None,
+    calibration: ProjectorCalibration,
 ) -> LightonmlSimulatedBackend:
-    options = {**constants, "encoding": constants["name"]}
-    del options["name"]
-    return LightonmlSimulatedBackend(n_in, n_out, seed=seed, noise=noise, **options)
+    """The device as it was: nothing is drawn from `noise`, and the gain is the one once measured."""
+    device = LightonmlSimulatedBackend(
+        n_in, n_out, seed=seed, noise=NoiseGenerator.secure("unused"), **options
+    )
+    device._generator = noise
+    device.calibration = calibration
+    if simulation is not None:
+        device._simulation = simulation
+        device.generators = simulation.generators
+        device.noise = simulation.noise
+        device._opu.device.attach(simulation)
+    return device
 
 
-class LightonmlBackend(_LightonmlBase):
-    """A LightOn OPU through lightonml and its drivers. B is what the medium happens to be."""
+class LightonmlBackend(LightonmlFrontEnd):
+    """A LightOn OPU through lightonml and its drivers. B is what the medium happens to be.
+
+    Attributes:
+        levels: of its camera at the start: dark level, signal, saturation.
+    """
 
     name: ClassVar[str] = "lightonml"
 
@@ -283,6 +217,7 @@ class LightonmlBackend(_LightonmlBase):
             DeviceError: library, drivers or device are not there, or the device does not answer.
         """
         self._config_file = config_file
+        self.levels: CameraLevels | None = None
         constants = {"name": encoding, "threshold": threshold, "amplitude": amplitude, "bits": bits}
         super().__init__(in_features, out_features, seed, noise, constants)
 
@@ -301,6 +236,18 @@ class LightonmlBackend(_LightonmlBase):
                 f"no LightOn OPU can be opened ({line}); connect one and install its drivers, "
                 "or use --backend simulated-opu"
             ) from error
+
+    def _calibrate(self) -> ProjectorCalibration:
+        """
+        Raises:
+            DeviceError: too little light, or too much; or answers that are not linear.
+        """
+        self.levels = camera_levels(self._image, self.in_features, self.name)
+        return super()._calibrate()
+
+    def _image(self, frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Raw 8-bit camera codes of 0/1 frames."""
+        return self._call(self._opu.transform, frames)
 
     def _noise_model(self) -> NoiseModel:
         return UncalibratedNoise()

@@ -86,10 +86,14 @@ def test_third_party_backends(monkeypatch: pytest.MonkeyPatch) -> None:
         ("simulated-opu", {"in_features": 3}, ["in_features", "threshold"]),
         ("simulated-opu", {"dark_pixels": 0}, ["dark_pixels", "1"]),
         ("simulated-opu", {"adc_bits": 40}, ["40", "16"]),
-        ("simulated-opu", {"dark_amplification": 1000.0}, ["10 sigma", "gain"]),
-        ("simulated-opu", {"read_noise_electrons": -1.0}, ["read noise", "-1"]),
+        ("simulated-opu", {"dark_amplification": 1000.0}, ["10 sigma", "dark_amplification"]),
+        ("simulated-opu", {"read_noise_electrons": -1.0}, ["read_noise_electrons", "-1"]),
         ("lightonml-simulated", {"encoding": "ternary", "threshold": 3.0}, ["3.0", "below 1"]),
-        ("lightonml-simulated", {"dark_pixels": 10}, ["dark_pixels", "encoding"]),
+        ("lightonml-simulated", {"adc_bits": 10}, ["adc_bits", "encoding"]),
+        ("lightonml-simulated", {"dark_pixels": 10}, ["dark_pixels", "device=physics"]),
+        ("lightonml-simulated", {"device": "effective"}, ["effective", "noiseless", "physics"]),
+        ("lightonml-simulated", {"device": "physics", "method": "guess"}, ["guess", "phase-4"]),
+        ("lightonml-simulated", {"device": "physics", "camera": "pinhole"}, ["pinhole", "machine-vision"]),
     ],
 )
 def test_wrong_options(name: str, options: dict[str, Any] | None, words: list[str]) -> None:
