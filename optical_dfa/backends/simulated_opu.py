@@ -12,6 +12,7 @@ from torch import Tensor
 from noise_models.base import Frame
 from noise_models.camera import PhysicalCamera
 from noise_models.data_sheet import DEFAULT_CAMERA, Camera, named_camera
+from noise_models.drift import LinearDrift
 from noise_models.errors import UsageError
 from noise_models.generator import NoiseGenerator, derive_seed
 from optical_dfa.backends.base import ProjectionBackend
@@ -89,7 +90,7 @@ class SimulatedOpuBackend(ProjectionBackend):
             contrast: intensity of an on mirror over an off one; None is perfect mirrors.
             grain: speckle grain in pixels, 1 to 64; None is independent pixels.
             decorrelation_seconds: time in which the speckle field falls to 1/e; None is a stable medium.
-            drift_per_hour: relative drift of the camera's gain, linear in public time; 0 is none.
+            drift_per_hour: relative drift of the camera's gain (`LinearDrift`) in public time; 0 is none.
             drift_limit: relative drift at which a drifting camera refuses to work; counted off its credit.
             serial: which specimen of the camera: its fixed patterns.
             dark_pixels: pixels of the camera's region of interest.
@@ -148,8 +149,7 @@ class SimulatedOpuBackend(ProjectionBackend):
             decorrelation_seconds=decorrelation_seconds,
         )
         self._check_fit(parameters)
-        if not isfinite(drift_per_hour):
-            raise UsageError(f"drift_per_hour is {drift_per_hour}; it must be finite")
+        self._drift = LinearDrift(drift_per_hour)
         limit = drift_limit if drift_per_hour else 0.0
         self.noise = PhysicalCamera(parameters, serial, limit)
         # Balanced detection has a second camera, with patterns of its own.
@@ -167,8 +167,6 @@ class SimulatedOpuBackend(ProjectionBackend):
         self._seed = seed
         self._generator = noise
         self.generators = (noise,)
-        self._drift_per_hour = drift_per_hour
-        self._elapsed = 0.0
 
     def _check_fit(self, camera: Camera) -> None:
         saturated = self.optics.saturated_fraction()
@@ -239,12 +237,9 @@ class SimulatedOpuBackend(ProjectionBackend):
             DeviceError: the gain has drifted beyond drift_limit.
         """
         self._require_open()
-        if not (isfinite(seconds) and seconds >= 0.0):
-            raise UsageError(f"time passes by {seconds} seconds; it must be finite and not negative")
-        self._elapsed += seconds
-        factor = 1 + self._drift_per_hour * self._elapsed / 3600
+        self._drift.advance(seconds)
         for camera in (self.noise, self._second):
-            camera.gain_factor = factor
+            camera.gain_factor = self._drift.factor
         self.optics.advance(seconds)
 
     def hardware_seconds(self, records: int) -> float:
@@ -271,7 +266,7 @@ class SimulatedOpuBackend(ProjectionBackend):
             "optics": self.optics.describe(),
             "grain": self._arguments["grain"],
             "decorrelation_seconds": self._arguments["decorrelation_seconds"],
-            "drift_per_hour": self._drift_per_hour,
+            "drift": self._drift.describe(),
             "dark_pixels": self.dark_pixels,
             "frames_per_record": self.frames_per_record,
             "frame_rate_hz": self.frame_rate_hz,
@@ -282,7 +277,7 @@ class SimulatedOpuBackend(ProjectionBackend):
         medium = self.optics.medium
         return _restore, (
             type(self), self.in_features, self.out_features, self._seed, self._generator, self._arguments,
-            self._elapsed, medium.state() if medium.moved else None,
+            self._drift.seconds, medium.state() if medium.moved else None,
         )  # fmt: skip
 
 
@@ -323,6 +318,6 @@ def _restore(
     device = cls(n_in, n_out, seed=seed, noise=noise, **options)
     if medium is not None:
         device.optics.medium.restore(medium)
-    device._elapsed = elapsed
+    device._drift.advance(elapsed)
     device.advance(0.0)
     return device
