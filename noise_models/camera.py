@@ -111,6 +111,8 @@ class PhysicalCamera(NoiseModel):
     ) -> Tensor:
         """Codes of frames, or of regions of frames, that receive light.
 
+        All noise here is statistical (`draw_in_chunks`); frames that are to earn credit come from `dark_codes`.
+
         Args:
             signal: mean photo-electrons of each pixel, any shape whose last dimension is at most `pixels`:
                 entry k of a row is pixel k. Negative is dark, infinite saturates, NaN stays NaN.
@@ -201,7 +203,7 @@ class PhysicalCamera(NoiseModel):
         if camera.dnl_lsb > 0:
             dark = torch.zeros(n_frames, camera.pixels)
             return self.sample(dark, generator, Frame.DARK, seconds).to(dtype)
-        factor = round(self._gain_factor, 3)
+        factor = min(max(round(self._gain_factor, 3), 1 - self.drift_limit), 1 + self.drift_limit)
         law = _dark_law(camera.dark_black_dn, camera.read_noise_dn(Frame.DARK) * factor, camera.top)
         n = n_frames * camera.pixels
         shift = self._dark_shift(n_frames, camera.dark_electrons(Frame.DARK, seconds), factor, generator)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from decimal import Decimal, localcontext
 from functools import cached_property
+from math import ceil, floor
 from typing import Any, Final
 
 import numpy as np
@@ -16,13 +17,16 @@ from noise_models.generator import NoiseGenerator
 _BLOCK: Final = 1 << 15
 _COARSE: Final = 16
 
+# Beyond this many standard deviations (1.1e-21) a threshold, in units of 2^-64, rounds to 0 or to 1.
+_REACH: Final = 9.5
+
 # Fractions of a code that a shift is resolved to.
 LEVELS: Final = 16
 
 
 def _normal_below(z: Decimal) -> Decimal:
     """P(N(0,1) < z) to about 50 digits absolute (series of Abramowitz and Stegun 26.2.11)."""
-    if abs(z) > 9.5:  # beyond 1.1e-21, which rounds to a threshold of 0 (a threshold's unit is 2^-64)
+    if abs(z) > _REACH:
         return Decimal(0) if z < 0 else Decimal(1)
     term = total = z
     k = 1
@@ -55,13 +59,16 @@ class QuantisedNormal:
             raise UsageError(f"standard deviation of the readout is {std} DN; it must be positive and finite")
         if not 1 <= top < 2**16:
             raise UsageError(f"largest code of the converter is {top}; it must lie between 1 and 65535")
+        lowest = min(max(1, floor(mean - _REACH * std)), top + 1)
+        highest = min(max(lowest - 1, ceil(mean + _REACH * std) + 1), top)
         with localcontext() as context:
             context.prec = 80
             scaled = (
                 2**64 * _normal_below((c - Decimal("0.5") - Decimal(mean)) / Decimal(std))
-                for c in range(1, top + 1)
+                for c in range(lowest, highest + 1)
             )
-            below = [int(value.to_integral_value()) for value in scaled]
+            below = [0] * (lowest - 1) + [int(value.to_integral_value()) for value in scaled]
+            below += [2**64] * (top - highest)
         self.top = top
         self.error = sum(1 for t in below if 0 < t < 2**64) * 2.0**-65
         # A threshold of 2^64 is never reached. The list is monotone, so only trailing codes are dropped.
