@@ -31,8 +31,8 @@ class PhysicalCamera(NoiseModel):
 
     A pixel k that receives a mean of N electrons reads (EMVA 1288, with a converter)
 
-        code = clip(adc(black + gain (min(Poisson((1 + PRNU_k) N + dark current) + DSNU_k, full well) + read
-        N(0, 1)))),
+        electrons = min(Poisson((1 + PRNU_k) N + dark current) + DSNU_k, full well)
+        code = clip(adc(black + gain (electrons + read N(0, 1))), 0, top),
 
     where `adc` rounds to the nearest code, or finds the interval between the measured thresholds of a
     converter with differential non-linearity. Patterns are public and the same for every frame and setting.
@@ -244,6 +244,8 @@ class PhysicalCamera(NoiseModel):
         """
         camera, gain = self.camera, self.camera.dark_gain_dn_per_electron * (1 + self.drift_limit)
         std = gain * camera.read_noise_electrons
+        if std == 0.0:
+            return 0.0
         dark = camera.dark_electrons(Frame.DARK)
         electrons = ceil(dark)
         while pdtrc(electrons, dark) > _DARK_TAIL:

@@ -159,3 +159,17 @@ def test_balanced_detection_earns_nothing() -> None:
     for background in (-1.0, float("nan"), float("inf")):
         with pytest.raises(UsageError):
             SkellamNoise(background)
+
+
+def test_why_balanced_detection_earns_nothing() -> None:
+    # THEORY T6's checked case: 10 electrons an arm, no signal against a signal of 16 electrons, order 2.
+    values = np.arange(-60, 61)
+    rest, lit = (stats.skellam.pmf(values, *(float(arm) for arm in arms)) for arms in ((10, 10), (18, 2)))
+    true = np.log((rest**2 / lit).sum())
+    pair = sum((10**2 / rate) - 2 * 10 + rate for rate in (18, 2))
+    shifted = np.log((rest**2 / stats.skellam.pmf(values - 16, 10, 10)).sum())
+    assert true == pytest.approx(33.3, abs=0.1)
+    assert pair == pytest.approx(35.6, abs=0.1)
+    assert shifted == pytest.approx(10.5, abs=0.1)
+    bright, dark = SkellamNoise(10.0).arms(torch.tensor(16.0))
+    assert (float(bright), float(dark)) == (18.0, 2.0)
