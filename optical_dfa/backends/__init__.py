@@ -24,15 +24,21 @@ BACKENDS: Final[dict[str, str]] = {
     "lightonml": "optical_dfa.backends.lightonml_opu:LightonmlBackend",
 }
 
+_ABOUT: Final[dict[str, str]] = {
+    "digital": "a matrix product on the computer, without noise",
+    "simulated-opu": "mirrors, speckle, interference and camera, simulated (fidelity=effective or physics)",
+    "lightonml-simulated": "lightonml's front end over its noiseless device, or over ours (device=physics)",
+    "lightonml": "a LightOn OPU through lightonml and its drivers",
+}
+
 # What a device needs besides this package: module -> how to get it.
+_LIBRARY: Final = ("lightonml", "numexpr", "attr", "requests", "packaging")
 _NEEDS: Final[dict[str, tuple[str, ...]]] = {
-    "lightonml-simulated": ("lightonml",),
-    "lightonml": ("lightonml", "lightonopu"),
+    "lightonml-simulated": _LIBRARY,
+    "lightonml": (*_LIBRARY, "lightonopu"),
 }
-_GETTING: Final[dict[str, str]] = {
-    "lightonml": "install it: pip install 'optical-dfa[lighton]'; pip install --no-deps lightonml==1.4.3",
-    "lightonopu": "needs the drivers of a LightOn OPU (lightonopu), which come with the device",
-}
+_INSTALL: Final = "pip install 'optical-dfa[lighton]'; pip install --no-deps lightonml==1.4.3"
+_DRIVERS: Final = "the drivers of a LightOn OPU (lightonopu), which come with the device"
 
 
 def targets() -> dict[str, str]:
@@ -90,10 +96,21 @@ def create(
 
 
 def available() -> list[tuple[str, bool, str]]:
-    """(name, can be tried on this machine, what it is missing or where it comes from), for every backend."""
+    """(name, can be tried on this machine, what it is, or what is missing and how to get it), for every backend."""
     rows = []
     for name, target in targets().items():
-        missing = next((need for need in _NEEDS.get(name, ()) if util.find_spec(need) is None), None)
-        origin = "built in" if name in BACKENDS else f"installed: {target}"
-        rows.append((name, missing is None, origin if missing is None else _GETTING[missing]))
+        missing = [need for need in _NEEDS.get(name, ()) if util.find_spec(need) is None]
+        about = _ABOUT[name] if name in BACKENDS else f"installed: {target}"
+        rows.append((name, not missing, f"needs {_getting(missing)}" if missing else about))
     return rows
+
+
+def _getting(missing: list[str]) -> str:
+    """How to get these modules."""
+    ways = []
+    library = [need for need in missing if need in _LIBRARY]
+    if library:
+        ways.append(f"{', '.join(library)}: {_INSTALL}")
+    if "lightonopu" in missing:
+        ways.append(_DRIVERS)
+    return "; and ".join(ways)

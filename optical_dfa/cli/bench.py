@@ -11,14 +11,15 @@ from noise_models.errors import UsageError
 from optical_dfa.cli.output import JsonOption, notes_to_stderr, print_facts, print_json, show
 
 # Name -> "module:function"; the function takes no argument and returns a mapping of JSON types.
-BENCHES = {"step": "optical_dfa.bench.step:run"}
+BENCHES = {"step": "optical_dfa.bench.step:run", "projection": "optical_dfa.bench.projection:run"}
 
 
 def bench(
     name: Annotated[str, typer.Argument(metavar="NAME", help=f"One of: {', '.join(BENCHES)}.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Measure speed against plain backpropagation and against Opacus, in one paired run.
+    """Measure speed in one paired run: a training step against plain backpropagation and Opacus, or a projection of
+    the simulated OPU against lightonml's simulated device.
 
     Example: optical-dfa bench step --json
     """

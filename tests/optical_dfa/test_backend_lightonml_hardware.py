@@ -167,4 +167,4 @@ def test_no_configuration_is_one_line(tmp_path: Path, opu: Build) -> None:
 def test_backends_finds_the_drivers(opu: Build) -> None:
     opu()
     rows = {name: (there, detail) for name, there, detail in backends.available()}
-    assert rows["lightonml"] == (True, "built in")
+    assert rows["lightonml"] == (True, "a LightOn OPU through lightonml and its drivers")

@@ -41,15 +41,20 @@ def test_the_registry_loads_neither_torch_nor_a_device() -> None:
 
 def test_available_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = {name: (there, detail) for name, there, detail in backends.available()}
-    assert rows["digital"] == (True, "built in")
+    assert rows["digital"] == (True, "a matrix product on the computer, without noise")
     assert rows["lightonml-simulated"][0]
     assert not rows["lightonml"][0]
-    assert "lightonopu" in rows["lightonml"][1]
+    assert rows["lightonml"][1].startswith("needs the drivers of a LightOn OPU (lightonopu)")
     monkeypatch.setattr(backends.util, "find_spec", lambda name: None)
     rows = {name: (there, detail) for name, there, detail in backends.available()}
     assert rows["simulated-opu"][0]
     assert not rows["lightonml-simulated"][0]
-    assert "pip install" in rows["lightonml-simulated"][1]
+    assert "needs lightonml, numexpr, attr" in rows["lightonml-simulated"][1]
+    assert "pip install --no-deps lightonml==1.4.3" in rows["lightonml-simulated"][1]
+    assert all(word in rows["lightonml"][1] for word in ("pip install", "lightonopu"))
+    monkeypatch.setattr(backends.util, "find_spec", lambda name: None if name == "numexpr" else name)
+    rows = {name: (there, detail) for name, there, detail in backends.available()}
+    assert rows["lightonml-simulated"][1].startswith("needs numexpr: pip install")
 
 
 def test_third_party_backends(monkeypatch: pytest.MonkeyPatch) -> None:
