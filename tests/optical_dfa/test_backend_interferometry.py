@@ -22,7 +22,7 @@ from optical_dfa.backends.interferometry import (
 )
 
 PIXELS = 200
-LEAK = 0.07
+LEAK = 0.3
 READ = 6.0
 REFERENCE = 40.0
 

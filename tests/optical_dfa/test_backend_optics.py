@@ -226,6 +226,22 @@ def test_physics_is_not_the_effective_model_in_disguise() -> None:
     assert slope == pytest.approx(expected, abs=SIGMAS * 1.3 * error)
 
 
+@pytest.mark.parametrize(("method", "share"), [("phase-4", 1.0), ("balanced", sqrt(0.5))])
+def test_pixels_that_respond_unequally_change_b(method: str, share: float) -> None:
+    # Each output's gain is its pixel's; balanced detection averages over two cameras, each with its own pattern.
+    opu = SimulatedOpuBackend(
+        IN, 2000, seed=1, noise=NoiseGenerator.seeded(1, "noise"), fidelity="physics", method=method,
+        encoding="ternary", prnu=0.05,
+    )  # fmt: skip
+    e = errors()[::2]
+    ideal = e @ opu.matrix().T
+    gains = ((opu.project(e) * ideal).sum(dim=0) / ideal.square().sum(dim=0)).double()
+    assert float(gains.mean()) == pytest.approx(1, abs=SIGMAS * 0.06 / sqrt(2000))
+    # The slope's own noise, about 0.08/sqrt(300), adds in quadrature.
+    expected = sqrt((0.05 * share) ** 2 + 0.005**2)
+    assert float(gains.std()) == pytest.approx(expected, rel=0.05 + SIGMAS / sqrt(2 * 1000))
+
+
 # ---- records apart
 
 OTHERS = torch.arange(64) != 3
