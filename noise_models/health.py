@@ -234,15 +234,14 @@ class HealthMonitor:
         for equal in (codes.ravel()[1:] == codes.ravel()[:-1], image[1:] == image[:-1]):
             self._fail_if(_has_run(equal, limit.run), "repetition count", limit.run, limit.run)
         histogram, low = _histogram(codes)
-        beyond = np.abs(np.arange(len(histogram)) + low - ref.level) >= limit.reach
-        clipped = int(histogram[beyond].sum())
-        self._fail_if(clipped >= limit.clipped, "saturation", clipped, limit.clipped)
         common = int(histogram.max())
         self._fail_if(common >= limit.common, "adaptive proportion", common, limit.common)
         level = float(histogram @ (np.arange(len(histogram)) + low)) / codes.size
         self._within("level", level, ref.level - limit.level, ref.level + limit.level)
         flat = differences.ravel()
         flat -= flat.mean()  # a level that moved within its allowance is no correlation
+        clipped = int(np.count_nonzero(np.abs(flat) >= limit.reach))
+        self._fail_if(clipped >= limit.clipped, "saturation", clipped, limit.clipped)
         power = float(flat @ flat)
         variance = power / (2 * flat.size)
         self._within("variance", variance, limit.variance_low, limit.variance_high)
@@ -257,28 +256,30 @@ class HealthMonitor:
         columns = np.square(differences.reshape(-1, self._rows, self._columns).sum(1)).sum()
         columns = float(columns) / (2 * variance * self._rows)
         self._fail_if(columns >= limit.columns, "column means", columns, limit.columns)
-        if not ref.drift:
-            self._compare_histogram(histogram, low)
+        if ref.ideal_converter:
+            self._compare_histogram(histogram, low, level)
         return {
             "gaussian_std_dn": math.sqrt(max(0.0, variance - ref.step**2 / 12)),
             "level_dn": level,
             "correlation": worst,
         }
 
-    def _compare_histogram(self, histogram: npt.NDArray[np.intp], low: int) -> None:
-        """Pearson's test of the codes against the law known by construction: the converter's linearity."""
-        ref = self.reference
+    def _compare_histogram(self, histogram: npt.NDArray[np.intp], low: int, level: float) -> None:
+        """Pearson's test of the codes against a normal of their own mean and variance: the converter's linearity."""
         codes = np.arange(len(histogram), dtype=np.float64) + low
-        expected = code_law(ref.credited / ref.step, ref.level / ref.step, codes) * histogram.sum()
-        usual = expected >= _LEAST_EXPECTED
-        if np.count_nonzero(usual) < 2:
+        total = histogram.sum()
+        spread = math.sqrt(max(0.0, histogram @ (codes - level) ** 2 / total - 1 / 12))
+        if not spread:
             return
-        first, last = np.flatnonzero(usual)[[0, -1]]
-        found = np.add.reduceat(histogram, _bins(first, last))
-        healthy = np.add.reduceat(expected, _bins(first, last))
-        healthy[0] += histogram.sum() - healthy.sum()  # codes below the lowest one found
+        expected = code_law(spread, level, codes) * total
+        usual = np.flatnonzero(expected >= _LEAST_EXPECTED)
+        if len(usual) < 5:
+            return
+        starts = np.concatenate(([0], np.arange(usual[0] + 1, usual[-1] + 1)))  # both tails whole
+        found, healthy = np.add.reduceat(histogram, starts), np.add.reduceat(expected, starts)
+        healthy[0] += total - healthy.sum()  # codes below the lowest one found
         statistic = float((np.square(found - healthy) / healthy).sum())
-        limit = sum_limit(len(found) - 1, self._alarm)
+        limit = sum_limit(len(found) - 3, self._alarm)  # two parameters were fitted
         self._fail_if(statistic >= limit, "code law", statistic, limit)
 
     def _lags(self) -> tuple[int, ...]:
@@ -366,11 +367,6 @@ def _histogram(codes: Codes) -> tuple[npt.NDArray[np.intp], int]:
         return np.bincount(codes.ravel(), minlength=256), 0
     low = int(codes.min())
     return np.bincount((codes - low).ravel()), low
-
-
-def _bins(first: int, last: int) -> npt.NDArray[np.intp]:
-    """Starts of the bins: both tails whole, every code between by itself."""
-    return np.concatenate(([0], np.arange(first + 1, last + 1)))
 
 
 def _finite(value: float) -> float | None:

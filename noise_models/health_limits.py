@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -29,15 +30,17 @@ _UNEVEN: Final = 1.25  # a calibrated converter's widest code over the ideal one
 
 @dataclass(frozen=True)
 class Reference:
-    """What a healthy camera's frames look like, in DN.
+    """What a healthy camera's frames look like, in DN. A fixed pattern may come on top of it.
 
     Attributes:
         credited: standard deviation of the Gaussian noise that is counted on; less of it is a failure.
-        expected: the same as estimated.
+        expected: that of all noise before the converter, as estimated.
         level: mean of dark frames.
         step: distance between two codes.
-        drift: how far, relatively, the standard deviation may be from `expected`; 0 by construction.
+        drift: how far, relatively, the standard deviation may be from `expected`.
+        level_drift: how far the mean may be from `level`.
         light: mean of lit frames; None takes the start-up's own.
+        ideal_converter: whether all codes are equally wide, so that the codes' law is normal.
     """
 
     credited: float
@@ -45,23 +48,35 @@ class Reference:
     level: float
     step: float
     drift: float = 0.0
+    level_drift: float = 0.0
     light: float | None = None
+    ideal_converter: bool = True
 
     @classmethod
-    def of_credit(cls, credit: Credit) -> Reference:
-        """Of a device whose law is known by construction."""
-        return cls(credit.std, credit.std, credit.level, credit.step)
+    def of_credit(cls, credit: Credit, variance: float) -> Reference:
+        """Of a device whose law is known by construction.
+
+        Args:
+            credit: of its dark frames; what `variance` has beyond it may drift away, and as much again be added.
+            variance: of its dark codes over frames, in DN².
+        """
+        rounding = credit.step**2 / 12
+        expected = math.sqrt(max(credit.std**2, variance - rounding))
+        return cls(credit.std, expected, credit.level, credit.step, drift=2 * (1 - credit.std / expected))
 
     @classmethod
     def of_calibration(cls, calibration: Calibration) -> Reference:
         """Of a calibrated device: one-sided against the lower limit, both ways within DRIFT of the estimate."""
+        expected = max(calibration.credit_dn, calibration.credit_lower_dn)
         return cls(
             calibration.credit_lower_dn,
-            max(calibration.credit_dn, calibration.credit_lower_dn),
+            expected,
             calibration.dark_level_dn,
             calibration.step_dn,
             DRIFT,
+            LEVEL_DRIFT * expected,
             calibration.light_level_dn,
+            ideal_converter=False,
         )
 
 
@@ -98,6 +113,7 @@ def variance_limits(pixels: int, false_alarm: float) -> tuple[float, float]:
     return float(low) / pixels, float(high) / pixels
 
 
+@lru_cache
 def sum_limit(terms: int, false_alarm: float) -> float:
     """Upper limit of a sum of squares of standard normals (chi-square)."""
     return float(stats.chi2.isf(false_alarm, terms))
@@ -130,7 +146,7 @@ def limits(
 ) -> Limits:
     pixels, differences = frames * rows * columns, pairs * rows * columns
     std = ref.credited / ref.step
-    uneven = _UNEVEN if ref.drift else 1.0
+    uneven = 1.0 if ref.ideal_converter else _UNEVEN
     likely = min(1.0, uneven * largest_probability(std))
     rounding = ref.step**2 / 12
     below, above = variance_limits(differences, alarm / 2)
@@ -141,11 +157,10 @@ def limits(
     return Limits(
         repeated=count_limit(differences, min(1.0, uneven * repeat_probability(std)), alarm),
         run=run_limit(pixels, likely, alarm / 3),
-        reach=_REACH * widest,
-        clipped=count_limit(pixels, outside, alarm),
+        reach=_REACH * widest * math.sqrt(2),
+        clipped=count_limit(differences, outside, alarm),
         common=count_limit(pixels, likely, alarm / codes),
-        level=mean_limit(pixels, alarm) * math.sqrt(widest**2 + rounding)
-        + (LEVEL_DRIFT * ref.expected if ref.drift else 0.0),
+        level=mean_limit(pixels, alarm) * math.sqrt(widest**2 + rounding) + ref.level_drift,
         variance_low=(narrowest**2 + rounding) * below,
         variance_high=(widest**2 + rounding) * above,
         correlation=mean_limit(differences, alarm / lags),

@@ -22,9 +22,10 @@ from noise_models.errors import UsageError
 from optical_dfa.backends import targets
 from optical_dfa.data import NAMES as DATASETS
 from optical_dfa.defaults import ADAM_LR, DEFAULTS, OTHER_DATASET
+from privacy.releases import RELEASES as SOUND_RELEASES
 
 RULES = ("bp", "dfa", "shallow")
-RELEASES = ("none", "digital", "dark-frame")
+RELEASES = ("none", *SOUND_RELEASES)
 OPTIMIZERS = ("sgd", "adam")
 
 Positive = Annotated[float, Field(gt=0, description="a finite number above 0")]
@@ -39,6 +40,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**63, description="a whole number from 0 t
 Flag = Annotated[bool, Field(description="true or false")]
 Text = Annotated[str, Field(description="text in quotes")]
 Folder = Annotated[Path, Field(strict=False, description="the path of a folder")]
+File = Annotated[Path, Field(strict=False, description="the path of a file")]
 Options = Annotated[dict[str, Any], Field(description="a table of name = value")]
 
 
@@ -55,6 +57,8 @@ class TrainConfig(BaseModel):
         backend, backend_options: the projection device and its own settings.
         rule_options: the rule's own settings.
         release: how a step is made private; one of `RELEASES`.
+        calibration: file that `optical-dfa calibrate` wrote of the device; release dark-frame then credits what was
+            measured.
         epsilon: privacy budget of the whole run, at `delta`; the noise is calibrated to it.
         noise_multiplier: standard deviation of the noise in units of `max_grad_norm`; instead of `epsilon`.
         max_grad_norm: clipping norm C of one record's whole update (Frobenius, all layers; THEORY T3).
@@ -79,6 +83,7 @@ class TrainConfig(BaseModel):
     backend: Text = "simulated-opu"
     backend_options: Options = {}
     release: Text = "dark-frame"
+    calibration: File | None = None
     epsilon: Positive | None = None
     delta: Probability | None = None
     noise_multiplier: Positive | None = None
@@ -147,8 +152,13 @@ class TrainConfig(BaseModel):
                 if (value := getattr(self, name)) is not None:
                     raise ValueError(
                         f"{name} is {value} but release is none, which has no privacy; "
-                        f"drop {name} or choose a release among digital, dark-frame"
+                        f"drop {name} or choose a release among {', '.join(SOUND_RELEASES)}"
                     )
+        if self.calibration is not None and self.release != "dark-frame":
+            raise ValueError(
+                f"calibration is {str(self.calibration)!r} but release is {self.release}, which credits none of the "
+                "device's noise; drop calibration or use release dark-frame"
+            )
         if self.optimizer == "adam" and self.momentum is not None:
             raise ValueError(
                 f"momentum is {self.momentum} but optimizer is adam, which has its own; "
@@ -209,8 +219,8 @@ def resolve(config: TrainConfig, train_size: int) -> ResolvedConfig:
     if train_size < 1:
         raise UsageError(f"the data set has {train_size} training records; at least 1 is needed")
     size = config.public_size if config.public_size is not None else train_size
-    name = config.dataset if config.dataset in DATASETS else OTHER_DATASET
-    shipped = DEFAULTS[name, config.private]
+    shipped_for = config.dataset if config.dataset in DATASETS else OTHER_DATASET
+    shipped = DEFAULTS[shipped_for, config.private]
     values: dict[str, Any] = config.model_dump()
 
     def default(key: str, value: Any) -> None:
@@ -228,9 +238,10 @@ def resolve(config: TrainConfig, train_size: int) -> ResolvedConfig:
         default("max_grad_norm", shipped.max_grad_norm)
         if config.noise_multiplier is None:
             default("epsilon", shipped.epsilon)
-    if values["data_dir"] is not None:
-        values["data_dir"] = values["data_dir"].expanduser().resolve()
-    if name == OTHER_DATASET:
+    for name in ("data_dir", "calibration"):
+        if values[name] is not None:
+            values[name] = values[name].expanduser().resolve()
+    if shipped_for == OTHER_DATASET:
         values["dataset"] = str(Path(values["dataset"]).expanduser().resolve())
 
     if values["batch_size"] > size:
@@ -272,8 +283,9 @@ def read(path: Path) -> dict[str, Any]:
 def write(config: TrainConfig, path: Path) -> None:
     """The configuration as TOML; settings that are None are left out. `read` and `merge` give it back."""
     values = config.model_dump(exclude_none=True)
-    if "data_dir" in values:
-        values["data_dir"] = str(values["data_dir"])
+    for name in ("data_dir", "calibration"):
+        if name in values:
+            values[name] = str(values[name])
     partial = path.with_name(path.name + ".partial")  # a crash leaves the file whole or as it was
     partial.write_text(tomli_w.dumps(values), encoding="utf-8")
     partial.replace(path)

@@ -4,14 +4,17 @@
                                                     noise_multiplier=1.1, max_grad_norm=1.0, release="digital")
 
 The loop stays `zero_grad / loss.backward() / optimizer.step()`. Every step is written to the ledger before it is
-released; training stops on the budget.
+released; training stops on the budget. A device is tested before the first release and before every other one: what
+it drew is released only once its tests have passed.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -21,20 +24,20 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from noise_models.calibration import Calibration
 from noise_models.errors import UsageError
 from noise_models.generator import NoiseGenerator
-from privacy import accounting
+from privacy import accounting, health_log
 from privacy.adjacency import Adjacency
 from privacy.guarantee import Guarantee
 from privacy.ledger import Ledger, Release
 from privacy.optimizer import PrivateOptimizer
+from privacy.plan import Plan, refuse_types
 from privacy.protocols import PrivateModule
 from privacy.releases import RELEASES
-from privacy.releases.clipped import SIZE_SLACK, ClippedRelease
-from privacy.releases.dark_frame import DarkFrameNoise
-from privacy.releases.digital import DigitalNoise
-from privacy.releases.source import NoiseSource
-from privacy.sampling import PoissonLoader, map_style
+from privacy.releases.clipped import ClippedRelease
+from privacy.releases.source import NoiseSource, Parts
+from privacy.sampling import PoissonLoader
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -64,6 +67,7 @@ class PrivacyEngine:
         reproducible_seed: int | None = None,
         unsafe_diagnostics: bool = False,
         accountant: str = "pld",
+        calibration: Calibration | None = None,
         before_writing: Callable[[], None] | None = None,
         assumptions: Sequence[str] = (),
     ) -> None:
@@ -75,6 +79,8 @@ class PrivacyEngine:
             unsafe_diagnostics: the caller shows figures computed from private records; the guarantee's kind is
                 then `none`.
             accountant: one of `privacy.accounting.ACCOUNTANTS`.
+            calibration: what the device's noise was measured to be, for releases that credit it; the ledger names
+                it, and no other may go on with the run.
             before_writing: called by `make_private` once everything was checked, just before the ledger is
                 created or continued.
             assumptions: what the caller takes for granted besides; printed with the guarantee.
@@ -92,6 +98,7 @@ class PrivacyEngine:
         self._seed = reproducible_seed
         self._unsafe = unsafe_diagnostics
         self._accountant = accountant
+        self._calibration = calibration
         self._before_writing = before_writing
         self._assumptions = tuple(assumptions)
         self._limit: int | None = None
@@ -124,7 +131,7 @@ class PrivacyEngine:
                 redrawn by Poisson sampling.
             noise_multiplier: standard deviation of the noise over the sensitivity of the clipped sum, > 0.
             max_grad_norm: C, clipping norm of one record's whole stack.
-            release: "digital" or "dark-frame".
+            release: a name of `privacy.releases.RELEASES`.
             poisson_sampling: must be True; the argument is there for Opacus users.
             public_size: N, declared public; the sample rate is batch size / N. Default: the size of the data set,
                 which is then public.
@@ -135,19 +142,20 @@ class PrivacyEngine:
             (module, optimizer, loader) to use in place of the given ones.
         Raises:
             UsageError: anything that would break the guarantee, before anything is released.
-            DeviceError: the device's dark frames are not as credited.
+            DeviceError: the device's dark frames are not as credited, or its calibration does not serve; the ledger
+                says why.
         """
-        _refuse_types({"noise_multiplier": noise_multiplier}, {})
+        refuse_types({"noise_multiplier": noise_multiplier}, {})
         if not 0 < noise_multiplier <= MOST_NOISE:
             raise UsageError(
                 f"noise_multiplier is {noise_multiplier}; a private release needs a positive number up to "
                 f"{MOST_NOISE:g}"
             )
         budget = {"target_epsilon": target_epsilon, "target_delta": target_delta}
-        _refuse_types({name: value for name, value in budget.items() if value is not None}, {})
+        refuse_types({name: value for name, value in budget.items() if value is not None}, {})
         if target_epsilon is not None and target_delta is None:
             raise UsageError("a budget is target_epsilon at target_delta; give target_delta too")
-        plan = _Plan(data_loader, poisson_sampling, public_size, max_physical_batch_size)
+        plan = Plan(data_loader, poisson_sampling, public_size, max_physical_batch_size)
         return self._make(
             module,
             optimizer,
@@ -179,10 +187,10 @@ class PrivacyEngine:
         Raises:
             UsageError: as `make_private`, or a target that no noise reaches.
         """
-        _refuse_types({"target_epsilon": target_epsilon, "target_delta": target_delta}, {"epochs": epochs})
+        refuse_types({"target_epsilon": target_epsilon, "target_delta": target_delta}, {"epochs": epochs})
         if epochs < 1:
             raise UsageError(f"epochs is {epochs}; it must be at least 1")
-        plan = _Plan(data_loader, poisson_sampling, public_size, max_physical_batch_size)
+        plan = Plan(data_loader, poisson_sampling, public_size, max_physical_batch_size)
 
         def calibrate(event: Release) -> float:
             return accounting.noise_multiplier(
@@ -234,7 +242,7 @@ class PrivacyEngine:
         self,
         module: ModuleT,
         optimizer: Optimizer,
-        plan: _Plan,
+        plan: Plan,
         release: str,
         max_grad_norm: float,
         noise_multiplier: Callable[[Release], float],
@@ -244,7 +252,7 @@ class PrivacyEngine:
         """`noise_multiplier` is asked once the cost of one step is known."""
         if self.ledger is not None:
             raise UsageError("this engine already serves a module; take a new PrivacyEngine for another")
-        _refuse_types({"max_grad_norm": max_grad_norm}, {})
+        refuse_types({"max_grad_norm": max_grad_norm}, {})
         if not LEAST_NORM <= max_grad_norm <= MOST_NORM:
             raise UsageError(
                 f"max_grad_norm is {max_grad_norm}; it must be a number from {LEAST_NORM:g} to {MOST_NORM:g}"
@@ -252,10 +260,13 @@ class PrivacyEngine:
         face = _private_face(module)
         _refuse_distributed()
         resumed = self._resumed()
-        source = self._source(release, face.backend, resumed)
-        coins, masks = self._generator("sampling", resumed), self._generator("masks", resumed)
-        capture = face.start_capture()
-        try:
+        with ExitStack() as undo:
+            if resumed is not None:
+                undo.callback(resumed.close)
+            source = self._source(release, face.backend, resumed)
+            coins, masks = self._generator("sampling", resumed), self._generator("masks", resumed)
+            capture = face.start_capture()
+            undo.callback(face.stop_capture)
             clipped = ClippedRelease(
                 capture,
                 source,
@@ -275,24 +286,22 @@ class PrivacyEngine:
             )
             header = self._header(face, event, source, plan, max_grad_norm, target_epsilon, target_delta)
             ledger = self._open(header, resumed)
+            if resumed is None:
+                undo.callback(ledger.close)
             for generator in (*source.generators, coins, masks):
                 ledger.register_key(generator.fingerprint(), generator.name)
+            health_log.start_up(source, ledger)
             if target_epsilon is not None and target_delta is not None:
-                spent = ledger.tally()
                 self._limit = ledger.count() + accounting.steps_within(
                     target_epsilon,
                     target_delta,
                     event,
                     ADJACENCY,
                     self._accountant,
-                    spent=spent,
+                    spent=ledger.tally(),
                     beta=self._beta,
                 )
-        except BaseException:
-            face.stop_capture()
-            if resumed is not None:
-                resumed.close()
-            raise
+            undo.pop_all()
         capture.expected_records = lambda: _pending(loader)
         capture.mask_seed = lambda: int(masks.uint64(1)[0])
         self.ledger, self.source = ledger, source
@@ -321,8 +330,12 @@ class PrivacyEngine:
             batch.stepped = True
             if not batch.final:
                 return None
+            with health_log.noting_failures(ledger, "step"):
+                clipped.add_noise(event.noise_multiplier)
+                clipped.source.vouch()
+            health_log.register_new_keys(clipped.source, ledger)
             ledger.append_release(event)  # on disk before anything is released
-            return clipped.release(event.noise_multiplier)
+            return clipped.release()
         except BaseException:
             self._failed = True
             clipped.discard()
@@ -346,11 +359,21 @@ class PrivacyEngine:
         return NoiseGenerator.seeded(self._seed, f"{name} from release {part}")
 
     def _source(self, release: str, device: Any, resumed: Ledger | None) -> NoiseSource:
-        if release == "digital":
-            return DigitalNoise(self._generator("noise", resumed))
-        if release == "dark-frame":
-            return DarkFrameNoise(device, self._generator("dither", resumed))
-        raise UsageError(f"unknown release {release!r}; choose one of {', '.join(RELEASES)}")
+        if release not in RELEASES:
+            raise UsageError(f"unknown release {release!r}; choose one of {', '.join(RELEASES)}")
+        parts = Parts(
+            device,
+            lambda name: self._generator(name, resumed),
+            self._calibration,
+            () if resumed is None else health_log.known_digests(resumed),
+        )
+        source: NoiseSource = import_module(f"privacy.releases.{release.replace('-', '_')}").make(parts)
+        if self._calibration is not None and source.calibration is None:
+            raise UsageError(
+                f"a calibration was given, but release {release} credits none of the device's noise; drop it, or use "
+                "release dark-frame"
+            )
+        return source
 
     def _resumed(self) -> Ledger | None:
         if not self._resume:
@@ -364,7 +387,7 @@ class PrivacyEngine:
         module: PrivateModule,
         event: Release,
         source: NoiseSource,
-        plan: _Plan,
+        plan: Plan,
         max_grad_norm: float,
         target_epsilon: float | None,
         target_delta: float | None,
@@ -388,6 +411,7 @@ class PrivacyEngine:
             "unsafe_diagnostics": self._unsafe,
             "device_share": source.device_share,
             "calibration_beta": source.beta,
+            "calibration": health_log.identity(source.calibration),
             "credit": source.describe(),
             "assumptions": [*source.assumptions, *self._assumptions, *_ASSUMPTIONS],
             "module": module.describe(),
@@ -397,6 +421,7 @@ class PrivacyEngine:
     def _open(self, header: dict[str, Any], resumed: Ledger | None) -> Ledger:
         if resumed is not None:
             before = resumed.header()
+            health_log.refuse_other_calibration(resumed, header)
             for key, value in json.loads(json.dumps(header)).items():
                 if before.get(key) != value:
                     raise UsageError(
@@ -406,49 +431,6 @@ class PrivacyEngine:
         if self._before_writing is not None:
             self._before_writing()
         return Ledger.create(self._path, header) if resumed is None else resumed
-
-
-def _refuse_types(real: Mapping[str, object], whole: Mapping[str, object]) -> None:
-    """One line for a value of another type, such as a number in quotes."""
-    for name, value in {**real, **whole}.items():
-        fits = isinstance(value, int) or (name in real and isinstance(value, float))
-        if not fits or isinstance(value, bool):
-            kind = "a whole number" if name in whole else "a number"
-            raise UsageError(f"{name} is {value!r}; it must be {kind}")
-
-
-class _Plan:
-    """How steps are drawn: sample rate, expected batch size and steps an epoch, all from the public N."""
-
-    def __init__(
-        self,
-        loader: DataLoader[Any],
-        poisson_sampling: bool,
-        public_size: int | None,
-        max_physical_batch_size: int | None,
-    ) -> None:
-        if not poisson_sampling:
-            raise UsageError(
-                "poisson_sampling is False; shuffled batches have no subsampling guarantee, leave it True"
-            )
-        whole = {"public_size": public_size, "max_physical_batch_size": max_physical_batch_size}
-        _refuse_types({}, {name: value for name, value in whole.items() if value is not None})
-        data = map_style(loader)
-        self.loader = loader
-        self.size = len(data) if public_size is None else public_size
-        batch = loader.batch_size or 0
-        if not 1 <= batch <= self.size:
-            raise UsageError(
-                f"the expected batch size is {batch} and the public size {self.size}; need 1 <= batch <= N"
-            )
-        self.sample_rate = batch / self.size
-        if len(data) > max(SIZE_SLACK * self.size, self.size + 1):
-            raise UsageError(
-                f"the public size is {self.size}, far below the {len(data)} records; declare one that is not below it"
-            )
-        self.expected_batch_size = batch
-        self.steps = max(1, round(self.size / batch))
-        self.max_physical_batch_size = max_physical_batch_size
 
 
 _ASSUMPTIONS = (

@@ -10,6 +10,7 @@ from typing import Any
 
 from noise_models.errors import UsageError
 from privacy.adjacency import Adjacency
+from privacy.releases import RELEASES
 
 
 class Kind(StrEnum):
@@ -21,7 +22,7 @@ class Kind(StrEnum):
     NONE = "none"
 
 
-RECORD_DP_RELEASES = ("digital", "dark-frame")  # THEORY T3 and T4
+RECORD_DP_RELEASES = tuple(RELEASES)  # THEORY T3 and T4
 
 
 @dataclass(frozen=True)

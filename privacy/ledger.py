@@ -38,7 +38,7 @@ class Release:
 
     Attributes:
         mechanism: "gaussian", the (Poisson-subsampled) Gaussian mechanism of THEORY T3.
-        source: where its noise came from, "digital" or "dark-frame".
+        source: where its noise came from, a name of `privacy.releases.RELEASES`.
         sample_rate: Poisson sampling rate q, 0 < q <= 1.
         noise_multiplier: noise standard deviation over sensitivity, >= 0 (0: no privacy).
         sensitivity: clipping bound C of one record's whole stack, in units of the update.
@@ -83,7 +83,9 @@ class Ledger:
     The header describes the run: `release`, `adjacency`, `delta`, `target_epsilon`, `sample_rate`,
     `noise_multiplier`, `max_grad_norm`, `nominal_size` (N, declared public), `batch_size` (expected),
     `reproducible`, `accountant`, `backend`, `backend_fingerprint`, `credit`, `calibration_beta` (THEORY T8),
-    `assumptions`, `version`. `privacy.auditing` reads them.
+    `calibration` (which one the credit rests on), `assumptions`, `version`. `privacy.auditing` reads them. Rows of
+    kind "health" say what the device's tests found: a start-up that passed before every part of the run, and
+    every failure.
     """
 
     def __init__(self, connection: sqlite3.Connection, where: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from noise_models.base import NoiseModel
+from noise_models.base import Frame, NoiseModel
 from noise_models.generator import NoiseGenerator
 
 
@@ -49,15 +49,27 @@ class Contributions(Protocol):
 
 
 class DarkFrames(Protocol):
-    """A device that takes frames without data."""
+    """A device that takes frames without data.
+
+    Attributes:
+        dark_pixels: pixels of a frame.
+        frame_shape: its rows and columns.
+    """
 
     name: ClassVar[str]
     dark_pixels: int
+    frame_shape: tuple[int, int]
     noise: NoiseModel
     generators: tuple[NoiseGenerator, ...]
 
     def dark(self, frames: int) -> Tensor:
         """Raw codes of fresh dark frames, shape (frames, dark_pixels)."""
+
+    def expose(self, frames: int, *, light: float, seconds: float | None, setting: Frame) -> Tensor:
+        """Raw codes of fresh frames of the lamp alone; UsageError where the device cannot take them."""
+
+    def camera_fingerprint(self) -> str:
+        """Identity of the camera, by which a calibration is matched with its device."""
 
     def describe(self) -> dict[str, Any]:
         """Everything that determines the device."""

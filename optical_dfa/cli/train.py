@@ -34,7 +34,13 @@ def train(
     backend_option: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="Repeatable.")
     ] = None,
-    release: Annotated[str | None, typer.Option(help="Privacy release: dark-frame, digital, none.")] = None,
+    release: Annotated[
+        str | None, typer.Option(help="Privacy release: dark-frame, device-entropy, digital, none.")
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The device's, from `calibrate --out`; for dark-frame."),
+    ] = None,
     epsilon: Annotated[float | None, typer.Option(help="Privacy budget; sets the noise.")] = None,
     delta: Annotated[float | None, typer.Option(help="Failure probability of the guarantee.")] = None,
     noise_multiplier: Annotated[
@@ -90,6 +96,7 @@ def train(
         "backend": backend,
         "backend_options": parse_options("--backend-option", backend_option),
         "release": release,
+        "calibration": calibration,
         "epsilon": epsilon,
         "delta": delta,
         "noise_multiplier": noise_multiplier,

@@ -17,13 +17,26 @@ METRICS = "metrics.jsonl"
 SUMMARY = "summary.json"
 LEDGER = "ledger.sqlite"
 CHECKPOINT = "checkpoint.safetensors"
-CALIBRATION = "calibration.json"
+CALIBRATION = "calibration.json"  # histogram of the start-up's dark frames
+CAMERA = "camera-calibration.json"  # the calibration that the ledger names
 REPORT = "report.html"
-FILES = (CONFIG, METRICS, SUMMARY, REPORT, CALIBRATION, CHECKPOINT, LEDGER, f"{LEDGER}-wal", f"{LEDGER}-shm")
+FILES = (
+    *(CONFIG, METRICS, SUMMARY, REPORT, CALIBRATION, CAMERA, CHECKPOINT),
+    *(LEDGER, f"{LEDGER}-wal", f"{LEDGER}-shm"),
+)
 # What may change when a run is resumed; the budget, noise and clipping norm are the ledger's to check.
 RESUMED_ANEW = {
     *("epsilon", "delta", "noise_multiplier", "max_grad_norm", "reproducible", "unsafe_diagnostics"),
-    *("epochs", "lr", "momentum", "weight_decay", "data_dir", "device", "max_physical_batch_size"),
+    *(
+        "epochs",
+        "lr",
+        "momentum",
+        "weight_decay",
+        "data_dir",
+        "device",
+        "max_physical_batch_size",
+        "calibration",
+    ),
 }
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, TensorDataset
 
+from noise_models.calibration import Calibration
 from noise_models.errors import UsageError
 from noise_models.generator import NoiseGenerator, derive_seed
 from optical_dfa import models
@@ -28,7 +29,14 @@ from optical_dfa.feedback.aligned import AlignedModule, align
 from optical_dfa.feedback.rule import Requires
 from optical_dfa.report.progress import Progress, SilentProgress
 from optical_dfa.training import checkpoint
-from optical_dfa.training.run_folder import CALIBRATION, CHECKPOINT, LEDGER, SUMMARY, RunFolder
+from optical_dfa.training.run_folder import (
+    CALIBRATION,
+    CAMERA,
+    CHECKPOINT,
+    LEDGER,
+    SUMMARY,
+    RunFolder,
+)
 from privacy.engine import PrivacyEngine
 from privacy.guarantee import Guarantee, Kind
 from privacy.ledger import Ledger
@@ -84,6 +92,8 @@ class _Run:
         self.overwrite = overwrite
         if self.folder is not None and resume:
             self.folder.refuse_other(self.config)
+        path = self.config.calibration
+        self.calibration = None if path is None else Calibration.load(path)
         seed = self.config.seed
         network = models.build(self.config.model, self.data.input_shape, self.data.classes, seed).to(device)
         secret = self.config.private and not self.config.reproducible
@@ -139,18 +149,30 @@ class _Run:
             return ledger.count()
 
     def _open(self, resume: bool) -> None:
-        """Check everything, then write: the folder is touched once nothing is refused any more."""
+        """Check everything, then write: the folder is touched once nothing but the device can be refused.
+
+        A folder whose ledger says why the device was refused stays.
+        """
         fresh = self.folder is not None and not self.folder.path.exists()
         if resume:
             self._take_up()
         try:
             self._make_private(lambda: self._begin(resume))
         except BaseException:
-            if fresh and self.folder is not None and self.folder.path.is_dir():
+            if fresh and self.folder is not None and self.folder.path.is_dir() and not self._tells_why():
                 for file in self.folder.path.iterdir():
                     file.unlink()
                 self.folder.path.rmdir()
             raise
+
+    def _tells_why(self) -> bool:
+        """Whether the ledger of a run that could not begin has something to say."""
+        assert self.folder is not None
+        path = self.folder.path / LEDGER
+        if not path.is_file():
+            return False
+        with Ledger.open(path, read_only=True) as ledger:
+            return bool(ledger.events("health"))
 
     def _take_up(self) -> None:
         """Load the checkpoint of the run that is resumed, if it got that far."""
@@ -191,6 +213,7 @@ class _Run:
             resume=self.resumed is not None,
             reproducible_seed=config.seed if config.reproducible else None,
             unsafe_diagnostics=config.unsafe_diagnostics,
+            calibration=self.calibration,
             before_writing=begin,
             assumptions=self.data.public,
         )
@@ -218,7 +241,9 @@ class _Run:
         self.module, self.optimizer, self.loader = made
         self.steps_an_epoch = len(self.loader)
         if self.folder is not None and isinstance(self.engine.source, DarkFrameNoise):
-            self.folder.write_json(CALIBRATION, self.engine.source.calibration())
+            self.folder.write_json(CALIBRATION, self.engine.source.histogram())
+            if self.calibration is not None:
+                self.calibration.save(self.folder.path / CAMERA)
 
     # ---- training
 
@@ -228,6 +253,8 @@ class _Run:
         progress.start(planned)
         step, begun, before = self.position.step, time.perf_counter(), self.position.seconds
         taken = self._releases() if self.engine is not None else step
+        for _ in range(step):
+            self._pass_time()
         self.module.train()
         with _interrupt_between_steps() as interrupted:
             for x, y in self._batches(step):
@@ -243,6 +270,7 @@ class _Run:
                 if self.engine is not None and self._releases() == taken:
                     continue  # a part of a logical batch
                 step, taken = step + 1, taken + 1
+                self._pass_time()
                 progress.update(taken, {})
                 if step % self.steps_an_epoch == 0 or taken == planned or interrupted.is_set():
                     self._keep(step, before + time.perf_counter() - begun)
@@ -251,6 +279,12 @@ class _Run:
                     raise KeyboardInterrupt
         if self.position.step != step or math.isnan(self.accuracy):
             self._keep(step, before + time.perf_counter() - begun)
+
+    def _pass_time(self) -> None:
+        """Let the device grow older by the time a step takes on hardware: by the EXPECTED number of records."""
+        device = self.module.backend
+        if device is not None and device.frame_rate_hz > 0:
+            device.advance(self.config.batch_size * device.frames_per_record / device.frame_rate_hz)
 
     def _batches(self, step: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches without end: Poisson ones in a private run, shuffled ones (from `step` on) otherwise."""

@@ -63,6 +63,7 @@ class ClippedRelease:
         first = next(iter(contributions.parameters.values()))
         self._sum = torch.zeros(self.dimension, dtype=first.dtype, device=first.device)
         self._records = 0
+        self._noised = False
         self._in_parts = max_physical_batch_size is not None
 
     def event(self, sample_rate: float, noise_multiplier: float) -> Release:
@@ -90,6 +91,7 @@ class ClippedRelease:
             UsageError: more records than the declared size of the data set explains.
         """
         _refuse_imprecise_products()
+        self._noised = False
         if first:
             if self._in_parts:  # whoever kept the last release must not see this step's sum grow in its place
                 self._sum = torch.zeros_like(self._sum)
@@ -106,14 +108,30 @@ class ClippedRelease:
         self.contributions.add_clipped(clip_factors(norms, self.max_grad_norm), self._sum)
         self.contributions.clear()
 
-    def release(self, noise_multiplier: float) -> Tensor:
-        """The step's noised average, shape (dimension,), in a buffer that the next step reuses."""
+    def add_noise(self, noise_multiplier: float) -> None:
+        """Add Z to the step's sum.
+
+        Raises:
+            DeviceError: the noise may not be released, and so neither may the sum.
+        """
         self.source.add_noise(self._sum, noise_multiplier * self.sensitivity)
+        self._noised = True
+
+    def release(self) -> Tensor:
+        """The step's noised average, shape (dimension,), in a buffer that the next step reuses.
+
+        Raises:
+            UsageError: no noise was added since the last release.
+        """
+        if not self._noised:
+            raise UsageError("a sum without noise is not released; call add_noise first")
+        self._noised = False
         return self._sum.div_(self.expected_batch_size)
 
     def discard(self) -> None:
         """Forget a step that failed: whoever kept an earlier release holds this buffer too."""
         self.contributions.clear()
+        self._noised = False
         self._sum.zero_()
 
 

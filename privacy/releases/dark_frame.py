@@ -12,41 +12,51 @@ eta = 2 sum_j exp(-2 pi² j² v), v = sigma_G² TAU² / (sigma_G² + TAU²).
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from noise_models.base import Frame
-from noise_models.errors import DeviceError, UsageError
+from noise_models.calibration import Calibration
+from noise_models.errors import UsageError
 from noise_models.generator import NORMAL_TAIL_MASS, NoiseGenerator
+from noise_models.health import RELEASED_FALSE_ALARM
+from noise_models.health_limits import Reference
 from privacy.protocols import DarkFrames
-from privacy.releases.source import Cost, NoiseSource, add_secret_normals
+from privacy.releases.device_health import DeviceHealth
+from privacy.releases.source import Cost, NoiseSource, Parts, add_secret_normals
 
 TAU = 1.5  # dither, in converter steps: eta < 1e-16 from sigma_G = 2.5 steps on
-START_UP_PIXELS = 1 << 20
-START_UP_SIGMAS = 6.5  # two-sided false alarm of each of the two start-up tests: 8e-11
 
 
 class DarkFrameNoise(NoiseSource):
-    """Z from fresh dark frames, each used once.
+    """Z from fresh dark frames, each used once, and none before the device passed its health tests.
 
     Attributes:
-        codes, counts: histogram of the start-up frames, which are never released.
-        offset: their mean, the dark level (a public constant).
+        codes, counts: histogram of the start-up frames, which are never released; empty before `start_up`.
+        offset: their mean, the dark level (a public constant); as credited before `start_up`.
         sigma: the credited Gaussian part of one pixel, in converter steps.
     """
 
     name = "dark-frame"
 
-    def __init__(self, device: DarkFrames | None, dither: NoiseGenerator) -> None:
+    def __init__(
+        self,
+        device: DarkFrames | None,
+        dither: NoiseGenerator,
+        calibration: Calibration | None = None,
+        known: Iterable[str] = (),
+    ) -> None:
         """
         Args:
             device: the camera.
             dither: generator of xi; the guarantee rests on its secrecy.
+            calibration: what the camera's noise was measured to be; None credits what its model knows.
+            known: digests of dark frames that earlier parts of the run logged.
         Raises:
             UsageError: no device, or one without creditable dark frames.
-            DeviceError: its dark frames do not look as calibrated.
         """
         if device is None:
             raise UsageError(
@@ -57,11 +67,16 @@ class DarkFrameNoise(NoiseSource):
             raise UsageError(
                 f"backend {device.name} has no dark frames; use --backend simulated-opu, or --release digital"
             )
-        credit = device.noise.credit(Frame.DARK)
+        credit = device.noise.credit(Frame.DARK) if calibration is None else calibration.credit()
         if credit.std <= 0 or credit.step <= 0:
-            raise UsageError(
-                f"the dark frames of backend {device.name} earn no credit ({credit.argument}); use --release digital"
+            measure = (
+                "calibrate it and give --calibration FILE" if calibration is None else "calibrate it again"
             )
+            raise UsageError(
+                f"the dark frames of backend {device.name} earn no credit ({credit.argument}); {measure}, or use "
+                "--release digital"
+            )
+        self.calibration = calibration
         self._device = device
         self._dither = dither
         self._credit = credit
@@ -71,39 +86,33 @@ class DarkFrameNoise(NoiseSource):
         self.assumptions = (
             *credit.assumptions,
             credit.argument,
+            "a fault of the device lasts to the end of the step it begins in, where it is tested on frames that are "
+            "not released",
             "the dither's generator (AES-256 in counter mode) cannot be told from random bits",
         )
-        self._start_up()
+        if calibration is None:
+            variance = float(device.noise.variance(torch.zeros(1), Frame.DARK))
+            reference = Reference.of_credit(credit, variance)
+        else:
+            reference = Reference.of_calibration(calibration)
+        self._health = DeviceHealth(device, reference, calibration, known)
+        self.offset = credit.level
+        self.codes: list[int] = []
+        self.counts: list[int] = []
 
-    def _start_up(self) -> None:
-        """Look at dark frames that are not released: level and variance must be as credited."""
-        frames = math.ceil(START_UP_PIXELS / self._device.dark_pixels)
-        codes = self._device.dark(frames).to(torch.int64).flatten()
-        values, counts = torch.unique(codes, return_counts=True)
+    def start_up(self) -> dict[str, Any]:
+        frames, found = self._health.start_up()
+        values, counts = torch.unique(frames.to(torch.int64), return_counts=True)
         self.codes, self.counts = values.tolist(), counts.tolist()
-        centred = codes.double() - codes.double().mean()
-        self.offset = float(codes.double().mean())
-        # The spread of a sample variance needs the fourth moment; the credited law is near normal.
-        measured = float(centred.square().mean()) / self._credit.step**2 - 1 / 12
-        spread = float((centred.square().var() / len(codes)).sqrt()) / self._credit.step**2
-        if abs(measured - self.sigma**2) > START_UP_SIGMAS * spread or len(values) < 3:
-            raise DeviceError(
-                f"dark frames of {self._device.name} have a Gaussian variance of {measured:.4g} steps² where "
-                f"{self.sigma**2:.4g} is credited; calibrate the device again (nothing was released)"
-            )
-        off = abs(self.offset - self._credit.level) / float((centred.square().mean() / len(codes)).sqrt())
-        if off > START_UP_SIGMAS:
-            raise DeviceError(
-                f"dark frames of {self._device.name} have a level of {self.offset:.5g} where "
-                f"{self._credit.level:.5g} is credited; calibrate the device again (nothing was released)"
-            )
+        self.offset = self._health.level
+        return found
 
     @property
     def generators(self) -> tuple[NoiseGenerator, ...]:
         return (self._dither, *self._device.generators)
 
-    def calibration(self) -> dict[str, Any]:
-        """Histogram of the start-up frames against the credited law; never of noise that was released."""
+    def histogram(self) -> dict[str, Any]:
+        """Of the start-up frames, against the credited law; never of noise that was released."""
         pixels = self._device.dark_pixels
         return {
             "codes": self.codes,
@@ -122,28 +131,53 @@ class DarkFrameNoise(NoiseSource):
             "dither_std_steps": TAU,
             "ripple": dither_ripple(self.sigma, TAU),
             "argument": self._credit.argument,
+            "health": self._health.describe(),
             "device": self._device.describe(),
         }
 
     def cost(self, dimension: int) -> Cost:
         eta = dither_ripple(self.sigma, TAU)
+        frames = math.ceil(dimension / self._device.dark_pixels)
+        # Only frames that pass are released: conditioning on that costs what a healthy frame fails with.
         return Cost(
             log_ratio=dimension * (math.log1p(eta) - math.log1p(-eta)),
             log_inflation=dimension * math.log1p(eta),
-            mass=dimension * (self._credit.clipped_mass + NORMAL_TAIL_MASS),
+            mass=dimension * (self._credit.clipped_mass + NORMAL_TAIL_MASS) + frames * RELEASED_FALSE_ALARM,
         )
 
     def add_noise(self, total: Tensor, std: float) -> None:
+        """
+        Raises:
+            HealthError: a frame that may not be released.
+            UsageError: before `start_up`.
+        """
+        if not self.counts:
+            raise UsageError("the device has not passed its start-up test; call start_up first")
         scale = std / (self._credit.step * math.hypot(self.sigma, TAU))
         pixels = self._device.dark_pixels
         noise = torch.empty(min(pixels, len(total)), dtype=total.dtype)
         for start in range(0, len(total), pixels):
             part = total[start : start + pixels]
             block = noise[: len(part)]
-            block.copy_(self._device.dark(1)[0, : len(part)])
+            self._shift(self._health.take()[0], block)
             block.sub_(self.offset)
             add_secret_normals(block, TAU * self._credit.step, self._dither)
             part.add_(block.to(total.device), alpha=scale)
+
+    def _shift(self, frame: Tensor, out: Tensor) -> None:
+        """Fill `out` from a random pixel on, round the end: a pattern of the camera does not add up over steps."""
+        first = int(self._dither.uint64(1)[0]) % len(frame)
+        before_end = min(len(out), len(frame) - first)
+        out[:before_end].copy_(frame[first : first + before_end])
+        out[before_end:].copy_(frame[: len(out) - before_end])
+
+    def vouch(self) -> None:
+        self._health.vouch()
+
+
+def make(parts: Parts) -> DarkFrameNoise:
+    """The source of this release."""
+    return DarkFrameNoise(parts.device, parts.generator("dither"), parts.calibration, parts.known)
 
 
 def dither_ripple(sigma: float, tau: float) -> float:

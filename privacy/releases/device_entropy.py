@@ -8,6 +8,7 @@ system's; either of the two suffices.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from typing import Any
 
@@ -18,12 +19,14 @@ from torch import Tensor
 from noise_models.entropy import ASSESSED_BITS, ContinuousTests, conditioned_key, differences
 from noise_models.errors import UsageError
 from noise_models.generator import NORMAL_TAIL_MASS, NoiseGenerator
+from noise_models.health import HealthError
 from noise_models.min_entropy import LEAST_SAMPLES, MinEntropy, assess
 from privacy.protocols import DarkFrames
-from privacy.releases.source import Cost, NoiseSource, add_secret_normals
+from privacy.releases.source import Cost, NoiseSource, Parts, add_secret_normals
 
 # Releases between two keys. A public schedule: it looks at nothing but their number.
 RESEED_RELEASES = 64
+_DIGEST_BYTES = 16  # two of at most 2^40 frames have the same digest by chance with probability below 2^-48
 
 
 class DeviceEntropyNoise(NoiseSource):
@@ -65,6 +68,7 @@ class DeviceEntropyNoise(NoiseSource):
         self._generator: NoiseGenerator | None = None
         self._releases = 0
         self._rekeyed = False
+        self._seen: set[bytes] = set()
 
     def start_up(self) -> dict[str, Any]:
         """Assess the device on frames that nothing else uses, then take the first key from further ones.
@@ -75,10 +79,12 @@ class DeviceEntropyNoise(NoiseSource):
             DeviceError: too little entropy, or a failed health test.
         """
         pairs = math.ceil(LEAST_SAMPLES / self._device.dark_pixels)
-        samples = differences(self._frames(pairs))
+        frames = self._frames(pairs)
+        samples = differences(frames)
         self.assessment = assess(samples)
         tests = ContinuousTests(self.assessment.bits)
         statistics = tests.check(samples)
+        self._refuse_replay(frames)
         self._key()
         return {
             "source": self.name,
@@ -137,6 +143,18 @@ class DeviceEntropyNoise(NoiseSource):
         codes: npt.NDArray[Any] = self._device.dark(2 * pairs).cpu().numpy()
         return codes.astype(np.int32)
 
+    def _refuse_replay(self, frames: npt.NDArray[Any]) -> None:
+        """No frame is drawn twice."""
+        for frame in frames:
+            digest = hashlib.sha256(frame.tobytes()).digest()[:_DIGEST_BYTES]
+            if digest in self._seen:
+                raise HealthError(
+                    "health test 'replay' failed: a dark frame equals an earlier one; restart the camera and its "
+                    "driver (nothing was released)",
+                    {"test": "replay", "value": 1, "limit": 0, "false_alarm": 2.0**-48},
+                )
+            self._seen.add(digest)
+
     def _pairs(self) -> int:
         """Pairs of frames whose assessed entropy makes a key."""
         assert self.assessment is not None
@@ -148,6 +166,7 @@ class DeviceEntropyNoise(NoiseSource):
         frames = self._frames(self._pairs())
         samples = differences(frames)
         ContinuousTests(self.assessment.bits).check(samples)
+        self._refuse_replay(frames)
         salt = self._system.uint64(4).tobytes()
         key = conditioned_key(frames, len(samples) * self.assessment.bits, salt, self.name)
         if self._generator is None:
@@ -156,3 +175,8 @@ class DeviceEntropyNoise(NoiseSource):
         else:
             self._generator.rekey(key)
         self._rekeyed = True
+
+
+def make(parts: Parts) -> DeviceEntropyNoise:
+    """The source of this release."""
+    return DeviceEntropyNoise(parts.device, parts.generator("system entropy"))

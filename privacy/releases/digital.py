@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from noise_models.generator import NORMAL_TAIL_MASS, NoiseGenerator
-from privacy.releases.source import Cost, NoiseSource, add_secret_normals
+from privacy.releases.source import Cost, NoiseSource, Parts, add_secret_normals
 
 
 class DigitalNoise(NoiseSource):
@@ -26,3 +26,8 @@ class DigitalNoise(NoiseSource):
 
     def add_noise(self, total: Tensor, std: float) -> None:
         add_secret_normals(total, std, self._generator)
+
+
+def make(parts: Parts) -> DigitalNoise:
+    """The source of this release."""
+    return DigitalNoise(parts.generator("noise"))

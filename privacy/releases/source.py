@@ -3,12 +3,32 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
 
+from noise_models.calibration import Calibration
 from noise_models.generator import NoiseGenerator
+from privacy.protocols import DarkFrames
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What an engine offers for making a source.
+
+    Attributes:
+        device: the camera, None where the training rule uses no device.
+        generator: a generator of that name, secret or as reproducible as the run, never used before.
+        calibration: of the camera, None where none was given.
+        known: digests of dark frames that earlier parts of the run logged; seeing one again is a replay.
+    """
+
+    device: DarkFrames | None
+    generator: Callable[[str], NoiseGenerator]
+    calibration: Calibration | None = None
+    known: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -27,12 +47,14 @@ class NoiseSource(ABC):
         name: the release's registered name.
         device_share: fraction of the noise variance that the device supplies.
         beta: probability that the device's calibration is wrong (THEORY T8).
+        calibration: what it relies on, None where nothing was measured.
         assumptions: what has to hold.
     """
 
     name: ClassVar[str]
     device_share: float = 0.0
     beta: float = 0.0
+    calibration: Calibration | None = None
     assumptions: tuple[str, ...] = ()
 
     @property
@@ -48,9 +70,34 @@ class NoiseSource(ABC):
         """What is credited to the device (JSON types), for the ledger."""
         return {}
 
+    def start_up(self) -> dict[str, Any]:
+        """Test the device before anything is released, at the start of every part of a run.
+
+        Returns:
+            what was found, for the ledger; empty without a device.
+        Raises:
+            DeviceError: it is not as credited, or its calibration is another camera's or has expired.
+        """
+        return {}
+
     @abstractmethod
     def add_noise(self, total: Tensor, std: float) -> None:
-        """`total += Z`, Z of standard deviation `std` in every coordinate; `total` has shape (dimension,)."""
+        """`total += Z`, Z of standard deviation `std` in every coordinate; `total` has shape (dimension,).
+
+        Raises:
+            DeviceError: what was drawn may not be released.
+        """
+
+    def vouch(self) -> None:  # noqa: B027 - without a device there is nothing to test
+        """Test the device once more between the last `add_noise` and its release.
+
+        Raises:
+            DeviceError: what was drawn may not be released.
+        """
+
+    def rekeyed(self) -> tuple[NoiseGenerator, ...]:
+        """Generators whose key changed since this was last asked; they are registered before the release."""
+        return ()
 
 
 def add_secret_normals(total: Tensor, std: float, generator: NoiseGenerator) -> None:

@@ -24,13 +24,15 @@ from noise_models.health import (
     HealthError,
     HealthMonitor,
 )
-from noise_models.health_limits import DRIFT, Reference, code_law, limits
+from noise_models.health_limits import DRIFT, LEVEL_DRIFT, Reference, code_law, limits
 from optical_dfa.backends.faults import FAULTS, Fault
 
 SIGMA, LEVEL, TOP = 4.08, 64.0, 255
 LIT, CLOSED = 150.0, 32.0
 BY_CONSTRUCTION = Reference(credited=SIGMA, expected=SIGMA, level=LEVEL, step=1.0)
-CALIBRATED = Reference(0.99 * SIGMA, SIGMA, LEVEL, 1.0, drift=DRIFT, light=LIT)
+CALIBRATED = Reference(
+    0.99 * SIGMA, SIGMA, LEVEL, 1.0, DRIFT, LEVEL_DRIFT * SIGMA, LIT, ideal_converter=False
+)
 SMALL, USUAL = (32, 64), (256, 512)
 
 
@@ -41,11 +43,11 @@ class Camera:
         self.shape, self.pixels = shape, shape[0] * shape[1]
         self.normals = np.random.default_rng(seed)
         self.fault = Fault(fault, after=after, shape=shape, top=TOP) if fault else None
-        self.std, self.level = SIGMA, LEVEL
+        self.std, self.level, self.pattern = SIGMA, LEVEL, np.float32(0)
 
     def dark(self, frames: int) -> Tensor:
         z = self.normals.standard_normal((frames, self.pixels), dtype=np.float32)
-        return self._out(self.level + self.std * z, Frame.DARK, LEVEL)
+        return self._out(self.level + self.pattern + self.std * z, Frame.DARK, LEVEL)
 
     def data(self, light: float) -> Tensor:
         light = self.fault.light(light) if self.fault else light
@@ -131,6 +133,21 @@ def test_a_healthy_camera_passes_for_a_thousand_steps() -> None:
         for _ in range(500):
             step(monitor, camera, released=2)
         assert monitor.frames == start_up_frames(SMALL) + 2 + 500 * 4
+
+
+def test_a_fixed_pattern_is_no_fault_and_hides_none() -> None:
+    """A pattern as strong as the noise: DSNU and hot pixels cancel in the difference of two frames."""
+    for fault in ("", *FAULTS):
+        before = start_up_frames(USUAL) + 2 + 2 * 8
+        camera = Camera(USUAL, seed=16, fault=fault, after=before)
+        pattern = SIGMA * np.random.default_rng(17).standard_normal(camera.pixels, dtype=np.float32)
+        camera.pattern = pattern - pattern.mean()
+        monitor = started(camera)
+        for _ in range(2):
+            step(monitor, camera)
+        if fault:
+            with pytest.raises(HealthError):
+                step(monitor, camera)
 
 
 def test_a_calibrated_camera_may_drift_within_the_stated_allowance() -> None:

@@ -20,7 +20,7 @@ DELTA = 1e-5
 NEGLIGIBLE = 1e-9  # a noise multiplier with which the adversary reads the noiseless sums
 BACKENDS: dict[str, tuple[str, dict[str, Any]]] = {
     "digital": ("digital", {}),
-    "dark-frame": ("simulated-opu", {"dark_pixels": 16}),
+    "dark-frame": ("simulated-opu", {"dark_pixels": 1024}),
 }
 
 

@@ -71,6 +71,28 @@ def make(stacks: Stacks, source: NoiseSource, **changes: float) -> ClippedReleas
     return ClippedRelease(stacks, source, **settings)  # type: ignore[arg-type]
 
 
+def noised(release: ClippedRelease, noise_multiplier: float) -> Tensor:
+    release.add_noise(noise_multiplier)
+    return release.release()
+
+
+def test_a_sum_without_noise_is_never_released() -> None:
+    stacks = Stacks(3)
+    release = make(stacks, Silence())
+    stacks.rows = torch.tensor([[3.0, 0.0, 4.0]])
+    release.absorb(first=True)
+    with pytest.raises(UsageError, match="without noise"):
+        release.release()
+    noised(release, 1.0)
+    with pytest.raises(UsageError, match="without noise"):
+        release.release()  # nor twice
+    release.absorb(first=True)
+    release.add_noise(1.0)
+    release.discard()
+    with pytest.raises(UsageError, match="without noise"):
+        release.release()
+
+
 def test_clipped_sum_over_the_expected_batch_size_never_the_realised_one() -> None:
     stacks, source = Stacks(3), Silence()
     release = make(stacks, source)
@@ -80,7 +102,7 @@ def test_clipped_sum_over_the_expected_batch_size_never_the_realised_one() -> No
     ):
         stacks.rows = rows
         release.absorb(first=True)
-        flat = release.release(0.7)
+        flat = noised(release, 0.7)
         expected = [(3 * 2 / 5 + 1) / 10, 0.0, 4 * 2 / 5 / 10] if len(rows) else [0.0] * 3
         torch.testing.assert_close(flat, torch.tensor(expected))
     assert stacks.cleared == 2
@@ -93,10 +115,10 @@ def test_parts_of_a_step_are_one_sum() -> None:
     for number, row in enumerate(([3.0, 0.0, 4.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0])):
         stacks.rows = torch.tensor([row])
         release.absorb(first=number == 0)
-    torch.testing.assert_close(release.release(1.0), torch.tensor([1.2, 1.0, 2.6]) / 10)
+    torch.testing.assert_close(noised(release, 1.0), torch.tensor([1.2, 1.0, 2.6]) / 10)
     stacks.rows = torch.tensor([[0.0, 1.0, 0.0]])
     release.absorb(first=True)  # the next step starts from nothing
-    torch.testing.assert_close(release.release(1.0), torch.tensor([0.0, 0.1, 0.0]))
+    torch.testing.assert_close(noised(release, 1.0), torch.tensor([0.0, 0.1, 0.0]))
 
 
 def test_digital_noise_has_the_stated_law() -> None:
@@ -104,19 +126,19 @@ def test_digital_noise_has_the_stated_law() -> None:
     stacks = Stacks()
     release = make(stacks, DigitalNoise(NoiseGenerator.seeded(0, "noise")))
     release.absorb(first=True)
-    noise = (release.release(1.3) * 10 / (1.3 * release.sensitivity)).double().numpy()
+    noise = (noised(release, 1.3) * 10 / (1.3 * release.sensitivity)).double().numpy()
     assert stats.kstest(noise, "norm").pvalue > 1e-6
     chi2 = float((noise**2).sum())
     assert stats.chi2.ppf(5e-7, DIMENSION) < chi2 < stats.chi2.ppf(1 - 5e-7, DIMENSION)
     release.absorb(first=True)
-    again = (release.release(1.3) * 10 / (1.3 * release.sensitivity)).double().numpy()
+    again = (noised(release, 1.3) * 10 / (1.3 * release.sensitivity)).double().numpy()
     assert abs(stats.pearsonr(noise, again).statistic) < 5 / math.sqrt(DIMENSION)  # never the same noise
 
 
 def test_an_empty_step_releases_pure_noise() -> None:
     release = make(Stacks(), DigitalNoise(NoiseGenerator.seeded(1, "noise")))
     release.absorb(first=True)
-    assert release.release(1.0).std() * 10 == pytest.approx(release.sensitivity, rel=0.04)
+    assert noised(release, 1.0).std() * 10 == pytest.approx(release.sensitivity, rel=0.04)
 
 
 @pytest.mark.parametrize("physical", [None, 3, 100])

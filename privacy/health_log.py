@@ -1,0 +1,88 @@
+"""What the ledger is told of a device: its keys, its health and the calibration it is credited by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+from noise_models.calibration import Calibration
+from noise_models.errors import DeviceError
+from noise_models.health import HealthError
+from privacy.ledger import Ledger
+from privacy.releases.source import NoiseSource
+
+
+def start_up(source: NoiseSource, ledger: Ledger) -> None:
+    """Test a source's device; a row says what was found, good or bad.
+
+    Raises:
+        DeviceError: it may not be used.
+    """
+    with noting_failures(ledger, "start-up"):
+        found = source.start_up()
+    if found:
+        ledger.append_event("health", {"phase": "start-up", "passed": True, "at": _now(), **found})
+    register_new_keys(source, ledger)
+
+
+@contextmanager
+def noting_failures(ledger: Ledger, phase: str) -> Iterator[None]:
+    """What a device was refused for is on disk before anybody hears of it."""
+    try:
+        yield
+    except DeviceError as error:
+        finding = error.finding if isinstance(error, HealthError) else {"test": "device"}
+        row = {"phase": phase, "passed": False, "at": _now(), "message": str(error), **finding}
+        ledger.append_event("health", row)
+        raise
+
+
+def register_new_keys(source: NoiseSource, ledger: Ledger) -> None:
+    """Keys that a source took from its device since it was last asked.
+
+    Raises:
+        UsageError: one was used before.
+    """
+    for generator in source.rekeyed():
+        ledger.register_key(generator.fingerprint(), generator.name)
+
+
+def known_digests(ledger: Ledger) -> tuple[str, ...]:
+    """Of the dark frames that the run's start-ups logged."""
+    return tuple(digest for row in ledger.events("health") for digest in row.get("digests", ()))
+
+
+def identity(calibration: Calibration | None) -> dict[str, str] | None:
+    """By which a ledger's header names a calibration."""
+    if calibration is None:
+        return None
+    return {
+        "digest": calibration.digest,
+        "camera_fingerprint": calibration.camera_fingerprint,
+        "taken_at": calibration.taken_at,
+        "expires_at": calibration.expires_at,
+    }
+
+
+def refuse_other_calibration(ledger: Ledger, header: Mapping[str, Any]) -> None:
+    """A run relies on one calibration from its first release to its last.
+
+    Raises:
+        HealthError: the ledger names another one than `header`, or none; a row of the ledger says so.
+    """
+    before, now = ledger.header().get("calibration"), header["calibration"]
+    if before == now:
+        return
+    was, given = ("none" if each is None else each["digest"][:16] for each in (before, now))
+    with noting_failures(ledger, "start-up"):
+        raise HealthError(
+            f"the run to resume relied on calibration {was}, not on {given}; resume it with its own, or begin a new "
+            "run (nothing was released)",
+            {"test": "calibration", "value": given, "limit": was},
+        )
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

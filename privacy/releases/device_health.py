@@ -1,0 +1,111 @@
+"""When a device's health is tested: a start-up, every frame that is released, and a last look before each release.
+
+The last look is at one further dark frame and one lit frame, taken AFTER the frames of Z and never released, so
+that a fault which began before the release, and lasts, is seen before the release (THEORY §5).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor
+
+from noise_models.base import Frame
+from noise_models.calibration import Calibration
+from noise_models.errors import DeviceError, UsageError
+from noise_models.health import START_UP_PIXELS, HealthError, HealthMonitor
+from noise_models.health_limits import Reference
+from privacy.protocols import DarkFrames
+
+
+class DeviceHealth:
+    """Takes the frames of one device and has a monitor test every one of them."""
+
+    def __init__(
+        self,
+        device: DarkFrames,
+        reference: Reference,
+        calibration: Calibration | None = None,
+        known: Iterable[str] = (),
+    ) -> None:
+        """
+        Args:
+            device: the camera.
+            reference: what its healthy frames look like.
+            calibration: where that comes from, None by construction.
+            known: digests of frames that earlier parts of the run logged.
+        Raises:
+            UsageError: frames too small, or noise too weak, to be tested.
+        """
+        self._device = device
+        self._calibration = calibration
+        rows, columns = device.frame_shape
+        shape = (rows, columns) if rows * columns == device.dark_pixels else (1, device.dark_pixels)
+        self._monitor = HealthMonitor(reference, shape, known=known)
+        self._has_lamp = False
+
+    @property
+    def level(self) -> float:
+        """Mean of the start-up's dark frames, in DN."""
+        return self._monitor.level
+
+    def start_up(self) -> tuple[Tensor, dict[str, Any]]:
+        """Test dark frames, and the lamp where the device shows it.
+
+        Returns:
+            the frames, which are never released, shape (frames, dark_pixels); what was found, for the ledger.
+        Raises:
+            DeviceError: a test failed, or the calibration does not serve this camera now.
+        """
+        self._refuse_other_camera()
+        frames = self._device.dark(2 * math.ceil(START_UP_PIXELS / (2 * self._device.dark_pixels)))
+        found = self._monitor.start_up(frames)
+        closed = self._lamp(0.0)
+        if closed is not None and (lit := self._lamp(1.0)) is not None:
+            self._has_lamp = True
+            found |= self._monitor.lamp(closed, lit)
+        return frames, {**found, "lamp_tested": self._has_lamp}
+
+    def take(self) -> Tensor:
+        """One fresh dark frame to be released, shape (1, dark_pixels).
+
+        Raises:
+            HealthError: it may not be.
+        """
+        frame = self._device.dark(1)
+        self._monitor.released(frame)
+        return frame
+
+    def vouch(self) -> None:
+        """The last look before a release.
+
+        Raises:
+            DeviceError: a test failed, or the calibration expired; nothing drawn so far may be released.
+        """
+        self._refuse_other_camera()
+        self._monitor.dark(self._device.dark(1))
+        if self._has_lamp:
+            self._monitor.lit(self._device.expose(1, light=1.0, seconds=None, setting=Frame.DATA))
+
+    def describe(self) -> dict[str, Any]:
+        """Tests, limits and false alarms (JSON types)."""
+        return self._monitor.describe()
+
+    def _refuse_other_camera(self) -> None:
+        if self._calibration is None:
+            return
+        camera = self._device.camera_fingerprint()
+        try:
+            self._calibration.refuse_other(camera)
+        except DeviceError as error:
+            finding = {"test": "calibration", "value": camera, "limit": self._calibration.camera_fingerprint}
+            raise HealthError(f"{error} (nothing was released)", finding) from error
+
+    def _lamp(self, light: float) -> Tensor | None:
+        """A frame of the lamp alone; None from a device that cannot show it."""
+        try:
+            return self._device.expose(1, light=light, seconds=None, setting=Frame.DATA)
+        except UsageError:
+            return None
