@@ -10,18 +10,23 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
+from noise_models.base import Frame
 from noise_models.entropy import ASSESSED_BITS, ContinuousTests, conditioned_key, differences
 from noise_models.errors import UsageError
 from noise_models.generator import NORMAL_TAIL_MASS, NoiseGenerator
-from noise_models.health import HealthError
+from noise_models.health import LEAST_PIXELS, LEAST_STD, HealthError
+from noise_models.health_limits import Reference
 from noise_models.min_entropy import LEAST_SAMPLES, MinEntropy, assess
 from privacy.protocols import DarkFrames
+from privacy.releases.device_health import DeviceHealth
 from privacy.releases.source import Cost, NoiseSource, Parts, add_secret_normals
 
 # Releases between two keys. A public schedule: it looks at nothing but their number.
@@ -32,7 +37,9 @@ _DIGEST_BYTES = 16  # two of at most 2^40 frames have the same digest by chance 
 class DeviceEntropyNoise(NoiseSource):
     """Z from a generator keyed, and keyed anew every RESEED_RELEASES releases, from fresh dark frames.
 
-    `device_share` is 0: none of the variance is the device's.
+    `device_share` is 0: none of the variance is the device's. Every pair of frames passes SP 800-90B's own tests and
+    is compared with all earlier ones. A device whose noise is known by construction is also watched like one that
+    supplies Z (`DeviceHealth`); one that earns no credit (an uneven converter, say) may serve all the same.
 
     Attributes:
         assessment: min-entropy of the start-up frames; None before `start_up`.
@@ -45,11 +52,12 @@ class DeviceEntropyNoise(NoiseSource):
         "the noise generator (AES-256 in counter mode) cannot be told from random bits",
     )
 
-    def __init__(self, device: DarkFrames | None, system: NoiseGenerator) -> None:
+    def __init__(self, device: DarkFrames | None, system: NoiseGenerator, known: Iterable[str] = ()) -> None:
         """
         Args:
             device: the camera.
             system: the operating system's share of every key (a seeded generator in a reproducible run).
+            known: digests of dark frames that earlier parts of the run logged.
         Raises:
             UsageError: no device, or one without dark frames.
         """
@@ -63,6 +71,7 @@ class DeviceEntropyNoise(NoiseSource):
                 f"backend {device.name} has no dark frames; use --backend simulated-opu, or --release digital"
             )
         self.assessment: MinEntropy | None = None
+        self._health = _watch(device, known)
         self._device = device
         self._system = system
         self._generator: NoiseGenerator | None = None
@@ -78,6 +87,7 @@ class DeviceEntropyNoise(NoiseSource):
         Raises:
             DeviceError: too little entropy, or a failed health test.
         """
+        found = {} if self._health is None else self._health.start_up()[1]
         pairs = math.ceil(LEAST_SAMPLES / self._device.dark_pixels)
         frames = self._frames(pairs)
         samples = differences(frames)
@@ -87,6 +97,8 @@ class DeviceEntropyNoise(NoiseSource):
         self._refuse_replay(frames)
         self._key()
         return {
+            **found,
+            "watched": self._health is not None,
             "source": self.name,
             "standard": "NIST SP 800-90B, non-IID estimators without the predictors, upper 99 % bounds",
             "samples": self.assessment.samples,
@@ -120,6 +132,7 @@ class DeviceEntropyNoise(NoiseSource):
             "conditioner": "HMAC-SHA-256",
             "assessed_bits_needed": ASSESSED_BITS,
             "reseed_releases": RESEED_RELEASES,
+            "health": None if self._health is None else self._health.describe(),
             "device": self._device.describe(),
         }
 
@@ -138,6 +151,10 @@ class DeviceEntropyNoise(NoiseSource):
             self._key()
         add_secret_normals(total, std, self._generator)
         self._releases += 1
+
+    def vouch(self) -> None:
+        if self._health is not None:
+            self._health.vouch()
 
     def _frames(self, pairs: int) -> npt.NDArray[Any]:
         codes: npt.NDArray[Any] = self._device.dark(2 * pairs).cpu().numpy()
@@ -177,6 +194,15 @@ class DeviceEntropyNoise(NoiseSource):
         self._rekeyed = True
 
 
+def _watch(device: DarkFrames, known: Iterable[str]) -> DeviceHealth | None:
+    """The health tests of a device whose noise is known by construction, None for another's."""
+    credit = device.noise.credit(Frame.DARK)
+    if not credit.std >= LEAST_STD * credit.step > 0 or device.dark_pixels < LEAST_PIXELS:
+        return None
+    variance = float(device.noise.variance(torch.zeros(1), Frame.DARK))
+    return DeviceHealth(device, Reference.of_credit(credit, variance), known=known)
+
+
 def make(parts: Parts) -> DeviceEntropyNoise:
     """The source of this release."""
-    return DeviceEntropyNoise(parts.device, parts.generator("system entropy"))
+    return DeviceEntropyNoise(parts.device, parts.generator("system entropy"), parts.known)

@@ -12,6 +12,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from noise_models.base import NoiseModel, NoNoise
 from noise_models.camera import PhysicalCamera, named_camera
 from noise_models.entropy import ASSESSED_BITS
 from noise_models.errors import DeviceError, UsageError
@@ -25,11 +26,12 @@ CAMERA = PhysicalCamera(replace(named_camera("machine-vision").ideal(), rows=1, 
 
 
 class Camera:
-    """A device that keeps its frames; `codes` may be overwritten by what it really does."""
+    """A device that keeps its frames, and whose noise nobody vouches for: `codes` may be overwritten."""
 
     name = "camera"
     dark_pixels = PIXELS
-    noise = CAMERA
+    frame_shape = (256, 256)
+    noise: NoiseModel = NoNoise()
 
     def __init__(self, seed: int | None = 0) -> None:
         secure = NoiseGenerator.secure("device")
@@ -43,6 +45,9 @@ class Camera:
         taken = self.codes(frames * self.dark_pixels).view(frames, self.dark_pixels)
         self.taken += list(taken)
         return taken
+
+    def expose(self, frames: int, **scene: Any) -> Tensor:
+        raise UsageError("no lamp")
 
     def describe(self) -> dict[str, Any]:
         return {"name": self.name}
@@ -72,6 +77,9 @@ def test_start_up_reports_what_was_assessed(started: tuple[DeviceEntropyNoise, d
     assert row["repetition_count"] < row["repetition_cutoff"]
     assert row["adaptive_proportion"] < row["proportion_cutoff"]
     assert row["false_alarm_per_key"] < 1e-6
+    assert not row["watched"]
+    assert made.describe()["health"] is None
+    made.vouch()  # nothing to do
 
 
 def test_the_noise_is_normal_and_costs_what_digital_costs() -> None:
@@ -141,6 +149,41 @@ def test_no_noise_before_the_start_up() -> None:
         made.add_noise(torch.zeros(3), 1.0)
 
 
+class Credited(Camera):
+    """Its noise is known by construction, so that it is watched."""
+
+    noise = CAMERA
+
+
+def test_a_device_of_known_noise_is_watched_at_every_release() -> None:
+    camera = Credited()
+    made = source(camera)
+    assert made.describe()["health"]["start_up_pixels"] == 1 << 20
+    row = made.start_up()
+    assert row["watched"]
+    assert not row["lamp_tested"]
+    assert len(row["digests"]) == 2
+    made.add_noise(torch.zeros(3), 1.0)
+    taken = len(camera.taken)
+    made.vouch()
+    assert len(camera.taken) == taken + 1
+    weaker = camera.codes(PIXELS).sub(64).mul(0.8).add(64).round()
+    camera.codes = lambda n: weaker  # type: ignore[method-assign]
+    with pytest.raises(HealthError) as caught:
+        made.vouch()
+    assert caught.value.finding["test"] in {"variance", "adaptive proportion", "repeated pixels"}
+
+
+def test_frames_logged_by_an_earlier_part_of_the_run_are_known() -> None:
+    camera = Credited()
+    digests = source(camera).start_up()["digests"]
+    again = torch.stack(camera.taken[: 1 << 4]).flatten()
+    camera.codes = lambda n: again[:n]  # type: ignore[method-assign]
+    made = DeviceEntropyNoise(camera, NoiseGenerator.secure("system"), digests)
+    with pytest.raises(HealthError, match="replay"):
+        made.start_up()
+
+
 class Stuck(Camera):
     """All frames equal, though all pixels differ."""
 
@@ -168,7 +211,9 @@ class Pattern(Camera):
     def __init__(self) -> None:
         super().__init__()
         self.number = 0
-        self.pattern = CAMERA.dark_codes(PIXELS, NoiseGenerator.seeded(5, "pattern")).view(PIXELS).to(torch.int32)
+        self.pattern = (
+            CAMERA.dark_codes(PIXELS, NoiseGenerator.seeded(5, "pattern")).view(PIXELS).to(torch.int32)
+        )
 
     def codes(self, n: int) -> Tensor:
         self.number += 1
@@ -199,6 +244,21 @@ def test_a_device_that_gets_stuck_later_gives_no_further_key() -> None:
         made.add_noise(total, 1.0)
     assert caught.value.finding["test"]
     assert not total.any()
+    assert made.generators[0].fingerprint() == before
+
+
+def test_frames_that_come_again_give_no_key() -> None:
+    camera = Camera()
+    made = source(camera)
+    made.start_up()
+    before = made.generators[0].fingerprint()
+    earlier = torch.cat(camera.taken[:2])  # healthy in themselves
+    for _ in range(RESEED_RELEASES):
+        made.add_noise(torch.zeros(3), 1.0)
+    camera.codes = lambda n: earlier  # type: ignore[method-assign]
+    with pytest.raises(HealthError, match="replay") as caught:
+        made.add_noise(torch.zeros(3), 1.0)
+    assert caught.value.finding["test"] == "replay"
     assert made.generators[0].fingerprint() == before
 
 
