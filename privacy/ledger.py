@@ -270,6 +270,19 @@ class Ledger:
                 f"ledger {self._where} has an unreadable {kind} row ({error}): it was damaged"
             ) from error
 
+    def history(self) -> list[tuple[str, dict[str, Any]]]:
+        """Kind and payload of every row after the header, in order.
+
+        Raises:
+            UsageError: a row is no JSON object (a damaged ledger).
+        """
+        try:
+            return [(kind, dict(json.loads(body))) for seq, kind, body, _, _ in self._rows() if seq]
+        except (TypeError, ValueError) as error:
+            raise UsageError(
+                f"ledger {self._where} has an unreadable row ({error}): it was damaged"
+            ) from error
+
     def head(self) -> str:
         """Hash of the last row; a checkpoint stores it."""
         row = self._connection.execute("SELECT hash FROM entries ORDER BY seq DESC LIMIT 1").fetchone()

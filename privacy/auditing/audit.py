@@ -18,6 +18,7 @@ from noise_models.errors import UsageError
 from privacy.accounting import epsilon as composed_epsilon
 from privacy.accounting import resolves
 from privacy.adjacency import Adjacency
+from privacy.auditing.device import check_device
 from privacy.guarantee import Guarantee, Kind
 from privacy.ledger import Ledger, Release
 
@@ -41,6 +42,8 @@ class AuditReport:
         findings: one line per contradiction.
         notes: one line per thing that could not be checked, or is worth knowing.
         releases: number of releases in the ledger.
+        health: what the device's tests found, in order.
+        calibration: which one the device is credited by, None without one.
         reported_epsilon: what the run's summary claims, None where it has no summary.
     """
 
@@ -49,6 +52,8 @@ class AuditReport:
     findings: tuple[str, ...]
     notes: tuple[str, ...]
     releases: int
+    health: tuple[dict[str, Any], ...]
+    calibration: dict[str, str] | None
     reported_epsilon: float | None
 
     @property
@@ -75,6 +80,8 @@ class AuditReport:
             "findings": list(self.findings),
             "notes": list(self.notes),
             "releases": self.releases,
+            "health": list(self.health),
+            "calibration": self.calibration,
             "guarantee": guarantee,
         }
 
@@ -106,8 +113,10 @@ def audit(run: Path | str, delta: float | None = None) -> AuditReport:
         intact = not findings
         try:
             releases, keys, readable = ledger.releases(), len(ledger.events("key")), True
+            findings += check_device(ledger, header, folder, notes)
+            health = ledger.events("health")
         except UsageError as error:
-            releases, keys, readable = [], 0, False
+            releases, keys, health, readable = [], 0, [], False
             findings.append(str(error))
             notes.append("releases that cannot be read have no known cost: no epsilon was recomputed")
         count = ledger.count()
@@ -131,6 +140,8 @@ def audit(run: Path | str, delta: float | None = None) -> AuditReport:
         findings=tuple(findings),
         notes=tuple(notes),
         releases=count,
+        health=tuple(health),
+        calibration=header.get("calibration"),
         reported_epsilon=None if claim is None else claim.guarantee.epsilon,
     )
 

@@ -5,6 +5,7 @@ import json
 import math
 import sqlite3
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from noise_models.calibration import Calibration, Limits
 from noise_models.errors import UsageError
+from privacy import health_log
 from privacy.accounting import epsilon
 from privacy.adjacency import Adjacency
 from privacy.auditing.audit import audit
@@ -324,3 +327,103 @@ def test_what_cannot_be_audited(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=r"header|adjacency|no known guarantee|fixes no delta") as caught:
             audit(tmp_path / name)
         assert "\n" not in str(caught.value)
+
+
+# ---- the device: tested before every release, credited by the calibration that is there
+
+PASSED = {"phase": "start-up", "passed": True, "at": "2030-01-02T00:00:00+00:00"}
+FAILED = {"phase": "step", "passed": False, "at": "2030-01-03T00:00:00+00:00", "message": "the lamp is off"}
+CALIBRATED = Calibration(
+    camera="simulated-opu",
+    camera_fingerprint="c" * 16,
+    taken_at="2030-01-01T00:00:00+00:00",
+    expires_at="2030-02-01T00:00:00+00:00",
+    frames=100,
+    confidence=0.999,
+    beta=1e-9,
+    parameters={"read_noise_electrons": Limits(5.0, 4.9, 5.1)},
+    credit_dn=4.08,
+    credit_lower_dn=4.04,
+    step_dn=1.0,
+    clipped_mass=1e-20,
+    dark_level_dn=64.0,
+    light_level_dn=70.0,
+    saturation_dn=255.0,
+    passed=True,
+    findings=(),
+    assumptions=("the read noise is Gaussian",),
+    curves={},
+)
+
+
+def make_tested_run(run: Path, rows: list[Any], **header: Any) -> Path:
+    """A run whose ledger has these rows: a health row, a number of releases, or "part" for another part's keys."""
+    run.mkdir()
+    with Ledger.create(run / "ledger.sqlite", {**HEADER, "calibration": None, **header}) as ledger:
+        ledger.register_key("11" * 32, "sampling")
+        for number, row in enumerate(rows):
+            if row == "part":
+                ledger.register_key(f"{number + 2:02d}" * 32, "sampling")
+            elif isinstance(row, dict):
+                ledger.append_event("health", row)
+            else:
+                for _ in range(row):
+                    ledger.append_release(STEP)
+        checkpoint(run, ledger.head(), STEPS)
+    summary(run, claim(), STEPS)
+    return run
+
+
+def test_a_tested_device_is_shown(tmp_path: Path) -> None:
+    report = audit(make_tested_run(tmp_path / "run", [PASSED, 20, "part", PASSED, 30]))
+    assert report.consistent, report.findings
+    assert "start-up tests that the device passed: 2" in report.notes
+    assert report.to_dict()["health"] == [PASSED, PASSED]
+    assert report.to_dict()["calibration"] is None
+
+
+@pytest.mark.parametrize(
+    ("rows", "first", "count"),
+    [
+        ([50], 1, 50),
+        ([20, PASSED, 30], 1, 20),
+        ([PASSED, 20, FAILED, 30], 21, 30),
+        ([PASSED, 20, "part", 30], 21, 30),
+        ([PASSED, 20, FAILED, "part", 10, PASSED, 20], 21, 10),
+        ([{**PASSED, "passed": "yes"}, 50], 1, 50),
+    ],
+)
+def test_a_release_without_a_tested_device_is_found(
+    rows: list[Any], first: int, count: int, tmp_path: Path
+) -> None:
+    report = audit(make_tested_run(tmp_path / "run", rows))
+    assert not report.consistent
+    assert any(f"release {first} was made" in line and f"({count} such" in line for line in report.findings)
+
+
+def test_a_run_that_a_failure_stopped_is_consistent_and_says_why(tmp_path: Path) -> None:
+    report = audit(make_tested_run(tmp_path / "run", [PASSED, 50, FAILED]))
+    assert report.consistent, report.findings
+    assert "the device was refused: the lamp is off" in report.notes
+
+
+def test_the_calibration_that_a_run_relied_on(tmp_path: Path) -> None:
+    named = health_log.identity(CALIBRATED)
+    run = make_tested_run(tmp_path / "run", [PASSED, 50], calibration=named)
+    assert any("cannot be read" in note for note in audit(run).notes)
+    CALIBRATED.save(run / "camera-calibration.json")
+    report = audit(run)
+    assert report.consistent, report.findings
+    assert any(CALIBRATED.digest in note for note in report.notes)
+    assert report.to_dict()["calibration"]["digest"] == CALIBRATED.digest
+    replace(CALIBRATED, credit_lower_dn=4.07).save(run / "camera-calibration.json")
+    assert any("camera-calibration.json has digest" in line for line in audit(run).findings)
+    (run / "camera-calibration.json").write_text("{")
+    assert any("unreadable" in line for line in audit(run).findings)
+
+
+def test_a_part_that_began_after_the_calibration_expired_is_found(tmp_path: Path) -> None:
+    late = {**PASSED, "at": "2030-02-02T00:00:00+00:00"}
+    named = health_log.identity(CALIBRATED)
+    report = audit(make_tested_run(tmp_path / "run", [PASSED, 20, "part", late, 30], calibration=named))
+    assert any("expired" in line for line in report.findings)
