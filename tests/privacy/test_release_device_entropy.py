@@ -18,7 +18,8 @@ from noise_models.entropy import ASSESSED_BITS
 from noise_models.errors import DeviceError, UsageError
 from noise_models.generator import NORMAL_TAIL_MASS, NoiseGenerator
 from noise_models.health import HealthError
-from noise_models.min_entropy import LEAST_SAMPLES
+from noise_models.min_entropy import LEAST_SAMPLES, MinEntropy
+from privacy.releases import device_entropy
 from privacy.releases.device_entropy import RESEED_RELEASES, DeviceEntropyNoise
 
 PIXELS = 1 << 16
@@ -61,6 +62,12 @@ def source(camera: Camera | None = None, seed: int | None = 1) -> DeviceEntropyN
     return DeviceEntropyNoise(camera or Camera(), system)
 
 
+@pytest.fixture
+def assessed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Takes the assessment for granted, for tests of what follows it."""
+    monkeypatch.setattr(device_entropy, "assess", lambda samples: MinEntropy(1.2, {}, len(samples), 54))
+
+
 @pytest.fixture(scope="module")
 def started() -> tuple[DeviceEntropyNoise, dict[str, Any]]:
     made = source()
@@ -82,6 +89,7 @@ def test_start_up_reports_what_was_assessed(started: tuple[DeviceEntropyNoise, d
     made.vouch()  # nothing to do
 
 
+@pytest.mark.usefixtures("assessed")
 def test_the_noise_is_normal_and_costs_what_digital_costs() -> None:
     made = source()
     made.start_up()
@@ -96,6 +104,7 @@ def test_the_noise_is_normal_and_costs_what_digital_costs() -> None:
     assert any("800-90B" in line for line in made.assumptions)
 
 
+@pytest.mark.usefixtures("assessed")
 def test_keys_follow_a_public_schedule_and_use_fresh_frames() -> None:
     camera = Camera()
     made = source(camera)
@@ -118,6 +127,7 @@ def test_keys_follow_a_public_schedule_and_use_fresh_frames() -> None:
     assert len(set(frames)) == len(frames)
 
 
+@pytest.mark.usefixtures("assessed")
 def test_either_source_changes_every_normal() -> None:
     def normals(camera: int, system: int) -> Tensor:
         made = source(Camera(camera), system)
@@ -131,6 +141,7 @@ def test_either_source_changes_every_normal() -> None:
     assert not torch.isclose(normals(0, 1), normals(0, 2)).any()
 
 
+@pytest.mark.usefixtures("assessed")
 @pytest.mark.parametrize(("camera", "system"), [(None, None), (0, None), (None, 1), (0, 1)])
 def test_secret_only_if_all_its_sources_are(camera: int | None, system: int | None) -> None:
     made = source(Camera(camera), system)
@@ -155,6 +166,7 @@ class Credited(Camera):
     noise = CAMERA
 
 
+@pytest.mark.usefixtures("assessed")
 def test_a_device_of_known_noise_is_watched_at_every_release() -> None:
     camera = Credited()
     made = source(camera)
@@ -174,6 +186,7 @@ def test_a_device_of_known_noise_is_watched_at_every_release() -> None:
     assert caught.value.finding["test"] in {"variance", "adaptive proportion", "repeated pixels"}
 
 
+@pytest.mark.usefixtures("assessed")
 def test_frames_logged_by_an_earlier_part_of_the_run_are_known() -> None:
     camera = Credited()
     digests = source(camera).start_up()["digests"]
@@ -230,6 +243,7 @@ def test_devices_without_entropy_are_refused(camera: type[Camera]) -> None:
         made.add_noise(torch.zeros(3), 1.0)
 
 
+@pytest.mark.usefixtures("assessed")
 def test_a_device_that_gets_stuck_later_gives_no_further_key() -> None:
     camera = Camera()
     made = source(camera)
@@ -247,6 +261,7 @@ def test_a_device_that_gets_stuck_later_gives_no_further_key() -> None:
     assert made.generators[0].fingerprint() == before
 
 
+@pytest.mark.usefixtures("assessed")
 def test_frames_that_come_again_give_no_key() -> None:
     camera = Camera()
     made = source(camera)
