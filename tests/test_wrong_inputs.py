@@ -140,7 +140,7 @@ WRONG: list[tuple[list[str], str]] = [
     (["--rule-option", "gain"], "NAME=VALUE"),
     (["--backend", "optical"], "simulated-opu"),
     (["--backend-option", "exposure=2"], "exposure"),
-    (["--backend-option", "read_noise_electrons=-1"], "read noise"),
+    (["--backend-option", "read_noise_electrons=-1"], "read_noise_electrons"),
     (["--backend-option", "full_scale=abc"], "must be a finite number"),
     (["--backend-option", "full_scale=true"], "must be a finite number"),
     (["--backend-option", "full_scale=nan"], "must be a finite number"),
