@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from optical_dfa.backends.simulated_opu import SimulatedOpuBackend
 from optical_dfa.bench import projection
 
 
@@ -26,15 +28,23 @@ def test_what_is_reported() -> None:
     for name in ("physics", "effective", "lightonml", "matmul"):
         assert 0 < found[f"{name}_ms"] < math.inf
     assert found["ratio_effective_over_matmul"] > 1  # what it does besides the product
+    assert found["encoding"] == simulated_default()
+    assert set(found["ternary"]) < set(found)
+
+
+def simulated_default() -> Any:
+    return inspect.signature(SimulatedOpuBackend).parameters["encoding"].default
 
 
 @pytest.mark.usefixtures("small")
 def test_every_contestant_projects_the_same_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[str, Any]] = []
+    encodings: list[str] = []
     build = projection._device
 
     def spy(backend: str, options: dict[str, Any]) -> Any:
         device = build(backend, options)
+        encodings.append(device.encoding.name)
         plain = device.project
         device.project = lambda e: (
             seen.append((device.describe().get("fidelity", backend), e.clone())) or plain(e)
@@ -44,7 +54,8 @@ def test_every_contestant_projects_the_same_batch(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(projection, "_device", spy)
     projection.run(rounds=2)
     order = [name for name, _ in seen]
-    assert order == ["physics", "effective", "lightonml-simulated"] * (projection.WARM_UP + 2)
+    assert order == ["physics", "effective", "lightonml-simulated"] * 2 * (projection.WARM_UP + 2)
+    assert encodings == ["bit-planes"] * 3 + ["ternary"] * 3
     first = seen[0][1]
     assert set(first.unique().tolist()) <= {-1.0, 0.0, 1.0}
     assert all(torch.equal(first, e) for _, e in seen)
@@ -77,5 +88,6 @@ def test_ratios_are_of_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["ratio_physics_over_effective"] == pytest.approx(30.0)
     assert found["ratio_lightonml_over_effective"] == pytest.approx(4.0)
     assert found["ratio_effective_over_matmul"] == pytest.approx(2.0)
-    # Rounds 3 to 7 were measured: the median is the fifth's.
-    assert found["effective_ms"] == pytest.approx(1000 * 0.2 * 5)
+    # Rounds 2 to 6 were measured: the median is the fourth's.
+    assert found["effective_ms"] == pytest.approx(1000 * 0.2 * 4)
+    assert found["ternary"]["ratio_physics_over_effective"] == pytest.approx(30.0)
