@@ -284,6 +284,7 @@ class PrivacyEngine:
             private = PrivateOptimizer(
                 optimizer, capture.parameters, module, lambda: self._step(loader, clipped, event)
             )
+            undo.callback(private.hand_back)
             header = self._header(face, event, source, plan, max_grad_norm, target_epsilon, target_delta)
             ledger = self._open(header, resumed)
             if resumed is None:

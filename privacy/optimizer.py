@@ -51,13 +51,18 @@ class PrivateOptimizer(Optimizer):
         if missing:
             raise UsageError(f"the optimizer lacks {missing[0]}, which is trained; add it, or freeze it")
         self._take = step
-        self._step_original = original.step
+        self._step_original, self._add_original = original.step, original.add_param_group
         self._views: list[Tensor] = []
         self._types = {name: p.dtype for name, p in parameters.items()}
         for p in module.parameters():
             p.grad = None  # a gradient from before is no release
         original.step = _refusing(original)  # type: ignore[method-assign]
         original.add_param_group = self.add_param_group  # type: ignore[method-assign]
+
+    def hand_back(self) -> None:
+        """Let the original step again: the private run could not begin."""
+        self.original.step = self._step_original  # type: ignore[method-assign]
+        self.original.add_param_group = self._add_original  # type: ignore[method-assign]
 
     # Deliberately no Optimizer.__init__: groups, state and defaults are the original's.
     @property
