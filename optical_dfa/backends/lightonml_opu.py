@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, ClassVar, Final
 
 import numpy as np
@@ -210,7 +211,7 @@ class LightonmlBackend(LightonmlFrontEnd):
             seed, noise: unused, the device has its own matrix and noise.
             encoding: "ternary", "ternary-absolute" or "bit-planes".
             threshold, amplitude, bits: the encoding's constants; None is its default.
-            config_file: lightonml's device configuration; empty is the host's own.
+            config_file: lightonml's device configuration, a path or an http address; empty is the host's own.
 
         Raises:
             UsageError: a value out of its range.
@@ -226,7 +227,7 @@ class LightonmlBackend(LightonmlFrontEnd):
         try:
             return opu_class(
                 n_components=self.out_features,
-                config_file=self._config_file,
+                config_file=_location(self._config_file),
                 rescale="none",
                 disable_pbar=True,
             )
@@ -257,3 +258,10 @@ class LightonmlBackend(LightonmlFrontEnd):
 
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
         raise UsageError("a physical OPU cannot be pickled; create backend lightonml where it is used")
+
+
+def _location(config_file: str) -> str:
+    """As lightonml understands it: paths from the root only."""
+    if not config_file or config_file.startswith("http"):
+        return config_file
+    return str(Path(config_file).absolute())

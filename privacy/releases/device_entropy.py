@@ -31,6 +31,7 @@ from privacy.releases.source import Cost, NoiseSource, Parts, add_secret_normals
 
 # Releases between two keys. A public schedule: it looks at nothing but their number.
 RESEED_RELEASES = 64
+MOST_SAMPLES = 2 * LEAST_SAMPLES  # a large camera's pair of frames has more than an assessment needs
 _DIGEST_BYTES = 16  # two of at most 2^40 frames have the same digest by chance with probability below 2^-48
 
 
@@ -91,7 +92,7 @@ class DeviceEntropyNoise(NoiseSource):
         pairs = math.ceil(LEAST_SAMPLES / self._device.dark_pixels)
         frames = self._frames(pairs)
         samples = differences(frames)
-        self.assessment = assess(samples)
+        self.assessment = assess(samples[:MOST_SAMPLES])
         tests = ContinuousTests(self.assessment.bits)
         statistics = tests.check(samples)
         self._refuse_replay(frames)

@@ -164,6 +164,13 @@ def test_no_configuration_is_one_line(tmp_path: Path, opu: Build) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_configuration_may_be_named_from_here(
+    tmp_path: Path, opu: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "bench" in opu(config_file="opu.json").describe()["device"]
+
+
 def test_backends_finds_the_drivers(opu: Build) -> None:
     opu()
     rows = {name: (there, detail) for name, there, detail in backends.available()}
