@@ -24,6 +24,7 @@ COMMANDS = {
     "audit": "optical_dfa.cli.audit:audit",
     "backends": "optical_dfa.cli.backends:backends",
     "bench": "optical_dfa.cli.bench:bench",
+    "calibrate": "optical_dfa.cli.calibrate:calibrate",
     "report": "optical_dfa.cli.report:report",
 }
 

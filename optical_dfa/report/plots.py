@@ -95,7 +95,7 @@ def plot_picture(run_dir: Path, out_png: Path) -> None:
         raise UsageError(
             f"{run_dir} recorded no test accuracy over steps; give a run with at least one epoch"
         )
-    with _context():
+    with drawing_style():
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
@@ -233,7 +233,8 @@ def _mark_end(axes: Axes, x: float, y: float, text: str, colour: str, *, below: 
     axes.margins(x=0.03, y=0.14)
 
 
-def _context() -> Any:
+def drawing_style() -> Any:
+    """Context in which all figures of the project are drawn."""
     import matplotlib
 
     return matplotlib.rc_context(_STYLE)
@@ -241,7 +242,7 @@ def _context() -> Any:
 
 def _svg(prefix: str, size: tuple[float, float], draw: Callable[[Figure], None]) -> str:
     """Draw on a fresh figure of `size` inches and return SVG to be inlined; `prefix` keeps its ids apart."""
-    with _context():
+    with drawing_style():
         from matplotlib.backends.backend_svg import FigureCanvasSVG
         from matplotlib.figure import Figure
 

@@ -43,8 +43,9 @@ class SilentProgress:
 class BarProgress:
     """A rich bar with rate, remaining time and the latest fields, on `stream` (standard error by default)."""
 
-    def __init__(self, stream: TextIO | None = None) -> None:
+    def __init__(self, stream: TextIO | None = None, what: str = "training") -> None:
         self._stream = stream
+        self._what = what
         self._bar: RichProgress | None = None
         self._task: TaskID | None = None
 
@@ -54,14 +55,14 @@ class BarProgress:
         from rich.progress import Progress as RichProgress
 
         self._bar = RichProgress(
-            TextColumn("training"),
+            TextColumn(self._what),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
             TimeRemainingColumn(compact=True),
             TextColumn("{task.fields[text]}", markup=False),
             console=Console(file=self._stream or sys.stderr),
         )
-        self._task = self._bar.add_task("training", total=total_steps, text="")
+        self._task = self._bar.add_task(self._what, total=total_steps, text="")
         self._bar.start()
 
     def update(self, step: int, fields: Mapping[str, float | str]) -> None:
@@ -79,9 +80,9 @@ class BarProgress:
             self._bar = None
 
 
-def progress_for(stream: TextIO) -> Progress:
-    """A bar where `stream` is a terminal, silence where it is a pipe or a file."""
-    return BarProgress(stream) if stream.isatty() else SilentProgress()
+def progress_for(stream: TextIO, what: str = "training") -> Progress:
+    """A bar called `what` where `stream` is a terminal, silence where it is a pipe or a file."""
+    return BarProgress(stream, what) if stream.isatty() else SilentProgress()
 
 
 def _short(value: float | str) -> str:

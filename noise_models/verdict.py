@@ -1,0 +1,175 @@
+"""Whether a calibrated camera's dark noise may be credited, and under which assumptions (THEORY §1, T4)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from math import hypot
+from typing import Final
+
+import numpy as np
+
+from noise_models.calibration import Limits
+from noise_models.converter import CodeWidths, epsilon_of_ripple, ripple
+from noise_models.exposures import Frames
+from noise_models.noise_credit import NoiseCredit
+
+# Of each test of a healthy camera.
+TEST_FALSE_ALARM: Final = 1e-7
+CLEARANCE: Final = 10.0  # standard deviations from both ends (THEORY T4), less measurement error
+_CLEARANCE_ERROR: Final = 0.1
+LEAST_STD: Final = 1.0  # codes; below, the moments of a rounded normal are not those of normal plus uniform
+LEAST_LIGHT: Final = 8.0  # DN that the lamp must give at nominal light
+LARGEST_NONLINEARITY: Final = 0.02
+LARGEST_DRIFT: Final = 0.5  # standard deviations over the calibration
+LARGEST_CORRELATION: Final = 0.1
+# Figures of the release that a finding about the converter is priced at (784-512-512-10, THEORY T4).
+_TAU: Final = 1.5
+_DIMENSION: Final = 670_000
+_RADIUS: Final = 6.0
+_INSTEAD: Final = "use --release device-entropy or digital"
+
+
+def findings(
+    frames: Frames,
+    credit: NoiseCredit,
+    widths: CodeWidths | None,
+    parameters: Mapping[str, Limits],
+    line_p_value: float | None,
+    top: int,
+) -> tuple[str, ...]:
+    """One line for every check that failed; () where all passed. Each names what was found, what is allowed and
+    what to do."""
+    found = [*_light(frames), *_frames(frames, credit), *_noise(credit, bool(frames.dark_setting.lit))]
+    if not found:
+        found += _converter(frames, credit, widths, top)
+    if line_p_value is not None and line_p_value < TEST_FALSE_ALARM and not found:
+        found.append(
+            f"the variance does not rise in proportion to the mean (chance {line_p_value:.2g}): light or gain is not "
+            f"steady, or the response is bent; steady them, or {_INSTEAD}"
+        )
+    for name, setting in (("nonlinearity", "dark"), ("data_nonlinearity", "data")):
+        if name in parameters and parameters[name].lower > LARGEST_NONLINEARITY:
+            found.append(
+                f"the mean of {setting}-setting frames is up to {100 * parameters[name].value:.2g} % of its range "
+                f"off a straight line over light; allowed is {100 * LARGEST_NONLINEARITY:g} %: lower light or gain"
+            )
+    drift = parameters["dark_drift_dn"]
+    if credit.std > 0 and min(abs(drift.lower), abs(drift.upper)) > LARGEST_DRIFT * credit.std:
+        found.append(
+            f"the dark level moved by {drift.value:.3g} DN during the calibration; allowed is "
+            f"{LARGEST_DRIFT * credit.std:.3g} DN: let the camera warm up and calibrate again"
+        )
+    return tuple(found)
+
+
+def _light(frames: Frames) -> list[str]:
+    found = []
+    given = frames.nominal.mean - frames.data_setting.black.mean
+    if given < LEAST_LIGHT:
+        found.append(
+            f"nominal light changes data frames by {given:.3g} DN; it must be at least {LEAST_LIGHT:g} DN: switch the "
+            "lamp on, or open the shutter"
+        )
+    for setting, series in (("dark", frames.dark_setting), ("data", frames.data_setting)):
+        if not series.lit:
+            found.append(
+                f"light changes nothing in frames of the {setting} setting, so there is no photon-transfer line: "
+                "switch the lamp on, or open the shutter"
+            )
+    if frames.nominal.mean > 0.98 * frames.data_setting.saturated.highest:
+        found.append("data frames are saturated at nominal light: dim the lamp, or shorten the exposure")
+    return found
+
+
+def _frames(frames: Frames, credit: NoiseCredit) -> list[str]:
+    found = []
+    variance, _ = frames.dark.cumulants()
+    if frames.dark.repeats:
+        found.append(
+            f"{frames.dark.repeats} of {frames.dark.frames} dark frames equal an earlier one: restart the camera and "
+            "its driver"
+        )
+    dead = int(np.count_nonzero(variance <= 0.2 * np.median(variance)))
+    if dead:
+        found.append(
+            f"{dead} of {len(variance)} pixels show less than a fifth of the others' noise (dead or stuck): calibrate "
+            "a region without them"
+        )
+    if credit.correlation > LARGEST_CORRELATION:
+        found.append(
+            f"the noise of neighbouring pixels or successive frames is correlated (sum up to {credit.correlation:.2g}; "
+            f"allowed is {LARGEST_CORRELATION:g}): switch the camera's filters off, or {_INSTEAD}"
+        )
+    return found
+
+
+def _noise(credit: NoiseCredit, saturation_known: bool) -> list[str]:
+    if credit.std < LEAST_STD:
+        return [
+            f"the dark noise is {credit.std:.3g} codes; it must be at least {LEAST_STD:g}: raise the analog gain of "
+            f"dark frames (dark_amplification), or {_INSTEAD}"
+        ]
+    found = []
+    if saturation_known and credit.clearance < CLEARANCE - _CLEARANCE_ERROR:
+        found.append(
+            f"the dark level of the worst pixel is {credit.clearance:.3g} sigma from an end of the converter; it must "
+            f"be {CLEARANCE:g}: move the black level, or lower the dark gain"
+        )
+    if credit.lower <= 0:
+        found.append(
+            f"no Gaussian part is left at its lower limit (non-Gaussian part up to {credit.non_gaussian.upper:.3g} "
+            f"DN², dark current {credit.dark_shot:.3g} DN²): {_INSTEAD}"
+        )
+    return found
+
+
+def _converter(frames: Frames, credit: NoiseCredit, widths: CodeWidths | None, top: int) -> list[str]:
+    if widths is None:
+        return [f"dark frames reach too few codes to test the converter: raise the dark gain, or {_INSTEAD}"]
+    if widths.missing:
+        return [
+            f"{widths.missing} of {len(widths.codes)} codes never come: the camera applies a digital gain or "
+            f"look-up table; ask it for raw codes, or {_INSTEAD}"
+        ]
+    if widths.p_value < TEST_FALSE_ALARM:
+        largest, level = widths.largest(TEST_FALSE_ALARM)[0], float(frames.dark.image.mean())
+        law = widths.law(level, credit.std, top + 1)
+        eta = ripple(law, level, credit.std, _TAU, _RADIUS * hypot(credit.std, _TAU))
+        return [
+            f"the converter is not ideal: code widths are off by up to {100 * largest:.2g} % (chance of an ideal one "
+            f"{widths.p_value:.1g}), which would cost an epsilon of {epsilon_of_ripple(eta, _DIMENSION):.2g} a step of "
+            f"{_DIMENSION} coordinates: {_INSTEAD}"
+        ]
+    return []
+
+
+def assumptions(
+    credit: NoiseCredit, widths: CodeWidths | None, parameters: Mapping[str, Limits], until: datetime
+) -> tuple[str, ...]:
+    """What has to hold besides what was measured."""
+    if widths is None:
+        seen = "too few codes came to say anything"
+    else:
+        ideal = widths.p_value >= TEST_FALSE_ALARM and not widths.missing
+        seen = (
+            f"{'' if ideal else 'NOT '}consistent with what was seen: code widths off by at most "
+            f"{parameters['dnl_codes'].upper:.2g} codes"
+        )
+    unlike = (
+        f"; in {credit.unlike} pixels it adds to a Gaussian part as large as that of the others"
+        if credit.unlike
+        else ""
+    )
+    return (
+        "the camera's read noise is Gaussian, independent over pixels and frames, and without memory of earlier "
+        f"frames (excess kurtosis {credit.excess_kurtosis.value:.2g}, correlations below {credit.correlation:.2g} in "
+        "sum; no test proves it)",
+        "what is not Gaussian shows in the fourth cumulant as random telegraph noise does (charged: "
+        f"{credit.non_gaussian.upper:.2g} DN²{unlike})",
+        "correlation of the noise is confined to neighbouring pixels and frames, or common to a row, a column or a "
+        "frame (charged at its upper limit)",
+        f"the converter is ideal and uniform and hands out raw codes ({seen}; no such figure proves its thresholds)",
+        f"the camera has not changed since its calibration (it holds until {until.date().isoformat()}; health tests "
+        "bound the drift)",
+    )

@@ -1,0 +1,286 @@
+"""`optical-dfa calibrate`: measure a camera, and say what its noise is worth."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from noise_models.errors import DeviceError, UsageError
+from optical_dfa.cli.output import JsonOption, notes_to_stderr, print_facts, print_json, print_table, show
+from optical_dfa.cli.train import parse_options
+
+if TYPE_CHECKING:
+    from noise_models.calibration import Calibration
+    from optical_dfa.backends.base import ProjectionBackend
+
+# What a network's error looks like by default; a camera's calibration does not depend on it.
+_IN_FEATURES, _OUT_FEATURES = 10, 1024
+_HEALTH_FRAMES = 16  # that a release would take, after the start-up
+
+
+def calibrate(
+    backend: Annotated[str, typer.Option(help="Projection device; see `optical-dfa backends`.")],
+    backend_option: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Repeatable.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Calibration to write (JSON), its picture beside it."),
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Picture to write (PNG); default: beside --out.")
+    ] = None,
+    frames: Annotated[int, typer.Option(help="Dark frames; about 200 others are taken besides.")] = 1536,
+    confidence: Annotated[
+        float, typer.Option(help="Probability with which all limits hold together.")
+    ] = 0.99,
+    beta: Annotated[
+        float, typer.Option(help="Probability that the credit is wrong; is added to delta.")
+    ] = 1e-6,
+    valid_days: Annotated[float, typer.Option(help="Days that the calibration holds.")] = 30.0,
+    matrix: Annotated[
+        bool, typer.Option("--matrix", help="Measure the projection's matrix too, and keep it (.npz).")
+    ] = False,
+    in_features: Annotated[
+        int, typer.Option(help="Inputs of the projection whose gains are measured.")
+    ] = _IN_FEATURES,
+    out_features: Annotated[int, typer.Option(help="Outputs of that projection.")] = _OUT_FEATURES,
+    seed: Annotated[int, typer.Option(help="Seed of the feedback matrix; never of noise.")] = 0,
+    health: Annotated[
+        bool, typer.Option("--health", help="Run the health tests of a private run instead, once.")
+    ] = False,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="With --health: what healthy frames are compared with."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure a camera by photon transfer: gain, noise, saturation, linearity, and the credit of its dark frames.
+
+    Limits hold together at --confidence. Exit code 1 when a check failed (no credit), or a health test did.
+
+    Example: optical-dfa calibrate --backend simulated-opu --backend-option fidelity=physics --out cal.json
+    """
+    if health:
+        _refuse(out=out, plot=plot, matrix=matrix or None)
+    elif calibration is not None:
+        raise UsageError(
+            f"--calibration {calibration} is compared with by --health; add --health, or drop it"
+        )
+    elif matrix and out is None:
+        raise UsageError("--matrix keeps the matrix beside the calibration; name that with --out FILE")
+    for flag, path in (("--out", out), ("--plot", plot)):
+        if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+            raise UsageError(f"{flag} is {path}; name a file in a folder that exists")
+    with notes_to_stderr(as_json):
+        device = _device(backend, backend_option, in_features, out_features, seed)
+    with device:
+        if health:
+            _health(device, calibration, as_json)
+            return
+        started = time.perf_counter()
+        with notes_to_stderr(as_json):
+            result = _measure(device, frames, confidence, beta, valid_days)
+            projection = _projection(device, out, matrix, confidence)
+        seconds = time.perf_counter() - started
+    files = _write(result, out, plot)
+    if as_json:
+        print_json(_document(result, projection, files, seconds))
+    else:
+        _show(result, projection, files, seconds)
+    if not result.passed:
+        raise typer.Exit(1)
+
+
+def _refuse(**given: object) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise UsageError(f"--{name} belongs to a calibration, and --health takes none; drop one of them")
+
+
+def _device(
+    name: str, options: list[str] | None, in_features: int, out_features: int, seed: int
+) -> ProjectionBackend:
+    from noise_models.generator import NoiseGenerator
+    from optical_dfa.backends import create
+
+    return create(
+        name,
+        in_features=in_features,
+        out_features=out_features,
+        seed=seed,
+        noise=NoiseGenerator.secure("device"),
+        options=parse_options("--backend-option", options),
+    )
+
+
+def _measure(
+    device: ProjectionBackend, frames: int, confidence: float, beta: float, valid_days: float
+) -> Calibration:
+    from noise_models import photon_transfer
+    from optical_dfa.report.progress import progress_for
+
+    progress = progress_for(sys.stderr, "calibrating")
+    total = photon_transfer.planned(max(1, device.dark_pixels), frames)
+    begun = False
+
+    def tell(taken: int, what: str) -> None:
+        nonlocal begun
+        if not begun:
+            progress.start(total)
+            begun = True
+        progress.update(min(taken, total), {"now": what})
+
+    try:
+        return photon_transfer.calibrate(
+            device, dark_frames=frames, confidence=confidence, beta=beta, valid_days=valid_days, tell=tell
+        )
+    finally:
+        progress.finish()
+
+
+def _projection(
+    device: ProjectionBackend, out: Path | None, keep_matrix: bool, confidence: float
+) -> dict[str, Any]:
+    """Gain and offset of each output: their summary for the screen, themselves in a file beside the calibration."""
+    import numpy as np
+
+    from noise_models.projection_gain import measure_projection
+
+    found = measure_projection(device, confidence=confidence)
+    summary: dict[str, Any] = {
+        "in_features": device.in_features,
+        "out_features": device.out_features,
+        "fingerprint": device.fingerprint(),
+        "probes": found.probes,
+        "gain_mean": float(found.gain.mean()),
+        "gain_std": float(found.gain.std()),
+        "offset_largest": float(np.abs(found.offset).max()),
+        "offset_standard_error": float(found.offset_error.mean()),
+        "noise_std": float(np.sqrt(np.square(found.noise).mean())),
+    }
+    if keep_matrix:
+        summary |= {
+            "matrix_relative_error": found.relative_error,
+            "matrix_relative_error_upper": found.relative_error_upper,
+            "matrix_confidence": found.confidence,
+        }
+    if out is not None:
+        arrays: dict[str, Any] = {"gain": found.gain, "offset": found.offset, "noise": found.noise}
+        if keep_matrix:
+            arrays["matrix"] = found.matrix
+        path = out.with_suffix(".npz")
+        np.savez(path, **arrays)
+        summary["file"] = str(path)
+    return summary
+
+
+def _write(result: Calibration, out: Path | None, plot: Path | None) -> dict[str, str]:
+    files: dict[str, str] = {}
+    if out is not None:
+        result.save(out)
+        files["calibration"] = str(out)
+    picture = plot or (out.with_suffix(".png") if out is not None else None)
+    if picture is not None:
+        from optical_dfa.report.photon_transfer import draw_calibration_picture
+
+        draw_calibration_picture(result, picture)
+        files["plot"] = str(picture)
+    return files
+
+
+def _document(
+    result: Calibration, projection: Mapping[str, Any], files: Mapping[str, str], seconds: float
+) -> dict[str, Any]:
+    document = result.to_dict()
+    del document["curves"], document["format"]
+    limits = document.pop("parameters")
+    headline = ("gain_dn_per_electron", "read_noise_electrons")
+    return {
+        **{name: limits[name]["value"] if name in limits else None for name in headline},
+        **document,
+        "digest": result.digest,
+        "parameters": limits,
+        "projection": dict(projection),
+        "files": dict(files),
+        "seconds": round(seconds, 3),
+    }
+
+
+def _show(
+    result: Calibration, projection: Mapping[str, Any], files: Mapping[str, str], seconds: float
+) -> None:
+    rows = [
+        (name.replace("_", " "), f"{one.value:.5g}", f"{one.lower:.5g} … {one.upper:.5g}")
+        for name, one in result.parameters.items()
+    ]
+    print_table(("quantity", "value", f"limits, {100 * result.confidence:g} % together"), rows)
+    facts = {
+        "camera": f"{result.camera} {result.camera_fingerprint}",
+        "frames": f"{result.frames:,} in {seconds:.1f} s",
+        "credit": f"{result.credit_lower_dn:.4g} DN of {result.credit_dn:.4g} DN, except with probability "
+        f"{result.beta:g}",
+        "outputs": f"gain {projection['gain_mean']:.4g} ± {projection['gain_std']:.2g} over outputs, offset up to "
+        f"{projection['offset_largest']:.2g}",
+    }
+    if "matrix_relative_error" in projection:
+        facts["matrix"] = (
+            f"relative error {projection['matrix_relative_error']:.3g}, at most "
+            f"{projection['matrix_relative_error_upper']:.3g}"
+        )
+    print()
+    print_facts(facts)
+    verdict = f"passed; it holds until {result.expires_at}" if result.passed else "NOT passed: no credit"
+    print(f"\nverdict: {verdict}")
+    print("\n".join(f"finding: {text}" for text in result.findings or ("none",)))
+    print("\n".join(f"assumes: {text}" for text in result.assumptions))
+    for name, path in (*files.items(), *((("outputs", projection["file"]),) if "file" in projection else ())):
+        print(f"{name}: {path}")
+
+
+def _health(device: ProjectionBackend, path: Path | None, as_json: bool) -> None:
+    """The start-up test of a private run, a few frames as a release takes them, and the last look."""
+    import torch
+
+    from noise_models.base import Frame
+    from noise_models.calibration import Calibration
+    from noise_models.health import HealthError
+    from noise_models.health_limits import Reference
+    from privacy.releases.device_health import DeviceHealth
+
+    known = None if path is None else Calibration.load(path)
+    credit = device.noise.credit(Frame.DARK) if known is None else known.credit()
+    if device.dark_pixels < 1:
+        device.dark(1)  # says what to use instead
+    if credit.std <= 0:
+        raise DeviceError(
+            f"there is no noise to compare with: {credit.argument}; calibrate, and give --calibration FILE"
+        )
+    if known is None:
+        variance = float(device.noise.variance(torch.zeros(1), Frame.DARK))
+        reference = Reference.of_credit(credit, variance)
+    else:
+        reference = Reference.of_calibration(known)
+    tests = DeviceHealth(device, reference, known)
+    report: dict[str, Any] = {"camera": device.name, "camera_fingerprint": device.camera_fingerprint()}
+    try:
+        with notes_to_stderr(as_json):
+            _, found = tests.start_up()
+            for _ in range(_HEALTH_FRAMES):
+                tests.take()
+            tests.vouch()
+    except HealthError as error:
+        if as_json:
+            print_json({**report, "healthy": False, "finding": error.finding})
+        raise
+    report |= {"healthy": True, "found": found, "tests": tests.describe()}
+    if as_json:
+        print_json(report)
+        return
+    print_facts({name.replace("_", " "): show(value) for name, value in found.items() if name != "digests"})
+    print(f"\nhealthy: {device.name} passed the start-up test and {_HEALTH_FRAMES} further frames")
