@@ -185,9 +185,7 @@ class Optics:
             out[part] = total[:, : self.out_features]
         return out.to(frames.scale).mul_(frames.scale[:, None])
 
-    def effective(
-        self, frames: Frames, camera: PhysicalCamera, generator: NoiseGenerator, gain_factor: float
-    ) -> Tensor:
+    def effective(self, frames: Frames, camera: PhysicalCamera, generator: NoiseGenerator) -> Tensor:
         """The law of `physics` with an ideal camera, but for saturation and the part of a pixel's noise that
         follows its own speckle: ONE product of the decoded planes, and ONE normal an output whose variance is
         all the images' together, averaged over speckle; shape (m, out_features).
@@ -197,10 +195,10 @@ class Optics:
         """
         scale = frames.scale
         weights = torch.tensor(frames.weights, dtype=torch.float32, device=scale.device)
-        decoded = torch.einsum("k,kmi->mi", weights * gain_factor, frames.planes.float())
+        decoded = torch.einsum("k,kmi->mi", weights * camera.gain_factor, frames.planes.float())
         answer = (decoded @ self.projection(scale.device)).to("cpu").numpy()
         out = torch.empty(answer.shape, dtype=scale.dtype)
-        std = self.noise_std(frames, camera, gain_factor).to("cpu", torch.float32).numpy()
+        std = self.noise_std(frames, camera).to("cpu", torch.float32).numpy()
         final, scales = out.numpy(), scale.to("cpu").numpy()[:, None]
         rows = max(1, _NORMALS // self.out_features)
 
@@ -216,16 +214,16 @@ class Optics:
         draw_in_chunks(-(-len(answer) // rows), generator, draw)
         return out.to(scale.device)
 
-    def noise_std(self, frames: Frames, camera: PhysicalCamera, gain_factor: float = 1.0) -> Tensor:
+    def noise_std(self, frames: Frames, camera: PhysicalCamera) -> Tensor:
         """Standard deviation of the answer before each record's scale, shape (m, 1), or (m, out_features)
         where pixels differ (anchor): the planes' variances add, with their squared weights."""
         squares = torch.tensor(frames.weights, dtype=torch.float64, device=frames.planes.device).square()
         total = float(squares.sum())
         # The variance is affine in the speckle: one mean serves all planes.
         speckle = torch.einsum("k,km->m", squares / total, self.speckle(frames.planes)).to("cpu")
-        gain = camera.camera.data_gain_dn_per_electron * gain_factor
+        gain = camera.camera.data_gain_dn_per_electron * camera.gain_factor
         read = camera.camera.read_noise_electrons**2 + 1 / (12 * gain**2)
-        variance = self.interferometer.variance(speckle[:, None], read) * (total * gain_factor**2)
+        variance = self.interferometer.variance(speckle[:, None], read) * (total * camera.gain_factor**2)
         return variance.sqrt() * self.unit
 
     def describe(self) -> dict[str, Any]:
@@ -234,7 +232,6 @@ class Optics:
             "method": self._method.name,
             "full_scale": self.full_scale,
             "reference_share": REFERENCE_SHARE,
-            "saturated_fraction": self.saturated_fraction(),
             "off_mirror_amplitude": self.leak,
             "anchor_mirrors": self.anchor_mirrors,
             "pixels": self.pixels,

@@ -185,7 +185,7 @@ class SimulatedOpuBackend(ProjectionBackend):
         frames = self.encoding.encode(e)
         if self.fidelity == "physics":
             return self.optics.physics(frames, (self.noise, self._second), self._generator)
-        return self.optics.effective(frames, self.noise, self._generator, self.noise.gain_factor)
+        return self.optics.effective(frames, self.noise, self._generator)
 
     def dark(self, frames: int) -> Tensor:
         """Raw codes of fresh dark frames, shape (frames, dark_pixels), uint8 (int32 above 8 bits), in DN.

@@ -142,7 +142,7 @@ def residuals(way: str, fidelity: str) -> Tensor:
     gain = exp(0.04) if way == "gain" else 1.0
     assert opu.noise.gain_factor == pytest.approx(gain)
     frames = opu.encoding.encode(e)
-    std = opu.optics.noise_std(frames, opu.noise, gain) * frames.scale[:, None]
+    std = opu.optics.noise_std(frames, opu.noise) * frames.scale[:, None]
     residual = (opu.project(e).double() - gain * (e.double() @ opu.matrix().double().T)) / std
     return residual.view(RECORDS, REPEATS, OUT)
 
