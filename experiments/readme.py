@@ -1,4 +1,4 @@
-"""`python -m experiments.readme`: put every experiment's `table.md` between its markers in README.md."""
+"""`python -m experiments.readme`: put every experiment's `table.md` between its markers in the documents."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from noise_models.errors import UsageError
 
+DOCUMENTS = ("README.md", "docs/hardware.md")
 _MARKED = re.compile(r"(<!-- table: (?P<path>\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -24,18 +25,19 @@ def with_tables(text: str, root: Path) -> str:
     def table(match: re.Match[str]) -> str:
         path = root / match["path"]
         if not path.is_file():
-            raise UsageError(f"README names the table {path}, which is not there; run its experiment")
+            raise UsageError(f"a document names the table {path}, which is not there; run its experiment")
         return f"{match[1]}\n{path.read_text(encoding='utf-8')}\n{match[3]}"
 
     return _MARKED.sub(table, text)
 
 
 def main() -> int:
-    """Rewrite the README of this source tree."""
+    """Rewrite the documents of this source tree."""
     root = Path(__file__).parents[1]
-    readme = root / "README.md"
     try:
-        readme.write_text(with_tables(readme.read_text(encoding="utf-8"), root), encoding="utf-8")
+        for name in DOCUMENTS:
+            text = with_tables((root / name).read_text(encoding="utf-8"), root)
+            (root / name).write_text(text, encoding="utf-8")
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
