@@ -340,7 +340,7 @@ class HealthMonitor:
         }
         raise HealthError(
             f"health test {test!r} failed after {self.frames} frames: {value:.5g}, limit {limit:.5g}; "
-            f"{_REMEDY.get(test, _OTHER_REMEDY)} (nothing was released)",
+            f"{_REMEDY.get(test, _OTHER_REMEDY)} (nothing more is released)",
             finding,
         )
 

@@ -79,7 +79,7 @@ def refuse_other_calibration(ledger: Ledger, header: Mapping[str, Any]) -> None:
     with noting_failures(ledger, "start-up"):
         raise HealthError(
             f"the run to resume relied on calibration {was}, not on {given}; resume it with its own, or begin a new "
-            "run (nothing was released)",
+            "run (nothing more is released)",
             {"test": "calibration", "value": given, "limit": was},
         )
 

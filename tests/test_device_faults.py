@@ -62,7 +62,7 @@ def test_a_fault_in_training_stops_it_before_the_release(
     options = ["--backend-option", f"fault={name}", "--backend-option", f"fault_after={after}"]
     line = fail(capsys, out, *options)
     assert "health test" in line
-    assert "nothing was released" in line
+    assert "nothing more is released" in line
     history = rows(out)
     assert [kind for kind, _ in history] == ["health", "release", "release", "health"]
     start, finding = history[0][1], history[-1][1]
@@ -104,6 +104,17 @@ def test_device_entropy_stops_at_the_fault_too(
     assert history[-1][1]["passed"] is False
     assert 0 < audit(out).releases < 6
     assert audit(out).consistent
+
+
+def test_a_gain_that_drifts_beyond_its_limit_stops_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    line = fail(capsys, out, "--backend-option", "drift_per_hour=100")
+    assert "drift" in line
+    assert [(kind, row.get("phase")) for kind, row in rows(out)] == [
+        ("health", "start-up"), ("release", None), ("health", "ageing"),
+    ]  # fmt: skip
 
 
 # ---- the eighth: the wrong calibration

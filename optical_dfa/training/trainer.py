@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from optical_dfa.training.run_folder import (
 )
 from privacy.engine import PrivacyEngine
 from privacy.guarantee import Guarantee, Kind
+from privacy.health_log import noting_failures
 from privacy.ledger import Ledger
 from privacy.releases.dark_frame import DarkFrameNoise
 
@@ -283,7 +284,10 @@ class _Run:
     def _pass_time(self) -> None:
         """Let the device grow older by the time a step takes on hardware: by the EXPECTED number of records."""
         device = self.module.backend
-        if device is not None and device.frame_rate_hz > 0:
+        if device is None or device.frame_rate_hz <= 0:
+            return
+        ledger = None if self.engine is None else self.engine.ledger
+        with nullcontext() if ledger is None else noting_failures(ledger, "ageing"):
             device.advance(self.config.batch_size * device.frames_per_record / device.frame_rate_hz)
 
     def _batches(self, step: int) -> Iterator[tuple[Tensor, Tensor]]:

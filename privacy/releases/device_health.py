@@ -101,7 +101,7 @@ class DeviceHealth:
             self._calibration.refuse_other(camera)
         except DeviceError as error:
             finding = {"test": "calibration", "value": camera, "limit": self._calibration.camera_fingerprint}
-            raise HealthError(f"{error} (nothing was released)", finding) from error
+            raise HealthError(f"{error} (nothing more is released)", finding) from error
 
     def _lamp(self, light: float) -> Tensor | None:
         """A frame of the lamp alone; None from a device that cannot show it."""

@@ -235,7 +235,7 @@ class Unlike(Camera):
 
 @pytest.mark.parametrize("how", ["quieter", "noisier", "stuck", "half the pixels dead", "binary"])
 def test_a_device_that_is_not_as_credited_stops_the_run(how: str) -> None:
-    with pytest.raises(DeviceError, match="nothing was released") as error:
+    with pytest.raises(DeviceError, match="nothing more is released") as error:
         source(Unlike(how))
     assert "\n" not in str(error.value)
 
