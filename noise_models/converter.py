@@ -20,9 +20,9 @@ Reals = npt.NDArray[np.float64]
 _BIN: Final = 1 / 256
 # A code enters with at least this many expected counts, so that its count is as good as normal.
 _LEAST_COUNT: Final = 400.0
-# A smooth law that is not quite normal (a few per cent of other noise) is no fault of the converter: this many
+# A smooth law that is not quite normal (other noise in it) is no fault of the converter: this many
 # Hermite terms of the ratio of laws are fitted and set aside.
-_SHAPE_DEGREE: Final = 6
+_SHAPE_DEGREE: Final = 8
 # The largest width error is stated for codes this near the dark level; beyond, few readouts come.
 REACH: Final = 3.0
 
@@ -75,7 +75,7 @@ def code_widths(
     Args:
         histogram: counts of codes 0, 1, … over all pixels and frames.
         image: mean code of each pixel, in DN.
-        sigma: standard deviation of a pixel's noise before the converter, in DN.
+        sigma: standard deviation of all of a pixel's noise before the converter, in DN.
         frames: frames that `image` and `histogram` come from.
 
     Returns:

@@ -135,7 +135,8 @@ def _reduce(
     credit_gain = line.slope + normal_quantile(beta) * line.slope_error if line is not None else 0.0
     dark_shot = _shot(thermal, line.slope if line else 0.0, credit_gain, normal_quantile(beta))
     credit = noise_credit(moments, dark_shot, saturation, beta)
-    widths = code_widths(moments.histogram, image, credit.std, moments.frames) if credit.std > 0 else None
+    before = sqrt(max(0.0, pooled - ROUNDING_VARIANCE))
+    widths = code_widths(moments.histogram, image, before, moments.frames) if before > 0 else None
 
     found: dict[str, Limits] = {}
     if gain is not None:

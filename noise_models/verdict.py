@@ -40,7 +40,7 @@ def findings(
 ) -> tuple[str, ...]:
     """One line for every check that failed; () where all passed. Each names what was found, what is allowed and
     what to do."""
-    found = [*_light(frames), *_frames(frames, credit), *_noise(credit, bool(frames.dark_setting.lit))]
+    found = [*_frames(frames, credit), *_light(frames), *_noise(credit, bool(frames.dark_setting.lit))]
     if not found:
         found += _converter(frames, credit, widths, top)
     if line_p_value is not None and line_p_value < TEST_FALSE_ALARM and not found:
@@ -135,11 +135,13 @@ def _converter(frames: Frames, credit: NoiseCredit, widths: CodeWidths | None, t
     if widths.p_value < TEST_FALSE_ALARM:
         largest, level = widths.largest(TEST_FALSE_ALARM)[0], float(frames.dark.image.mean())
         law = widths.law(level, credit.std, top + 1)
-        eta = ripple(law, level, credit.std, _TAU, _RADIUS * hypot(credit.std, _TAU))
+        price = epsilon_of_ripple(
+            ripple(law, level, credit.std, _TAU, _RADIUS * hypot(credit.std, _TAU)), _DIMENSION
+        )
         return [
             f"the converter is not ideal: code widths are off by up to {100 * largest:.2g} % (chance of an ideal one "
-            f"{widths.p_value:.1g}), which would cost an epsilon of {epsilon_of_ripple(eta, _DIMENSION):.2g} a step of "
-            f"{_DIMENSION} coordinates: {_INSTEAD}"
+            f"at most {max(widths.p_value, 1e-300):.1g}), which would cost an epsilon of {price:.2g} a "
+            f"step of {_DIMENSION} coordinates: {_INSTEAD}"
         ]
     return []
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 # Told apart by colour, marker and line alike; the pair differs in lightness too (colour-blind safe).
 _SETTINGS = {"dark": ("accent", "o", "-", "dark setting"), "data": ("second", "s", "--", "data setting")}
-_VERDICT_WIDTH = 88
-_FINDING_LINES = 6
+_VERDICT_WIDTH = 76
+_ROW = 0.053
 
 
 def draw_calibration_picture(calibration: Calibration, path: Path) -> None:
@@ -50,6 +50,8 @@ def draw_photon_transfer(axes: Axes, calibration: Calibration) -> None:
         x, y = _curve(calibration, f"{setting}_signal_dn"), _curve(calibration, f"{setting}_variance_dn2")
         if not x.size:
             continue
+        axes.set_xscale("log")
+        axes.set_yscale("log")
         name = "gain_dn_per_electron" if setting == "dark" else "data_gain_dn_per_electron"
         if name in calibration.parameters:
             gain = calibration.parameters[name].value
@@ -71,8 +73,6 @@ def draw_photon_transfer(axes: Axes, calibration: Calibration) -> None:
             color=COLOURS["muted"],
             fontsize=8.5,
         )
-    axes.set_xscale("log")
-    axes.set_yscale("log")
     axes.set_title("Photon transfer: temporal variance of a pixel over its mean signal")
     axes.set_xlabel("mean signal above the dark level (DN)")
     axes.set_ylabel("variance (DN²)")
@@ -145,41 +145,51 @@ def draw_code_widths(axes: Axes, calibration: Calibration) -> None:
 
 def _draw_verdict(axes: Axes, calibration: Calibration) -> None:
     axes.set_axis_off()
+
+    def write(x: float, y: float, text: str, **style: Any) -> None:
+        drawn = axes.text(x, y, text, transform=axes.transAxes, va="top", **style)
+        drawn.set_in_layout(False)  # long lines do not narrow the panes
+
     colour, word = ("accent", "Passed") if calibration.passed else ("second", "Not passed: no credit")
-    place: dict[str, Any] = {"transform": axes.transAxes, "va": "top"}
-    axes.text(0, 1.0, word, fontsize=15, fontweight="bold", color=COLOURS[colour], **place)
-    head = [
+    write(0, 1.0, word, fontsize=15, fontweight="bold", color=COLOURS[colour])
+    head = (
         f"{calibration.camera}, camera {calibration.camera_fingerprint}, {calibration.frames:,} frames",
         f"taken {_minute(calibration.taken_at)}, holds until {_minute(calibration.expires_at)}",
         f"credit: {calibration.credit_lower_dn:.4g} DN of {calibration.credit_dn:.4g} DN of Gaussian noise, wrong "
         f"with probability {calibration.beta:g}",
-    ]
-    axes.text(0, 0.9, "\n".join(head), fontsize=9, linespacing=1.5, **place)
-    known = [row for row in _QUANTITIES if row[0] in calibration.parameters]
+    )
+    y = 0.895
+    for text in head:
+        write(0, y, text)
+        y -= _ROW
     limits = f"limits, {100 * calibration.confidence:g} % together"
-    columns: list[list[str]] = [["quantity"], ["value"], ["unit"], [limits]]
-    for name, text, unit in known:
-        found = calibration.parameters[name]
-        cells = (text, _figures(found.value), unit, f"{_figures(found.lower)} … {_figures(found.upper)}")
-        for column, cell in zip(columns, cells, strict=True):
-            column.append(cell)
-    for column, (left, align) in zip(
-        columns, ((0.0, "left"), (0.53, "right"), (0.55, "left"), (0.67, "left")), strict=True
-    ):
-        axes.text(left, 0.7, column[0], fontsize=8.5, ha=align, color=COLOURS["muted"], **place)
-        axes.text(left, 0.645, "\n".join(column[1:]), fontsize=9, ha=align, linespacing=1.5, **place)
+    rows = [("quantity", "value", "unit", limits)]
+    for name, text, unit in _QUANTITIES:
+        found = calibration.parameters.get(name)
+        if found is not None:
+            span = f"{_figures(found.lower)} … {_figures(found.upper)}"
+            rows.append((text, _figures(found.value), unit, span))
+    y -= 0.02
+    for row in rows:
+        for x, align, cell in zip(
+            (0.0, 0.53, 0.55, 0.67), ("left", "right", "left", "left"), row, strict=True
+        ):
+            write(x, y, cell, ha=align, color=COLOURS["muted" if row is rows[0] else "ink"])
+        y -= _ROW
     lines: list[str] = []
     for text in calibration.findings:
         lines += textwrap.wrap(f"finding: {text}", _VERDICT_WIDTH)
-    if len(lines) > _FINDING_LINES:
-        lines = [*lines[: _FINDING_LINES - 1], "… (the rest is in the calibration itself)"]
-    bottom = 0.645 - 0.0505 * len(known) - 0.02
-    axes.text(0, bottom, "\n".join(lines), fontsize=8.5, linespacing=1.35, color=COLOURS["second"], **place)
+    room = max(2, int((y + 0.02) / _ROW))
+    if len(lines) > room:
+        lines = [*lines[: room - 1], "… (the rest is in the calibration)"]
+    for text in lines:
+        y -= 0.9 * _ROW
+        write(0, y + 0.5 * _ROW, text, fontsize=8.5, color=COLOURS["second"])
 
 
 def _figures(value: float) -> str:
     """Four significant figures, or the whole number above that."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.5g}" if abs(value) >= 10 else f"{value:.4g}"
 
 
 _QUANTITIES = (
@@ -217,4 +227,8 @@ def _minute(moment: str) -> str:
 
 
 def _say(axes: Axes, text: str) -> None:
+    """In place of a curve."""
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.minorticks_off()
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=COLOURS["muted"])
