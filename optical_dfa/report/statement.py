@@ -25,7 +25,9 @@ _NOISE = {
     "none": "without privacy noise",
     "digital": "with privacy noise drawn by a cryptographic generator",
     "dark-frame": "with privacy noise taken from the device's dark frames",
+    "device-entropy": "with privacy noise from a cryptographic generator that the device's dark frames keyed",
 }
+_DEVICE_RELEASES = ("dark-frame", "device-entropy")
 _DEVICES = {
     "digital": "No optical device took part: the projection is a matrix product in software.",
     "simulated-opu": "The device was SIMULATED: an optical processing unit modelled in software. Its noise "
@@ -55,7 +57,7 @@ def trained(run: Run) -> str:
 def device(run: Run) -> str:
     """Whether the projection was digital, simulated or hardware, or whether there was none."""
     summary = run.summary
-    if not _projects(str(summary.get("rule"))) and summary.get("release") != "dark-frame":
+    if not _projects(str(summary.get("rule"))) and summary.get("release") not in _DEVICE_RELEASES:
         return "No projection device took part."
     backend = str(summary.get("backend"))
     return _DEVICES.get(
