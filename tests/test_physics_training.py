@@ -33,6 +33,9 @@ def test_no_training_result_uses_b_except_through_frames(monkeypatch: pytest.Mon
     again = train(config(reproducible=True))
     assert seen == []
     assert again["test_accuracy"] == plain["test_accuracy"]
+    # Eight bit planes, four phase steps each, at the camera's 1000 frames a second.
+    assert plain["data_frames"] == plain["steps"] * plain["batch_size"] * 32
+    assert plain["hardware_seconds"] == plain["data_frames"] / 1000
 
 
 def test_the_frames_carry_the_error(monkeypatch: pytest.MonkeyPatch) -> None:

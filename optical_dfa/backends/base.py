@@ -133,6 +133,10 @@ class ProjectionBackend(ABC):
         """
         self._require_open()
 
+    def hardware_seconds(self, records: int) -> float:
+        """Time in which a device of this frame rate would project so many records; 0 without a camera."""
+        return records * self.frames_per_record / self.frame_rate_hz if self.frame_rate_hz else 0.0
+
     def matrix(self) -> Tensor | None:
         """B itself where it is known, shape (out_features, in_features); None on hardware.
 

@@ -242,10 +242,6 @@ class SimulatedOpuBackend(ProjectionBackend):
             camera.gain_factor = self._drift.factor
         self.optics.advance(seconds)
 
-    def hardware_seconds(self, records: int) -> float:
-        """Time in which a device of this frame rate would project so many records."""
-        return records * self.frames_per_record / self.frame_rate_hz
-
     def camera(self) -> dict[str, Any]:
         return {**self.noise.describe(), "fidelity": self.fidelity}
 

@@ -207,6 +207,10 @@ def _show(summary: Mapping[str, Any], out: Path | None) -> None:
         facts["time"] = f"{seconds:.1f} s" + (
             f", {1000 * per_step:.3g} ms a step" if per_step is not None else ""
         )
+    if summary.get("data_frames"):
+        facts["on hardware"] = (
+            f"{summary['data_frames']:,} data frames, {summary['hardware_seconds']:,.0f} s at the device's frame rate"
+        )
     print_facts(facts)
     print(f"\nguarantee: {Guarantee.from_dict(summary['guarantee'])}")
     if out is not None:

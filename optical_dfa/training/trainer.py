@@ -288,7 +288,7 @@ class _Run:
             return
         ledger = None if self.engine is None else self.engine.ledger
         with nullcontext() if ledger is None else noting_failures(ledger, "ageing"):
-            device.advance(self.config.batch_size * device.frames_per_record / device.frame_rate_hz)
+            device.advance(device.hardware_seconds(self.config.batch_size))
 
     def _batches(self, step: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches without end: Poisson ones in a private run, shuffled ones (from `step` on) otherwise."""
@@ -361,6 +361,7 @@ class _Run:
         header = (
             self.engine.ledger.header() if self.engine is not None and self.engine.ledger is not None else {}
         )
+        device, records = self.module.backend, self.position.step * config.batch_size  # the expected number
         summary: dict[str, Any] = {
             "dataset": config.dataset,
             "model": config.model,
@@ -381,6 +382,8 @@ class _Run:
             "parameters": sum(p.numel() for p in self.module.parameters()),
             "seconds": round(seconds, 3),
             "seconds_per_step": self.position.seconds / max(1, self.position.step),
+            "data_frames": records * device.frames_per_record if device is not None else 0,
+            "hardware_seconds": device.hardware_seconds(records) if device is not None else 0.0,
             "versions": {
                 "optical-dfa": version("optical-dfa"),
                 "torch": torch.__version__,
