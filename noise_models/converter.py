@@ -21,8 +21,9 @@ _BIN: Final = 1 / 256
 # A code enters with at least this many expected counts, so that its count is as good as normal.
 _LEAST_COUNT: Final = 400.0
 # A smooth law that is not quite normal (other noise in it) is no fault of the converter: this many
-# Hermite terms of the ratio of laws are fitted and set aside.
+# Hermite terms of the ratio of laws (at most half as many as there are codes) are fitted and set aside.
 _SHAPE_DEGREE: Final = 8
+_FEWEST_CODES: Final = 6
 # The largest width error is stated for codes this near the dark level; beyond, few readouts come.
 REACH: Final = 3.0
 
@@ -79,7 +80,7 @@ def code_widths(
         frames: frames that `image` and `histogram` come from.
 
     Returns:
-        None where fewer than 8 codes came often enough, so that nothing can be said.
+        None where so few codes came often that nothing can be said.
     """
     # Around its own sample mean a pixel scatters with variance sigma² (1 − 1/frames).
     scatter = sigma * sqrt(1 - 1 / frames)
@@ -98,14 +99,16 @@ def code_widths(
         density += np.exp(-(z**2) / 2) @ weight / (scatter * sqrt(2 * pi))
     expected = np.diff(below) * frames
     kept = expected >= _LEAST_COUNT
-    if np.count_nonzero(kept) < 8 + _SHAPE_DEGREE:
+    n_codes = int(np.count_nonzero(kept))
+    if n_codes < _FEWEST_CODES:
         return None
+    degree = min(_SHAPE_DEGREE, n_codes // 2)
     codes, expected = codes[kept], expected[kept]
     inner = density[1:][kept] * frames
     observed = histogram[codes.astype(np.int64)].astype(np.float64)
     ratio = observed / expected - 1
     u = (codes - float(image.mean())) / hypot(sigma, float(image.std()))
-    shape = np.polynomial.hermite_e.hermevander(u, _SHAPE_DEGREE)
+    shape = np.polynomial.hermite_e.hermevander(u, degree)
     root = np.sqrt(expected)
     fitted = shape @ np.linalg.lstsq(shape * root[:, None], ratio * root, rcond=None)[0]
     statistic = float((expected * (ratio - fitted) ** 2).sum())
@@ -118,7 +121,7 @@ def code_widths(
         errors=upper - thresholds,
         thresholds=thresholds,
         standard_errors=1 / root,
-        p_value=float(stats.chi2.sf(statistic, len(codes) - _SHAPE_DEGREE - 1)),
+        p_value=float(stats.chi2.sf(statistic, n_codes - degree - 1)),
         missing=int(np.count_nonzero(observed == 0)),
     )
 

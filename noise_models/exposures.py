@@ -50,6 +50,7 @@ class Frames:
         shutter: dark frames of rising exposure time, at the dark setting.
         dark_setting, data_setting: photon-transfer series of both settings.
         nominal: data frames at nominal light.
+        closing: dark frames taken last, which must look like the first ones.
     """
 
     taken: int
@@ -58,6 +59,7 @@ class Frames:
     dark_setting: Series
     data_setting: Series
     nominal: Level
+    closing: Level
 
 
 def frames_of_level(pixels: int) -> int:
@@ -68,7 +70,7 @@ def frames_of_level(pixels: int) -> int:
 def planned(pixels: int, dark_frames: int) -> int:
     """Frames a calibration takes, up to the looks at light levels."""
     n = frames_of_level(pixels)
-    return dark_frames + len(_EXPOSURES) * _EXPOSURE_FRAMES + 2 * (LEVELS * n + n) + n + 16
+    return dark_frames + len(_EXPOSURES) * _EXPOSURE_FRAMES + 2 * (LEVELS * n + n) + 2 * n + 16
 
 
 def take_frames(device: CalibratedCamera, dark_frames: int, shape: tuple[int, int], tell: Tell) -> Frames:
@@ -90,7 +92,8 @@ def take_frames(device: CalibratedCamera, dark_frames: int, shape: tuple[int, in
     dark_setting = taker.series(Frame.DARK, n)
     data_setting = taker.series(Frame.DATA, n)
     nominal = taker.level(n, light=1.0, setting=Frame.DATA, what="nominal light")
-    return Frames(taker.taken, dark, shutter, dark_setting, data_setting, nominal)
+    closing = taker.level(n, light=0.0, setting=Frame.DARK, what="dark frames once more")
+    return Frames(taker.taken, dark, shutter, dark_setting, data_setting, nominal, closing)
 
 
 class _Taker:
@@ -157,7 +160,8 @@ class _Taker:
         highest = _usable(range_dn, black.variance, gain)
         lights = np.linspace(1 / LEVELS, 1.0, LEVELS) * highest * light / signal
         lit = tuple(self.level(frames, light=float(x), setting=setting, what=what) for x in lights)
-        return Series(black, lit, saturated)
+        rises = lit[-1].mean - lit[0].mean > 10 * (lit[-1].mean_error + lit[0].mean_error)
+        return Series(black, lit if rises else (), saturated)
 
 
 def _is_saturated(level: Level) -> bool:

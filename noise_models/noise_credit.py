@@ -33,6 +33,7 @@ class NoiseCredit:
         non_gaussian: variance of what is not Gaussian, if it were random telegraph noise, in DN².
         correlation: upper limit of the sum of all correlations of a pixel with its neighbours and with its own next
             and previous frame; λ_min is at least 1 minus this (Gershgorin).
+        correlated: the same at its lower limit.
         dark_shot: variance of the dark current's electrons, in DN², at its upper limit.
         clipped_mass: upper limit of the probability that a pixel is clipped.
         clearance: distance of the worst pixel's mean from the nearer end, in pooled standard deviations.
@@ -45,6 +46,7 @@ class NoiseCredit:
     excess_kurtosis: Limits
     non_gaussian: Limits
     correlation: float
+    correlated: float
     dark_shot: float
     clipped_mass: float
     clearance: float
@@ -94,14 +96,16 @@ def noise_credit(moments: DarkMoments, dark_shot: Limits, top: int, beta: float)
     after, after_error = moments.successive()
     tests = len(along) + 1
     z_each = float(-special.ndtri(share / (2 * tests)))
-    correlation = 2 * float((np.abs(along) + z_each * error).sum()) + 2 * (abs(after) + z_each * after_error)
+    size, slack = np.append(np.abs(along), abs(after)), z_each * np.append(error + 0 * along, after_error)
+    correlation = 2 * float((size + slack).sum())
+    correlated = 2 * float(np.maximum(0.0, size - slack).sum())
 
     gaussian = pooled - ROUNDING_VARIANCE - dark_shot.value - non_gaussian.value
     lower = lowest * max(0.0, 1 - correlation) - ROUNDING_VARIANCE - dark_shot.upper - non_gaussian.upper
     std, upper_std = sqrt(max(0.0, gaussian)), sqrt(highest)
     image = moments.image
-    slack = z * sqrt(max(pooled, 0.0) / moments.frames)
-    bottom, height = float(image.min()) - slack, top - float(image.max()) - slack
+    level_error = z * sqrt(max(pooled, 0.0) / moments.frames)
+    bottom, height = float(image.min()) - level_error, top - float(image.max()) - level_error
     return NoiseCredit(
         std=std,
         lower=sqrt(max(0.0, lower)),
@@ -109,6 +113,7 @@ def noise_credit(moments: DarkMoments, dark_shot: Limits, top: int, beta: float)
         excess_kurtosis=Limits(kurtosis, kurtosis - z * kurtosis_error, kurtosis + z * kurtosis_error),
         non_gaussian=non_gaussian,
         correlation=correlation,
+        correlated=correlated,
         dark_shot=dark_shot.upper,
         clipped_mass=float(
             special.ndtr(-(bottom + 0.5) / upper_std) + special.ndtr(-(height + 0.5) / upper_std)

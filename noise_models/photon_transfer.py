@@ -15,7 +15,7 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special, stats
+from scipy import special
 
 from noise_models.base import Frame
 from noise_models.calibration import Calibration, Limits
@@ -23,6 +23,7 @@ from noise_models.converter import CodeWidths, code_widths
 from noise_models.errors import UsageError
 from noise_models.exposures import Frames, Series, planned, take_frames
 from noise_models.frame_statistics import CalibratedCamera, Level
+from noise_models.line_fit import Line, fit_line, limits_of, ratio, root
 from noise_models.noise_credit import ROUNDING_VARIANCE, NoiseCredit, noise_credit, normal_quantile
 from noise_models.verdict import assumptions, findings
 
@@ -39,18 +40,6 @@ VALID_DAYS: Final = 30.0
 _ROUND_ENOUGH: Final = 0.7
 # Two-sided limits are set for so many quantities; more are not reported.
 _PARAMETERS: Final = 16
-
-
-@dataclass(frozen=True)
-class Line:
-    """A weighted straight line y = intercept + slope x, with standard errors and the p-value of its chi-square."""
-
-    slope: float
-    slope_error: float
-    intercept: float
-    intercept_error: float
-    residuals: npt.NDArray[np.float64]
-    p_value: float
 
 
 def calibrate(
@@ -130,7 +119,7 @@ def _reduce(
 
     lit = frames.dark_setting.lit
     line = _transfer(lit, level, (pooled, pooled_error)) if lit else None
-    gain = _limits(line.slope, line.slope_error, z) if line is not None and line.slope > 0 else None
+    gain = limits_of(line.slope, line.slope_error, z) if line is not None and line.slope > 0 else None
     thermal = _thermal(frames.shutter, level, level_error)
     credit_gain = line.slope + normal_quantile(beta) * line.slope_error if line is not None else 0.0
     dark_shot = _shot(thermal, line.slope if line else 0.0, credit_gain, normal_quantile(beta))
@@ -141,15 +130,15 @@ def _reduce(
     found: dict[str, Limits] = {}
     if gain is not None:
         found |= {"gain_dn_per_electron": gain} | _noises(pooled, pooled_error, gain, thermal, z)
-        found["dark_current_electrons_per_second"] = _ratio(_limits(*thermal.rate, z), gain)
-        found["dsnu_electrons"] = _ratio(_pattern(image, pooled / moments.frames, z), gain)
-    found["dark_level_dn"] = _limits(level, level_error, z)
+        found["dark_current_electrons_per_second"] = ratio(limits_of(*thermal.rate, z), gain)
+        found["dsnu_electrons"] = ratio(_pattern(image, pooled / moments.frames, z), gain)
+    found["dark_level_dn"] = limits_of(level, level_error, z)
     found["dark_drift_dn"] = _drift(moments.frame_means, pooled / pixels, z)
     data = _data_setting(frames.data_setting, z)
     found |= data
-    found["data_light_level_dn"] = _limits(frames.nominal.mean, frames.nominal.mean_error, z)
+    found["data_light_level_dn"] = limits_of(frames.nominal.mean, frames.nominal.mean_error, z)
     if gain is not None and "data_gain_dn_per_electron" in data:
-        found["dark_amplification"] = _ratio(gain, data["data_gain_dn_per_electron"])
+        found["dark_amplification"] = ratio(gain, data["data_gain_dn_per_electron"])
     if lit:
         found["nonlinearity"] = _nonlinearity((frames.dark_setting.black, *lit), z)
     if widths is not None:
@@ -179,36 +168,6 @@ def _reduce(
     )
 
 
-def _limits(value: float, error: float, z: float) -> Limits:
-    return Limits(value, value - z * error, value + z * error)
-
-
-def _ratio(above: Limits, below: Limits) -> Limits:
-    """Limits of a quotient from limits of both (below positive); they hold when both do."""
-    low = above.lower / (below.upper if above.lower >= 0 else below.lower)
-    high = above.upper / (below.lower if above.upper >= 0 else below.upper)
-    return Limits(above.value / below.value, low, high)
-
-
-def _line(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64], error: npt.NDArray[np.float64]) -> Line:
-    """Weighted least squares, two points or more."""
-    weight = 1 / np.maximum(error, 1e-12) ** 2
-    total = weight.sum()
-    centre, mean = float(weight @ x / total), float(weight @ y / total)
-    power = float(weight @ (x - centre) ** 2)
-    slope = float(weight @ ((x - centre) * (y - mean))) / power
-    residuals = y - mean - slope * (x - centre)
-    statistic = float(weight @ residuals**2)
-    return Line(
-        slope=slope,
-        slope_error=1 / sqrt(power),
-        intercept=mean - slope * centre,
-        intercept_error=sqrt(1 / total + centre**2 / power),
-        residuals=residuals,
-        p_value=float(stats.chi2.sf(statistic, len(x) - 2)) if len(x) > 2 else 1.0,
-    )
-
-
 def _transfer(lit: tuple[Level, ...], level: float, dark: tuple[float, float] | None) -> Line:
     """Variance against mean signal; the errors of both count (effective variance)."""
     x = np.array([one.mean - level for one in lit])
@@ -219,7 +178,7 @@ def _transfer(lit: tuple[Level, ...], level: float, dark: tuple[float, float] | 
         x, y = np.append(0.0, x), np.append(dark[0], y)
         error, across = np.append(dark[1], error), np.append(0.0, across)
     slope = (y[-1] - y[0]) / (x[-1] - x[0])
-    return _line(x, y, np.hypot(error, slope * across))
+    return fit_line(x, y, np.hypot(error, slope * across))
 
 
 @dataclass(frozen=True)
@@ -236,7 +195,7 @@ class Thermal:
 
 
 def _thermal(shutter: tuple[Level, ...], level: float, level_error: float) -> Thermal:
-    line = _line(
+    line = fit_line(
         np.array([one.seconds or 0.0 for one in shutter]),
         np.array([one.mean for one in shutter]),
         np.array([one.mean_error for one in shutter]),
@@ -267,12 +226,8 @@ def _noises(
         pooled - z * pooled_error - ROUNDING_VARIANCE - gain.upper * high,
         pooled + z * pooled_error - ROUNDING_VARIANCE - gain.lower * low,
     )
-    noise = _root(square)
-    return {"read_noise_electrons": _ratio(noise, gain), "read_noise_dn": noise}
-
-
-def _root(square: Limits) -> Limits:
-    return Limits(*(sqrt(max(0.0, x)) for x in (square.value, square.lower, square.upper)))
+    noise = root(square)
+    return {"read_noise_electrons": ratio(noise, gain), "read_noise_dn": noise}
 
 
 def _pattern(image: npt.NDArray[np.float64], temporal: float, z: float) -> Limits:
@@ -285,15 +240,15 @@ def _pattern(image: npt.NDArray[np.float64], temporal: float, z: float) -> Limit
     centred = image - image.mean()
     spread = float(np.square(centred).mean()) * len(image) / (len(image) - 1)
     error = sqrt(max(0.0, float((centred**4).mean()) - spread**2) / len(image))
-    return _root(_limits(spread - temporal, error, z))
+    return root(limits_of(spread - temporal, error, z))
 
 
 def _drift(means: list[float], variance: float, z: float) -> Limits:
     """Rise of the dark level over the frames, by a straight line through their means."""
     t = np.linspace(-0.5, 0.5, len(means))
     error = np.full(len(means), max(sqrt(variance), float(np.std(means))))
-    line = _line(t, np.array(means), error)
-    return _limits(line.slope, line.slope_error, z)
+    line = fit_line(t, np.array(means), error)
+    return limits_of(line.slope, line.slope_error, z)
 
 
 def _nonlinearity(levels: tuple[Level, ...], z: float) -> Limits:
@@ -301,7 +256,7 @@ def _nonlinearity(levels: tuple[Level, ...], z: float) -> Limits:
     x = np.array([one.light for one in levels])
     y = np.array([one.mean for one in levels])
     error = np.array([one.mean_error for one in levels])
-    line = _line(x, y, error)
+    line = fit_line(x, y, error)
     covered = float(np.ptp(y))
     residual, z_all = np.abs(line.residuals), float(-special.ndtri(special.ndtr(-z) / len(x)))
     return Limits(
@@ -320,24 +275,24 @@ def _data_setting(series: Series, z: float) -> dict[str, Limits]:
     line = _transfer(lit, series.black.mean, None)
     if line.slope - z * line.slope_error <= 0:
         return found
-    gain = _limits(line.slope, line.slope_error, z)
+    gain = limits_of(line.slope, line.slope_error, z)
     found["data_gain_dn_per_electron"] = gain
-    response = _line(
+    response = fit_line(
         np.array([one.light for one in lit]),
         np.array([one.mean for one in lit]),
         np.array([one.mean_error for one in lit]),
     )
-    black = _limits(response.intercept, response.intercept_error, z)
+    black = limits_of(response.intercept, response.intercept_error, z)
     found["data_black_dn"] = black
     top = series.saturated.highest
-    found["data_full_well_electrons"] = _ratio(
+    found["data_full_well_electrons"] = ratio(
         Limits(top - black.value, top - black.upper, top - black.lower), gain
     )
     found["data_nonlinearity"] = _nonlinearity(lit, z)
     low, high = lit[0], lit[-1]
     temporal = low.variance / low.frames + high.variance / high.frames
-    signal = _limits(high.mean - low.mean, hypot(high.mean_error, low.mean_error), z)
-    found["prnu"] = _ratio(_pattern(high.image - low.image, temporal, z), signal)
+    signal = limits_of(high.mean - low.mean, hypot(high.mean_error, low.mean_error), z)
+    found["prnu"] = ratio(_pattern(high.image - low.image, temporal, z), signal)
     return found
 
 

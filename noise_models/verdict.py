@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from math import hypot
+from math import hypot, sqrt
 from typing import Final
 
 import numpy as np
+from scipy import special
 
 from noise_models.calibration import Limits
 from noise_models.converter import CodeWidths, epsilon_of_ripple, ripple
@@ -54,10 +55,10 @@ def findings(
                 f"the mean of {setting}-setting frames is up to {100 * parameters[name].value:.2g} % of its range "
                 f"off a straight line over light; allowed is {100 * LARGEST_NONLINEARITY:g} %: lower light or gain"
             )
-    drift = parameters["dark_drift_dn"]
-    if credit.std > 0 and min(abs(drift.lower), abs(drift.upper)) > LARGEST_DRIFT * credit.std:
+    moved = frames.closing.mean - parameters["dark_level_dn"].value
+    if credit.std > 0 and abs(moved) > LARGEST_DRIFT * credit.std:
         found.append(
-            f"the dark level moved by {drift.value:.3g} DN during the calibration; allowed is "
+            f"the dark level moved by {moved:.3g} DN during the calibration; allowed is "
             f"{LARGEST_DRIFT * credit.std:.3g} DN: let the camera warm up and calibrate again"
         )
     return tuple(found)
@@ -77,7 +78,7 @@ def _light(frames: Frames) -> list[str]:
                 f"light changes nothing in frames of the {setting} setting, so there is no photon-transfer line: "
                 "switch the lamp on, or open the shutter"
             )
-    if frames.nominal.mean > 0.98 * frames.data_setting.saturated.highest:
+    if frames.data_setting.lit and frames.nominal.mean > 0.98 * frames.data_setting.saturated.highest:
         found.append("data frames are saturated at nominal light: dim the lamp, or shorten the exposure")
     return found
 
@@ -96,10 +97,19 @@ def _frames(frames: Frames, credit: NoiseCredit) -> list[str]:
             f"{dead} of {len(variance)} pixels show less than a fifth of the others' noise (dead or stuck): calibrate "
             "a region without them"
         )
-    if credit.correlation > LARGEST_CORRELATION:
+    z = float(-special.ndtri(TEST_FALSE_ALARM / 2))
+    pooled, last = float(variance.mean()), frames.closing
+    error = hypot(last.variance_error, sqrt(2 / (frames.dark.frames * len(variance))) * pooled)
+    if abs(last.variance - pooled) > z * error:
         found.append(
-            f"the noise of neighbouring pixels or successive frames is correlated (sum up to {credit.correlation:.2g}; "
-            f"allowed is {LARGEST_CORRELATION:g}): switch the camera's filters off, or {_INSTEAD}"
+            f"the variance of dark frames was {pooled:.4g} DN² at first and {last.variance:.4g} DN² at last: let the "
+            "camera warm up, check its driver and calibrate again"
+        )
+    if credit.correlated > LARGEST_CORRELATION:
+        found.append(
+            f"the noise of neighbouring pixels or successive frames is correlated (in sum at least "
+            f"{credit.correlated:.2g}; allowed is {LARGEST_CORRELATION:g}): switch the camera's filters "
+            f"off, or {_INSTEAD}"
         )
     return found
 

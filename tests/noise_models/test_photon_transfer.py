@@ -193,6 +193,8 @@ class Faulty(NumpyCamera):
                 codes[:, 100:164] = 64
             elif self.fault == "replayed":
                 codes[1:] = codes[:1]
+            elif self.fault == "late" and self.taken > 400:
+                codes = 64 + (codes - 64) // 2
             elif self.fault == "drift":
                 codes += torch.arange(self.taken - frames, self.taken, dtype=codes.dtype)[:, None] // 32
         return codes
@@ -200,7 +202,12 @@ class Faulty(NumpyCamera):
 
 @pytest.mark.parametrize(
     ("fault", "text"),
-    [("stuck", "dead or stuck"), ("replayed", "equal an earlier one"), ("drift", "warm up")],
+    [
+        ("stuck", "dead or stuck"),
+        ("replayed", "equal an earlier one"),
+        ("drift", "level moved"),
+        ("late", "at last"),
+    ],
 )
 def test_faulty_dark_frames_earn_nothing(fault: str, text: str) -> None:
     camera = Faulty()
@@ -314,3 +321,14 @@ def test_small_frames_and_nonsense_from_the_driver_are_refused() -> None:
 
     with pytest.raises(DeviceError, match="shape"):
         run(Short())
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"format": 2}', '{"format": 1, "camera": "x"}'])
+def test_what_is_no_calibration_is_refused_in_one_line(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "cal.json"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=r"cal\.json is no calibration") as caught:
+        Calibration.load(path)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UsageError, match="cannot be read"):
+        Calibration.load(tmp_path / "none.json")
