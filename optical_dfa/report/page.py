@@ -165,24 +165,36 @@ def _calibration(run: Run) -> str:
     measured = run.calibration
     if measured is None:
         return ""
-    caption = "Above: share of the readouts at each code. Below: (count − model) / √model, with its ±2 band."
+    caption = (
+        "Share of the readouts at each code, and the law that is credited."
+        if measured.noisier
+        else "Above: share of the readouts at each code. Below: (count − model) / √model, with its ±2 band."
+    )
     figure = _figure(plots.calibration_svg(measured, "calibration"), caption)
     facts = _rows(
         {
             "black level": f"{measured.black_level:.3f} DN",
-            "noise σ": f"{measured.sigma:.3f} DN",
+            "credited σ": f"{measured.sigma:.3f} DN",
             "one code": f"{measured.step:g} DN",
             "frames": f"{measured.frames:,}",
             "pixels a frame": f"{measured.pixels:,}",
         }
     )
+    law = (
+        "The frames are noisier than what is credited: of a calibration only the lower limit counts, and fixed "
+        "patterns and dark current count for nothing. "
+        if measured.noisier
+        else "The model is a normal law rounded to the converter's codes; where it fits, the residuals scatter "
+        "within the band. "
+    )
     text = (
-        "<p>Frames taken with no data to measure the noise. The model is a normal law rounded to the "
-        "converter's codes; where it fits, the residuals scatter within the band. Calibration frames are "
-        "never released, and the noise that was used is never shown.</p>"
+        f"<p>Frames taken with no data to test the noise. {law}They are never released, and the noise that was "
+        "used is never shown.</p>"
     )
     note = f'<p class="note">{escape(measured.note)}</p>' if measured.note else ""
-    side = f'<div class="card"><h3>Calibration</h3>{text}<table class="settings">{facts}</table>{note}</div>'
+    side = (
+        f'<div class="card"><h3>Start-up test</h3>{text}<table class="settings">{facts}</table>{note}</div>'
+    )
     return f'<h2>The device\'s noise</h2><div class="plots">{figure}{side}</div>'
 
 

@@ -75,11 +75,10 @@ def epsilon_svg(runs: Sequence[Run], prefix: str) -> str | None:
 
 
 def calibration_svg(calibration: Calibration, prefix: str) -> str:
-    """Histogram of calibration dark frames against its model, residuals below."""
+    """Histogram of the start-up's dark frames against the credited law, residuals below where it is all there is."""
 
     def draw(figure: Figure) -> None:
-        above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1.25])
-        draw_calibration(above, below, calibration)
+        _draw_calibration(figure, calibration)
 
     return _svg(prefix, (5.0, 3.5), draw)
 
@@ -110,8 +109,7 @@ def plot_picture(run_dir: Path, out_png: Path) -> None:
             left[0].set_xlabel("")
             draw_epsilon(left[1], [run])
         if run.calibration:
-            above, below = panes[1].subplots(2, 1, sharex=True, height_ratios=[3, 1.15])
-            draw_calibration(above, below, run.calibration)
+            _draw_calibration(panes[1], run.calibration)
         figure.savefig(out_png, format="png")
 
 
@@ -164,40 +162,60 @@ def draw_epsilon(axes: Axes, runs: Sequence[Run]) -> None:
     _legend(axes, runs)
 
 
-def draw_calibration(above: Axes, below: Axes, calibration: Calibration) -> None:
-    """Histogram and model on `above`, standardised residuals with their ±2 band on `below`."""
-    expected = calibration.expected()
-    shown = (expected >= 0.5) | (calibration.counts > 0)
+def _draw_calibration(figure: Any, calibration: Calibration) -> None:
+    """On a figure or a part of one."""
+    if calibration.noisier:
+        axes = figure.subplots()
+        draw_histogram(axes, calibration)
+        axes.set_xlabel("readout code (DN)")
+        return
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1.2])
+    draw_histogram(above, calibration)
+    draw_residuals(below, calibration)
+
+
+def _shown(calibration: Calibration) -> Any:
+    return (calibration.expected() >= 0.5) | (calibration.counts > 0)
+
+
+def draw_histogram(axes: Axes, calibration: Calibration) -> None:
+    """Dark frames and the credited law, in percent of all readouts."""
+    expected, shown = calibration.expected(), _shown(calibration)
     codes, share = calibration.codes[shown], 100 / calibration.counts.sum()
-    above.bar(
+    axes.bar(
         codes,
         share * calibration.counts[shown],
         width=0.82 * calibration.step,
         color=COLOURS["bars"],
         label="dark frames",
     )
-    model = f"rounded N({calibration.black_level:.2f}, {calibration.sigma:.2f}²)"
-    above.plot(
+    law = f"rounded N({calibration.black_level:.2f}, {calibration.sigma:.2f}²)"
+    axes.plot(
         codes,
         share * expected[shown],
         color=COLOURS["accent"],
-        label=model,
+        label=f"credited: {law}" if calibration.noisier else law,
         marker="o",
         markersize=2.6,
         linewidth=1.2,
     )
-    above.set_title("Calibration dark frames against their model (% of readouts)")
-    above.legend(loc="upper left", handlelength=1.3)
-    above.set_ylim(top=1.22 * share * float(max(expected.max(), calibration.counts.max())))
-    residuals = calibration.residuals()[shown]
-    below.axhspan(-2, 2, color=COLOURS["rule"], alpha=0.6, linewidth=0)
-    below.axhline(0, color=COLOURS["muted"], linewidth=0.8)
-    below.plot(codes, residuals, linestyle="", marker="o", markersize=3.2, color=COLOURS["accent"])
+    axes.set_title("Dark frames of the start-up (% of readouts)")
+    axes.legend(loc="upper left", handlelength=1.3)
+    axes.set_ylim(top=1.22 * share * float(max(expected.max(), calibration.counts.max())))
+
+
+def draw_residuals(axes: Axes, calibration: Calibration) -> None:
+    """Standardised residuals of the histogram from the credited law, with their ±2 band."""
+    shown = _shown(calibration)
+    codes, residuals = calibration.codes[shown], calibration.residuals()[shown]
+    axes.axhspan(-2, 2, color=COLOURS["rule"], alpha=0.6, linewidth=0)
+    axes.axhline(0, color=COLOURS["muted"], linewidth=0.8)
+    axes.plot(codes, residuals, linestyle="", marker="o", markersize=3.2, color=COLOURS["accent"])
     finite = np.abs(residuals[np.isfinite(residuals)])
     limit = max(3.5, 1.15 * float(finite.max())) if finite.size else 3.5
-    below.set_ylim(-limit, limit)
-    below.set_ylabel("residual (σ)")
-    below.set_xlabel("readout code (DN)")
+    axes.set_ylim(-limit, limit)
+    axes.set_ylabel("residual (σ)")
+    axes.set_xlabel("readout code (DN)")
 
 
 def _epsilons(run: Run) -> tuple[Any, Any, bool]:

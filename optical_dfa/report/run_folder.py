@@ -27,7 +27,7 @@ class Calibration:
     Attributes:
         codes: readout codes, DN, shape (k,), ascending.
         counts: readouts at each code, shape (k,).
-        black_level, sigma, step: the fitted model N(black_level, sigma²), rounded to `step`, in DN.
+        black_level, sigma, step: the credited law N(black_level, sigma²), rounded to `step`, in DN.
         frames, pixels: how many frames of how many pixels were taken.
         note: where the frames came from.
     """
@@ -40,6 +40,13 @@ class Calibration:
     frames: int
     pixels: int
     note: str
+
+    @property
+    def noisier(self) -> bool:
+        """Whether the frames spread clearly more than the credited law: a lower limit, or patterns not counted."""
+        mean = float(np.average(self.codes, weights=self.counts))
+        variance = float(np.average((self.codes - mean) ** 2, weights=self.counts)) - self.step**2 / 12
+        return variance > 1.02 * self.sigma**2
 
     def expected(self) -> FloatArray:
         """Counts the model predicts at each code, shape (k,): total · (Φ(upper edge) − Φ(lower edge))."""

@@ -287,6 +287,18 @@ def test_residuals_are_standard_under_the_model_and_show_a_wrong_one(tmp_path: P
     assert np.nanmax(np.abs(wrong.residuals())) > 8
 
 
+def test_frames_noisier_than_credited_are_said_to_be_and_not_called_a_misfit(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    fits = page_of(run)
+    assert "residual (σ)" in fits
+    assert "noisier" not in fits
+    rewrite(run / "calibration.json", {"sigma_dn": 3.2})
+    lower = page_of(run)
+    assert "residual (σ)" not in lower
+    assert "noisier than what is credited" in lower
+    assert "credited: rounded N(" in lower
+
+
 def test_a_killed_run_may_end_in_half_a_line(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     rows = len(Run.read(run).metrics)
