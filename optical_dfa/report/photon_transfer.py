@@ -155,8 +155,8 @@ def _draw_verdict(axes: Axes, calibration: Calibration) -> None:
     head = (
         f"{calibration.camera}, camera {calibration.camera_fingerprint}, {calibration.frames:,} frames",
         f"taken {_minute(calibration.taken_at)}, holds until {_minute(calibration.expires_at)}",
-        f"credit: {calibration.credit_lower_dn:.4g} DN of {calibration.credit_dn:.4g} DN of Gaussian noise, wrong "
-        f"with probability {calibration.beta:g}",
+        f"credit: {calibration.credit_lower_dn:.4g} of {calibration.credit_dn:.4g} DN Gaussian noise; wrong with "
+        f"probability {calibration.beta:g}",
     )
     y = 0.895
     for text in head:
