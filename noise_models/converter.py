@@ -183,8 +183,10 @@ def dither_ripple(sigma: float, tau: float, step: float = 1.0) -> float:
         sigma, tau: standard deviations of the Gaussian before rounding and of the dither, in codes.
         step: distance between codes that come; more than 1 is a digital gain.
     """
+    if sigma == 0.0 or tau == 0.0:
+        return float("inf")
     v = (sigma * tau / (hypot(sigma, tau) * step)) ** 2
-    return 2 * sum(exp(-2 * pi**2 * j**2 * v) for j in range(1, 200)) if v > 0 else float("inf")
+    return 2 * sum(exp(-2 * pi**2 * j**2 * v) for j in range(1, 200))
 
 
 def epsilon_of_ripple(eta: float, dimension: int) -> float:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from noise_models.base import Frame
 from noise_models.calibration import Calibration
+from noise_models.converter import dither_ripple
 from noise_models.errors import UsageError
 from noise_models.generator import NORMAL_TAIL_MASS, NoiseGenerator
 from noise_models.health import RELEASED_FALSE_ALARM
@@ -178,22 +179,3 @@ class DarkFrameNoise(NoiseSource):
 def make(parts: Parts) -> DarkFrameNoise:
     """The source of this release."""
     return DarkFrameNoise(parts.device, parts.generator("dither"), parts.calibration, parts.known)
-
-
-def dither_ripple(sigma: float, tau: float) -> float:
-    """eta of THEORY T4: relative ripple of the density of a rounded and dithered Gaussian.
-
-    Args:
-        sigma: standard deviation of the Gaussian before rounding, in converter steps.
-        tau: standard deviation of the dither, in converter steps.
-    """
-    v = sigma**2 * tau**2 / (sigma**2 + tau**2)
-    if v == 0:
-        return math.inf
-    eta = 0.0
-    for j in range(1, 1000):
-        term = 2 * math.exp(-2 * math.pi**2 * j**2 * v)
-        eta += term
-        if term < 1e-20 * eta or term == 0:
-            break
-    return eta

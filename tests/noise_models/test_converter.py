@@ -18,7 +18,6 @@ from noise_models.converter import (
     ripple,
     uneven_probabilities,
 )
-from privacy.releases import dark_frame
 
 MEAN, SIGMA, TAU, DIMENSION = 64.0, 4.0, 1.5, 670_000
 
@@ -90,14 +89,6 @@ def test_an_ideal_converter_has_no_ripple_of_its_own(mean: float, sigma: float, 
     assert law.sum() == pytest.approx(1.0, abs=1e-12)
     np.testing.assert_allclose(law, uneven_probabilities(np.arange(63) + 0.5, mean, sigma), atol=1e-15)
     assert ripple(law, mean, sigma, tau, 4 * hypot(sigma, tau)) < 1e-12
-
-
-@settings(deadline=None, max_examples=30)
-@given(sigma=st.floats(0.3, 20), tau=st.floats(0.3, 5))
-def test_one_formula_of_the_dither(sigma: float, tau: float) -> None:
-    assert dither_ripple(sigma, tau) == pytest.approx(
-        dark_frame.dither_ripple(sigma, tau), rel=1e-9, abs=1e-300
-    )
 
 
 def test_ripple_that_ruins_everything() -> None:
