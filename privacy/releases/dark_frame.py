@@ -27,7 +27,7 @@ from noise_models.health import RELEASED_FALSE_ALARM
 from noise_models.health_limits import Reference
 from privacy.protocols import DarkFrames
 from privacy.releases.device_health import DeviceHealth
-from privacy.releases.source import Cost, NoiseSource, Parts, add_secret_normals
+from privacy.releases.source import Cost, NoiseSource, Parts, add_secret_normals, with_camera
 
 TAU = 1.5  # dither, in converter steps: eta < 1e-16 from sigma_G = 2.5 steps on
 
@@ -59,15 +59,7 @@ class DarkFrameNoise(NoiseSource):
         Raises:
             UsageError: no device, or one without creditable dark frames.
         """
-        if device is None:
-            raise UsageError(
-                "the training rule uses no device, so there are no dark frames; use --rule dfa with --backend "
-                "simulated-opu, or --release digital"
-            )
-        if device.dark_pixels < 1:
-            raise UsageError(
-                f"backend {device.name} has no dark frames; use --backend simulated-opu, or --release digital"
-            )
+        device = with_camera(device)
         credit = device.noise.credit(Frame.DARK) if calibration is None else calibration.credit()
         if credit.std <= 0 or credit.step <= 0:
             measure = (

@@ -27,7 +27,7 @@ from noise_models.health_limits import Reference
 from noise_models.min_entropy import LEAST_SAMPLES, MinEntropy, assess
 from privacy.protocols import DarkFrames
 from privacy.releases.device_health import DeviceHealth
-from privacy.releases.source import Cost, NoiseSource, Parts, add_secret_normals
+from privacy.releases.source import Cost, NoiseSource, Parts, add_secret_normals, with_camera
 
 # Releases between two keys. A public schedule: it looks at nothing but their number.
 RESEED_RELEASES = 64
@@ -62,15 +62,7 @@ class DeviceEntropyNoise(NoiseSource):
         Raises:
             UsageError: no device, or one without dark frames.
         """
-        if device is None:
-            raise UsageError(
-                "the training rule uses no device, so there are no dark frames; use --rule dfa with --backend "
-                "simulated-opu, or --release digital"
-            )
-        if device.dark_pixels < 1:
-            raise UsageError(
-                f"backend {device.name} has no dark frames; use --backend simulated-opu, or --release digital"
-            )
+        device = with_camera(device)
         self.assessment: MinEntropy | None = None
         self._health = _watch(device, known)
         self._device = device

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from noise_models.calibration import Calibration
+from noise_models.errors import UsageError
 from noise_models.generator import NoiseGenerator
 from privacy.protocols import DarkFrames
 
@@ -98,6 +99,24 @@ class NoiseSource(ABC):
     def rekeyed(self) -> tuple[NoiseGenerator, ...]:
         """Generators whose key changed since this was last asked; they are registered before the release."""
         return ()
+
+
+def with_camera(device: DarkFrames | None) -> DarkFrames:
+    """The device, if it takes dark frames.
+
+    Raises:
+        UsageError: no device, or one without dark frames.
+    """
+    if device is None:
+        raise UsageError(
+            "the training rule uses no device, so there are no dark frames; use --rule dfa with --backend "
+            "simulated-opu, or --release digital"
+        )
+    if device.dark_pixels < 1:
+        raise UsageError(
+            f"backend {device.name} has no dark frames; use --backend simulated-opu, or --release digital"
+        )
+    return device
 
 
 def add_secret_normals(total: Tensor, std: float, generator: NoiseGenerator) -> None:
