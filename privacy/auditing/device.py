@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -87,7 +86,7 @@ def _check_calibration(
 
     try:
         found = Calibration.load(path).digest
-    except (UsageError, json.JSONDecodeError) as error:
+    except UsageError as error:
         return [*findings, f"{path.name} is unreadable ({error})"]
     if found != digest:
         findings.append(
