@@ -168,7 +168,7 @@ def test_the_ledger_names_the_calibration_that_the_run_relied_on(
     with Ledger.open(out / "ledger.sqlite", read_only=True) as ledger:
         header = ledger.header()
     assert header["calibration_beta"] == 1e-6  # it enters delta
-    assert header["credit"]["gaussian_std_steps"] == pytest.approx(0.98 * calibration.credit_dn)
+    assert header["credit"]["gaussian_std_steps"] == pytest.approx(calibration.credit().std)
     assert Calibration.load(out / "camera-calibration.json") == calibration
 
 

@@ -178,7 +178,7 @@ def test_a_calibration_that_expires_in_training_stops_it(monkeypatch: pytest.Mon
         expires_at=(now + timedelta(hours=1)).isoformat(), frames=10, confidence=0.999, beta=1e-9, parameters={},
         credit_dn=credit.std, credit_lower_dn=0.95 * credit.std, step_dn=1.0, clipped_mass=credit.clipped_mass,
         dark_level_dn=credit.level, light_level_dn=light, saturation_dn=255.0, passed=True, findings=(),
-        assumptions=(), curves={},
+        assumptions=("the read noise is Gaussian",), curves={},
     )  # fmt: skip
     run.engine = PrivacyEngine(calibration=calibration)
     run.begin()
