@@ -14,8 +14,12 @@ from noise_models.frame_statistics import CalibratedCamera, DarkMoments, Level, 
 
 LEVELS: Final = 7
 _PROBE: Final = 2  # frames of a look at a light level
-_EXPOSURES: Final = (1e-3, 1e-2, 1e-1, 1.0)  # seconds, of dark frames for the dark current
+# Exposure times of dark frames for the dark current: the longest in seconds, and its fractions.
+_LONGEST, _SHORTEST = 1.0, 1e-6
+_FRACTIONS: Final = (1 / 16, 1 / 4, 1 / 2, 1.0)
 _EXPOSURE_FRAMES: Final = 16
+_ROOM: Final = 0.95  # of the range, that no pixel of such frames leaves
+_RISE: Final = 4.0  # standard deviations of noise that the longest of them adds at most
 _DIMMEST: Final = 2.0**-24
 _BRIGHTEST: Final = 16.0
 _REACH: Final = 6.0  # standard deviations of shot noise kept below saturation
@@ -47,7 +51,7 @@ class Frames:
     Attributes:
         taken: number of frames.
         dark: the dark frames whose noise is credited.
-        shutter: dark frames of rising exposure time, at the dark setting.
+        shutter: dark frames of rising exposure time, at the dark setting; those with a pixel near an end are left out.
         dark_setting, data_setting: photon-transfer series of both settings.
         nominal: data frames at nominal light.
         closing: dark frames taken last, which must look like the first ones.
@@ -70,7 +74,7 @@ def frames_of_level(pixels: int) -> int:
 def planned(pixels: int, dark_frames: int) -> int:
     """Frames a calibration takes, up to the looks at light levels."""
     n = frames_of_level(pixels)
-    return dark_frames + len(_EXPOSURES) * _EXPOSURE_FRAMES + 2 * (LEVELS * n + n) + 2 * n + 16
+    return dark_frames + len(_FRACTIONS) * _EXPOSURE_FRAMES + 2 * (LEVELS * n + n) + 2 * n + 16
 
 
 def take_frames(device: CalibratedCamera, dark_frames: int, shape: tuple[int, int], tell: Tell) -> Frames:
@@ -87,10 +91,10 @@ def take_frames(device: CalibratedCamera, dark_frames: int, shape: tuple[int, in
     """
     taker = _Taker(device, tell)
     dark = measure_dark(device, dark_frames, shape, taker.count("dark frames"))
-    shutter = taker.shutter(dark)
     n = frames_of_level(device.dark_pixels)
     dark_setting = taker.series(Frame.DARK, n)
     data_setting = taker.series(Frame.DATA, n)
+    shutter = taker.shutter(dark, dark_setting.saturated.highest)
     nominal = taker.level(n, light=1.0, setting=Frame.DATA, what="nominal light")
     closing = taker.level(n, light=0.0, setting=Frame.DARK, what="dark frames once more")
     return Frames(taker.taken, dark, shutter, dark_setting, data_setting, nominal, closing)
@@ -121,19 +125,24 @@ class _Taker:
         self.count(what)(frames)
         return found
 
-    def shutter(self, dark: DarkMoments) -> tuple[Level, ...]:
+    def shutter(self, dark: DarkMoments, top: int) -> tuple[Level, ...]:
         """Dark frames of rising exposure time, up to a second or until the dark current is plain to see."""
-        levels: list[Level] = []
+
+        def exposed(frames: int, seconds: float) -> Level:
+            return self.level(frames, light=0.0, setting=Frame.DARK, what="dark current", seconds=seconds)
+
+        def has_room(level: Level) -> bool:
+            return level.lowest > 0 and level.highest <= _ROOM * top
+
         noise = sqrt(max(0.0, float(dark.cumulants()[0].mean())))
-        for seconds in _EXPOSURES:
-            levels.append(
-                self.level(
-                    _EXPOSURE_FRAMES, light=0.0, setting=Frame.DARK, what="dark current", seconds=seconds
-                )
-            )
-            if len(levels) > 1 and levels[-1].mean - levels[0].mean > noise:
-                break
-        return tuple(levels)
+        highest = float(np.mean(dark.frame_means)) + _RISE * noise
+        longest = _LONGEST
+        probe = exposed(_PROBE, longest)
+        while longest > _SHORTEST and not (has_room(probe) and probe.mean <= highest):
+            longest /= 4
+            probe = exposed(_PROBE, longest)
+        levels = (exposed(_EXPOSURE_FRAMES, longest * fraction) for fraction in _FRACTIONS)
+        return tuple(level for level in levels if has_room(level))
 
     def series(self, setting: Frame, frames: int) -> Series:
         """Lit frames from a seventh of the usable range up to all of it."""

@@ -42,6 +42,9 @@ class CalibratedCamera(Protocol):
     def expose(self, frames: int, *, light: float, seconds: float | None, setting: Frame) -> Tensor:
         """Raw codes of fresh frames of the lamp alone, shape (frames, dark_pixels); light 0 is a closed shutter."""
 
+    def camera(self) -> dict[str, Any]:
+        """What identifies the camera; `dark_exposure_seconds` in it, if any, is the dark setting's exposure."""
+
     def camera_fingerprint(self) -> str:
         """Identity of the camera."""
 

@@ -7,6 +7,7 @@ from math import sqrt
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 from scipy import special, stats
 
 from noise_models.calibration import Limits
@@ -17,7 +18,7 @@ ROUNDING_VARIANCE: Final = 1 / 12
 ROUNDING_K4: Final = -1 / 120
 
 # Events that could make the credit wrong; each gets an equal share of beta.
-_SHARES: Final = 6
+_SHARES: Final = 12
 
 
 @dataclass(frozen=True)
@@ -58,21 +59,24 @@ def normal_quantile(beta: float) -> float:
     return float(-special.ndtri(beta / _SHARES / 2))
 
 
-def noise_credit(moments: DarkMoments, dark_shot: Limits, top: int, beta: float) -> NoiseCredit:
+def noise_credit(
+    moments: DarkMoments, dark_shot: Limits, own_shot: npt.NDArray[np.float64], top: int, beta: float
+) -> NoiseCredit:
     """Credit of the camera that took these dark frames.
 
     Per pixel, (K − 1) V / σ² has a chi-square law (its degrees of freedom are divided by 1 + kurtosis/2 where the
-    fourth cumulant is positive). The credit is the SMALLEST of all pixels' lower limits, each at beta's share: the
-    pixel of the smallest true variance is one of them, its own limit fails with that probability, and the minimum
-    is not above its limit. So it holds for all pixels at once without dividing beta by their number. Off it come
-    rounding (1/12), the dark current's shot noise, what correlation takes off the smallest eigenvalue under the
-    declared model, and the non-Gaussian part sqrt(|k4|/2): exact for symmetric random telegraph noise of levels ±a,
-    whose fourth cumulant is −2a⁴ and variance a². Fourth cumulant, dark current and correlations are pooled over
-    pixels, at their own limits.
+    fourth cumulant is positive). Off it come rounding (1/12), the shot noise of the pixel's own dark current, what
+    correlation takes off the smallest eigenvalue under the declared model, and the non-Gaussian part. The credit is
+    the SMALLEST of all pixels' lower limits, each at beta's share: the pixel of the smallest true Gaussian part is
+    one of them, its own limits fail with that probability, and the minimum is not above its limit. So it holds for
+    all pixels at once without dividing beta by their number. The non-Gaussian part is sqrt(|k4|/2): exact for
+    symmetric random telegraph noise of levels ±a, whose fourth cumulant is −2a⁴ and variance a². Fourth cumulant and
+    correlations are pooled over pixels, at their own limits.
 
     Args:
         moments: of the dark frames, 8 or more.
-        dark_shot: shot noise of the dark current in DN², limits at `normal_quantile(beta)`.
+        dark_shot: shot noise of the dark current in DN², pooled.
+        own_shot: upper limit of each pixel's own, in DN², shape (pixels,), at `normal_quantile(beta)`.
         top: largest code.
         beta: probability that the answer is wrong.
     """
@@ -89,7 +93,7 @@ def noise_credit(moments: DarkMoments, dark_shot: Limits, top: int, beta: float)
     )
 
     free = (moments.frames - 1) / (1 + max(0.0, kurtosis + z * kurtosis_error) / 2)
-    lowest = float(variance.min()) * free / float(stats.chi2.isf(share, free))
+    at_least = variance * (free / float(stats.chi2.isf(share, free)))
     highest = float(variance.max()) * free / float(stats.chi2.ppf(share, free))
 
     along, error = moments.neighbours()
@@ -101,7 +105,8 @@ def noise_credit(moments: DarkMoments, dark_shot: Limits, top: int, beta: float)
     correlated = 2 * float(np.maximum(0.0, size - slack).sum())
 
     gaussian = pooled - ROUNDING_VARIANCE - dark_shot.value - non_gaussian.value
-    lower = lowest * max(0.0, 1 - correlation) - ROUNDING_VARIANCE - dark_shot.upper - non_gaussian.upper
+    quietest = float((at_least * max(0.0, 1 - correlation) - own_shot).min())
+    lower = quietest - ROUNDING_VARIANCE - non_gaussian.upper
     std, upper_std = sqrt(max(0.0, gaussian)), sqrt(highest)
     image = moments.image
     level_error = z * sqrt(max(pooled, 0.0) / moments.frames)
@@ -109,7 +114,7 @@ def noise_credit(moments: DarkMoments, dark_shot: Limits, top: int, beta: float)
     return NoiseCredit(
         std=std,
         lower=sqrt(max(0.0, lower)),
-        pixel_variance=(lowest, highest),
+        pixel_variance=(float(at_least.min()), highest),
         excess_kurtosis=Limits(kurtosis, kurtosis - z * kurtosis_error, kurtosis + z * kurtosis_error),
         non_gaussian=non_gaussian,
         correlation=correlation,

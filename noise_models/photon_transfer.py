@@ -8,7 +8,6 @@ dark frames are worth and `noise_models.converter` for the code widths.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from math import hypot, isfinite, sqrt
 from typing import Final
@@ -20,6 +19,7 @@ from scipy import special
 from noise_models.base import Frame
 from noise_models.calibration import Calibration, Limits
 from noise_models.converter import CodeWidths, code_widths
+from noise_models.dark_current import DarkCurrent, dark_current
 from noise_models.errors import UsageError
 from noise_models.exposures import Frames, Series, planned, take_frames
 from noise_models.frame_statistics import CalibratedCamera, Level
@@ -120,17 +120,18 @@ def _reduce(
     lit = frames.dark_setting.lit
     line = _transfer(lit, level, (pooled, pooled_error)) if lit else None
     gain = limits_of(line.slope, line.slope_error, z) if line is not None and line.slope > 0 else None
-    thermal = _thermal(frames.shutter, level, level_error)
-    credit_gain = line.slope + normal_quantile(beta) * line.slope_error if line is not None else 0.0
-    dark_shot = _shot(thermal, line.slope if line else 0.0, credit_gain, normal_quantile(beta))
-    credit = noise_credit(moments, dark_shot, saturation, beta)
+    thermal = dark_current(frames.shutter, moments, level, level_error, _declared_exposure(device))
+    dark_shot, own_shot = _dark_shot(thermal, line, variance, normal_quantile(beta))
+    credit = noise_credit(moments, dark_shot, own_shot, saturation, beta)
     before = sqrt(max(0.0, pooled - ROUNDING_VARIANCE))
     widths = code_widths(moments.histogram, image, before, moments.frames) if before > 0 else None
 
     found: dict[str, Limits] = {}
     if gain is not None:
-        found |= {"gain_dn_per_electron": gain} | _noises(pooled, pooled_error, gain, thermal, z)
-        found["dark_current_electrons_per_second"] = ratio(limits_of(*thermal.rate, z), gain)
+        found["gain_dn_per_electron"] = gain
+        if thermal is not None:
+            found |= _noises(pooled, pooled_error, gain, thermal, z)
+            found["dark_current_electrons_per_second"] = ratio(limits_of(*thermal.rate, z), gain)
         found["dsnu_electrons"] = ratio(_pattern(image, pooled / moments.frames, z), gain)
     found["dark_level_dn"] = limits_of(level, level_error, z)
     found["dark_drift_dn"] = _drift(moments.frame_means, pooled / pixels, z)
@@ -143,7 +144,7 @@ def _reduce(
         found["nonlinearity"] = _nonlinearity((frames.dark_setting.black, *lit), z)
     if widths is not None:
         found["dnl_codes"] = Limits(*widths.largest((1 - confidence) / _PARAMETERS))
-    failed = findings(frames, credit, widths, found, line.p_value if line else None, saturation)
+    failed = findings(frames, credit, widths, found, line.p_value if line else None, thermal, saturation)
     passed = not failed
     return Calibration(
         camera=device.name,
@@ -181,42 +182,25 @@ def _transfer(lit: tuple[Level, ...], level: float, dark: tuple[float, float] | 
     return fit_line(x, y, np.hypot(error, slope * across))
 
 
-@dataclass(frozen=True)
-class Thermal:
-    """Dark current as light-less exposures show it: estimates and standard errors.
-
-    Attributes:
-        rate: in DN a second.
-        offset: what the setting's own exposure gathers, in DN.
-    """
-
-    rate: tuple[float, float]
-    offset: tuple[float, float]
+def _declared_exposure(device: CalibratedCamera) -> float | None:
+    declared = device.camera().get("dark_exposure_seconds")
+    return None if declared is None else float(declared)
 
 
-def _thermal(shutter: tuple[Level, ...], level: float, level_error: float) -> Thermal:
-    line = fit_line(
-        np.array([one.seconds or 0.0 for one in shutter]),
-        np.array([one.mean for one in shutter]),
-        np.array([one.mean_error for one in shutter]),
-    )
-    return Thermal(
-        (line.slope, line.slope_error), (level - line.intercept, hypot(level_error, line.intercept_error))
-    )
-
-
-def _shot(thermal: Thermal, gain: float, upper_gain: float, z: float) -> Limits:
-    """Variance of the dark electrons that the dark setting's exposure gathers, gain times their mean, in DN²."""
-    offset, error = thermal.offset
-    return Limits(
-        gain * max(0.0, offset) if offset > z * error else 0.0,
-        0.0,
-        max(0.0, upper_gain * (offset + z * error)),
-    )
+def _dark_shot(
+    thermal: DarkCurrent | None, line: Line | None, variance: npt.NDArray[np.float64], z: float
+) -> tuple[Limits, npt.NDArray[np.float64]]:
+    """Shot noise of the dark current in DN², pooled and each pixel's upper limit; nothing is left where it, or the
+    gain, is not known."""
+    if thermal is None or line is None:
+        everything = float(variance.max())
+        return Limits(0.0, 0.0, everything), np.full(len(variance), everything)
+    upper_gain = line.slope + z * line.slope_error
+    return thermal.shot(line.slope, upper_gain, z), thermal.own_shot(variance, upper_gain, z)
 
 
 def _noises(
-    pooled: float, pooled_error: float, gain: Limits, thermal: Thermal, z: float
+    pooled: float, pooled_error: float, gain: Limits, thermal: DarkCurrent, z: float
 ) -> dict[str, Limits]:
     """Read noise: what the dark variance holds besides rounding and the dark current's shot noise."""
     offset, error = thermal.offset

@@ -12,6 +12,7 @@ from scipy import special
 
 from noise_models.calibration import Limits
 from noise_models.converter import CodeWidths, epsilon_of_ripple, ripple
+from noise_models.dark_current import FEWEST_LEVELS, DarkCurrent
 from noise_models.exposures import Frames
 from noise_models.noise_credit import NoiseCredit
 
@@ -37,11 +38,13 @@ def findings(
     widths: CodeWidths | None,
     parameters: Mapping[str, Limits],
     line_p_value: float | None,
+    thermal: DarkCurrent | None,
     top: int,
 ) -> tuple[str, ...]:
     """One line for every check that failed; () where all passed. Each names what was found, what is allowed and
     what to do."""
-    found = [*_frames(frames, credit), *_light(frames), *_noise(credit, bool(frames.dark_setting.lit))]
+    found = [*_frames(frames, credit), *_light(frames), *_dark_current(frames, thermal)]
+    found += _noise(credit, bool(frames.dark_setting.lit))
     if not found:
         found += _converter(frames, credit, widths, top)
     if line_p_value is not None and line_p_value < TEST_FALSE_ALARM and not found:
@@ -81,6 +84,30 @@ def _light(frames: Frames) -> list[str]:
     if frames.data_setting.lit and frames.nominal.mean > 0.98 * frames.data_setting.saturated.highest:
         found.append("data frames are saturated at nominal light: dim the lamp, or shorten the exposure")
     return found
+
+
+def _dark_current(frames: Frames, thermal: DarkCurrent | None) -> list[str]:
+    if not frames.dark_setting.lit:
+        return []  # where the range ends is not known
+    if thermal is None:
+        return [
+            f"only {len(frames.shutter)} of the exposure times tried keep dark frames off the ends of the range, and "
+            f"the dark current shows in no fewer than {FEWEST_LEVELS}: cool the camera, move the black level, "
+            "calibrate a region without hot pixels, or "
+            f"{_INSTEAD}"
+        ]
+    if thermal.p_value < TEST_FALSE_ALARM:
+        return [
+            f"the level of dark frames does not rise in proportion to exposure time (chance {thermal.p_value:.2g}), so "
+            f"the dark current is not known: let the camera warm up and calibrate again, or {_INSTEAD}"
+        ]
+    offset, error = thermal.offset
+    if offset < float(special.ndtri(TEST_FALSE_ALARM)) * error:
+        return [
+            f"dark frames lie {-offset:.3g} DN below what their exposure times extrapolate to at none, so the dark "
+            f"current is not known: let the camera warm up and calibrate again, or {_INSTEAD}"
+        ]
+    return []
 
 
 def _frames(frames: Frames, credit: NoiseCredit) -> list[str]:

@@ -37,6 +37,7 @@ class NumpyCamera:
     extra: Callable[[tuple[int, ...], np.random.Generator], Any] | None = None
     convert: Callable[[np.ndarray], np.ndarray] = np.rint
     bend: Callable[[np.ndarray], np.ndarray] = lambda electrons: electrons
+    declares_exposure: bool = True
     taken: int = 0
     serial: int = field(init=False, default=7)
 
@@ -62,6 +63,9 @@ class NumpyCamera:
     @property
     def top(self) -> int:
         return 2**self.bits - 1
+
+    def camera(self) -> dict[str, Any]:
+        return {"dark_exposure_seconds": self.exposure} if self.declares_exposure else {}
 
     def camera_fingerprint(self) -> str:
         return hashlib.sha256(f"{self.gain} {self.read} {self.seed}".encode()).hexdigest()[:16]
