@@ -27,6 +27,7 @@ class CalibratedCamera(Protocol):
     Attributes:
         dark_pixels: pixels of a frame.
         frame_shape: its rows and columns.
+        ideal_converter: whether its converter is known to be ideal and uniform, by construction.
     """
 
     @property
@@ -38,6 +39,9 @@ class CalibratedCamera(Protocol):
 
     @property
     def frame_shape(self) -> tuple[int, int]: ...
+
+    @property
+    def ideal_converter(self) -> bool: ...
 
     def expose(self, frames: int, *, light: float, seconds: float | None, setting: Frame) -> Tensor:
         """Raw codes of fresh frames of the lamp alone, shape (frames, dark_pixels); light 0 is a closed shutter."""

@@ -25,7 +25,7 @@ from noise_models.exposures import Frames, Series, planned, take_frames
 from noise_models.frame_statistics import CalibratedCamera, Level
 from noise_models.line_fit import Line, fit_line, limits_of, ratio, root
 from noise_models.noise_credit import ROUNDING_VARIANCE, NoiseCredit, noise_credit, normal_quantile
-from noise_models.verdict import assumptions, findings
+from noise_models.verdict import BY_CONSTRUCTION, UNKNOWN, VOUCHED, assumptions, findings
 
 __all__ = ["CalibratedCamera", "calibrate", "planned"]
 
@@ -49,6 +49,7 @@ def calibrate(
     confidence: float = CONFIDENCE,
     beta: float = BETA,
     valid_days: float = VALID_DAYS,
+    ideal_converter: bool = False,
     now: datetime | None = None,
     tell: Callable[[int, str], None] = lambda taken, what: None,
 ) -> Calibration:
@@ -60,6 +61,9 @@ def calibrate(
         confidence: probability with which all limits hold together (Bonferroni).
         beta: probability that the credit is wrong, on its own.
         valid_days: how long the calibration holds.
+        ideal_converter: whoever calibrates vouches that the camera's converter is ideal and uniform and hands out raw
+            codes. No measurement shows that its thresholds are where they should be, and a dark-frame release relies
+            on them (THEORY T4): without, only a device whose converter is ideal by construction passes.
         now: time of the calibration; None is the clock's.
         tell: hears how many frames were taken and what is being taken.
 
@@ -73,7 +77,8 @@ def calibrate(
     rows, columns = device.frame_shape
     shape = (rows, columns) if rows * columns == device.dark_pixels else (1, device.dark_pixels)
     frames = take_frames(device, dark_frames, shape, tell)
-    return _reduce(device, frames, confidence, beta, valid_days, now or datetime.now(UTC))
+    known = BY_CONSTRUCTION if device.ideal_converter else VOUCHED if ideal_converter else UNKNOWN
+    return _reduce(device, frames, confidence, beta, valid_days, known, now or datetime.now(UTC))
 
 
 def _refuse(
@@ -105,6 +110,7 @@ def _reduce(
     confidence: float,
     beta: float,
     valid_days: float,
+    thresholds: str,
     now: datetime,
 ) -> Calibration:
     z = float(-special.ndtri((1 - confidence) / (2 * _PARAMETERS)))
@@ -144,7 +150,9 @@ def _reduce(
         found["nonlinearity"] = _nonlinearity((frames.dark_setting.black, *lit), z)
     if widths is not None:
         found["dnl_codes"] = Limits(*widths.largest((1 - confidence) / _PARAMETERS))
-    failed = findings(frames, credit, widths, found, line.p_value if line else None, thermal, saturation)
+    failed = findings(
+        frames, credit, widths, found, line.p_value if line else None, thermal, thresholds, saturation
+    )
     passed = not failed
     return Calibration(
         camera=device.name,
@@ -164,7 +172,7 @@ def _reduce(
         saturation_dn=float(saturation),
         passed=passed,
         findings=failed,
-        assumptions=assumptions(credit, widths, found, now + timedelta(days=valid_days)),
+        assumptions=assumptions(credit, widths, found, thresholds, now + timedelta(days=valid_days)),
         curves=_curves(frames, level, pooled, line, widths, credit),
     )
 

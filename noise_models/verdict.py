@@ -30,6 +30,10 @@ _TAU: Final = 1.5
 _DIMENSION: Final = 670_000
 _RADIUS: Final = 6.0
 _INSTEAD: Final = "use --release device-entropy or digital"
+# How the converter's thresholds are known (THEORY T4).
+BY_CONSTRUCTION: Final = "by construction of the simulated device"
+VOUCHED: Final = "vouched for by whoever calibrated; no figure measured here proves its thresholds"
+UNKNOWN: Final = "NOT known: no figure measured here proves its thresholds, and nobody vouched for them"
 
 
 def findings(
@@ -39,6 +43,7 @@ def findings(
     parameters: Mapping[str, Limits],
     line_p_value: float | None,
     thermal: DarkCurrent | None,
+    thresholds: str,
     top: int,
 ) -> tuple[str, ...]:
     """One line for every check that failed; () where all passed. Each names what was found, what is allowed and
@@ -63,6 +68,11 @@ def findings(
         found.append(
             f"the dark level moved by {moved:.3g} DN during the calibration; allowed is "
             f"{LARGEST_DRIFT * credit.std:.3g} DN: let the camera warm up and calibrate again"
+        )
+    if thresholds == UNKNOWN:
+        found.append(
+            "the converter's thresholds are not known, and no scalar figure proves them: use --release "
+            "device-entropy, or vouch with --ideal-converter if the converter's maker guarantees it"
         )
     return tuple(found)
 
@@ -184,7 +194,11 @@ def _converter(frames: Frames, credit: NoiseCredit, widths: CodeWidths | None, t
 
 
 def assumptions(
-    credit: NoiseCredit, widths: CodeWidths | None, parameters: Mapping[str, Limits], until: datetime
+    credit: NoiseCredit,
+    widths: CodeWidths | None,
+    parameters: Mapping[str, Limits],
+    thresholds: str,
+    until: datetime,
 ) -> tuple[str, ...]:
     """What has to hold besides what was measured."""
     if widths is None:
@@ -208,7 +222,7 @@ def assumptions(
         f"{credit.non_gaussian.upper:.2g} DN²{unlike})",
         "correlation of the noise is confined to neighbouring pixels and frames, or common to a row, a column or a "
         "frame (charged at its upper limit)",
-        f"the converter is ideal and uniform and hands out raw codes ({seen}; no such figure proves its thresholds)",
+        f"the converter is ideal and uniform and hands out raw codes ({thresholds}; {seen})",
         f"the camera has not changed since its calibration (it holds until {until.date().isoformat()}; health tests "
         "bound the drift)",
     )

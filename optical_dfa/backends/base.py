@@ -43,6 +43,8 @@ class ProjectionBackend(ABC):
         frame_shape: rows and columns of such a frame; their product is dark_pixels.
         frames_per_record: camera frames that one record's projection takes; 0 without a camera.
         frame_rate_hz: frames a second that hardware times are projected at; 0 without a camera.
+        ideal_converter: whether the camera's converter is ideal and uniform by construction; of hardware nobody
+            knows (THEORY T4).
         generators: what a simulated device draws its noise from; () on hardware.
         closed: True once the device was handed back.
     """
@@ -53,6 +55,7 @@ class ProjectionBackend(ABC):
     frame_shape: tuple[int, int] = (0, 0)
     frames_per_record: int = 0
     frame_rate_hz: float = 0.0
+    ideal_converter: bool = False
     noise: NoiseModel
     generators: tuple[NoiseGenerator, ...] = ()
 

@@ -98,6 +98,7 @@ class LightonmlSimulatedBackend(LightonmlFrontEnd):
             self.dark_pixels = self._simulation.dark_pixels
             self.frame_shape = self._simulation.frame_shape
             self.frame_rate_hz = self._simulation.frame_rate_hz
+            self.ideal_converter = self._simulation.ideal_converter
             self.frames_per_record = len(nothing.weights) * exposures
             self.generators = self._simulation.generators
 

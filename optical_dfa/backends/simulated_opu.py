@@ -157,6 +157,7 @@ class SimulatedOpuBackend(ProjectionBackend):
         self.dark_pixels = parameters.pixels
         self.frame_shape = (parameters.rows, parameters.columns)
         self.frame_rate_hz = parameters.frame_rate_hz
+        self.ideal_converter = parameters.dnl_lsb == 0.0
         nothing = self.encoding.encode(torch.zeros(1, in_features))
         self.frames_per_record = len(nothing.weights) * self.optics.interferometer.frames
         self._fault = (

@@ -43,6 +43,13 @@ def calibrate(
         float, typer.Option(help="Probability that the credit is wrong; is added to delta.")
     ] = 1e-6,
     valid_days: Annotated[float, typer.Option(help="Days that the calibration holds.")] = 30.0,
+    ideal_converter: Annotated[
+        bool,
+        typer.Option(
+            "--ideal-converter",
+            help="Vouch that the camera's converter is ideal and hands out raw codes; no test shows it.",
+        ),
+    ] = False,
     matrix: Annotated[
         bool, typer.Option("--matrix", help="Measure the projection's matrix too, and keep it (.npz).")
     ] = False,
@@ -67,7 +74,7 @@ def calibrate(
     Example: optical-dfa calibrate --backend simulated-opu --backend-option fidelity=physics --out cal.json
     """
     if health:
-        _refuse(out=out, plot=plot, matrix=matrix or None)
+        _refuse(out=out, plot=plot, matrix=matrix or None, ideal_converter=ideal_converter or None)
     elif calibration is not None:
         raise UsageError(
             f"--calibration {calibration} is compared with by --health; add --health, or drop it"
@@ -85,7 +92,7 @@ def calibrate(
             return
         started = time.perf_counter()
         with notes_to_stderr(as_json):
-            result = _measure(device, frames, confidence, beta, valid_days)
+            result = _measure(device, frames, confidence, beta, valid_days, ideal_converter)
             projection = _projection(device, out, matrix, confidence)
         seconds = time.perf_counter() - started
     files = _write(result, out, plot)
@@ -100,7 +107,9 @@ def calibrate(
 def _refuse(**given: object) -> None:
     for name, value in given.items():
         if value is not None:
-            raise UsageError(f"--{name} belongs to a calibration, and --health takes none; drop one of them")
+            raise UsageError(
+                f"--{name.replace('_', '-')} belongs to a calibration, and --health takes none; drop one of them"
+            )
 
 
 def _device(
@@ -120,7 +129,12 @@ def _device(
 
 
 def _measure(
-    device: ProjectionBackend, frames: int, confidence: float, beta: float, valid_days: float
+    device: ProjectionBackend,
+    frames: int,
+    confidence: float,
+    beta: float,
+    valid_days: float,
+    ideal_converter: bool,
 ) -> Calibration:
     from noise_models import photon_transfer
     from optical_dfa.report.progress import progress_for
@@ -138,7 +152,13 @@ def _measure(
 
     try:
         return photon_transfer.calibrate(
-            device, dark_frames=frames, confidence=confidence, beta=beta, valid_days=valid_days, tell=tell
+            device,
+            dark_frames=frames,
+            confidence=confidence,
+            beta=beta,
+            valid_days=valid_days,
+            ideal_converter=ideal_converter,
+            tell=tell,
         )
     finally:
         progress.finish()

@@ -38,6 +38,7 @@ class NumpyCamera:
     convert: Callable[[np.ndarray], np.ndarray] = np.rint
     bend: Callable[[np.ndarray], np.ndarray] = lambda electrons: electrons
     declares_exposure: bool = True
+    ideal_converter: bool = False
     taken: int = 0
     serial: int = field(init=False, default=7)
 

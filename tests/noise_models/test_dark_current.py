@@ -21,7 +21,7 @@ NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
 def run(camera: NumpyCamera, dark_frames: int = 512) -> Calibration:
-    return calibrate(camera, dark_frames=dark_frames, now=NOW)
+    return calibrate(camera, dark_frames=dark_frames, ideal_converter=True, now=NOW)
 
 
 def measured(camera: NumpyCamera, frames: int = 256) -> tuple[module.DarkCurrent, np.ndarray]:

@@ -15,7 +15,7 @@ from scipy import stats
 from torch import Tensor
 
 from noise_models.base import Frame
-from noise_models.calibration import Calibration, Limits
+from noise_models.calibration import DRIFT_ALLOWANCE, Calibration, Limits
 from noise_models.errors import DeviceError, UsageError
 from noise_models.frame_statistics import DarkMoments, measure_level
 from noise_models.noise_credit import noise_credit
@@ -25,7 +25,7 @@ NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
 def run(camera: NumpyCamera, dark_frames: int = 256, **options: Any) -> Calibration:
-    return calibrate(camera, dark_frames=dark_frames, now=NOW, **options)
+    return calibrate(camera, dark_frames=dark_frames, now=NOW, **{"ideal_converter": True, **options})
 
 
 def outside(camera: NumpyCamera, found: Calibration) -> list[str]:
@@ -154,6 +154,26 @@ def test_a_converter_that_is_not_ideal_is_found_at_one_per_cent() -> None:
     assert ideal.parameters["dnl_codes"].upper < 0.05
 
 
+def test_a_converter_that_nobody_vouches_for_earns_nothing() -> None:
+    beginning = "the converter is ideal and uniform and hands out raw codes ("
+    for device, vouched, said in (
+        (NumpyCamera(), False, "NOT known"),
+        (NumpyCamera(), True, "vouched for by whoever calibrated"),
+        (NumpyCamera(ideal_converter=True), False, "by construction"),
+        (NumpyCamera(ideal_converter=True), True, "by construction"),
+    ):
+        found = run(device, ideal_converter=vouched)
+        (assumption,) = (text for text in found.assumptions if text.startswith(beginning))
+        assert assumption.removeprefix(beginning).startswith(said)
+        assert found.passed == (said != "NOT known")
+        if not found.passed:
+            (finding,) = found.findings
+            assert "thresholds are not known" in finding
+            assert "device-entropy" in finding
+            assert "--ideal-converter" in finding
+            assert found.credit().std == 0.0
+
+
 @pytest.mark.parametrize(
     ("change", "text"),
     [
@@ -280,7 +300,8 @@ def test_document_survives_and_is_refused_elsewhere(tmp_path: Path) -> None:
     assert again.digest == found.digest != dataclasses.replace(found, beta=1e-7).digest
     assert datetime.fromisoformat(found.expires_at) == NOW + timedelta(days=30)
     credit = again.credit()
-    assert (credit.std, credit.beta, credit.step) == (found.credit_lower_dn, 1e-6, 1.0)
+    assert credit.std == pytest.approx((1 - DRIFT_ALLOWANCE) * found.credit_lower_dn)
+    assert (credit.beta, credit.step) == (1e-6, 1.0)
     again.refuse_other(NumpyCamera().camera_fingerprint(), NOW + timedelta(days=29))
     with pytest.raises(DeviceError, match="expired"):
         again.refuse_other(NumpyCamera().camera_fingerprint(), NOW + timedelta(days=30))

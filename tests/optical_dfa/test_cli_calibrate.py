@@ -76,12 +76,27 @@ def test_the_matrix_of_a_device_without_patterns_is_within_its_error() -> None:
 def test_a_converter_that_is_not_ideal_earns_no_credit(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    # Vouched for or not: what was measured counts.
     arguments = [*PHYSICS, "--backend-option", "dnl_lsb=0.02", *SMALL, "--plot", str(tmp_path / "bad.png")]
+    arguments += ["--ideal-converter"]
     found = calibrate(capsys, *arguments, code=1)
     assert found["passed"] is False
     assert found["credit_lower_dn"] == 0.0
     assert any("not ideal" in text and "device-entropy" in text for text in found["findings"])
     assert (tmp_path / "bad.png").stat().st_size > 10_000
+
+
+def test_unevenness_too_small_to_see_is_found_in_what_is_not_known(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = [*PHYSICS, "--backend-option", "dnl_lsb=0.0001", *SMALL]
+    found = calibrate(capsys, *arguments, code=1)
+    (finding,) = found["findings"]
+    assert "thresholds are not known" in finding
+    assert found["credit_lower_dn"] == 0.0
+    found = calibrate(capsys, *arguments, "--ideal-converter")
+    assert found["passed"] is True
+    assert any("vouched for by whoever calibrated" in text for text in found["assumptions"])
 
 
 @pytest.mark.parametrize("fault", ["lamp-off", "saturation", "frozen-frame", "replayed-frame", "stuck-rows"])
@@ -140,6 +155,7 @@ def test_health_of_sound_and_broken_devices(tmp_path: Path, capsys: pytest.Captu
         (["--backend", "simulated-opu", "--out", "nowhere/cal.json"], 2, "nowhere"),
         (["--backend", "simulated-opu", "--matrix"], 2, "--out FILE"),
         (["--backend", "simulated-opu", "--health", "--matrix"], 2, "--matrix"),
+        (["--backend", "simulated-opu", "--health", "--ideal-converter"], 2, "--ideal-converter"),
         (["--backend", "simulated-opu", "--calibration", "x.json"], 2, "--health"),
         (["--backend", "simulated-opu", "--health", "--calibration", "x.json"], 2, "x.json"),
         ([], 2, "--backend"),
