@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import sqrt
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,9 @@ from noise_models.base import Frame
 from noise_models.errors import DeviceError
 
 Reals = npt.NDArray[np.float64]
+
+# Moments are kept of so many groups of frames, whose cumulants are independent estimates.
+GROUPS: Final = 4
 
 # Pixels that are held at a time, in whole frames.
 _HELD = 1 << 21
@@ -165,7 +168,9 @@ class DarkMoments:
         """
         self._columns = shape[1]
         self._pixels = shape[0] * shape[1]
-        self._sums = np.zeros((4, self._pixels))
+        self._sums = np.zeros((GROUPS, 4, self._pixels))
+        self._grouped = np.zeros(GROUPS, dtype=np.int64)
+        self._blocks = 0
         self._reference: npt.NDArray[np.float32] | None = None
         self._digests: set[bytes] = set()
         lags = (1, self._columns, self._columns + 1, self._columns - 1)
@@ -195,14 +200,24 @@ class DarkMoments:
         x -= self._reference
         x -= x.mean(1, keepdims=True, dtype=np.float64).astype(np.float32)
         self._correlate(x[0::2] - x[1::2])
-        square = np.square(x)
-        self._sums[0] += x.sum(0)
-        self._sums[1] += square.sum(0)
-        x *= square
-        self._sums[2] += x.sum(0)
-        np.square(square, out=square)
-        self._sums[3] += square.sum(0)
+        ends = np.arange(GROUPS + 1) * len(x) // GROUPS
+        for turn in range(GROUPS):
+            # Groups take turns, so that blocks of two frames fill all of them.
+            self._sum((turn + self._blocks) % GROUPS, x[ends[turn] : ends[turn + 1]])
+        self._blocks += 1
         self.frames += len(codes)
+
+    def _sum(self, group: int, x: npt.NDArray[np.float32]) -> None:
+        """Add powers of `x` to a group's sums; destroys it."""
+        square = np.square(x)
+        sums = self._sums[group]
+        sums[0] += x.sum(0)
+        sums[1] += square.sum(0)
+        x *= square
+        sums[2] += x.sum(0)
+        np.square(square, out=square)
+        sums[3] += square.sum(0)
+        self._grouped[group] += len(x)
 
     def _correlate(self, difference: npt.NDArray[np.float32]) -> None:
         flat = difference.ravel()
@@ -215,20 +230,20 @@ class DarkMoments:
     def image(self) -> Reals:
         """Mean code of each pixel, shape (pixels,)."""
         assert self._reference is not None
-        image: Reals = self._reference + self._sums[0] / self.frames
+        image: Reals = self._reference + self._sums[:, 0].sum(0) / self.frames
         image += float(np.mean(self.frame_means)) - image.mean()
         return image
 
     def cumulants(self) -> tuple[Reals, Reals]:
         """Unbiased second and fourth cumulant of each pixel (Fisher's k-statistics), shapes (pixels,)."""
-        n = self.frames
-        mean = self._sums[0] / n
-        second = self._sums[1] - n * mean**2
-        third, fourth = self._sums[2], self._sums[3]
-        centred = fourth - 4 * mean * third + 6 * mean**2 * self._sums[1] - 3 * n * mean**4
-        k4 = n * (n + 1) * centred / ((n - 1) * (n - 2) * (n - 3)) - 3 * second**2 / ((n - 2) * (n - 3))
+        second, _, fourth = _k_statistics(self._sums.sum(0), self.frames)
         # The frame's mean holds a share 1/pixels of every pixel's noise.
-        return second / (n - 1) * (self._pixels / max(1, self._pixels - 1)), k4
+        return second * (self._pixels / max(1, self._pixels - 1)), fourth
+
+    def grouped_cumulants(self) -> tuple[Reals, Reals]:
+        """Unbiased third and fourth cumulant of each pixel by each group of frames, shapes (GROUPS, pixels)."""
+        found = [_k_statistics(sums, int(n)) for sums, n in zip(self._sums, self._grouped, strict=True)]
+        return np.stack([third for _, third, _ in found]), np.stack([fourth for _, _, fourth in found])
 
     def neighbours(self) -> tuple[Reals, float]:
         """Correlation with the four neighbours ahead (one along the row, three in the next), and its standard
@@ -244,6 +259,16 @@ class DarkMoments:
             return 0.0, 0.0
         ratio = self._power / (2 * self._differences) / variance * (self._pixels / (self._pixels - 1))
         return 1 - ratio, sqrt(2 / (self.frames * self._pixels))
+
+
+def _k_statistics(sums: Reals, n: int) -> tuple[Reals, Reals, Reals]:
+    """Fisher's k-statistics 2, 3 and 4 from sums of the first four powers of n (4 or more) values."""
+    mean = sums[0] / n
+    second = sums[1] - n * mean**2
+    third = sums[2] - 3 * mean * sums[1] + 2 * n * mean**3
+    fourth = sums[3] - 4 * mean * sums[2] + 6 * mean**2 * sums[1] - 3 * n * mean**4
+    k4 = n * (n + 1) * fourth / ((n - 1) * (n - 2) * (n - 3)) - 3 * second**2 / ((n - 2) * (n - 3))
+    return second / (n - 1), n * third / ((n - 1) * (n - 2)), k4
 
 
 def measure_dark(

@@ -209,17 +209,14 @@ def assumptions(
             f"{'' if ideal else 'NOT '}consistent with what was seen: code widths off by at most "
             f"{parameters['dnl_codes'].upper:.2g} codes"
         )
-    unlike = (
-        f"; in {credit.unlike} pixels it adds to a Gaussian part as large as that of the others"
-        if credit.unlike
-        else ""
-    )
+    unlike = f"; {credit.unlike} pixels stand out" if credit.unlike else ""
     return (
         "the camera's read noise is Gaussian, independent over pixels and frames, and without memory of earlier "
         f"frames (excess kurtosis {credit.excess_kurtosis.value:.2g}, correlations below {credit.correlation:.2g} in "
         "sum; no test proves it)",
-        "what is not Gaussian shows in the fourth cumulant as random telegraph noise does (charged: "
-        f"{credit.non_gaussian.upper:.2g} DN²{unlike})",
+        "what is not Gaussian shows in the fourth cumulant as random telegraph noise does, or in the third, and is "
+        f"alike in all pixels (charged: {credit.non_gaussian.upper:.2g} DN² in each, by the root mean square over "
+        f"pixels{unlike})",
         "correlation of the noise is confined to neighbouring pixels and frames, or common to a row, a column or a "
         "frame (charged at its upper limit)",
         f"the converter is ideal and uniform and hands out raw codes ({thresholds}; {seen})",

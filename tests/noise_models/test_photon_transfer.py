@@ -84,8 +84,8 @@ def test_gain_and_read_noise_within_two_per_cent_of_at_most_2000_frames() -> Non
     assert found.passed
     assert found.saturation_dn == 255
     assert found.credit_dn == pytest.approx(4.0, rel=0.005)
-    # 512 frames and the worst of 65536 pixels leave two thirds of the noise; the limit stays below the truth.
-    assert 0.62 * 4 < found.credit_lower_dn < 4.0
+    # 512 frames and the worst of 65536 pixels leave half of the noise; the limit stays below the truth.
+    assert 0.5 * 4 < found.credit_lower_dn < 4.0
 
 
 def test_more_dark_frames_bring_the_credit_nearer() -> None:
