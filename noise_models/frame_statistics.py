@@ -14,6 +14,7 @@ from torch import Tensor
 
 from noise_models.base import Frame
 from noise_models.errors import DeviceError
+from noise_models.residues import Residues
 
 Reals = npt.NDArray[np.float64]
 
@@ -159,6 +160,7 @@ class DarkMoments:
         frame_means: mean code of each, in DN.
         histogram: counts of codes 0, 1, …
         repeats: frames that equal an earlier one.
+        residues: of single pixels' codes.
     """
 
     def __init__(self, shape: tuple[int, int]) -> None:
@@ -182,6 +184,7 @@ class DarkMoments:
         self.frame_means: list[float] = []
         self.histogram = np.zeros(1, dtype=np.int64)
         self.repeats = 0
+        self.residues = Residues(self._pixels)
 
     def add(self, codes: npt.NDArray[Any]) -> None:
         """Frames, shape (n, pixels) with n even, non-negative integers."""
@@ -192,6 +195,7 @@ class DarkMoments:
         counts = np.bincount(codes.ravel(), minlength=len(self.histogram))
         counts[: len(self.histogram)] += self.histogram
         self.histogram = counts
+        self.residues.add(codes)
         x = codes.astype(np.float32)
         if self._reference is None:
             self._reference = np.rint(x.mean(0))

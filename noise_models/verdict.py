@@ -179,6 +179,13 @@ def _converter(frames: Frames, credit: NoiseCredit, widths: CodeWidths | None, t
             f"{widths.missing} of {len(widths.codes)} codes never come: the camera applies a digital gain or "
             f"look-up table; ask it for raw codes, or {_INSTEAD}"
         ]
+    comb = frames.dark.residues.comb(credit.lower**2)
+    if comb.p_value < TEST_FALSE_ALARM:
+        return [
+            f"single pixels' codes come in steps (modulo {comb.modulus}: share {comb.share:.2g}, of raw codes at most "
+            f"{comb.smooth:.2g}): the camera applies a digital gain before its offset correction; ask it for raw "
+            f"codes, or {_INSTEAD}"
+        ]
     if widths.p_value < TEST_FALSE_ALARM:
         largest, level = widths.largest(TEST_FALSE_ALARM)[0], float(frames.dark.image.mean())
         law = widths.law(level, credit.std, top + 1)
