@@ -2,15 +2,15 @@
 
 Three kinds of frames, three kinds of tests:
 * dark frames that are never released meet every test; a stable pattern cancels in the difference of two of them;
-* frames whose noise is released meet two tests only, that a healthy device fails with a probability below
+* frames whose noise is released meet only tests that a healthy device fails with a probability below
   RELEASED_FALSE_ALARM a frame, because releasing what passed conditions it;
 * lit frames without data show the lamp and the gain.
-A failure raises HealthError; the caller then releases nothing.
+A failure raises HealthError; the caller then releases nothing. Not found: old frames that come again rotated or
+shifted by whole pixels, whose every statistic is a healthy frame's (`noise_models.replays`).
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -21,16 +21,27 @@ import numpy.typing as npt
 from torch import Tensor
 
 from noise_models.errors import DeviceError, UsageError
-from noise_models.health_limits import Limits, Reference, code_law, limits, sum_limit, variance_limits
+from noise_models.health_limits import (
+    Limits,
+    Reference,
+    code_law,
+    limits,
+    rare_count_limit,
+    same_probability,
+    sum_limit,
+    variance_limits,
+)
+from noise_models.replays import REPLAY_FALSE_ALARM, Replays
 
-FALSE_ALARM: Final = 5e-7  # of a dark frame that is not released, all its tests together
+FALSE_ALARM: Final = 5e-7  # of a look at dark frames that are not released, all its tests together
 START_UP_PIXELS: Final = 1 << 20
+LOOK_PIXELS: Final = 1 << 17  # of every later look
 LEAST_PIXELS: Final = 1024  # of a frame; below, the tests see nothing
 LEAST_STD: Final = 1.0  # converter steps; below, a rounded normal no longer has the laws the limits rest on
-# Digests have 128 bits; with at most 2^40 frames drawn, one frame equals an earlier one's with probability 2^-88.
-_DIGEST_BYTES: Final = 16
 _VARIANCE_ALARM: Final = 2.0**-90  # either side, of a released frame
-RELEASED_FALSE_ALARM: Final = 2.0**-88 + 2 * _VARIANCE_ALARM
+_REPEAT_ALARM: Final = 2.0**-90  # of a released frame and the one before or after it
+# Each of the last two is compared with a released frame: the frame before it, and the frame after it.
+RELEASED_FALSE_ALARM: Final = REPLAY_FALSE_ALARM + 2 * _VARIANCE_ALARM + 2 * _REPEAT_ALARM
 LAMP_DRIFT: Final = 0.1  # of the lamp's signal, both ways
 RELEASED_SLACK: Final = 0.03  # of a released frame's variance, for the error of the start-up's own estimate
 LEAST_LIGHT: Final = 8.0  # converter steps that the lamp must give
@@ -64,8 +75,13 @@ class HealthError(DeviceError):
         self.finding = finding
 
 
+def look_frames(pixels: int) -> int:
+    """Frames of so many pixels that a look at unreleased dark frames takes: in pairs, and LOOK_PIXELS or more."""
+    return 2 * math.ceil(LOOK_PIXELS / (2 * pixels))
+
+
 class HealthMonitor:
-    """Tests the frames of one camera, and remembers a digest of every frame it was shown.
+    """Tests the frames of one camera, and remembers what it was shown.
 
     Attributes:
         frames: frames shown so far.
@@ -84,7 +100,7 @@ class HealthMonitor:
         Args:
             reference: what healthy frames look like.
             shape: rows and columns of a frame.
-            false_alarm: of one unreleased dark frame, all tests together.
+            false_alarm: of one look at unreleased dark frames, all tests together.
             known: hexadecimal digests of frames from earlier parts of the run; showing one again is a replay.
 
         Raises:
@@ -106,13 +122,15 @@ class HealthMonitor:
         self.frames = 0
         self.level = reference.level
         self._alarm = false_alarm / _DARK_TESTS
-        self._seen = {bytes.fromhex(text) for text in known}
-        self._last: Codes | None = None
+        self._replays = Replays(self._pixels, known)
+        self._last: Codes | None = None  # unreleased
+        self._previous: Codes | None = None  # released or not
         self._runs = np.zeros(self._pixels, dtype=np.int32)
         self._variance = reference.expected**2 + reference.step**2 / 12
         self._closed = self._signal = math.nan
         self._limits: dict[tuple[int, int], Limits] = {}
         self._released_limits = variance_limits(self._pixels, _VARIANCE_ALARM)
+        self._repeats = rare_count_limit(self._pixels, same_probability(reference), _REPEAT_ALARM)
 
     # ---- what is shown to it
 
@@ -133,51 +151,64 @@ class HealthMonitor:
                 f"the start-up test was given {frames.shape} pixels; take an even number of frames with "
                 f"{START_UP_PIXELS} pixels or more"
             )
-        digests = [self._refuse_replay(frame) for frame in frames]
+        digests = self._refuse_replay(frames)
         limit = self._cut(len(frames), len(frames) // 2).run
         self._fail_if(_has_run(frames[1:] == frames[:-1], limit), "repetition count", limit, limit)
         found = self._examine(frames, frames[1::2].astype(np.float32) - frames[::2].astype(np.float32))
-        self._last = frames[-1]
+        self._last = self._previous = frames[-1]
         self.level = float(frames.mean(dtype=np.float64))
         self._variance = float(np.square(frames - self.level).mean(dtype=np.float64))
         return {**found, "frames": len(frames), "digests": [digests[0].hex(), digests[-1].hex()]}
 
     def dark(self, codes: Tensor) -> dict[str, float]:
-        """One fresh dark frame, shape (1, pixels), which is never released.
+        """A look at fresh dark frames which are never released.
 
+        Args:
+            codes: shape (frames, pixels), an even number of frames; fewer than `look_frames` see less.
         Returns:
             what was found.
         Raises:
             HealthError: a test failed.
-            UsageError: before `start_up`.
+            UsageError: before `start_up`, or an odd number of frames.
         """
         if self._last is None:
             raise UsageError("no healthy frame is known yet; run the start-up test first")
-        frame = self._read(codes)[0]
-        self._refuse_replay(frame)
-        equal = frame == self._last
-        self._runs = (self._runs + 1) * equal
-        run, limit = int(self._runs.max()) + 1, self._cut(1, 1).run
-        self._fail_if(run >= limit, "repetition count", run, limit)
-        difference = frame.astype(np.float32) - self._last.astype(np.float32)
-        found = self._examine(frame[None], difference[None])
-        self._last = frame
+        frames = self._read(codes)
+        if len(frames) % 2 or not len(frames):
+            raise UsageError(
+                f"a look was given {len(frames)} dark frames; take an even number of them, 2 or more"
+            )
+        self._refuse_replay(frames)
+        self._refuse_repeats(frames[0])
+        longest = 0
+        for before, frame in zip((self._last, *frames[:-1]), frames, strict=True):
+            self._runs += 1
+            self._runs *= frame == before
+            longest = max(longest, int(self._runs.max()) + 1)
+        limit = self._cut(len(frames), len(frames) // 2).run
+        self._fail_if(longest >= limit, "repetition count", longest, limit)
+        found = self._examine(frames, frames[1::2].astype(np.float32) - frames[::2].astype(np.float32))
+        self._last = self._previous = frames[-1]
         return found
 
     def released(self, codes: Tensor) -> None:
         """One frame whose noise is about to be released, shape (1, pixels).
 
         Raises:
-            HealthError: it was seen before, or its variance is far from the start-up's.
+            HealthError: it or a part of it was seen before, it has too many pixels of the frame before, or its
+                variance is far from the start-up's.
         """
-        frame = self._read(codes)[0]
-        self._refuse_replay(frame)
+        frames = self._read(codes)
+        self._refuse_replay(frames)
+        frame = frames[0]
         centred = frame.astype(np.float32)
         centred -= centred.mean()
         ratio = float(centred @ centred) / self._pixels / self._variance
         low, high = self._released_limits
         slack = RELEASED_SLACK + 2 * self.reference.drift
         self._within("variance", ratio, low - slack, high + slack, 2 * _VARIANCE_ALARM)
+        self._refuse_repeats(frame)
+        self._previous = frame
 
     def lamp(self, closed: Tensor, lit: Tensor) -> dict[str, float]:
         """The start-up's frames at the data setting, shape (1, pixels) each: shutter closed, and nominal light.
@@ -211,10 +242,12 @@ class HealthMonitor:
         return {
             "reference": asdict(self.reference),
             "start_up_pixels": START_UP_PIXELS,
-            "false_alarm_dark_frame": self._alarm * _DARK_TESTS,
+            "look_frames": look_frames(self._pixels),
+            "false_alarm_look": self._alarm * _DARK_TESTS,
             "false_alarm_released_frame": RELEASED_FALSE_ALARM,
-            "limits": asdict(self._cut(1, 1)),
+            "limits": asdict(self._cut(look_frames(self._pixels), look_frames(self._pixels) // 2)),
             "released_variance_ratio": list(self._released_limits),
+            "released_repeated_pixels": self._repeats,
             "lamp_drift": LAMP_DRIFT,
         }
 
@@ -229,6 +262,12 @@ class HealthMonitor:
         """
         ref, limit = self.reference, self._cut(len(codes), len(differences))
         repeated = int(differences.size - np.count_nonzero(differences))
+        flat = differences.ravel()
+        flat -= flat.mean()  # a level that moved within its allowance is no correlation
+        power = float(flat @ flat)
+        variance = power / (2 * flat.size)
+        # First: where the gain fell, pixels repeat too, and the gain is what to look at.
+        self._within("variance", variance, limit.variance_low, limit.variance_high)
         self._fail_if(repeated >= limit.repeated, "repeated pixels", repeated, limit.repeated)
         image = codes.reshape(-1, self._columns)
         for equal in (codes.ravel()[1:] == codes.ravel()[:-1], image[1:] == image[:-1]):
@@ -238,13 +277,8 @@ class HealthMonitor:
         self._fail_if(common >= limit.common, "adaptive proportion", common, limit.common)
         level = float(histogram @ (np.arange(len(histogram)) + low)) / codes.size
         self._within("level", level, ref.level - limit.level, ref.level + limit.level)
-        flat = differences.ravel()
-        flat -= flat.mean()  # a level that moved within its allowance is no correlation
         clipped = int(np.count_nonzero(np.abs(flat) >= limit.reach))
         self._fail_if(clipped >= limit.clipped, "saturation", clipped, limit.clipped)
-        power = float(flat @ flat)
-        variance = power / (2 * flat.size)
-        self._within("variance", variance, limit.variance_low, limit.variance_high)
         worst = 0.0
         for lag in self._lags():
             correlation = float(flat[:-lag] @ flat[lag:]) / power
@@ -256,7 +290,7 @@ class HealthMonitor:
         columns = np.square(differences.reshape(-1, self._rows, self._columns).sum(1)).sum()
         columns = float(columns) / (2 * variance * self._rows)
         self._fail_if(columns >= limit.columns, "column means", columns, limit.columns)
-        if ref.ideal_converter:
+        if ref.normal:
             self._compare_histogram(histogram, low, level)
         return {
             "gaussian_std_dn": math.sqrt(max(0.0, variance - ref.step**2 / 12)),
@@ -289,19 +323,26 @@ class HealthMonitor:
         return tuple(dict.fromkeys(lag for lag in (*along, *above) if lag < self._pixels))
 
     def _light(self, codes: Tensor) -> float:
-        frame = self._read(codes)[0]
-        self._refuse_replay(frame)
-        return float(frame.mean(dtype=np.float64)) - self._closed
+        frames = self._read(codes)
+        self._refuse_replay(frames, noise=False)
+        return float(frames.mean(dtype=np.float64)) - self._closed
 
     def _compare_light(self, light: float) -> None:
         low, high = (1 - LAMP_DRIFT) * self._signal, (1 + LAMP_DRIFT) * self._signal
         self._within("lamp", light, low, high, 1e-12)
 
-    def _refuse_replay(self, frame: Codes) -> bytes:
-        digest = hashlib.sha256(np.ascontiguousarray(frame).data).digest()[:_DIGEST_BYTES]
-        self._fail_if(digest in self._seen, "replay", 1, 0, 2.0**-88)
-        self._seen.add(digest)
-        return digest
+    def _refuse_replay(self, frames: Codes, *, noise: bool = True) -> list[bytes]:
+        digests, chunks = self._replays.show(frames, noise=noise)
+        self._fail_if(chunks > 0, "replay", chunks, 0, REPLAY_FALSE_ALARM)
+        return digests
+
+    def _refuse_repeats(self, frame: Codes) -> None:
+        """Pixels, wherever they are, that kept their codes of the frame before, which may be a released one."""
+        if self._previous is not None:
+            repeated = int(np.count_nonzero(frame == self._previous))
+            self._fail_if(
+                repeated >= self._repeats, "repeated pixels", repeated, self._repeats, _REPEAT_ALARM
+            )
 
     def _read(self, codes: Tensor) -> Codes:
         """As integers, shape (frames, pixels); counts them."""

@@ -10,21 +10,28 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
 from scipy import special, stats
 
 from noise_models.base import Credit
-from noise_models.calibration import Calibration
+
+if TYPE_CHECKING:
+    from noise_models.calibration import Calibration
 
 # What a calibrated device may do between calibrations, as a fraction; a device known by construction does not.
 DRIFT: Final = 0.05  # of the noise's standard deviation
+# What of its standard deviation a calibrated device may lose and still pass: DRIFT, and what the variance of one look
+# (65536 differences or more) may err by. A device that has lost more fails each look except with probability 1e-6;
+# so this much comes off a calibration's credit.
+DRIFT_ALLOWANCE: Final = 0.08
 LEVEL_DRIFT: Final = 0.5  # of the dark level, in standard deviations of the noise
 _REACH: Final = (
     9.5  # standard deviations: dark levels keep 10 from both ends, so whatever lies beyond was clipped
 )
+_NORMAL_EXCESS: Final = 1e-3  # variance beyond the credited one's that leaves the law normal to every test
 _UNEVEN: Final = 1.25  # a calibrated converter's widest code over the ideal one
 
 
@@ -40,7 +47,8 @@ class Reference:
         drift: how far, relatively, the standard deviation may be from `expected`.
         level_drift: how far the mean may be from `level`.
         light: mean of lit frames; None takes the start-up's own.
-        ideal_converter: whether all codes are equally wide, so that the codes' law is normal.
+        ideal_converter: whether all codes are equally wide.
+        normal: whether the codes' law is a rounded normal one, with nothing else in it but a fixed pattern.
     """
 
     credited: float
@@ -51,6 +59,7 @@ class Reference:
     level_drift: float = 0.0
     light: float | None = None
     ideal_converter: bool = True
+    normal: bool = True
 
     @classmethod
     def of_credit(cls, credit: Credit, variance: float) -> Reference:
@@ -62,14 +71,21 @@ class Reference:
         """
         rounding = credit.step**2 / 12
         expected = math.sqrt(max(credit.std**2, variance - rounding))
-        return cls(credit.std, expected, credit.level, credit.step, drift=2 * (1 - credit.std / expected))
+        return cls(
+            credit.std,
+            expected,
+            credit.level,
+            credit.step,
+            drift=2 * (1 - credit.std / expected),
+            normal=expected**2 <= (1 + _NORMAL_EXCESS) * credit.std**2,
+        )
 
     @classmethod
     def of_calibration(cls, calibration: Calibration) -> Reference:
-        """Of a calibrated device: one-sided against the lower limit, both ways within DRIFT of the estimate."""
+        """Of a calibrated device: one-sided against its credit, both ways within DRIFT of the estimate."""
         expected = max(calibration.credit_dn, calibration.credit_lower_dn)
         return cls(
-            calibration.credit_lower_dn,
+            calibration.credit().std,
             expected,
             calibration.dark_level_dn,
             calibration.step_dn,
@@ -77,6 +93,7 @@ class Reference:
             LEVEL_DRIFT * expected,
             calibration.light_level_dn,
             ideal_converter=False,
+            normal=False,
         )
 
 
@@ -97,9 +114,26 @@ def repeat_probability(std: float) -> float:
     return max(float(np.square(code_law(std, level, codes)).sum()) for level in (0.0, 0.5))
 
 
+def same_probability(ref: Reference) -> float:
+    """That a pixel of one frame reads as in another, or less."""
+    return min(1.0, (1.0 if ref.ideal_converter else _UNEVEN) * repeat_probability(ref.credited / ref.step))
+
+
 def count_limit(trials: int, probability: float, false_alarm: float) -> int:
     """So many successes or more are a failure (exact binomial law)."""
     return int(stats.binom.isf(false_alarm, trials, probability)) + 1
+
+
+def rare_count_limit(trials: int, probability: float, false_alarm: float) -> int:
+    """The same where false alarms are so rare that quantiles lose their digits: Chernoff's bound of the tail,
+    P(successes >= k) <= exp(-trials * KL(k/trials, probability))."""
+    low, high = math.floor(trials * probability), trials + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        share = middle / trials
+        divergence = special.rel_entr(share, probability) + special.rel_entr(1 - share, 1 - probability)
+        low, high = (low, middle) if trials * divergence >= -math.log(false_alarm) else (middle, high)
+    return high
 
 
 def run_limit(places: int, probability: float, false_alarm: float) -> int:
@@ -155,7 +189,7 @@ def limits(
     codes = 2 * math.ceil(_REACH * widest / ref.step) + 1
     outside = math.erfc(_REACH / math.sqrt(2))
     return Limits(
-        repeated=count_limit(differences, min(1.0, uneven * repeat_probability(std)), alarm),
+        repeated=count_limit(differences, same_probability(ref), alarm),
         run=run_limit(pixels, likely, alarm / 3),
         reach=_REACH * widest * math.sqrt(2),
         clipped=count_limit(differences, outside, alarm),

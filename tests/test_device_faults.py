@@ -18,7 +18,7 @@ from optical_dfa.cli import main
 from privacy.auditing.audit import audit
 from privacy.ledger import Ledger
 
-START_UP, STEP = 8 + 2, 1 + 1 + 1  # frames: dark and lit; released, dark and lit
+START_UP, STEP = 8 + 2, 1 + 2 + 1  # frames: dark and lit; released, dark and lit
 TRAIN = [
     *("train", "--dataset", "digits", "--model", "mlp:8", "--epochs", "1", "--batch-size", "256"),
     *("--epsilon", "8", "--json"),
@@ -44,12 +44,12 @@ def rows(out: Path) -> list[tuple[str, dict]]:  # type: ignore[type-arg]
 
 # Frames from the fault's first to the one that shows it, at one released frame a step.
 DELAYS = {
-    "lamp-off": 3,
+    "lamp-off": 4,
     "saturation": 1,
     "frozen-frame": 1,
     "replayed-frame": 1,
-    "stuck-rows": 2,
-    "correlated-rows": 2,
+    "stuck-rows": 3,
+    "correlated-rows": 3,
     "gain-drop": 1,
 }
 

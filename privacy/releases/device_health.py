@@ -1,7 +1,8 @@
 """When a device's health is tested: a start-up, every frame that is released, and a last look before each release.
 
-The last look is at one further dark frame and one lit frame, taken AFTER the frames of Z and never released, so
-that a fault which began before the release, and lasts, is seen before the release (THEORY §5).
+The last look is at further dark frames (`look_frames`: a public number of them, with LOOK_PIXELS pixels or more) and
+one lit frame, taken AFTER the frames of Z and never released, so that a fault which began before the release, and
+lasts, is seen before the release (THEORY §5).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 from noise_models.base import Frame
 from noise_models.calibration import Calibration
 from noise_models.errors import DeviceError, UsageError
-from noise_models.health import START_UP_PIXELS, HealthError, HealthMonitor
+from noise_models.health import START_UP_PIXELS, HealthError, HealthMonitor, look_frames
 from noise_models.health_limits import Reference
 from privacy.protocols import DarkFrames
 
@@ -85,7 +86,7 @@ class DeviceHealth:
             DeviceError: a test failed, or the calibration expired; nothing drawn so far may be released.
         """
         self._refuse_other_camera()
-        self._monitor.dark(self._device.dark(1))
+        self._monitor.dark(self._device.dark(look_frames(self._device.dark_pixels)))
         if self._has_lamp:
             self._monitor.lit(self._device.expose(1, light=1.0, seconds=None, setting=Frame.DATA))
 

@@ -52,6 +52,7 @@ class Device(SimulatedOpuBackend):
 
 
 START_UP = ["dark 0"] * 1024 + ["data 0", "data 1"]
+LOOK = ["dark 0"] * 128 + ["data 1"]
 
 
 class Run:
@@ -97,13 +98,13 @@ def test_the_last_look_is_after_the_noise_and_before_the_row(monkeypatch: pytest
     assert run.device.asked == START_UP
     before = run.weights()
     run.step()
-    assert run.device.asked[len(START_UP) :] == ["dark 0", "dark 0", "data 1", "row"]
+    assert run.device.asked[len(START_UP) :] == ["dark 0", *LOOK, "row"]
     assert any(not torch.equal(a, b) for a, b in zip(before, run.weights(), strict=True))
 
 
-@pytest.mark.parametrize("frame", [1, 2, 3])
+@pytest.mark.parametrize("frame", [1, 2, 129, 130])
 def test_a_failure_at_any_frame_of_a_step_releases_nothing_and_ends_the_run(frame: int) -> None:
-    """The frame of Z, the dark frame after it, the lit one."""
+    """The frame of Z, the first and last dark frame after it, the lit one."""
     run = Run()
     run.begin()
     run.step()
