@@ -205,7 +205,7 @@ class HealthMonitor:
         centred -= centred.mean()
         ratio = float(centred @ centred) / self._pixels / self._variance
         low, high = self._released_limits
-        slack = RELEASED_SLACK + 2 * self.reference.drift
+        slack = RELEASED_SLACK + 2 * (self.reference.drift + self.reference.rise)
         self._within("variance", ratio, low - slack, high + slack, 2 * _VARIANCE_ALARM)
         self._refuse_repeats(frame)
         self._previous = frame

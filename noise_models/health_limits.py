@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from noise_models.calibration import Calibration
 
 # What a calibrated device may do between calibrations, as a fraction; a device known by construction does not.
-DRIFT: Final = 0.05  # of the noise's standard deviation
-# What of its standard deviation a calibrated device may lose and still pass: DRIFT, and what the variance of one look
-# (65536 differences or more) may err by. A device that has lost more fails each look except with probability 1e-6;
-# so this much comes off a calibration's credit.
-DRIFT_ALLOWANCE: Final = 0.08
+# A calibration's credit allows for a loss of DRIFT_ALLOWANCE. The tests take DRIFT for healthy, so much less that a
+# device which lost all of the allowance fails every look but with probability 1e-6: the rest is for the error of a
+# variance of 65536 differences, once for false alarms and once for those misses.
+DRIFT: Final = 0.02  # of the noise's standard deviation, downwards
+RISE: Final = 0.05  # upwards
 LEVEL_DRIFT: Final = 0.5  # of the dark level, in standard deviations of the noise
 _REACH: Final = (
     9.5  # standard deviations: dark levels keep 10 from both ends, so whatever lies beyond was clipped
@@ -44,7 +44,7 @@ class Reference:
         expected: that of all noise before the converter, as estimated.
         level: mean of dark frames.
         step: distance between two codes.
-        drift: how far, relatively, the standard deviation may be from `expected`.
+        drift, rise: how far, relatively, the standard deviation may be below and above `expected`.
         level_drift: how far the mean may be from `level`.
         light: mean of lit frames; None takes the start-up's own.
         ideal_converter: whether all codes are equally wide.
@@ -60,6 +60,7 @@ class Reference:
     light: float | None = None
     ideal_converter: bool = True
     normal: bool = True
+    rise: float = 0.0
 
     @classmethod
     def of_credit(cls, credit: Credit, variance: float) -> Reference:
@@ -71,18 +72,20 @@ class Reference:
         """
         rounding = credit.step**2 / 12
         expected = math.sqrt(max(credit.std**2, variance - rounding))
+        drift = 2 * (1 - credit.std / expected)
         return cls(
             credit.std,
             expected,
             credit.level,
             credit.step,
-            drift=2 * (1 - credit.std / expected),
+            drift=drift,
+            rise=drift,
             normal=expected**2 <= (1 + _NORMAL_EXCESS) * credit.std**2,
         )
 
     @classmethod
     def of_calibration(cls, calibration: Calibration) -> Reference:
-        """Of a calibrated device: one-sided against its credit, both ways within DRIFT of the estimate."""
+        """Of a calibrated device: one-sided against its credit, within DRIFT and RISE of the estimate."""
         expected = max(calibration.credit_dn, calibration.credit_lower_dn)
         return cls(
             calibration.credit().std,
@@ -94,6 +97,7 @@ class Reference:
             calibration.light_level_dn,
             ideal_converter=False,
             normal=False,
+            rise=RISE,
         )
 
 
@@ -184,7 +188,7 @@ def limits(
     likely = min(1.0, uneven * largest_probability(std))
     rounding = ref.step**2 / 12
     below, above = variance_limits(differences, alarm / 2)
-    widest = ref.expected * (1 + ref.drift)
+    widest = ref.expected * (1 + ref.rise)
     narrowest = max(ref.credited, ref.expected * (1 - ref.drift))
     codes = 2 * math.ceil(_REACH * widest / ref.step) + 1
     outside = math.erfc(_REACH / math.sqrt(2))
