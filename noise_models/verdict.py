@@ -101,10 +101,9 @@ def _dark_current(frames: Frames, thermal: DarkCurrent | None) -> list[str]:
         return []  # where the range ends is not known
     if thermal is None:
         return [
-            f"only {len(frames.shutter)} of the exposure times tried keep dark frames off the ends of the range, and "
-            f"the dark current shows in no fewer than {FEWEST_LEVELS}: cool the camera, move the black level, "
-            "calibrate a region without hot pixels, or "
-            f"{_INSTEAD}"
+            f"only {len(frames.shutter)} exposure times keep all dark pixels off the ends of the range, and the dark "
+            f"current takes {FEWEST_LEVELS}: cool the camera, move the black level, calibrate a region without hot "
+            f"pixels, or {_INSTEAD}"
         ]
     if thermal.p_value < TEST_FALSE_ALARM:
         return [

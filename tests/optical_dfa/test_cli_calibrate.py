@@ -99,6 +99,33 @@ def test_unevenness_too_small_to_see_is_found_in_what_is_not_known(
     assert any("vouched for by whoever calibrated" in text for text in found["assumptions"])
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "ideal"),
+    [
+        ("digital", {}, False),
+        ("simulated-opu", {}, True),
+        ("simulated-opu", {"fidelity": "physics"}, True),
+        ("simulated-opu", {"fidelity": "physics", "dnl_lsb": 0.0001}, False),
+    ],
+)
+def test_converters_that_are_ideal_by_construction(name: str, options: dict[str, Any], ideal: bool) -> None:
+    noise = NoiseGenerator.seeded(0, "converter")
+    device = create(name, in_features=4, out_features=8, seed=0, noise=noise, options=options)
+    assert device.ideal_converter is ideal
+
+
+def test_a_dark_current_that_saturates_long_exposures_is_not_overlooked(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    # 30 electrons, 18.7 DN², in the setting's own 0.1 ms.
+    current = ["--backend-option", "dark_current_electrons_per_second=300000"]
+    found = calibrate(capsys, *PHYSICS, *SMALL, *current, code=1)
+    limits = found["parameters"]["dark_current_electrons_per_second"]
+    assert limits["lower"] < 300_000 < limits["upper"]
+    assert found["credit_dn"] < 32 * 247 / 10_000 * 5 * 1.01
+    assert any("no Gaussian part is left" in text for text in found["findings"])
+
+
 @pytest.mark.parametrize("fault", ["lamp-off", "saturation", "frozen-frame", "replayed-frame", "stuck-rows"])
 def test_faults_earn_no_credit_and_are_drawn(
     fault: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
