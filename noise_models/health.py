@@ -24,8 +24,8 @@ from noise_models.errors import DeviceError, UsageError
 from noise_models.health_limits import (
     Limits,
     Reference,
-    code_law,
     limits,
+    normal_misfit,
     rare_count_limit,
     same_probability,
     sum_limit,
@@ -47,7 +47,6 @@ RELEASED_SLACK: Final = 0.03  # of a released frame's variance, for the error of
 LEAST_LIGHT: Final = 8.0  # converter steps that the lamp must give
 _DARK_TESTS: Final = 9
 _LARGEST: Final = 2**24  # float32 holds every integer up to it
-_LEAST_EXPECTED: Final = 100.0  # pixels in a bin of the histogram test
 
 Codes = npt.NDArray[Any]
 Reals = npt.NDArray[np.float32]
@@ -290,31 +289,14 @@ class HealthMonitor:
         columns = np.square(differences.reshape(-1, self._rows, self._columns).sum(1)).sum()
         columns = float(columns) / (2 * variance * self._rows)
         self._fail_if(columns >= limit.columns, "column means", columns, limit.columns)
-        if ref.normal:
-            self._compare_histogram(histogram, low, level)
+        if ref.normal and (fit := normal_misfit(histogram, low, level)) is not None:
+            most = sum_limit(fit[1], self._alarm)
+            self._fail_if(fit[0] >= most, "code law", fit[0], most)
         return {
             "gaussian_std_dn": math.sqrt(max(0.0, variance - ref.step**2 / 12)),
             "level_dn": level,
             "correlation": worst,
         }
-
-    def _compare_histogram(self, histogram: npt.NDArray[np.intp], low: int, level: float) -> None:
-        """Pearson's test of the codes against a normal of their own mean and variance: the converter's linearity."""
-        codes = np.arange(len(histogram), dtype=np.float64) + low
-        total = histogram.sum()
-        spread = math.sqrt(max(0.0, histogram @ (codes - level) ** 2 / total - 1 / 12))
-        if not spread:
-            return
-        expected = code_law(spread, level, codes) * total
-        usual = np.flatnonzero(expected >= _LEAST_EXPECTED)
-        if len(usual) < 5:
-            return
-        starts = np.concatenate(([0], np.arange(usual[0] + 1, usual[-1] + 1)))  # both tails whole
-        found, healthy = np.add.reduceat(histogram, starts), np.add.reduceat(expected, starts)
-        healthy[0] += total - healthy.sum()  # codes below the lowest one found
-        statistic = float((np.square(found - healthy) / healthy).sum())
-        limit = sum_limit(len(found) - 3, self._alarm)  # two parameters were fitted
-        self._fail_if(statistic >= limit, "code law", statistic, limit)
 
     def _lags(self) -> tuple[int, ...]:
         """Neighbours along the row and two apart, the row above and its two diagonals."""

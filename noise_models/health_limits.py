@@ -32,6 +32,7 @@ _REACH: Final = (
     9.5  # standard deviations: dark levels keep 10 from both ends, so whatever lies beyond was clipped
 )
 _NORMAL_EXCESS: Final = 1e-3  # variance beyond the credited one's that leaves the law normal to every test
+_LEAST_EXPECTED: Final = 100.0  # pixels in a bin of the code law's test
 _UNEVEN: Final = 1.25  # a calibrated converter's widest code over the ideal one
 
 
@@ -105,6 +106,31 @@ def code_law(std: float, level: float, codes: npt.NDArray[np.float64]) -> npt.ND
     """Probability of each code under `round(N(level, std²))`, in steps; the last code takes the upper tail."""
     edges = special.ndtr((codes - 0.5 - level) / std)
     return np.diff(edges, append=1.0)
+
+
+def normal_misfit(histogram: npt.NDArray[np.intp], low: int, level: float) -> tuple[float, int] | None:
+    """Pearson's test of codes against a rounded normal of their own mean and variance: the converter's linearity.
+
+    Args:
+        histogram: counts of the codes low, low + 1, ...
+        low: smallest code.
+        level: mean code.
+    Returns:
+        the statistic and its degrees of freedom; None of codes without noise or too few for five bins.
+    """
+    codes = np.arange(len(histogram), dtype=np.float64) + low
+    total = histogram.sum()
+    spread = math.sqrt(max(0.0, histogram @ (codes - level) ** 2 / total - 1 / 12))
+    if not spread:
+        return None
+    expected = code_law(spread, level, codes) * total
+    usual = np.flatnonzero(expected >= _LEAST_EXPECTED)
+    if len(usual) < 5:
+        return None
+    starts = np.concatenate(([0], np.arange(usual[0] + 1, usual[-1] + 1)))  # both tails whole
+    found, healthy = np.add.reduceat(histogram, starts), np.add.reduceat(expected, starts)
+    healthy[0] += total - healthy.sum()  # codes below the lowest one found
+    return float((np.square(found - healthy) / healthy).sum()), len(found) - 3  # two parameters were fitted
 
 
 def largest_probability(std: float) -> float:
