@@ -20,6 +20,7 @@ from experiments.experiment import TABLE
 from noise_models.camera import CAMERAS, Camera
 from noise_models.errors import DeviceError, UsageError
 from noise_models.generator import NoiseGenerator
+from noise_models.health import look_frames
 from noise_models.photon_transfer import calibrate
 from optical_dfa.backends import create
 from optical_dfa.backends.base import ProjectionBackend
@@ -76,7 +77,7 @@ def table() -> str:
             f"steps, {sum(WIDTHS[1:-1])} outputs. SNR: power of B e over that of the noise. Credited: what a "
             "calibration found every pixel's Gaussian noise to reach, except with probability 1e-6; with a "
             f"dither of {TAU:g} DN it supplies the stated share. Dark frames: one pixel for each of the "
-            f"{_dimension():,} weights of {network}, and one frame for the health tests. Time: the frames of "
+            f"{_dimension():,} weights of {network}, and the frames of the health tests. Time: the frames of "
             f"{BATCH} records, the dark ones and a lit one, from the frame count; no hardware was timed.",
             "",
             f"Made by `{COMMAND}`.",
@@ -100,7 +101,7 @@ def _row(camera: Camera) -> tuple[str, ...]:
     print(f"camera {camera.name}: projecting, then calibrating", file=sys.stderr)
     with _device(camera) as device:
         calibration = calibrate(device)
-        frames = math.ceil(_dimension() / device.dark_pixels) + 1
+        frames = math.ceil(_dimension() / device.dark_pixels) + look_frames(device.dark_pixels)
         seconds = (BATCH * device.frames_per_record + frames + 1) / RATE_HZ
         lower = calibration.credit().std
         return (
