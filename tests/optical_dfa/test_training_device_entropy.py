@@ -24,7 +24,7 @@ from privacy.releases import device_entropy
 RESEED = 3
 ENTROPY_FRAMES = 16 + 2  # 131 072 pixels: a million samples of frame differences, then the first key
 START_UP_FRAMES = 8 + 2 + ENTROPY_FRAMES  # health tests and lamp before that
-LOOK_FRAMES = 2  # a dark and a lit one before each release
+LOOK_FRAMES = 3  # two dark and a lit one before each release
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_every_key_is_registered_before_what_it_draws(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("assessed")
 @pytest.mark.parametrize("fault", FAULTS)
 def test_no_release_after_a_fault(tmp_path: Path, fault: str) -> None:
-    # The device is looked at before every release: two go well, with two frames each.
+    # The device is looked at before every release: two go well, with three frames each.
     with pytest.raises(DeviceError) as caught:
         train(tmp_path, 2 * RESEED, fault=fault, fault_after=START_UP_FRAMES + 2 * LOOK_FRAMES)
     assert "\n" not in str(caught.value)
