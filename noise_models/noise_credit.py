@@ -148,7 +148,7 @@ def telegraph_variance(third_square: float, fourth: float) -> float:
     Args:
         third_square, fourth: k3², 0 or more, in DN⁶, and k4 in DN⁴.
     """
-    if third_square == 0.0:
+    if third_square < 1e-100:  # its cube root's square would leave the range of numbers
         return sqrt(max(0.0, -fourth) / 2)
     # From above, Newton's steps on the convex branch fall to the root.
     v: float = sqrt(max(0.0, -fourth) / 2) + (third_square / 2) ** (1 / 3)
