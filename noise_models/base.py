@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -47,6 +48,11 @@ class Credit:
     assumptions: tuple[str, ...] = ()
     level: float = 0.0
 
+    @classmethod
+    def none(cls, argument: str, *, step: float = 0.0, level: float = 0.0) -> Self:
+        """Nothing may be counted on, and why."""
+        return cls(std=0.0, step=step, clipped_mass=0.0, beta=0.0, argument=argument, level=level)
+
 
 class NoiseModel(ABC):
     """Turns the analog signal of a frame into its readout, and says what the noise is worth."""
@@ -78,7 +84,7 @@ class NoNoise(NoiseModel):
         return torch.zeros_like(signal)
 
     def credit(self, frame: Frame) -> Credit:
-        return Credit(std=0.0, step=0.0, clipped_mass=0.0, beta=0.0, argument="there is no noise")
+        return Credit.none("there is no noise")
 
     def describe(self) -> dict[str, float | int | str]:
         return {"model": "none"}
@@ -94,7 +100,7 @@ class UncalibratedNoise(NoiseModel):
         raise UsageError("the device's noise has not been calibrated; its variance is not known")
 
     def credit(self, frame: Frame) -> Credit:
-        return Credit(std=0.0, step=0.0, clipped_mass=0.0, beta=0.0, argument="the noise was not calibrated")
+        return Credit.none("the noise was not calibrated")
 
     def describe(self) -> dict[str, float | int | str]:
         return {"model": "uncalibrated"}

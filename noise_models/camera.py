@@ -258,16 +258,17 @@ class PhysicalCamera(NoiseModel):
 
     def credit(self, frame: Frame) -> Credit:
         if frame is Frame.DATA:
-            return _nothing(
-                "noise inside a record's contribution earns nothing and costs nothing (THEORY T3)"
+            return Credit.none(
+                "noise inside a record's contribution earns nothing and costs nothing (THEORY T3)", step=1.0
             )
         camera = self.camera
         if camera.read_noise_electrons == 0.0:
-            return _nothing("the camera has no read noise")
+            return Credit.none("the camera has no read noise", step=1.0)
         if camera.dnl_lsb > 0:
-            return _nothing(
+            return Credit.none(
                 f"the converter's code widths differ by {camera.dnl_lsb:g} codes and the dither of THEORY T4 needs an "
-                "ideal one; only measured thresholds could earn credit"
+                "ideal one; only measured thresholds could earn credit",
+                step=1.0,
             )
         pattern = float(self.dsnu_pattern.mean(dtype=np.float64))
         lowest = 1 - self.drift_limit
@@ -303,10 +304,6 @@ def _thermal_electrons(mean: float, pixels: int, child: np.random.Generator) -> 
     if mean > 0.5:
         return child.poisson(mean, pixels)
     return np.bincount(child.integers(0, pixels, child.poisson(mean * pixels)), minlength=pixels)
-
-
-def _nothing(argument: str) -> Credit:
-    return Credit(std=0.0, step=1.0, clipped_mass=0.0, beta=0.0, argument=argument)
 
 
 def _spans(size: int, width: int) -> list[slice]:

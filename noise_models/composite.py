@@ -65,7 +65,7 @@ class CompositeNoise(NoiseModel):
         step = 0.0 if self.converter is None else 1.0
         refusal = self._refusal(credits_, frame)
         if refusal is not None:
-            return Credit(std=0.0, step=step, clipped_mass=0.0, beta=0.0, argument=refusal)
+            return Credit.none(refusal, step=step)
         mass = sum(credit.clipped_mass for credit in credits_)
         level = sum(credit.level for credit in credits_)
         assumptions = dict.fromkeys(text for credit in credits_ for text in credit.assumptions)

@@ -62,9 +62,7 @@ class GainDrift(NoiseModel):
         return torch.zeros_like(signal)
 
     def credit(self, frame: Frame) -> Credit:
-        return Credit(
-            std=0.0, step=0.0, clipped_mass=0.0, beta=0.0, argument="gain drift is public: it hides nothing"
-        )
+        return Credit.none("gain drift is public: it hides nothing")
 
 
 class LinearDrift(GainDrift):

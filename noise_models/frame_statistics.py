@@ -25,7 +25,23 @@ GROUPS: Final = 4
 _HELD = 1 << 21
 
 
-class CalibratedCamera(Protocol):
+class Sensor(Protocol):
+    """What has frames of pixels."""
+
+    @property
+    def dark_pixels(self) -> int: ...
+
+    @property
+    def frame_shape(self) -> tuple[int, int]: ...
+
+
+def shape_of(device: Sensor) -> tuple[int, int]:
+    """Rows and columns of a device's frames; one row where its shape does not fit its pixels."""
+    rows, columns = device.frame_shape
+    return (rows, columns) if rows * columns == device.dark_pixels else (1, device.dark_pixels)
+
+
+class CalibratedCamera(Sensor, Protocol):
     """A device whose camera takes frames without data.
 
     Attributes:
@@ -37,12 +53,6 @@ class CalibratedCamera(Protocol):
     @property
     def name(self) -> str:
         """Registered name of the device."""
-
-    @property
-    def dark_pixels(self) -> int: ...
-
-    @property
-    def frame_shape(self) -> tuple[int, int]: ...
 
     @property
     def ideal_converter(self) -> bool: ...

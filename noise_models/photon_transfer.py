@@ -22,7 +22,7 @@ from noise_models.converter import CodeWidths, code_widths
 from noise_models.dark_current import DarkCurrent, dark_current
 from noise_models.errors import UsageError
 from noise_models.exposures import Frames, Series, planned, take_frames
-from noise_models.frame_statistics import CalibratedCamera, Level
+from noise_models.frame_statistics import CalibratedCamera, Level, shape_of
 from noise_models.line_fit import Line, fit_line, limits_of, ratio, root
 from noise_models.noise_credit import ROUNDING_VARIANCE, NoiseCredit, noise_credit, normal_quantile
 from noise_models.verdict import BY_CONSTRUCTION, UNKNOWN, VOUCHED, assumptions, findings
@@ -74,9 +74,7 @@ def calibrate(
         DeviceError: the device failed.
     """
     _refuse(device, dark_frames, confidence, beta, valid_days)
-    rows, columns = device.frame_shape
-    shape = (rows, columns) if rows * columns == device.dark_pixels else (1, device.dark_pixels)
-    frames = take_frames(device, dark_frames, shape, tell)
+    frames = take_frames(device, dark_frames, shape_of(device), tell)
     known = BY_CONSTRUCTION if device.ideal_converter else VOUCHED if ideal_converter else UNKNOWN
     return _reduce(device, frames, confidence, beta, valid_days, known, now or datetime.now(UTC))
 

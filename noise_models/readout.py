@@ -57,9 +57,7 @@ class IdealConverter(NoiseModel):
         return float(ndtr(-(self.black + 0.5) / std) + ndtr(-(self.top + 0.5 - self.black) / std))
 
     def credit(self, frame: Frame) -> Credit:
-        return Credit(
-            std=0.0, step=1.0, clipped_mass=0.0, beta=0.0, level=self.black, argument="rounding is not random"
-        )
+        return Credit.none("rounding is not random", step=1.0, level=self.black)
 
     def describe(self) -> dict[str, float | int | str]:
         return {"model": "ideal-converter", "bits": self.bits, "black_dn": self.black}

@@ -80,7 +80,7 @@ class ShotNoise(NoiseModel):
             if frame is Frame.DATA
             else "photo-electrons are counted in whole numbers; no part of them is Gaussian (THEORY §1)"
         )
-        return Credit(std=0.0, step=0.0, clipped_mass=0.0, beta=0.0, argument=argument)
+        return Credit.none(argument)
 
     def describe(self) -> dict[str, float | int | str]:
         return {"model": "shot"}

@@ -265,12 +265,10 @@ def _show(
 
 def _health(device: ProjectionBackend, path: Path | None, as_json: bool) -> None:
     """The start-up test of a private run, a few frames as a release takes them, and the last look."""
-    import torch
 
     from noise_models.base import Frame
     from noise_models.calibration import Calibration
     from noise_models.health import HealthError
-    from noise_models.health_limits import Reference
     from privacy.releases.device_health import DeviceHealth
 
     known = None if path is None else Calibration.load(path)
@@ -281,12 +279,7 @@ def _health(device: ProjectionBackend, path: Path | None, as_json: bool) -> None
         raise DeviceError(
             f"there is no noise to compare with: {credit.argument}; calibrate, and give --calibration FILE"
         )
-    if known is None:
-        variance = float(device.noise.variance(torch.zeros(1), Frame.DARK))
-        reference = Reference.of_credit(credit, variance)
-    else:
-        reference = Reference.of_calibration(known)
-    tests = DeviceHealth(device, reference, known)
+    tests = DeviceHealth(device, known)
     report: dict[str, Any] = {"camera": device.name, "camera_fingerprint": device.camera_fingerprint()}
     try:
         with notes_to_stderr(as_json):

@@ -24,7 +24,6 @@ from noise_models.converter import dither_ripple
 from noise_models.errors import UsageError
 from noise_models.generator import NORMAL_TAIL_MASS, NoiseGenerator
 from noise_models.health import RELEASED_FALSE_ALARM
-from noise_models.health_limits import Reference
 from privacy.protocols import DarkFrames
 from privacy.releases.device_health import DeviceHealth
 from privacy.releases.source import Cost, NoiseSource, Parts, add_secret_normals, with_camera
@@ -83,12 +82,7 @@ class DarkFrameNoise(NoiseSource):
             "not released",
             "the dither's generator (AES-256 in counter mode) cannot be told from random bits",
         )
-        if calibration is None:
-            variance = float(device.noise.variance(torch.zeros(1), Frame.DARK))
-            reference = Reference.of_credit(credit, variance)
-        else:
-            reference = Reference.of_calibration(calibration)
-        self._health = DeviceHealth(device, reference, calibration, known)
+        self._health = DeviceHealth(device, calibration, known)
         self.offset = credit.level
         self.codes: list[int] = []
         self.counts: list[int] = []

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from noise_models.base import Frame
@@ -23,7 +22,6 @@ from noise_models.entropy import ASSESSED_BITS, ContinuousTests, conditioned_key
 from noise_models.errors import UsageError
 from noise_models.generator import NORMAL_TAIL_MASS, NoiseGenerator
 from noise_models.health import LEAST_PIXELS, LEAST_STD, HealthError
-from noise_models.health_limits import Reference
 from noise_models.min_entropy import LEAST_SAMPLES, MinEntropy, assess
 from privacy.protocols import DarkFrames
 from privacy.releases.device_health import DeviceHealth
@@ -192,8 +190,7 @@ def _watch(device: DarkFrames, known: Iterable[str]) -> DeviceHealth | None:
     credit = device.noise.credit(Frame.DARK)
     if not credit.std >= LEAST_STD * credit.step > 0 or device.dark_pixels < LEAST_PIXELS:
         return None
-    variance = float(device.noise.variance(torch.zeros(1), Frame.DARK))
-    return DeviceHealth(device, Reference.of_credit(credit, variance), known=known)
+    return DeviceHealth(device, known=known)
 
 
 def make(parts: Parts) -> DeviceEntropyNoise:

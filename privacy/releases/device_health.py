@@ -11,11 +11,13 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from noise_models.base import Frame
 from noise_models.calibration import Calibration
 from noise_models.errors import DeviceError, UsageError
+from noise_models.frame_statistics import shape_of
 from noise_models.health import START_UP_PIXELS, HealthError, HealthMonitor, look_frames
 from noise_models.health_limits import Reference
 from privacy.protocols import DarkFrames
@@ -27,24 +29,25 @@ class DeviceHealth:
     def __init__(
         self,
         device: DarkFrames,
-        reference: Reference,
         calibration: Calibration | None = None,
         known: Iterable[str] = (),
     ) -> None:
         """
         Args:
             device: the camera.
-            reference: what its healthy frames look like.
-            calibration: where that comes from, None by construction.
+            calibration: what its healthy frames look like; None is what its noise model knows by construction.
             known: digests of frames that earlier parts of the run logged.
         Raises:
             UsageError: frames too small, or noise too weak, to be tested.
         """
         self._device = device
         self._calibration = calibration
-        rows, columns = device.frame_shape
-        shape = (rows, columns) if rows * columns == device.dark_pixels else (1, device.dark_pixels)
-        self._monitor = HealthMonitor(reference, shape, known=known)
+        if calibration is None:
+            variance = float(device.noise.variance(torch.zeros(1), Frame.DARK))
+            reference = Reference.of_credit(device.noise.credit(Frame.DARK), variance)
+        else:
+            reference = Reference.of_calibration(calibration)
+        self._monitor = HealthMonitor(reference, shape_of(device), known=known)
         self._has_lamp = False
 
     @property
