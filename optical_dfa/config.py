@@ -154,6 +154,10 @@ class TrainConfig(BaseModel):
                         f"{name} is {value} but release is none, which has no privacy; "
                         f"drop {name} or choose a release among {', '.join(SOUND_RELEASES)}"
                     )
+        elif self.max_grad_norm is not None and not SOUND_RELEASES[self.release].clips:
+            raise ValueError(
+                f"max_grad_norm is {self.max_grad_norm} but release {self.release} does not clip; drop max_grad_norm"
+            )
         if self.calibration is not None and self.release != "dark-frame":
             raise ValueError(
                 f"calibration is {str(self.calibration)!r} but release is {self.release}, which credits none of the "
@@ -170,8 +174,8 @@ class TrainConfig(BaseModel):
 class ResolvedConfig(TrainConfig):
     """A `TrainConfig` in which every number is there; what is None has no meaning for this run.
 
-    In a private run `delta`, `max_grad_norm`, `public_size` and exactly one of `epsilon`, `noise_multiplier`
-    are set.
+    In a private run `delta`, `max_grad_norm` (where the release clips), `public_size` and exactly one of `epsilon`,
+    `noise_multiplier` are set.
     """
 
     batch_size: Count
@@ -235,7 +239,8 @@ def resolve(config: TrainConfig, train_size: int) -> ResolvedConfig:
     if config.private:
         default("public_size", size)
         default("delta", shipped.delta if shipped.delta is not None else min(1e-5, 0.1 / size))
-        default("max_grad_norm", shipped.max_grad_norm)
+        if SOUND_RELEASES[config.release].clips:
+            default("max_grad_norm", shipped.max_grad_norm)
         if config.noise_multiplier is None:
             default("epsilon", shipped.epsilon)
     for name in ("data_dir", "calibration"):

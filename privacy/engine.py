@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import secrets
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from importlib import import_module
@@ -26,22 +27,20 @@ from torch.utils.data import DataLoader
 
 from noise_models.calibration import Calibration
 from noise_models.errors import UsageError
-from noise_models.generator import NoiseGenerator
+from noise_models.generator import NoiseGenerator, derive_seed
 from privacy import accounting, health_log
-from privacy.adjacency import Adjacency
 from privacy.guarantee import Guarantee
 from privacy.ledger import Ledger, Release
 from privacy.optimizer import PrivateOptimizer
 from privacy.plan import Plan, refuse_types
 from privacy.protocols import PrivateModule
-from privacy.releases import RELEASES
-from privacy.releases.clipped import ClippedRelease
+from privacy.releases import terms
 from privacy.releases.source import NoiseSource, Parts
-from privacy.sampling import PoissonLoader
+from privacy.releases.step import StepRelease
+from privacy.sampling import PoissonLoader, PrivateLoader, PublicLoader
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
-ADJACENCY = Adjacency.ADD_REMOVE
 # Bounds far from any use, within which float32 noise neither overflows nor loses its low bits.
 MOST_NOISE = 1e6
 LEAST_NORM, MOST_NORM = 1e-12, 1e12
@@ -66,7 +65,7 @@ class PrivacyEngine:
         resume: bool = False,
         reproducible_seed: int | None = None,
         unsafe_diagnostics: bool = False,
-        accountant: str = "pld",
+        accountant: str | None = None,
         calibration: Calibration | None = None,
         before_writing: Callable[[], None] | None = None,
         assumptions: Sequence[str] = (),
@@ -78,19 +77,13 @@ class PrivacyEngine:
             reproducible_seed: seed all generators, for experiments; the guarantee's kind is then `none`.
             unsafe_diagnostics: the caller shows figures computed from private records; the guarantee's kind is
                 then `none`.
-            accountant: one of `privacy.accounting.ACCOUNTANTS`.
+            accountant: one of the release's mechanism (`privacy.mechanisms`); None is its default.
             calibration: what the device's noise was measured to be, for releases that credit it; the ledger names
                 it, and no other may go on with the run.
             before_writing: called by `make_private` once everything was checked, just before the ledger is
                 created or continued.
             assumptions: what the caller takes for granted besides; printed with the guarantee.
-        Raises:
-            UsageError: an unknown accountant.
         """
-        if accountant not in accounting.ACCOUNTANTS:
-            raise UsageError(
-                f"unknown accountant {accountant!r}; use one of {', '.join(accounting.ACCOUNTANTS)}"
-            )
         self.ledger: Ledger | None = None
         self.source: NoiseSource | None = None
         self._path = None if ledger is None else Path(ledger)
@@ -102,6 +95,8 @@ class PrivacyEngine:
         self._before_writing = before_writing
         self._assumptions = tuple(assumptions)
         self._limit: int | None = None
+        self._terms = terms("digital")  # of the release that make_private is asked for
+        self._rate = 1.0
         self._beta = 0.0
         self._failed = False
 
@@ -114,23 +109,23 @@ class PrivacyEngine:
         optimizer: Optimizer,
         data_loader: DataLoader[Any],
         noise_multiplier: float,
-        max_grad_norm: float,
+        max_grad_norm: float | None = None,
         release: str = "digital",
         poisson_sampling: bool = True,
         public_size: int | None = None,
         max_physical_batch_size: int | None = None,
         target_epsilon: float | None = None,
         target_delta: float | None = None,
-    ) -> tuple[ModuleT, PrivateOptimizer, PoissonLoader]:
+    ) -> tuple[ModuleT, PrivateOptimizer, PrivateLoader]:
         """Train `module` privately from now on.
 
         Args:
             module: an aligned module (optical_dfa.align); its trained layers record contributions.
             optimizer: any torch optimizer over its parameters.
             data_loader: its data set, collate function and batch size (the EXPECTED one) are used; batches are
-                redrawn by Poisson sampling.
+                redrawn, by Poisson sampling unless the release works on public ones.
             noise_multiplier: standard deviation of the noise over the sensitivity of the clipped sum, > 0.
-            max_grad_norm: C, clipping norm of one record's whole stack.
+            max_grad_norm: C, clipping norm of one record's whole stack; None where the release does not clip.
             release: a name of `privacy.releases.RELEASES`.
             poisson_sampling: must be True; the argument is there for Opacus users.
             public_size: N, declared public; the sample rate is batch size / N. Default: the size of the data set,
@@ -162,7 +157,7 @@ class PrivacyEngine:
             plan,
             release,
             max_grad_norm,
-            lambda event: noise_multiplier,
+            lambda step: noise_multiplier,
             target_epsilon,
             target_delta,
         )
@@ -176,12 +171,12 @@ class PrivacyEngine:
         target_epsilon: float,
         target_delta: float,
         epochs: int,
-        max_grad_norm: float,
+        max_grad_norm: float | None = None,
         release: str = "digital",
         poisson_sampling: bool = True,
         public_size: int | None = None,
         max_physical_batch_size: int | None = None,
-    ) -> tuple[ModuleT, PrivateOptimizer, PoissonLoader]:
+    ) -> tuple[ModuleT, PrivateOptimizer, PrivateLoader]:
         """As `make_private`, with the least noise that keeps `epochs` epochs within the target.
 
         Raises:
@@ -192,17 +187,13 @@ class PrivacyEngine:
             raise UsageError(f"epochs is {epochs}; it must be at least 1")
         plan = Plan(data_loader, poisson_sampling, public_size, max_physical_batch_size)
 
-        def calibrate(event: Release) -> float:
-            return accounting.noise_multiplier(
+        def calibrate(step: StepRelease) -> float:
+            return accounting.least_noise(
                 target_epsilon,
                 target_delta,
-                plan.sample_rate,
-                epochs * plan.steps,
-                ADJACENCY,
+                lambda sigma: step.planned(self._rate, sigma, epochs * plan.steps),
+                self._terms.adjacency,
                 self._accountant,
-                log_ratio=event.log_ratio,
-                log_inflation=event.log_inflation,
-                mass=event.mass,
                 beta=self._beta,
             )
 
@@ -222,8 +213,11 @@ class PrivacyEngine:
         """The statement about everything released so far: epsilon with all that it depends on."""
         if self.ledger is None:
             raise UsageError("there is no guarantee before make_private")
-        epsilon = accounting.epsilon(self.ledger.tally(), delta, ADJACENCY, self._accountant, beta=self._beta)
-        return Guarantee.of_run(self.ledger.header(), epsilon, delta, self._accountant)
+        header = self.ledger.header()
+        epsilon = accounting.epsilon(
+            self.ledger.tally(), delta, self._terms.adjacency, header["accountant"], beta=self._beta
+        )
+        return Guarantee.of_run(header, epsilon, delta, header["accountant"])
 
     def steps_left(self) -> int | None:
         """Releases the budget still allows; None without a budget."""
@@ -244,48 +238,40 @@ class PrivacyEngine:
         optimizer: Optimizer,
         plan: Plan,
         release: str,
-        max_grad_norm: float,
-        noise_multiplier: Callable[[Release], float],
+        max_grad_norm: float | None,
+        noise_multiplier: Callable[[StepRelease], float],
         target_epsilon: float | None,
         target_delta: float | None,
-    ) -> tuple[ModuleT, PrivateOptimizer, PoissonLoader]:
+    ) -> tuple[ModuleT, PrivateOptimizer, PrivateLoader]:
         """`noise_multiplier` is asked once the cost of one step is known."""
         if self.ledger is not None:
             raise UsageError("this engine already serves a module; take a new PrivacyEngine for another")
-        refuse_types({"max_grad_norm": max_grad_norm}, {})
-        if not LEAST_NORM <= max_grad_norm <= MOST_NORM:
-            raise UsageError(
-                f"max_grad_norm is {max_grad_norm}; it must be a number from {LEAST_NORM:g} to {MOST_NORM:g}"
-            )
+        self._terms = terms(release)
+        norm = _clipping_norm(max_grad_norm, release)
         face = _private_face(module)
         _refuse_distributed()
+        self._accountant = accounting.accountant_for(self._terms.mechanism, self._accountant)
         resumed = self._resumed()
         with ExitStack() as undo:
             if resumed is not None:
                 undo.callback(resumed.close)
-            source = self._source(release, face.backend, resumed)
-            coins, masks = self._generator("sampling", resumed), self._generator("masks", resumed)
-            capture = face.start_capture()
             undo.callback(face.stop_capture)
-            clipped = ClippedRelease(
-                capture,
-                source,
-                max_grad_norm=max_grad_norm,
-                expected_batch_size=plan.expected_batch_size,
-                max_physical_batch_size=plan.max_physical_batch_size,
-            )
+            step = self._release(release, face, plan, norm, resumed)
+            source, capture = step.source, step.contributions
+            coins, masks = self._generator("sampling", resumed), self._generator("masks", resumed)
             self._beta = source.beta
-            sigma = noise_multiplier(clipped.event(plan.sample_rate, 1.0))
-            event = clipped.event(plan.sample_rate, sigma)
+            self._rate = 1.0 if self._terms.public_batches else plan.sample_rate
+            sigma = noise_multiplier(step)
+            event = step.event(self._rate, sigma)
             self._refuse_worthless(event, target_delta)
-            loader = PoissonLoader(
-                plan.loader, plan.sample_rate, plan.steps, coins, plan.max_physical_batch_size
-            )
+            header = self._header(face, event, step, plan, max_grad_norm, target_epsilon, target_delta)
+            if self._terms.public_batches:
+                header["batches_seed"] = self._batches_seed(resumed)
+            loader = self._loader(plan, coins, header, resumed)
             private = PrivateOptimizer(
-                optimizer, capture.parameters, module, lambda: self._step(loader, clipped, event)
+                optimizer, capture.parameters, module, lambda: self._step(loader, step, sigma)
             )
             undo.callback(private.hand_back)
-            header = self._header(face, event, source, plan, max_grad_norm, target_epsilon, target_delta)
             ledger = self._open(header, resumed)
             if resumed is None:
                 undo.callback(ledger.close)
@@ -293,11 +279,11 @@ class PrivacyEngine:
                 ledger.register_key(generator.fingerprint(), generator.name)
             health_log.start_up(source, ledger)
             if target_epsilon is not None and target_delta is not None:
-                self._limit = ledger.count() + accounting.steps_within(
+                self._limit = ledger.count() + accounting.releases_within(
                     target_epsilon,
                     target_delta,
-                    event,
-                    ADJACENCY,
+                    lambda steps: step.planned(self._rate, sigma, steps, done=ledger.count()),
+                    self._terms.adjacency,
                     self._accountant,
                     spent=ledger.tally(),
                     beta=self._beta,
@@ -308,7 +294,7 @@ class PrivacyEngine:
         self.ledger, self.source = ledger, source
         return module, private, loader
 
-    def _step(self, loader: PoissonLoader, clipped: ClippedRelease, event: Release) -> Tensor | None:
+    def _step(self, loader: PrivateLoader, step: StepRelease, noise_multiplier: float) -> Tensor | None:
         """One `optimizer.step()`: take the batch in; if it completes the step, write the ledger and release."""
         batch, ledger = loader.current, self.ledger
         if self._failed:
@@ -321,32 +307,34 @@ class PrivacyEngine:
             raise BudgetExhaustedError(
                 f"the budget of {self._limit} releases is spent; a further step would pass the target epsilon"
             )
-        if batch.records and not clipped.contributions.taught:
+        if batch.records and not step.contributions.taught:
             raise UsageError(
                 "no backward pass has reached this batch; never leave one out (a record that is not finite already "
                 "contributes zero)"
             )
         try:
-            clipped.absorb(first=batch.first)
+            step.absorb(first=batch.first)
             batch.stepped = True
             if not batch.final:
                 return None
             with health_log.noting_failures(ledger, "step"):
-                clipped.add_noise(event.noise_multiplier)
-                clipped.source.vouch()
-            health_log.register_new_keys(clipped.source, ledger)
+                step.add_noise(noise_multiplier)
+                step.source.vouch()
+            health_log.register_new_keys(step.source, ledger)
+            event = step.event(self._rate, noise_multiplier, batch.epoch)
             ledger.append_release(event)  # on disk before anything is released
-            return clipped.release()
+            return step.release()
         except BaseException:
             self._failed = True
-            clipped.discard()
+            step.discard()
             raise
 
     def _refuse_worthless(self, event: Release, delta: float | None) -> None:
         """A release after which no epsilon can be stated is not made."""
         if delta is None:
             return
-        if math.isinf(accounting.epsilon({event: 1}, delta, ADJACENCY, self._accountant, beta=self._beta)):
+        notion = self._terms.adjacency
+        if math.isinf(accounting.epsilon({event: 1}, delta, notion, self._accountant, beta=self._beta)):
             raise UsageError(
                 f"one release with noise multiplier {event.noise_multiplier:g} has no finite epsilon at delta "
                 f"{delta:g} (its noise is exact up to a mass of {event.mass:.2g}); raise one of the two"
@@ -359,22 +347,46 @@ class PrivacyEngine:
         part = 0 if resumed is None else resumed.count()
         return NoiseGenerator.seeded(self._seed, f"{name} from release {part}")
 
-    def _source(self, release: str, device: Any, resumed: Ledger | None) -> NoiseSource:
-        if release not in RELEASES:
-            raise UsageError(f"unknown release {release!r}; choose one of {', '.join(RELEASES)}")
+    def _release(
+        self, release: str, face: PrivateModule, plan: Plan, max_grad_norm: float, resumed: Ledger | None
+    ) -> StepRelease:
         parts = Parts(
-            device,
-            lambda name: self._generator(name, resumed),
-            self._calibration,
-            () if resumed is None else health_log.known_digests(resumed),
+            device=face.backend,
+            generator=lambda name: self._generator(name, resumed),
+            start_capture=face.start_capture,
+            max_grad_norm=max_grad_norm,
+            expected_batch_size=plan.expected_batch_size,
+            max_physical_batch_size=plan.max_physical_batch_size,
+            steps_an_epoch=plan.steps,
+            calibration=self._calibration,
+            known=() if resumed is None else health_log.known_digests(resumed),
+            resumed=None if resumed is None else resumed.header().get("credit"),
         )
-        source: NoiseSource = import_module(f"privacy.releases.{release.replace('-', '_')}").make(parts)
-        if self._calibration is not None and source.calibration is None:
+        made: StepRelease = import_module(f"privacy.releases.{release.replace('-', '_')}").make(parts)
+        if self._calibration is not None and made.source.calibration is None:
             raise UsageError(
                 f"a calibration was given, but release {release} credits none of the device's noise; drop it, or use "
                 "release dark-frame"
             )
-        return source
+        return made
+
+    def _loader(
+        self, plan: Plan, coins: NoiseGenerator, header: dict[str, Any], resumed: Ledger | None
+    ) -> PrivateLoader:
+        """How batches are drawn; of public ones the seed is in the ledger, and a lost step's batch is not repeated."""
+        if not self._terms.public_batches:
+            return PoissonLoader(
+                plan.loader, plan.sample_rate, plan.steps, coins, plan.max_physical_batch_size
+            )
+        done = 0 if resumed is None else resumed.count()
+        return PublicLoader(
+            plan.loader, plan.steps, header["batches_seed"], done, plan.max_physical_batch_size
+        )
+
+    def _batches_seed(self, resumed: Ledger | None) -> int:
+        if resumed is not None:
+            return int(resumed.header()["batches_seed"])
+        return secrets.randbits(63) if self._seed is None else derive_seed(self._seed, "public batches")
 
     def _resumed(self) -> Ledger | None:
         if not self._resume:
@@ -387,17 +399,19 @@ class PrivacyEngine:
         self,
         module: PrivateModule,
         event: Release,
-        source: NoiseSource,
+        step: StepRelease,
         plan: Plan,
-        max_grad_norm: float,
+        max_grad_norm: float | None,
         target_epsilon: float | None,
         target_delta: float | None,
     ) -> dict[str, Any]:
         """Everything the audit needs; equal for every part of a run."""
+        source = step.source
         secret = self._seed is None and all(generator.secret for generator in source.generators)
         return {
             "release": source.name,
-            "adjacency": ADJACENCY.value,
+            "adjacency": self._terms.adjacency.value,
+            "mechanism": step.mechanism,
             "accountant": self._accountant,
             "sample_rate": event.sample_rate,
             "noise_multiplier": event.noise_multiplier,
@@ -414,7 +428,7 @@ class PrivacyEngine:
             "calibration_beta": source.beta,
             "calibration": health_log.identity(source.calibration),
             "credit": source.describe(),
-            "assumptions": [*source.assumptions, *self._assumptions, *_ASSUMPTIONS],
+            "assumptions": [*source.assumptions, *self._assumptions, *step.assumptions],
             "module": module.describe(),
             "version": version("optical-dfa"),
         }
@@ -434,23 +448,6 @@ class PrivacyEngine:
         return Ledger.create(self._path, header) if resumed is None else resumed
 
 
-_ASSUMPTIONS = (
-    "the size N of the data set, the sample rate and the number of steps are public",
-    "the sampling coins and the noise are secret",
-    "row i of every input, in every pass over a batch, is computed from record i of that batch alone: no batch "
-    "statistics, no mixing of records, no padding to the longest; random augmentation is drawn record by record from "
-    "secret randomness",
-    "the loss adds up the records' own losses, or averages them where loss_reduction says so: none of them depends on "
-    "other records or on their number (a mean with class weights or ignore_index does: take reduction='sum')",
-    "every batch is trained on alike: nothing in the loop depends on the loss, the outputs or the size of a batch, and "
-    "the module's code and settings stay as they were probed",
-    "one record is one person's whole contribution (duplicates need a group notion)",
-    "arithmetic is exact beyond the rounding added to the sensitivity: floating-point noise is taken for Gaussian "
-    "noise, and a record's own contribution does not depend on its place in the batch",
-    "timing, memory and power are side channels outside the guarantee",
-)
-
-
 def _private_face(module: nn.Module) -> PrivateModule:
     """The module as one that can be made private."""
     if isinstance(module, PrivateModule) and not hasattr(module, "_orig_mod"):
@@ -461,7 +458,21 @@ def _private_face(module: nn.Module) -> PrivateModule:
     )
 
 
-def _pending(loader: PoissonLoader) -> int | None:
+def _clipping_norm(given: float | None, release: str) -> float:
+    """C; 1 where the release does not clip."""
+    if not terms(release).clips:
+        if given is not None:
+            raise UsageError(f"max_grad_norm is {given}, but release {release} does not clip; leave it out")
+        return 1.0
+    refuse_types({"max_grad_norm": given}, {})
+    if given is None or not LEAST_NORM <= given <= MOST_NORM:
+        raise UsageError(
+            f"max_grad_norm is {given}; it must be a number from {LEAST_NORM:g} to {MOST_NORM:g}"
+        )
+    return given
+
+
+def _pending(loader: PrivateLoader) -> int | None:
     """Records of the batch that still awaits its step."""
     batch = loader.current
     return None if batch is None or batch.stepped else batch.records

@@ -5,24 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 from noise_models.errors import UsageError
 from privacy.adjacency import Adjacency
+from privacy.kind import Kind as Kind
 from privacy.releases import RELEASES
-
-
-class Kind(StrEnum):
-    """What sort of statement a guarantee is."""
-
-    RECORD_DP = "record-dp"
-    LABEL_DP = "label-dp"
-    CONDITIONAL = "conditional"
-    NONE = "none"
-
-
-RECORD_DP_RELEASES = tuple(RELEASES)  # THEORY T3 and T4
 
 
 @dataclass(frozen=True)
@@ -120,13 +108,21 @@ class Guarantee:
         Raises:
             UsageError: the header names a release, or an adjacency, that there is no statement for.
         """
+        kind, adjacency = Kind.NONE, header.get("adjacency", Adjacency.ADD_REMOVE)
         if header["release"] == "none":
             void = ("nothing was protected (release none)", *void)
-        elif header["release"] not in RECORD_DP_RELEASES:
+        elif header["release"] not in RELEASES:
             raise UsageError(
                 f"release {header['release']!r} has no known guarantee: it must be one of "
-                f"none, {', '.join(RECORD_DP_RELEASES)}"
+                f"none, {', '.join(RELEASES)}"
             )
+        else:
+            kind = RELEASES[header["release"]].kind
+            if adjacency != RELEASES[header["release"]].adjacency:
+                raise UsageError(
+                    f"release {header['release']} has no guarantee of adjacency {adjacency!r}: its own is "
+                    f"{RELEASES[header['release']].adjacency}"
+                )
         if header["reproducible"]:
             void = (
                 "the generators were seeded (--reproducible): whoever knows the seed knows the noise",
@@ -137,8 +133,8 @@ class Guarantee:
         return cls(
             epsilon=math.inf if void else epsilon,
             delta=delta,
-            adjacency=Adjacency(header.get("adjacency", Adjacency.ADD_REMOVE)),
-            kind=Kind.NONE if void else Kind.RECORD_DP,
+            adjacency=Adjacency(adjacency),
+            kind=Kind.NONE if void else kind,
             accountant=accountant,
             assumptions=(*void, *(header.get("assumptions") or ())),
             nominal_epsilon=epsilon if void and header["release"] != "none" else None,

@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Any
 
 from noise_models.errors import UsageError
+from privacy.mechanisms import MECHANISMS
 
 _GENESIS = hashlib.sha256(b"optical-dfa ledger, version 1").hexdigest()
 _SCHEMA = """
@@ -37,7 +38,8 @@ class Release:
     """The event "one step was released": what an accountant needs, and nothing that depends on the data.
 
     Attributes:
-        mechanism: "gaussian", the (Poisson-subsampled) Gaussian mechanism of THEORY T3.
+        mechanism: a name of `privacy.mechanisms.MECHANISMS`, such as "gaussian", the (Poisson-subsampled) Gaussian
+            mechanism of THEORY T3.
         source: where its noise came from, a name of `privacy.releases.RELEASES`.
         sample_rate: Poisson sampling rate q, 0 < q <= 1.
         noise_multiplier: noise standard deviation over sensitivity, >= 0 (0: no privacy).
@@ -48,6 +50,7 @@ class Release:
         mass: total-variation mass of the step (clipped readouts, generator tails); delta grows by (1 +
             e^eps) * mass.
         device_share: fraction of the noise variance supplied by the device, 0 to 1.
+        epoch: number of the pass over the data, from 0, where a record takes part once a pass; 0 elsewhere.
 
     Raises:
         UsageError: a value out of its range; a ledger never holds one.
@@ -63,15 +66,26 @@ class Release:
     log_inflation: float = 0.0
     mass: float = 0.0
     device_share: float = 0.0
+    epoch: int = 0
 
     def __post_init__(self) -> None:
-        if self.mechanism != "gaussian":
-            raise UsageError(f"mechanism {self.mechanism!r} has no accountant: allowed is 'gaussian'")
+        if self.mechanism not in MECHANISMS:
+            raise UsageError(
+                f"mechanism {self.mechanism!r} has no accountant: allowed is {', '.join(MECHANISMS)}"
+            )
         if not 0 < self.sample_rate <= 1:
             raise UsageError(f"sample_rate = {self.sample_rate!r}: give a value with 0 < sample_rate <= 1")
         if not 0 <= self.device_share <= 1:
             raise UsageError(f"device_share = {self.device_share!r}: give a fraction from 0 to 1")
-        for name in ("noise_multiplier", "sensitivity", "dimension", "log_ratio", "log_inflation", "mass"):
+        for name in (
+            "noise_multiplier",
+            "sensitivity",
+            "dimension",
+            "log_ratio",
+            "log_inflation",
+            "mass",
+            "epoch",
+        ):
             value = getattr(self, name)
             if not 0 <= value < float("inf"):
                 raise UsageError(f"{name} = {value!r}: give a finite value >= 0")

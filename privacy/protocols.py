@@ -47,6 +47,9 @@ class Contributions(Protocol):
     def clear(self) -> None:
         """Forget the batch."""
 
+    def unpack(self, released: Tensor) -> Tensor:
+        """The parameters' flat gradient from the released stack, shape (dimension,): post-processing."""
+
 
 class DarkFrames(Protocol):
     """A device that takes frames without data.
@@ -84,8 +87,8 @@ class PrivateModule(Protocol):
 
     backend: Any  # a DarkFrames device, or None
 
-    def start_capture(self) -> Contributions:
-        """Record contributions from now on instead of forming gradients."""
+    def start_capture(self, kind: str = "records") -> Contributions:
+        """Record contributions from now on, in the form of that name, instead of forming gradients."""
 
     def stop_capture(self) -> None:
         """Form gradients as usual again."""

@@ -1,7 +1,8 @@
-"""Poisson sampling: every record joins every step with probability q, by secret coins (THEORY §0, T3)."""
+"""How a private loop's batches are drawn: by Poisson sampling with secret coins (THEORY §0, T3), or in public (T7)."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, TensorDataset
 
 from noise_models.errors import UsageError
-from noise_models.generator import NoiseGenerator
+from noise_models.generator import NoiseGenerator, derive_seed
 
 
 @dataclass
@@ -22,61 +23,56 @@ class Batch:
         first: whether it begins a logical batch (a step may be cut into several physical batches).
         final: whether it completes one.
         stepped: whether `optimizer.step()` has seen it.
+        epoch: number of the pass over the data, where a record takes part once a pass; 0 elsewhere.
     """
 
     records: int
     first: bool
     final: bool
     stepped: bool = False
+    epoch: int = 0
 
 
-class PoissonLoader:
-    """Iterates over one epoch of Poisson batches; empty batches are batches.
+class PrivateLoader(ABC):
+    """Iterates over one epoch of logical batches, handed out in parts where they are large; empty ones are batches.
 
     Each batch must be followed by `optimizer.step()` before the next is handed out: skipping one because of what
     it holds would be a release of its own.
 
     Attributes:
-        sample_rate: q.
         steps: logical batches an epoch.
         current: the batch now handed out, None before the first.
     """
 
     def __init__(
-        self,
-        loader: DataLoader[Any],
-        sample_rate: float,
-        steps: int,
-        generator: NoiseGenerator,
-        max_physical_batch_size: int | None = None,
+        self, loader: DataLoader[Any], steps: int, max_physical_batch_size: int | None = None
     ) -> None:
         """
         Args:
             loader: the ordinary loader; its data set and collate function are used, its order is not.
-            sample_rate: q, 0 < q <= 1.
             steps: logical batches an epoch.
-            generator: the coins.
             max_physical_batch_size: larger batches are handed out in parts of this size.
         Raises:
-            UsageError: a loader whose batches cannot be drawn by Poisson sampling.
+            UsageError: a loader whose batches cannot be drawn anew.
         """
         if max_physical_batch_size is not None and max_physical_batch_size < 1:
             raise UsageError(f"max_physical_batch_size is {max_physical_batch_size}; it must be at least 1")
         self.dataset = map_style(loader)
         self.collate: Callable[[Any], Any] = loader.collate_fn
-        self.sample_rate = sample_rate
         self.steps = steps
         self.current: Batch | None = None
-        self._generator = generator
         self._limit = max_physical_batch_size
 
     def __len__(self) -> int:
         """Logical batches an epoch."""
         return self.steps
 
+    @abstractmethod
+    def _draw(self) -> Iterator[tuple[torch.Tensor, int]]:
+        """The rest of an epoch: each logical batch's records, shape (m,), and the epoch's number."""
+
     def __iter__(self) -> Iterator[Any]:
-        for _ in range(self.steps):
-            records = torch.from_numpy(self._generator.bernoulli(len(self.dataset), self.sample_rate))
+        for records, epoch in self._draw():
             parts = torch.split(records, self._limit or max(1, len(records)))
             for number, part in enumerate(parts):
                 if self.current is not None and not self.current.stepped:
@@ -89,7 +85,9 @@ class PoissonLoader:
                         "a private step was left unfinished: the loop ended between two parts of a batch; go over "
                         "whole epochs, or leave max_physical_batch_size out"
                     )
-                self.current = Batch(len(part), first=number == 0, final=number == len(parts) - 1)
+                self.current = Batch(
+                    len(part), first=number == 0, final=number == len(parts) - 1, epoch=epoch
+                )
                 yield self._collated(part)
 
     def _collated(self, records: torch.Tensor) -> Any:
@@ -98,6 +96,70 @@ class PoissonLoader:
         if len(records) == 0:  # the shape of a batch without records, taken from one that has one
             return _emptied(self.collate([self.dataset[0]]))
         return self.collate([self.dataset[i] for i in records.tolist()])
+
+
+class PoissonLoader(PrivateLoader):
+    """Every record joins every step with probability q, by secret coins.
+
+    Attributes:
+        sample_rate: q.
+    """
+
+    def __init__(
+        self,
+        loader: DataLoader[Any],
+        sample_rate: float,
+        steps: int,
+        generator: NoiseGenerator,
+        max_physical_batch_size: int | None = None,
+    ) -> None:
+        """
+        Args:
+            loader, steps, max_physical_batch_size: as of `PrivateLoader`.
+            sample_rate: q, 0 < q <= 1.
+            generator: the coins.
+        """
+        super().__init__(loader, steps, max_physical_batch_size)
+        self.sample_rate = sample_rate
+        self._generator = generator
+
+    def _draw(self) -> Iterator[tuple[torch.Tensor, int]]:
+        for _ in range(self.steps):
+            yield torch.from_numpy(self._generator.bernoulli(len(self.dataset), self.sample_rate)), 0
+
+
+class PublicLoader(PrivateLoader):
+    """Public shuffles: every record takes part in exactly one step of an epoch, and everybody may know which.
+
+    The order depends on a public seed and on the epoch's number alone, never on labels (THEORY T7 d).
+    """
+
+    def __init__(
+        self,
+        loader: DataLoader[Any],
+        steps: int,
+        seed: int,
+        done: int = 0,
+        max_physical_batch_size: int | None = None,
+    ) -> None:
+        """
+        Args:
+            loader, steps, max_physical_batch_size: as of `PrivateLoader`.
+            seed: public.
+            done: steps released before; those batches are not handed out again, whether their step was lost or not.
+        """
+        super().__init__(loader, steps, max_physical_batch_size)
+        self._seed = seed
+        self._next = done
+
+    def _draw(self) -> Iterator[tuple[torch.Tensor, int]]:
+        epoch = self._next // self.steps
+        shuffle = torch.Generator().manual_seed(derive_seed(self._seed, f"public batches of epoch {epoch}"))
+        batches = torch.tensor_split(torch.randperm(len(self.dataset), generator=shuffle), self.steps)
+        while self._next < (epoch + 1) * self.steps:
+            records = batches[self._next % self.steps]
+            self._next += 1
+            yield records, epoch
 
 
 def map_style(loader: DataLoader[Any]) -> Any:

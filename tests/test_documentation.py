@@ -11,12 +11,14 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 from experiments.readme import DOCUMENTS as WITH_TABLES
 from experiments.readme import with_tables
 from noise_models.errors import UsageError
 from noise_models.generator import NoiseGenerator
 from noise_models.photon_transfer import calibrate
+from optical_dfa import align
 from optical_dfa.backends import create
 from optical_dfa.report.statement import NOT_COVERED
 from privacy.releases.source import Parts
@@ -58,8 +60,17 @@ def test_every_assumption_of_a_device_is_explained() -> None:
         calibration = calibrate(device, dark_frames=256)
         assert calibration.passed
         for release, known in (("dark-frame", calibration), ("device-entropy", None)):
-            made = import_module(f"privacy.releases.{release.replace('-', '_')}").make(
-                Parts(device, lambda name: NoiseGenerator.seeded(0, name), known)
+            made = (
+                import_module(f"privacy.releases.{release.replace('-', '_')}")
+                .make(
+                    Parts(
+                        device,
+                        lambda name: NoiseGenerator.seeded(0, name),
+                        align(nn.Linear(4, 2), rule="bp", show=None).start_capture,
+                        calibration=known,
+                    )
+                )
+                .source
             )
             assert made.assumptions
             assert_explained(

@@ -24,6 +24,9 @@ from optical_dfa.training.capture import Capture
 
 LossReduction = Literal["mean", "sum"]
 
+# The forms in which releases take what records contribute.
+CAPTURES: dict[str, type[Capture]] = {"records": Capture}
+
 
 class _RootFeedback(torch.autograd.Function):
     """Identity on the output; its backward hands (e, g_1, ..., g_L) to the output and to the kept points."""
@@ -166,9 +169,11 @@ class AlignedModule(nn.Module):
         names = {name for cut in roots for name in cut.parameters}
         return {name: p for name, p in self.module.named_parameters() if name in names and p.requires_grad}
 
-    def start_capture(self) -> Capture:
+    def start_capture(self, kind: str = "records") -> Capture:
         """Record per-record contributions from now on, instead of forming gradients (privacy.PrivacyEngine calls it).
 
+        Args:
+            kind: a name of `CAPTURES`: the form in which a release takes them.
         Raises:
             UsageError: a trained parameter belongs to a layer that mixes records or is not supported.
         """
@@ -182,7 +187,7 @@ class AlignedModule(nn.Module):
                 "record; use another rule"
             )
         self._check_taught_apart()
-        self._capture = Capture(self.module, self.trained_parameters(), self.example, self._uses)
+        self._capture = CAPTURES[kind](self.module, self.trained_parameters(), self.example, self._uses)
         return self._capture
 
     def _check_taught_apart(self) -> None:

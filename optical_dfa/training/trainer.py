@@ -325,8 +325,8 @@ class _Run:
             self._losses, self._records = [], []
         if self.engine is not None:
             stated = self._guarantee().to_dict()
-            name = "epsilon" if stated["kind"] == Kind.RECORD_DP else "nominal_epsilon"
-            row[name] = stated[name]
+            name = _EPSILON[stated["kind"]]
+            row[name] = stated["nominal_epsilon" if name == "nominal_epsilon" else "epsilon"]
         if self.folder is not None:
             inner = getattr(self.optimizer, "original", self.optimizer)
             checkpoint.save(self.folder.path / CHECKPOINT, self.module, inner, self.position)
@@ -335,7 +335,7 @@ class _Run:
 
     def _shown(self) -> dict[str, float | str]:
         """What the progress line may show of a private run: public figures only."""
-        names = ("test_accuracy", "epsilon", "nominal_epsilon")
+        names = ("test_accuracy", *_EPSILON.values())
         return {name.replace("_", " "): self._last[name] for name in names if name in self._last}
 
     def _evaluate(self) -> float:
@@ -404,6 +404,15 @@ class _Run:
             self.module.backend.close()
         if self.folder is not None:
             self.folder.close()
+
+
+# Under which name a row of metrics gives epsilon: one that is no worst-case guarantee is never a bare one.
+_EPSILON = {
+    Kind.RECORD_DP: "epsilon",
+    Kind.LABEL_DP: "epsilon",
+    Kind.CONDITIONAL: "conditional_epsilon",
+    Kind.NONE: "nominal_epsilon",
+}
 
 
 def _optimizer(config: ResolvedConfig, module: nn.Module) -> Optimizer:

@@ -1,26 +1,28 @@
 """Privacy accounting: epsilon of a sequence of releases, the noise for an epsilon, the steps within one.
 
-Four accountants: `pld` (default; dp_accounting's privacy-loss distributions), `numerical` (this project's
-own, independent of it; audits use it), `rdp` and `prv` (cross-checks, add-or-remove only). Each is imported
-when first asked for.
+Which accountants there are depends on the mechanism (`privacy.mechanisms`). The Gaussian one has four: `pld`
+(default; dp_accounting's privacy-loss distributions), `numerical` (this project's own, independent of it; audits use
+it), `rdp` and `prv` (cross-checks, add-or-remove only). Each is imported when first asked for.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from importlib import import_module
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from noise_models.errors import UsageError
 from privacy.adjacency import Adjacency
 from privacy.ledger import Release
+from privacy.mechanisms import MECHANISMS
 
 if TYPE_CHECKING:
     from privacy.accounting.composition import Composition, Cost
     from privacy.accounting.discretisation import Group
 
-ACCOUNTANTS = ("pld", "numerical", "rdp", "prv")
+Tally = Mapping[Release, int]
 STEP_LIMIT = 10_000_000
 
 
@@ -28,7 +30,7 @@ def epsilon(
     releases: Iterable[Release] | Mapping[Release, int],
     delta: float,
     adjacency: Adjacency = Adjacency.ADD_REMOVE,
-    accountant: str = "pld",
+    accountant: str | None = None,
     *,
     beta: float = 0.0,
 ) -> float:
@@ -40,17 +42,60 @@ def epsilon(
     Args:
         releases: the releases, or a tally `{release: how often}` such as `Ledger.tally()`.
         delta: total failure probability, 0 < delta < 1.
-        adjacency: add-or-remove-one or replace-one.
-        accountant: one of `ACCOUNTANTS`.
+        adjacency: one that the mechanism speaks of.
+        accountant: one of the mechanism's; None is its default.
         beta: probability that the device's calibration is wrong; taken from delta once (THEORY T8).
 
     Raises:
-        UsageError: a value out of range, an unknown accountant, an adjacency that it does not cover.
+        UsageError: a value out of range, an unknown accountant, an adjacency that it does not cover, releases of
+            several mechanisms.
     """
-    from privacy.accounting.composition import check_budget, cost
+    from privacy.accounting.composition import check_budget, cost, total_epsilon
 
     check_budget(delta, beta)
-    return _epsilon(cost(releases), delta - beta, _covered(adjacency), _known(accountant))
+    tally = dict(releases) if isinstance(releases, Mapping) else dict(Counter(releases))
+    tally = {release: count for release, count in tally.items() if count > 0}
+    mechanism = mechanism_of(tally)
+    name = accountant_for(mechanism, accountant)
+    notion = _covered(mechanism, adjacency)
+    module = MECHANISMS[mechanism].module
+    if module is None:
+        return _epsilon(cost(tally), delta - beta, notion, name)
+    composed = import_module(f"privacy.accounting.{module}").epsilon
+    ideal = _Composed(lambda at: float(composed(tally, at, notion, name)))
+    return total_epsilon(ideal, cost(tally), delta - beta)
+
+
+class _Composed(NamedTuple):
+    """A composed mechanism given by its epsilon at a delta."""
+
+    epsilon: Callable[[float], float]
+
+
+def mechanism_of(tally: Tally) -> str:
+    """The one mechanism of these releases, "gaussian" where there are none.
+
+    Raises:
+        UsageError: there are several.
+    """
+    names = sorted({release.mechanism for release in tally})
+    if len(names) > 1:
+        raise UsageError(f"releases of several mechanisms ({', '.join(names)}) have no common accountant")
+    return names[0] if names else "gaussian"
+
+
+def accountant_for(mechanism: str, asked: str | None = None) -> str:
+    """The accountant asked for, or the mechanism's default.
+
+    Raises:
+        UsageError: the mechanism has none of that name.
+    """
+    known = MECHANISMS[mechanism].accountants
+    if asked is not None and asked not in known:
+        raise UsageError(
+            f"unknown accountant {asked!r} of mechanism {mechanism}: use one of {', '.join(known)}"
+        )
+    return known[0] if asked is None else asked
 
 
 def noise_multiplier(
@@ -59,7 +104,7 @@ def noise_multiplier(
     sample_rate: float,
     steps: int,
     adjacency: Adjacency = Adjacency.ADD_REMOVE,
-    accountant: str = "pld",
+    accountant: str | None = None,
     *,
     log_ratio: float = 0.0,
     log_inflation: float = 0.0,
@@ -67,33 +112,70 @@ def noise_multiplier(
     beta: float = 0.0,
     tolerance: float = 1e-3,
 ) -> float:
-    """Smallest noise multiplier, to `tolerance` relative, whose epsilon after `steps` is within the target.
+    """Smallest noise multiplier of the Gaussian mechanism whose epsilon after `steps` is within the target.
 
-    `log_ratio`, `log_inflation` and `mass` are those of ONE step (see `Release`); they must not grow with
-    the multiplier. 0 steps need no noise.
+    To `tolerance` relative. `log_ratio`, `log_inflation` and `mass` are those of ONE step (see `Release`). 0 steps
+    need no noise.
 
     Raises:
         UsageError: a value out of range, or a target that no noise reaches.
     """
+    from privacy.accounting.composition import check_steps
+
+    check_steps(steps)
+
+    def planned(sigma: float) -> Tally:
+        step = gaussian(sample_rate, sigma, log_ratio=log_ratio, log_inflation=log_inflation, mass=mass)
+        return {step: steps}
+
+    return least_noise(target_epsilon, delta, planned, adjacency, accountant, beta=beta, tolerance=tolerance)
+
+
+def least_noise(
+    target_epsilon: float,
+    delta: float,
+    planned: Callable[[float], Tally],
+    adjacency: Adjacency = Adjacency.ADD_REMOVE,
+    accountant: str | None = None,
+    *,
+    beta: float = 0.0,
+    tolerance: float = 1e-3,
+) -> float:
+    """Smallest noise multiplier, to `tolerance` relative, with which what is planned stays within the target.
+
+    Args:
+        target_epsilon: the budget, > 0.
+        delta: total failure probability, 0 < delta < 1.
+        planned: the releases of the whole run at a noise multiplier; their extra losses must not grow with it.
+        adjacency, accountant, beta: as in `epsilon`.
+        tolerance: relative.
+    Raises:
+        UsageError: a value out of range, or a target that no noise reaches.
+    """
     from privacy.accounting.calibration import smallest_multiplier
-    from privacy.accounting.composition import check_budget, check_steps
+    from privacy.accounting.composition import check_budget
 
     check_budget(delta, beta, target_epsilon)
-    check_steps(steps)
+    example = planned(1.0)
+    steps, mechanism = sum(example.values()), mechanism_of(example)
     if steps == 0:
         return 0.0
+    name = accountant_for(mechanism, accountant)
 
-    def at(sigma: float, name: str) -> float:
-        release = gaussian(sample_rate, sigma, log_ratio=log_ratio, log_inflation=log_inflation, mass=mass)
-        return epsilon({release: steps}, delta, adjacency, name, beta=beta)
+    def search(by: str, start: float, within: float) -> float:
+        return smallest_multiplier(
+            lambda sigma: epsilon(planned(sigma), delta, adjacency, by, beta=beta),
+            target_epsilon,
+            start,
+            within,
+        )
 
     # The numerical accountant is the fastest: it brackets, the accountant asked for decides.
     near = 1.0
-    if accountant == "numerical" or resolves(delta - beta, steps):
-        near = smallest_multiplier(lambda sigma: at(sigma, "numerical"), target_epsilon, near, tolerance / 10)
-    if accountant == "numerical":
-        return near
-    return smallest_multiplier(lambda sigma: at(sigma, accountant), target_epsilon, near, tolerance)
+    fastest = "numerical" in MECHANISMS[mechanism].accountants
+    if name == "numerical" or (fastest and resolves(delta - beta, steps)):
+        near = search("numerical", near, tolerance / 10)
+    return near if name == "numerical" else search(name, near, tolerance)
 
 
 def steps_within(
@@ -101,9 +183,9 @@ def steps_within(
     delta: float,
     release: Release,
     adjacency: Adjacency = Adjacency.ADD_REMOVE,
-    accountant: str = "pld",
+    accountant: str | None = None,
     *,
-    spent: Mapping[Release, int] | None = None,
+    spent: Tally | None = None,
     beta: float = 0.0,
 ) -> int:
     """Largest number of further releases equal to `release` that keeps epsilon at or below the target.
@@ -112,10 +194,8 @@ def steps_within(
         target_epsilon: the budget, > 0.
         delta: total failure probability, 0 < delta < 1.
         release: what one more step releases.
-        adjacency: add-or-remove-one or replace-one.
-        accountant: one of `ACCOUNTANTS`.
+        adjacency, accountant, beta: as in `epsilon`.
         spent: what was released before (`Ledger.tally()` of a resumed run).
-        beta: as in `epsilon`.
 
     Returns:
         The number of steps, 0 where not even one fits, at most `STEP_LIMIT`.
@@ -123,20 +203,43 @@ def steps_within(
     Raises:
         UsageError: a value out of range.
     """
+    return releases_within(
+        target_epsilon, delta, lambda steps: {release: steps}, adjacency, accountant, spent=spent, beta=beta
+    )
+
+
+def releases_within(
+    target_epsilon: float,
+    delta: float,
+    planned: Callable[[int], Tally],
+    adjacency: Adjacency = Adjacency.ADD_REMOVE,
+    accountant: str | None = None,
+    *,
+    spent: Tally | None = None,
+    beta: float = 0.0,
+) -> int:
+    """As `steps_within`, where the further releases are not all equal.
+
+    Args:
+        planned: the next n releases.
+    """
     from privacy.accounting.calibration import most_steps
     from privacy.accounting.composition import check_budget
 
     check_budget(delta, beta, target_epsilon)
-    before = dict(spent or {})
-    offset = before.pop(release, 0)
+    before = Counter(dict(spent or {}))
+    mechanism = mechanism_of(planned(1))
+    name = accountant_for(mechanism, accountant)
 
-    def at(steps: int, name: str) -> float:
-        return epsilon({**before, release: offset + steps}, delta, adjacency, name, beta=beta)
+    def at(steps: int, by: str) -> float:
+        return epsilon(before + Counter(planned(steps)), delta, adjacency, by, beta=beta)
 
-    near = most_steps(lambda steps: at(steps, "numerical"), target_epsilon, 64, STEP_LIMIT)
-    if accountant == "numerical":
-        return near
-    return most_steps(lambda steps: at(steps, accountant), target_epsilon, near + 1, STEP_LIMIT)
+    near = 63
+    if "numerical" in MECHANISMS[mechanism].accountants:
+        near = most_steps(lambda steps: at(steps, "numerical"), target_epsilon, 64, STEP_LIMIT)
+        if name == "numerical":
+            return near
+    return most_steps(lambda steps: at(steps, name), target_epsilon, near + 1, STEP_LIMIT)
 
 
 def resolves(delta: float, steps: int) -> bool:
@@ -194,16 +297,11 @@ def _compose(accountant: str) -> Callable[[tuple[Group, ...], Adjacency], Compos
     return cast("Callable[[tuple[Group, ...], Adjacency], Composition]", compose)
 
 
-def _known(accountant: str) -> str:
-    if accountant not in ACCOUNTANTS:
-        raise UsageError(f"unknown accountant {accountant!r}: use one of {', '.join(ACCOUNTANTS)}")
-    return accountant
-
-
-def _covered(adjacency: Adjacency) -> Adjacency:
-    if Adjacency(adjacency) is Adjacency.LABEL:
+def _covered(mechanism: str, adjacency: Adjacency) -> Adjacency:
+    notion, known = Adjacency(adjacency), MECHANISMS[mechanism].adjacencies
+    if notion not in known:
         raise UsageError(
-            "adjacency 'label' is not what these accountants compute: use 'replace-one', "
-            "which covers a change of label"
+            f"adjacency {notion.value!r} is not what the accountants of mechanism {mechanism} compute: use "
+            f"{' or '.join(repr(name.value) for name in known)}"
         )
-    return Adjacency(adjacency)
+    return notion

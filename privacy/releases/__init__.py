@@ -1,12 +1,50 @@
-"""The sound ways of releasing a step, by name. A new one is one new file and one line here.
+"""The ways of releasing a step, by name. A new one is one new file and one line here.
 
-The file of release `some-name` is `some_name.py` and has a function `make(parts: Parts) -> NoiseSource`.
+The file of release `some-name` is `some_name.py` and has a function `make(parts: Parts) -> StepRelease`.
 """
 
 from __future__ import annotations
 
-RELEASES: dict[str, str] = {
-    "digital": "noise from a cryptographic generator",
-    "dark-frame": "noise from the device's dark frames, with a digital dither",
-    "device-entropy": "noise from a cryptographic generator that the device's dark frames key",
+from dataclasses import dataclass
+
+from noise_models.errors import UsageError
+from privacy.adjacency import Adjacency
+from privacy.kind import Kind
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a release promises, known before anything is loaded.
+
+    Attributes:
+        summary: where its noise comes from.
+        kind, adjacency: of its guarantee.
+        mechanism: by which its rows are accounted for, a name of `privacy.mechanisms.MECHANISMS`.
+        public_batches: batches are a public shuffle, every record once an epoch, instead of Poisson samples.
+        clips: a record's update is clipped to `max_grad_norm`.
+    """
+
+    summary: str
+    kind: Kind = Kind.RECORD_DP
+    adjacency: Adjacency = Adjacency.ADD_REMOVE
+    mechanism: str = "gaussian"
+    public_batches: bool = False
+    clips: bool = True
+
+
+RELEASES: dict[str, Terms] = {
+    "digital": Terms("noise from a cryptographic generator"),
+    "dark-frame": Terms("noise from the device's dark frames, with a digital dither"),
+    "device-entropy": Terms("noise from a cryptographic generator that the device's dark frames key"),
 }
+
+
+def terms(release: str) -> Terms:
+    """Of a registered release.
+
+    Raises:
+        UsageError: there is no release of that name.
+    """
+    if release not in RELEASES:
+        raise UsageError(f"unknown release {release!r}; choose one of {', '.join(RELEASES)}")
+    return RELEASES[release]

@@ -7,6 +7,8 @@ noise, so the noise inside it earns nothing and costs nothing. The guarantee com
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -14,7 +16,8 @@ from torch import Tensor
 from noise_models.errors import UsageError
 from privacy.ledger import Release
 from privacy.protocols import Contributions
-from privacy.releases.source import NoiseSource
+from privacy.releases.source import NoiseSource, Parts
+from privacy.releases.step import StepRelease
 
 # A step has more than `record_cap` records with at most this probability; it enters delta.
 CAP_MASS = 2.0**-60
@@ -22,13 +25,15 @@ CAP_MASS = 2.0**-60
 SIZE_SLACK = 1.1
 
 
-class ClippedRelease:
+class ClippedRelease(StepRelease):
     """`(sum_i clip(X_i, C) + Z) / expected batch size`, Z ~ N(0, (noise_multiplier · sensitivity)² I).
 
     Attributes:
         sensitivity: how far one record moves the computed sum: C, plus the rounding of the sum with and without it.
         dimension: released coordinates.
     """
+
+    mechanism = "gaussian"
 
     def __init__(
         self,
@@ -66,21 +71,26 @@ class ClippedRelease:
         self._noised = False
         self._in_parts = max_physical_batch_size is not None
 
-    def event(self, sample_rate: float, noise_multiplier: float) -> Release:
-        """What the ledger records of one step at this sample rate and noise multiplier."""
-        cost = self.source.cost(self.dimension)
-        return Release(
-            mechanism="gaussian",
-            source=self.source.name,
-            sample_rate=sample_rate,
-            noise_multiplier=noise_multiplier,
-            sensitivity=self.sensitivity,
-            dimension=self.dimension,
-            log_ratio=cost.log_ratio,
-            log_inflation=cost.log_inflation,
-            mass=cost.mass + CAP_MASS,
-            device_share=self.source.device_share,
+    @classmethod
+    def of(cls, parts: Parts, source: NoiseSource, capture: str = "records") -> Self:
+        """The release of what an engine offers, with this noise.
+
+        Args:
+            parts: the engine's.
+            source: where Z comes from.
+            capture: form of the contributions.
+        """
+        return cls(
+            parts.start_capture(capture),
+            source,
+            max_grad_norm=parts.max_grad_norm,
+            expected_batch_size=parts.expected_batch_size,
+            max_physical_batch_size=parts.max_physical_batch_size,
         )
+
+    def event(self, sample_rate: float, noise_multiplier: float, epoch: int = 0) -> Release:
+        ideal = super().event(sample_rate, noise_multiplier, epoch)
+        return replace(ideal, mass=ideal.mass + CAP_MASS)
 
     def absorb(self, *, first: bool) -> None:
         """Clip the contributions of the batch now handed out and add them to the step's sum.
@@ -109,24 +119,16 @@ class ClippedRelease:
         self.contributions.clear()
 
     def add_noise(self, noise_multiplier: float) -> None:
-        """Add Z to the step's sum.
-
-        Raises:
-            DeviceError: the noise may not be released, and so neither may the sum.
-        """
+        """Add Z to the step's sum."""
         self.source.add_noise(self._sum, noise_multiplier * self.sensitivity)
         self._noised = True
 
     def release(self) -> Tensor:
-        """The step's noised average, shape (dimension,), in a buffer that the next step reuses.
-
-        Raises:
-            UsageError: no noise was added since the last release.
-        """
+        """The step's noised average, in a buffer that the next step reuses."""
         if not self._noised:
             raise UsageError("a sum without noise is not released; call add_noise first")
         self._noised = False
-        return self._sum.div_(self.expected_batch_size)
+        return self.contributions.unpack(self._sum.div_(self.expected_batch_size))
 
     def discard(self) -> None:
         """Forget a step that failed: whoever kept an earlier release holds this buffer too."""

@@ -25,6 +25,7 @@ from noise_models.errors import UsageError
 from noise_models.generator import NORMAL_TAIL_MASS, NoiseGenerator
 from noise_models.health import RELEASED_FALSE_ALARM
 from privacy.protocols import DarkFrames
+from privacy.releases.clipped import ClippedRelease
 from privacy.releases.device_health import DeviceHealth
 from privacy.releases.source import Cost, NoiseSource, Parts, add_secret_normals, with_camera
 
@@ -162,6 +163,7 @@ class DarkFrameNoise(NoiseSource):
         self._health.vouch()
 
 
-def make(parts: Parts) -> DarkFrameNoise:
-    """The source of this release."""
-    return DarkFrameNoise(parts.device, parts.generator("dither"), parts.calibration, parts.known)
+def make(parts: Parts) -> ClippedRelease:
+    """This release."""
+    source = DarkFrameNoise(parts.device, parts.generator("dither"), parts.calibration, parts.known)
+    return ClippedRelease.of(parts, source)

@@ -24,6 +24,7 @@ from noise_models.generator import NORMAL_TAIL_MASS, NoiseGenerator
 from noise_models.health import LEAST_PIXELS, LEAST_STD, HealthError
 from noise_models.min_entropy import LEAST_SAMPLES, MinEntropy, assess
 from privacy.protocols import DarkFrames
+from privacy.releases.clipped import ClippedRelease
 from privacy.releases.device_health import DeviceHealth
 from privacy.releases.source import Cost, NoiseSource, Parts, add_secret_normals, with_camera
 
@@ -193,6 +194,7 @@ def _watch(device: DarkFrames, known: Iterable[str]) -> DeviceHealth | None:
     return DeviceHealth(device, known=known)
 
 
-def make(parts: Parts) -> DeviceEntropyNoise:
-    """The source of this release."""
-    return DeviceEntropyNoise(parts.device, parts.generator("system entropy"), parts.known)
+def make(parts: Parts) -> ClippedRelease:
+    """This release."""
+    source = DeviceEntropyNoise(parts.device, parts.generator("system entropy"), parts.known)
+    return ClippedRelease.of(parts, source)

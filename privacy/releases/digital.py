@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from noise_models.generator import NORMAL_TAIL_MASS, NoiseGenerator
+from privacy.releases.clipped import ClippedRelease
 from privacy.releases.source import Cost, NoiseSource, Parts, add_secret_normals
 
 
@@ -28,6 +29,6 @@ class DigitalNoise(NoiseSource):
         add_secret_normals(total, std, self._generator)
 
 
-def make(parts: Parts) -> DigitalNoise:
-    """The source of this release."""
-    return DigitalNoise(parts.generator("noise"))
+def make(parts: Parts) -> ClippedRelease:
+    """This release."""
+    return ClippedRelease.of(parts, DigitalNoise(parts.generator("noise")))

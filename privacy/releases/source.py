@@ -12,24 +12,38 @@ from torch import Tensor
 from noise_models.calibration import Calibration
 from noise_models.errors import UsageError
 from noise_models.generator import NoiseGenerator
-from privacy.protocols import DarkFrames
+from privacy.protocols import Contributions, DarkFrames
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What an engine offers for making a source.
+    """What an engine offers for making a release.
 
     Attributes:
-        device: the camera, None where the training rule uses no device.
+        device: the projection device (with or without a camera), None where the training rule uses none.
         generator: a generator of that name, secret or as reproducible as the run, never used before.
+        start_capture: begins to record what the batches contribute, in the form that the release works on
+            (`AlignedModule.start_capture`).
+        max_grad_norm: C, clipping norm of one record's whole stack.
+        expected_batch_size: q·N with the public N.
+        max_physical_batch_size: records handed out at a time; None is all of a step's.
+        steps_an_epoch: logical batches an epoch.
         calibration: of the camera, None where none was given.
         known: digests of dark frames that earlier parts of the run logged; seeing one again is a replay.
+        resumed: what the release wrote into the ledger (`NoiseSource.describe`) when the run began; None at its
+            beginning.
     """
 
     device: DarkFrames | None
     generator: Callable[[str], NoiseGenerator]
+    start_capture: Callable[[str], Contributions]
+    max_grad_norm: float = 1.0
+    expected_batch_size: float = 1.0
+    max_physical_batch_size: int | None = None
+    steps_an_epoch: int = 1
     calibration: Calibration | None = None
     known: tuple[str, ...] = ()
+    resumed: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -249,7 +249,7 @@ def test_steps_within_after_a_resume() -> None:
         ({"steps": 1.5}, "steps = 1.5"),
         ({"beta": 1e-5}, "beta = 1e-05"),
         ({"accountant": "gdp"}, "unknown accountant 'gdp'"),
-        ({"adjacency": Adjacency.LABEL}, "use 'replace-one'"),
+        ({"adjacency": Adjacency.LABEL}, "use 'add-or-remove-one' or 'replace-one'"),
         ({"adjacency": REPLACE, "accountant": "rdp"}, "'rdp' covers add-or-remove-one"),
         ({"adjacency": REPLACE, "accountant": "prv"}, "'prv' covers add-or-remove-one"),
     ],

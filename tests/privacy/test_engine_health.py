@@ -28,7 +28,8 @@ from optical_dfa.training.trainer import train
 from privacy import health_log
 from privacy.engine import PrivacyEngine
 from privacy.ledger import Ledger
-from privacy.releases import RELEASES
+from privacy.releases import RELEASES, Terms
+from privacy.releases.clipped import ClippedRelease
 from privacy.releases.source import Cost, NoiseSource, Parts
 
 N, BATCH = 60, 12
@@ -223,9 +224,9 @@ class Rekeyed(NoiseSource):
 
 def make_rekeyed(monkeypatch: pytest.MonkeyPatch, make: Callable[[Parts], NoiseSource]) -> Run:
     module = types.ModuleType("privacy.releases.rekeyed")
-    module.make = make  # type: ignore[attr-defined]
+    module.make = lambda parts: ClippedRelease.of(parts, make(parts))  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setitem(RELEASES, "rekeyed", "a new key with every release")
+    monkeypatch.setitem(RELEASES, "rekeyed", Terms("a new key with every release"))
     return Run(release="rekeyed")
 
 

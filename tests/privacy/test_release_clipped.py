@@ -41,6 +41,9 @@ class Stacks:
     def rounding(self, records: int, batches: int = 1) -> float:
         return 1e-6 * batches
 
+    def unpack(self, released: Tensor) -> Tensor:
+        return released
+
     def clear(self) -> None:
         self.rows = self.rows[:0]
         self.cleared += 1

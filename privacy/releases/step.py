@@ -1,0 +1,110 @@
+"""How one step's contributions become what is released: the interface of every release."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from torch import Tensor
+
+from privacy.ledger import Release
+from privacy.protocols import Contributions
+from privacy.releases.source import NoiseSource
+
+_PUBLIC = "the size N of the data set, the sample rate and the number of steps are public"
+_ROWS = (
+    "row i of every input, in every pass over a batch, is computed from record i of that batch alone: no batch "
+    "statistics, no mixing of records, no padding to the longest; random augmentation is drawn record by record from "
+    "secret randomness",
+    "the loss adds up the records' own losses, or averages them where loss_reduction says so: none of them depends on "
+    "other records or on their number (a mean with class weights or ignore_index does: take reduction='sum')",
+    "every batch is trained on alike: nothing in the loop depends on the loss, the outputs or the size of a batch, and "
+    "the module's code and settings stay as they were probed",
+)
+_SIDE = "timing, memory and power are side channels outside the guarantee"
+
+# What every statement about records rests on, besides its noise.
+RECORD_ASSUMPTIONS = (
+    _PUBLIC,
+    "the sampling coins and the noise are secret",
+    *_ROWS,
+    "one record is one person's whole contribution (duplicates need a group notion)",
+    "arithmetic is exact beyond the rounding added to the sensitivity: floating-point noise is taken for Gaussian "
+    "noise, and a record's own contribution does not depend on its place in the batch",
+    _SIDE,
+)
+
+
+class StepRelease(ABC):
+    """One way of releasing a step. The engine calls absorb (once a physical batch), add_noise, release.
+
+    Attributes:
+        mechanism: of its rows in the ledger, a name of `privacy.mechanisms.MECHANISMS`.
+        contributions: what the batches contribute.
+        source: where the noise comes from.
+        dimension: released coordinates.
+        sensitivity: how far one record moves what is noised, in its units.
+        assumptions: what the statement rests on besides `source.assumptions`.
+    """
+
+    mechanism: ClassVar[str]
+    contributions: Contributions
+    source: NoiseSource
+    dimension: int
+    sensitivity: float
+    assumptions: tuple[str, ...] = RECORD_ASSUMPTIONS
+
+    def event(self, sample_rate: float, noise_multiplier: float, epoch: int = 0) -> Release:
+        """The ledger's row of one step at this sample rate and noise multiplier."""
+        cost = self.source.cost(self.dimension)
+        return Release(
+            mechanism=self.mechanism,
+            source=self.source.name,
+            sample_rate=sample_rate,
+            noise_multiplier=noise_multiplier,
+            sensitivity=self.sensitivity,
+            dimension=self.dimension,
+            log_ratio=cost.log_ratio,
+            log_inflation=cost.log_inflation,
+            mass=cost.mass,
+            device_share=self.source.device_share,
+            epoch=epoch,
+        )
+
+    def planned(
+        self, sample_rate: float, noise_multiplier: float, steps: int, *, done: int = 0
+    ) -> dict[Release, int]:
+        """The rows of the next `steps` steps, and how often each occurs.
+
+        Args:
+            done: steps released before.
+        """
+        return {self.event(sample_rate, noise_multiplier): steps} if steps else {}
+
+    @abstractmethod
+    def absorb(self, *, first: bool) -> None:
+        """Take in the contributions of the batch now handed out.
+
+        Args:
+            first: this batch begins a step.
+        """
+
+    @abstractmethod
+    def add_noise(self, noise_multiplier: float) -> None:
+        """Noise the step.
+
+        Raises:
+            DeviceError: the noise may not be released, and so neither may the step.
+        """
+
+    @abstractmethod
+    def release(self) -> Tensor:
+        """The step's gradient in the order of `contributions.parameters`, flat, divided by the EXPECTED batch size.
+
+        Raises:
+            UsageError: no noise was added since the last release.
+        """
+
+    @abstractmethod
+    def discard(self) -> None:
+        """Forget a step that failed."""
