@@ -6,6 +6,7 @@ import math
 
 from optical_dfa.report.run_folder import Run, number
 from privacy.guarantee import Guarantee, Kind, rounded_up
+from privacy.releases import RELEASES
 
 # Side channels outside every guarantee of this program (docs/threat-model.md).
 NOT_COVERED = (
@@ -20,12 +21,6 @@ _RULES = {
     "bp": "backpropagation",
     "dfa": "Direct Feedback Alignment",
     "shallow": "its hidden layers frozen (the control experiment)",
-}
-_NOISE = {
-    "none": "without privacy noise",
-    "digital": "with privacy noise drawn by a cryptographic generator",
-    "dark-frame": "with privacy noise taken from the device's dark frames",
-    "device-entropy": "with privacy noise from a cryptographic generator that the device's dark frames keyed",
 }
 _DEVICE_RELEASES = ("dark-frame", "device-entropy")
 _DEVICES = {
@@ -46,7 +41,9 @@ def trained(run: Run) -> str:
     length = f", in {steps:,.0f} steps" if steps is not None else ""
     if length and epochs is not None:
         length += f" ({epochs:g} epochs)"
-    noise = _NOISE.get(release, f"release {release}")
+    noise = "without privacy noise" if release == "none" else f"release {release}"
+    if release in RELEASES:
+        noise = f"with privacy {RELEASES[release].summary}"
     projected = f", its errors projected by the {summary.get('backend')} backend" if _projects(rule) else ""
     return (
         f"The network {summary.get('model')} was trained on {summary.get('dataset')} with "
