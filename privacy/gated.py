@@ -22,8 +22,10 @@ class GatedLayer:
         name: of the layer.
         weight, bias: names of the released parameters among `Contributions.parameters`; None where frozen or absent.
         inputs: shape (m, d): the layer's input, then a column of ones if there is a bias.
-        signal: shape (m, n): the teaching signal times the gate, of single records (a mean over the batch undone).
-        gate: shape (m, n): φ' at the pre-activations; ones for the output layer, whose signal is the error itself.
+        taught: shape (m, n): the teaching signal at the feedback point, of single records (a mean over the batch
+            undone); the error itself for the output layer.
+        signal: shape (m, n): `taught` times the gate, as autograd formed it.
+        gate: shape (m, n): φ' at the pre-activations; ones for the output layer.
         point: name of the feedback point that teaches it; None for the output layer.
     """
 
@@ -31,13 +33,21 @@ class GatedLayer:
     weight: str | None
     bias: str | None
     inputs: Tensor
+    taught: Tensor
     signal: Tensor
     gate: Tensor
     point: str | None
 
 
 class GatedContributions(Contributions, Protocol):
-    """What `start_capture("gated")` gives."""
+    """What `start_capture("gated")` gives.
+
+    Attributes:
+        matrices: B_l with the rule's scale, shape (n_l, c), by feedback point; None unless the rule's feedback is a
+            fixed matrix and the device has no noise.
+    """
+
+    matrices: dict[str, Tensor] | None
 
     def gated(self) -> list[GatedLayer]:
         """Every trained layer's factors after one backward pass, in the order of `parameters`, output layer last.
@@ -45,3 +55,6 @@ class GatedContributions(Contributions, Protocol):
         Raises:
             UsageError: not exactly one forward and one backward pass have been through this batch.
         """
+
+    def logits(self) -> Tensor:
+        """The network's output for this batch, shape (m, c)."""

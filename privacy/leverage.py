@@ -57,7 +57,7 @@ def leverages(inputs: Tensor, gates: Tensor) -> Tensor:
     if not drift <= MARGIN:
         return certain
     if bool((g == 1).all()):
-        tau = q.square().sum(1) * (1 + drift) + drift
+        tau: Tensor = q.square().sum(1) * (1 + drift) + drift
         return tau.clamp_max(1.0).unsqueeze(1).expand(m, n)
     operations = 3.0 * n * m * r * r
     if operations > MOST_OPERATIONS:

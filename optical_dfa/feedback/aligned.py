@@ -18,14 +18,16 @@ from optical_dfa.backends import create
 from optical_dfa.backends.base import ProjectionBackend
 from optical_dfa.feedback import make_rule
 from optical_dfa.feedback.cuts import OUTPUT, Trace, trace
+from optical_dfa.feedback.dfa import DirectFeedbackAlignment
 from optical_dfa.feedback.points import Tape, default_points, install, remove
 from optical_dfa.feedback.rule import FeedbackRule, Point
 from optical_dfa.training.capture import Capture
+from optical_dfa.training.gated import GatedCapture
 
 LossReduction = Literal["mean", "sum"]
 
 # The forms in which releases take what records contribute.
-CAPTURES: dict[str, type[Capture]] = {"records": Capture}
+CAPTURES: dict[str, type[Capture]] = {"records": Capture, "gated": GatedCapture}
 
 
 class _RootFeedback(torch.autograd.Function):
@@ -188,7 +190,18 @@ class AlignedModule(nn.Module):
             )
         self._check_taught_apart()
         self._capture = CAPTURES[kind](self.module, self.trained_parameters(), self.example, self._uses)
+        if isinstance(self._capture, GatedCapture):
+            self._capture.matrices = self._matrices()
         return self._capture
+
+    def _matrices(self) -> dict[str, Tensor] | None:
+        """B_l as the rule scales it, by feedback point, where it is fixed and known exactly: no device noise."""
+        if self.backend is None or not isinstance(self.backend.noise, NoNoise):
+            return None
+        if type(self.rule) is not DirectFeedbackAlignment:
+            return None
+        signals = self.rule.feedback(torch.eye(self.backend.in_features), self.points, self.backend)
+        return {p.name: s.T.double() for p, s in zip(self.points, signals, strict=True) if s is not None}
 
     def _check_taught_apart(self) -> None:
         """One record's error must not move another's teaching signal, as far as a device without noise shows it."""

@@ -76,6 +76,8 @@ class GatedCapture(Capture):
         self._points: dict[str, str] = {}
         self._last: str | None = None
         self._passes = 0
+        self._logits: Tensor | None = None
+        self.matrices: dict[str, Tensor] | None = None
         _check_parts(module)
         super().__init__(module, trained, example, graph_uses)
         try:
@@ -92,7 +94,7 @@ class GatedCapture(Capture):
 
     def __getstate__(self) -> dict[str, Any]:
         nothing: dict[str, Any] = {
-            "_outputs": {}, "_gates": {}, "_signals": {}, "_points": {}, "_last": None, "_passes": 0,
+            "_outputs": {}, "_gates": {}, "_signals": {}, "_points": {}, "_last": None, "_passes": 0, "_logits": None,
         }  # fmt: skip
         return {**super().__getstate__(), **nothing}
 
@@ -157,12 +159,12 @@ class GatedCapture(Capture):
                     f"layer {layer} is not followed at once by an activation that is a feedback point, nor is it the "
                     "output; use a chain of nn.Linear and activation modules, such as --model mlp:256"
                 )
-        self._outputs = {}
+        self._outputs, self._logits = {}, output.detach()
 
     def clear(self) -> None:
         super().clear()
         self._outputs, self._gates, self._signals = {}, {}, {}
-        self._last, self._passes = None, 0
+        self._last, self._passes, self._logits = None, 0, None
 
     # ---- what a release takes
 
@@ -181,21 +183,27 @@ class GatedCapture(Capture):
             use, output = uses[name], name == self._last
             signal = use.delta
             if output:
-                gate = torch.ones_like(signal)
+                gate, taught = torch.ones_like(signal), signal
             else:
                 gate = self._gates[name]
-                self._check_gated(name, signal, gate)
+                taught = self._taught(name, signal, gate)
             weight, bias = self._names[name]
             columns = [use.x] if weight is not None else []
             if bias is not None:
                 columns.append(use.x.new_ones(len(use.x), 1))
             inputs = torch.cat([column.to(signal.dtype) for column in columns], dim=1)
             point = None if output else self._points[name]
-            found.append(GatedLayer(name, weight, bias, inputs, signal, gate, point))
+            found.append(GatedLayer(name, weight, bias, inputs, taught, signal, gate, point))
         return found
 
-    def _check_gated(self, name: str, signal: Tensor, gate: Tensor) -> None:
-        """The signal at the layer is gate ⊙ (the signal at its feedback point), and nothing besides."""
+    def logits(self) -> Tensor:
+        """The network's output for this batch (see `privacy.gated.GatedContributions`)."""
+        if self._logits is None:
+            raise UsageError("no forward pass has been over this batch")
+        return self._logits
+
+    def _taught(self, name: str, signal: Tensor, gate: Tensor) -> Tensor:
+        """The signal at the layer's feedback point, which times the gate is the one at the layer, and nothing else."""
         taught = self._signals.get(name)
         if taught is None:
             raise UsageError(f"no teaching signal reached the activation after layer {name}; use rule dfa")
@@ -208,6 +216,7 @@ class GatedCapture(Capture):
                 f"layer {name} is taught by more than its own feedback point (a skip past the activation, or a "
                 "backward pass through it); use a chain of nn.Linear and activation modules"
             )
+        return taught
 
     def _released_names(self) -> dict[str, tuple[str | None, str | None]]:
         """Names of each layer's trained weight and bias; a shared one is refused."""
