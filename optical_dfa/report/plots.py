@@ -130,12 +130,12 @@ def draw_accuracy(axes: Axes, runs: Sequence[Run]) -> None:
 def draw_epsilon(axes: Axes, runs: Sequence[Run]) -> None:
     """Lines of ε spent, with each run's budget dashed (once where they agree)."""
     budgets: list[float] = []
-    nominal = False
+    titles: set[str] = set()
     for run, colour in zip(runs, _cycle(len(runs)), strict=True):
-        steps, values, is_nominal = _epsilons(run)
-        nominal = nominal or is_nominal
-        label = f"{run.name} (nominal)" if is_nominal else run.name
-        axes.plot(steps, values, color=COLOURS[colour], label=label, linestyle=":" if is_nominal else "-")
+        steps, values, reserve = _epsilons(run)
+        titles.add(_TITLES[reserve])
+        label = f"{run.name} ({reserve})" if reserve else run.name
+        axes.plot(steps, values, color=COLOURS[colour], label=label, linestyle=":" if reserve else "-")
         if len(runs) == 1:
             _mark_end(
                 axes, float(steps[-1]), float(values[-1]), rounded_up(float(values[-1])), colour, below=True
@@ -155,8 +155,7 @@ def draw_epsilon(axes: Axes, runs: Sequence[Run]) -> None:
             color=COLOURS["muted"],
             fontsize=8.5,
         )
-    title = "Nominal ε, had the noise been secret" if nominal and len(runs) == 1 else "Privacy loss ε spent"
-    axes.set_title(title)
+    axes.set_title(titles.pop() if len(titles) == 1 else _TITLES[""])
     axes.set_xlabel("step")
     axes.set_ylim(bottom=0, top=1.12 * max([axes.get_ylim()[1] / 1.05, *budgets]))
     _legend(axes, runs)
@@ -218,12 +217,20 @@ def draw_residuals(axes: Axes, calibration: Calibration) -> None:
     axes.set_xlabel("readout code (DN)")
 
 
-def _epsilons(run: Run) -> tuple[Any, Any, bool]:
-    """Steps, ε values, and whether they are nominal (a reproducible run's noise is not secret)."""
-    steps, values = run.series("epsilon")
-    if steps.size:
-        return steps, values, False
-    return *run.series("nominal_epsilon"), True
+_TITLES = {
+    "": "Privacy loss ε spent",
+    "conditional": "Conditional ε: NOT a worst-case guarantee",
+    "nominal": "Nominal ε, had the noise been secret",
+}
+
+
+def _epsilons(run: Run) -> tuple[Any, Any, str]:
+    """Steps, ε values, and under which reserve: "" for a guarantee (a reproducible run's ε is nominal)."""
+    for reserve, name in (("", "epsilon"), ("conditional", "conditional_epsilon")):
+        steps, values = run.series(name)
+        if steps.size:
+            return steps, values, reserve
+    return *run.series("nominal_epsilon"), "nominal"
 
 
 def _cycle(count: int) -> list[str]:
