@@ -19,8 +19,10 @@ from torch.autograd.function import once_differentiable
 
 from noise_models.errors import UsageError
 from optical_dfa.training.contributions import Contribution, combine, sum_rounding
+from optical_dfa.training.factors import factors
 from optical_dfa.training.layers import LAYERS, refuse_mixing
 from optical_dfa.training.probing import check_records_apart, check_uses
+from privacy.integer_contributions import Factors
 
 PASSES = 4  # forward and backward passes over one batch that the rounding bound allows for
 
@@ -282,6 +284,11 @@ class Capture:
                 if name in parts:
                     parts[name].add_clipped(factors.to(out.dtype), out[start : start + p.numel()])
                 start += p.numel()
+
+    def factors(self) -> Iterator[list[Factors]]:
+        """The batch's contributions record by record, in runs, as products of factors where they are such."""
+        with self._exactly():
+            yield from factors(self._gather(), self.parameters, self.expected_records() or 0)
 
     def rounding(self, records: int, batches: int = 1) -> float:
         """Bound on the rounding of a sum over `records`, relative to the sum of their clipped norms.

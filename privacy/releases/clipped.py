@@ -100,7 +100,7 @@ class ClippedRelease(StepRelease):
         Raises:
             UsageError: more records than the declared size of the data set explains.
         """
-        _refuse_imprecise_products()
+        refuse_imprecise_products()
         self._noised = False
         if first:
             if self._in_parts:  # whoever kept the last release must not see this step's sum grow in its place
@@ -137,7 +137,12 @@ class ClippedRelease(StepRelease):
         self._sum.zero_()
 
 
-def _refuse_imprecise_products() -> None:
+def refuse_imprecise_products() -> None:
+    """Refuse settings under which float32 matrix products are not float32 (THEORY T3).
+
+    Raises:
+        UsageError: naming the setting.
+    """
     try:
         precision = torch.get_float32_matmul_precision()
     except RuntimeError:  # a backend's own setting contradicts the global one

@@ -21,6 +21,10 @@ _ROWS = (
     "every batch is trained on alike: nothing in the loop depends on the loss, the outputs or the size of a batch, and "
     "the module's code and settings stay as they were probed",
 )
+FLOATING_POINT = (
+    "arithmetic is exact beyond the rounding added to the sensitivity: floating-point noise is taken for Gaussian "
+    "noise, and a record's own contribution does not depend on its place in the batch"
+)
 _SIDE = "timing, memory and power are side channels outside the guarantee"
 
 # What every statement about records rests on, besides its noise.
@@ -29,8 +33,7 @@ RECORD_ASSUMPTIONS = (
     "the sampling coins and the noise are secret",
     *_ROWS,
     "one record is one person's whole contribution (duplicates need a group notion)",
-    "arithmetic is exact beyond the rounding added to the sensitivity: floating-point noise is taken for Gaussian "
-    "noise, and a record's own contribution does not depend on its place in the batch",
+    FLOATING_POINT,
     _SIDE,
 )
 
