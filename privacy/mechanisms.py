@@ -30,4 +30,5 @@ _RECORDS = (Adjacency.ADD_REMOVE, Adjacency.REPLACE_ONE)
 
 MECHANISMS: dict[str, Mechanism] = {
     "gaussian": Mechanism(None, ("pld", "rdp", "prv", "numerical"), _RECORDS),
+    "published": Mechanism("published", ("published", "published-rdp"), (Adjacency.ADD_REMOVE,)),
 }

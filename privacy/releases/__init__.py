@@ -36,6 +36,11 @@ RELEASES: dict[str, Terms] = {
     "digital": Terms("noise from a cryptographic generator"),
     "dark-frame": Terms("noise from the device's dark frames, with a digital dither"),
     "device-entropy": Terms("noise from a cryptographic generator that the device's dark frames key"),
+    "per-record": Terms(
+        "noise inside each record's projection, as published: conditional, NOT a worst-case guarantee",
+        kind=Kind.CONDITIONAL,
+        mechanism="published",
+    ),
 }
 
 

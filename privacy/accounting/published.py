@@ -1,0 +1,94 @@
+"""`published`: the epsilon that an isotropic reading of per-record projection noise gives (THEORY T1). NOT a bound.
+
+A RECONSTRUCTION of the accounting in Ohana et al., "Photonic Differential Privacy with Direct Feedback Alignment"
+(NeurIPS 2021, arXiv 2106.03645): we write the form down from the paper's description, not from its theorem. Each
+record's projection carries noise g_i of standard deviation sigma, so coordinate (k, j) of a layer's update has the
+variance
+
+    sigma² Σ_i φ'(a_ik)² h_ij²  >=  sigma² m φ'_min² h_min²                                    (1)
+
+if every activation and every derivative keeps a distance from zero. The update's noise is then TAKEN FOR an isotropic
+Gaussian of that variance, and one record moves its mean by at most C, so that a step is read as the Gaussian mechanism
+with
+
+    noise multiplier  z = sigma sqrt(m) φ'_min h_min / C,                                      (2)
+
+Poisson-subsampled at rate q, composed by Rényi divergences and converted by Mironov's rule (arXiv 1702.07476, prop. 3).
+(1) bounds the covariance's diagonal, not its eigenvalues: the covariance of row k is `sigma² Σ_i φ'_ik² h_i h_i^T`,
+of rank at most m, and most of its eigenvalues are zero. What follows is a number that can be reproduced, of kind
+`conditional`; `privacy.certificates` says which of its assumptions fail, `privacy.attacks.span` exceeds it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import lru_cache
+
+from scipy.special import gammaln, logsumexp
+
+from noise_models.errors import UsageError
+from privacy.accounting.discretisation import Group
+from privacy.adjacency import Adjacency
+from privacy.ledger import Release
+
+ORDERS = (*range(2, 64), 80, 96, 128, 192, 256, 512)
+
+
+def epsilon(tally: Mapping[Release, int], delta: float, adjacency: Adjacency, accountant: str) -> float:
+    """The published-style epsilon of these releases at `delta`; 0 without releases, inf without noise.
+
+    Args:
+        tally: rows of mechanism "published", whose noise multiplier is (2).
+        delta: 0 < delta < 1.
+        adjacency: add-or-remove-one.
+        accountant: "published" (this file) or "published-rdp" (the library's orders and its tighter conversion).
+    Raises:
+        UsageError: another adjacency.
+    """
+    if adjacency is not Adjacency.ADD_REMOVE:
+        raise UsageError(f"the published form speaks of add-or-remove-one, not {adjacency.value}")
+    steps: dict[tuple[float, float], int] = {}
+    for release, count in tally.items():
+        if count > 0:
+            key = (release.sample_rate, release.noise_multiplier)
+            steps[key] = steps.get(key, 0) + count
+    if not steps:
+        return 0.0
+    if any(multiplier == 0 for _, multiplier in steps):
+        return math.inf
+    groups = tuple(Group(q, multiplier, count) for (q, multiplier), count in sorted(steps.items()))
+    if accountant == "published-rdp":
+        from privacy.accounting.rdp import compose
+
+        return compose(groups, adjacency).epsilon(delta)
+    best = math.inf
+    for order in ORDERS:
+        spent = sum(group.steps * renyi(group.sample_rate, group.noise_multiplier, order) for group in groups)
+        best = min(best, spent + math.log(1 / delta) / (order - 1))
+    return best
+
+
+@lru_cache(maxsize=4096)
+def renyi(sample_rate: float, noise_multiplier: float, order: int) -> float:
+    """Rényi divergence of one Poisson-subsampled Gaussian step, whole orders (Mironov et al. 2019, arXiv 1908.10530).
+
+    `log Σ_k C(α, k) (1-q)^(α-k) q^k exp((k² - k) / (2 z²)) / (α - 1)`.
+
+    Args:
+        sample_rate: q, 0 < q <= 1.
+        noise_multiplier: z > 0.
+        order: α >= 2.
+    """
+    if sample_rate == 1.0:
+        return order / (2 * noise_multiplier**2)
+    terms = [
+        gammaln(order + 1)
+        - gammaln(k + 1)
+        - gammaln(order - k + 1)
+        + (order - k) * math.log1p(-sample_rate)
+        + k * math.log(sample_rate)
+        + (k * k - k) / (2 * noise_multiplier**2)
+        for k in range(order + 1)
+    ]
+    return float(logsumexp(terms)) / (order - 1)

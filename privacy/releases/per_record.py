@@ -1,0 +1,229 @@
+"""`per-record`: the published mechanism, whose only noise stands inside each record's projection (THEORY T1).
+
+A RECONSTRUCTION of Ohana et al., "Photonic Differential Privacy with Direct Feedback Alignment" (NeurIPS 2021), so that
+it can be reproduced and attacked. Record i contributes to hidden layer l
+
+    X_i = ((c_i B_l e_i + g_i) ⊙ φ'(a_i)) (h_i, 1)^T,    g_i ~ N(0, sigma² I) fresh,
+
+and to the output layer `c_i e_i (h_i, 1)^T` without noise. c_i clips the record's error so that its noiseless stack has
+norm at most C. g is drawn by the secret generator on every backend; what a device adds to its projections is neither
+used nor counted. The ledger's noise multiplier z is that of the isotropic reading (`privacy.accounting.published`),
+
+    sigma = z C / (sqrt(m) φ'_min h_min),    m the expected batch size.
+
+Its epsilon is NOT a bound: the kind is always `conditional`; `privacy.certificates` names the assumptions that fail.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from noise_models.errors import UsageError
+from privacy.certificates import Certificate, Finding, public_findings, realised_findings
+from privacy.gated import GatedContributions, GatedLayer
+from privacy.ledger import Release
+from privacy.releases.clipped import CAP_MASS, clip_factors, record_cap, refuse_imprecise_products
+from privacy.releases.digital import DigitalNoise
+from privacy.releases.source import Parts
+from privacy.releases.step import RECORD_ASSUMPTIONS, StepRelease
+
+# What the isotropic reading takes for the least |h| and |φ'| (of tanh: |a| <= 0.88). Nothing enforces them. Their
+# product squared, 1/16, is below the mean of φ'² h² over records at a typical coordinate, so (1) of the accounting
+# holds there; it fails at others, which the certificate counts.
+ACTIVATION_FLOOR = 0.5
+DERIVATIVE_FLOOR = 0.5
+
+
+class ProjectionNoise(DigitalNoise):
+    """The normals g of every record's projection."""
+
+    name = "per-record"
+
+
+class PerRecordRelease(StepRelease):
+    """The sum of the records' noised contributions over the expected batch size.
+
+    Attributes:
+        sensitivity: C.
+        dimension: released coordinates.
+        certificate: which assumptions fail; of public numbers alone, unless `diagnoses`.
+        diagnoses: whether the first step's records are looked at for the certificate, which then is PRIVATE.
+    """
+
+    mechanism = "published"
+
+    def __init__(
+        self,
+        contributions: GatedContributions,
+        source: ProjectionNoise,
+        *,
+        max_grad_norm: float,
+        expected_batch_size: float,
+    ) -> None:
+        """
+        Args:
+            contributions: the trainer's, with gates.
+            source: where g comes from.
+            max_grad_norm: C > 0, finite.
+            expected_batch_size: q·N with the public N; the realised size is never used.
+        Raises:
+            UsageError: a value out of range.
+        """
+        if not 0 < max_grad_norm < math.inf:
+            raise UsageError(f"max_grad_norm is {max_grad_norm}; it must be a positive number")
+        self.contributions: GatedContributions = contributions
+        self.source = source
+        self.sensitivity = max_grad_norm
+        self.expected_batch_size = expected_batch_size
+        self.dimension = contributions.dimension
+        self.diagnoses = False
+        self._cap = record_cap(expected_batch_size)
+        first = next(iter(contributions.parameters.values()))
+        self._sum = torch.zeros(self.dimension, dtype=first.dtype, device=first.device)
+        self._noise = torch.zeros_like(self._sum)  # of unit g: the multiplier is known at the end of the step
+        self._places: dict[str, slice] = {}
+        start = 0
+        for name, p in contributions.parameters.items():
+            self._places[name] = slice(start, start + p.numel())
+            start += p.numel()
+        self._records = 0
+        self._noised = False
+        self._looked: list[list[GatedLayer]] | None = []
+        self.certificate = Certificate(self._public())
+        self.assumptions = (
+            *(str(finding) for finding in self.certificate.failing()),
+            "the noise of every update is taken for an isotropic Gaussian, which it is not: its covariance has at most "
+            "the rank of the batch (a reconstruction of the published form, THEORY T1)",
+            f"every activation is at least {ACTIVATION_FLOOR:g} and every derivative at least {DERIVATIVE_FLOOR:g} "
+            "in absolute value; nothing enforces it",
+            *RECORD_ASSUMPTIONS,
+        )
+
+    def _public(self) -> tuple[Finding, ...]:
+        """What the sizes decide; the last layer of the chain is the output."""
+        sizes: dict[str, tuple[int, int]] = {}  # layer -> (inputs, coordinates), the bias counted in
+        for name, p in self.contributions.parameters.items():
+            layer, _, _ = name.rpartition(".")
+            inputs, coordinates = sizes.get(layer, (0, 0))
+            sizes[layer] = (inputs + (p.shape[1] if p.ndim == 2 else 1), coordinates + p.numel())
+        *hidden, last = sizes
+        widths = [(layer, sizes[layer][0]) for layer in hidden]
+        return public_findings(widths, (last, sizes[last][1]), self._cap)
+
+    def event(self, sample_rate: float, noise_multiplier: float, epoch: int = 0) -> Release:
+        ideal = super().event(sample_rate, noise_multiplier, epoch)
+        return replace(ideal, mass=ideal.mass + CAP_MASS)
+
+    def absorb(self, *, first: bool) -> None:
+        """Draw each record's noise, clip its error, and add its contribution to the step's sum.
+
+        Raises:
+            UsageError: more records than the declared size of the data set explains, or not exactly one pass.
+        """
+        refuse_imprecise_products()
+        self._noised = False
+        if first:  # whoever kept the last release must not see this step's sum grow in its place
+            self._sum, self._records = torch.zeros_like(self._sum), 0
+            self._noise.zero_()
+        if self.contributions.taught:
+            self._take(self.contributions.gated())
+        self.contributions.clear()
+
+    def _take(self, layers: list[GatedLayer]) -> None:
+        self._records += len(layers[0].inputs)
+        if self._records > self._cap:
+            raise UsageError(
+                f"a step has more than {self._cap} records where {self.expected_batch_size:g} are expected; declare "
+                "a public size that is not below the number of records"
+            )
+        norms = torch.zeros(len(layers[0].inputs), dtype=torch.float64, device=self._sum.device)
+        for layer in layers:
+            norms += _square(layer.signal) * _square(layer.inputs)
+        factors = clip_factors(norms.sqrt(), self.sensitivity)
+        layers = [_silenced(layer, factors != 0) for layer in layers]  # 0·inf is not 0
+        for layer in layers:
+            self._add(self._sum, layer, factors.to(layer.signal.dtype).unsqueeze(1) * layer.signal)
+            if layer.point is not None:
+                unit = torch.zeros_like(layer.gate, memory_format=torch.contiguous_format)
+                self.source.add_noise(unit.view(-1), 1.0)
+                self._add(self._noise, layer, layer.gate * unit)
+        if self._looked is not None and self.diagnoses:
+            self._looked.append(layers)
+
+    def _add(self, total: Tensor, layer: GatedLayer, rows: Tensor) -> None:
+        """`total += ` the layer's update `rows^T inputs`, at its parameters' places."""
+        update = rows.T @ layer.inputs
+        if layer.bias is not None:
+            total[self._places[layer.bias]] += update[:, -1]
+            update = update[:, :-1]
+        if layer.weight is not None:
+            total[self._places[layer.weight]] += update.flatten()
+
+    def noise_std(self, noise_multiplier: float) -> float:
+        """sigma, the standard deviation of g."""
+        floors = ACTIVATION_FLOOR * DERIVATIVE_FLOOR
+        return noise_multiplier * self.sensitivity / (math.sqrt(self.expected_batch_size) * floors)
+
+    def add_noise(self, noise_multiplier: float) -> None:
+        """Scale the noise that stands inside the contributions to this multiplier, and join it to them."""
+        self._sum.add_(self._noise, alpha=self.noise_std(noise_multiplier))
+        self._noised = True
+
+    def release(self) -> Tensor:
+        """The step's average, shape (dimension,)."""
+        if not self._noised:
+            raise UsageError("a sum without noise is not released; call add_noise first")
+        self._noised = False
+        if self._looked:
+            layers = [_joined(parts) for parts in zip(*self._looked, strict=True)]
+            found = realised_findings(layers, ACTIVATION_FLOOR, DERIVATIVE_FLOOR)
+            self.certificate = Certificate((*self.certificate.findings, *found))
+            self._looked = None
+        return self._sum.div_(self.expected_batch_size)
+
+    def discard(self) -> None:
+        """Forget a step that failed."""
+        self.contributions.clear()
+        self._noised = False
+        self._sum.zero_()
+        self._noise.zero_()
+
+
+def _square(rows: Tensor) -> Tensor:
+    """Squared norms of the rows, shape (m,), float64."""
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+    return norms.square()
+
+
+def _silenced(layer: GatedLayer, kept: Tensor) -> GatedLayer:
+    if bool(kept.all()):
+        return layer
+    zero = torch.zeros((), dtype=layer.signal.dtype, device=layer.signal.device)
+    inputs, signal, gate = (
+        torch.where(kept.unsqueeze(1), part, zero) for part in (layer.inputs, layer.signal, layer.gate)
+    )
+    return replace(layer, inputs=inputs, signal=signal, gate=gate)
+
+
+def _joined(parts: Sequence[GatedLayer]) -> GatedLayer:
+    """One step's records from its physical batches."""
+    inputs, signal, gate = (
+        torch.cat([getattr(part, name) for part in parts]) for name in ("inputs", "signal", "gate")
+    )
+    return replace(parts[0], inputs=inputs, signal=signal, gate=gate)
+
+
+def make(parts: Parts) -> PerRecordRelease:
+    """This release."""
+    return PerRecordRelease(
+        cast("GatedContributions", parts.start_capture("gated")),
+        ProjectionNoise(parts.generator("noise")),
+        max_grad_norm=parts.max_grad_norm,
+        expected_batch_size=parts.expected_batch_size,
+    )
