@@ -30,5 +30,7 @@ _RECORDS = (Adjacency.ADD_REMOVE, Adjacency.REPLACE_ONE)
 
 MECHANISMS: dict[str, Mechanism] = {
     "gaussian": Mechanism(None, ("pld", "rdp", "prv", "numerical"), _RECORDS),
+    "skellam": Mechanism("skellam", ("skellam-rdp", "skellam-exact"), (Adjacency.ADD_REMOVE,)),
+    "label-gaussian": Mechanism("gdp", ("gdp", "numerical"), (Adjacency.LABEL,), epochs=True),
     "published": Mechanism("published", ("published", "published-rdp"), (Adjacency.ADD_REMOVE,)),
 }

@@ -5,6 +5,7 @@ The file of release `some-name` is `some_name.py` and has a function `make(parts
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from noise_models.errors import UsageError
@@ -22,6 +23,7 @@ class Terms:
         mechanism: by which its rows are accounted for, a name of `privacy.mechanisms.MECHANISMS`.
         public_batches: batches are a public shuffle, every record once an epoch, instead of Poisson samples.
         clips: a record's update is clipped to `max_grad_norm`.
+        options: names of the release's own settings.
     """
 
     summary: str
@@ -30,18 +32,42 @@ class Terms:
     mechanism: str = "gaussian"
     public_batches: bool = False
     clips: bool = True
+    options: tuple[str, ...] = ()
 
 
 RELEASES: dict[str, Terms] = {
     "digital": Terms("noise from a cryptographic generator"),
     "dark-frame": Terms("noise from the device's dark frames, with a digital dither"),
     "device-entropy": Terms("noise from a cryptographic generator that the device's dark frames key"),
+    "skellam": Terms("exact integer noise from a cryptographic generator", mechanism="skellam"),
+    "label": Terms(
+        "noise inside each record's projection, every layer's: protects labels, with public inputs",
+        kind=Kind.LABEL_DP,
+        adjacency=Adjacency.LABEL,
+        mechanism="label-gaussian",
+        public_batches=True,
+        clips=False,
+        options=("leverage",),
+    ),
     "per-record": Terms(
         "noise inside each record's projection, as published: conditional, NOT a worst-case guarantee",
         kind=Kind.CONDITIONAL,
         mechanism="published",
     ),
+    "aggregate": Terms("noise from a cryptographic generator, on the sum that the device then projects"),
 }
+
+
+def refuse_unknown_options(release: str, options: Iterable[str]) -> None:
+    """
+    Raises:
+        UsageError: the release has no option of that name.
+    """
+    known = terms(release).options
+    for name in options:
+        if name not in known:
+            allowed = f"it has {', '.join(known)}" if known else "it has none"
+            raise UsageError(f"{name!r} is no option of release {release}; {allowed}")
 
 
 def terms(release: str) -> Terms:
