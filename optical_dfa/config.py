@@ -23,8 +23,9 @@ from optical_dfa.backends import targets
 from optical_dfa.data import NAMES as DATASETS
 from optical_dfa.defaults import ADAM_LR, DEFAULTS, OTHER_DATASET
 from privacy.releases import RELEASES as SOUND_RELEASES
+from privacy.releases import refuse_unknown_options
 
-RULES = ("bp", "dfa", "shallow")
+RULES = ("bp", "dfa", "gated-dfa", "shallow")
 RELEASES = ("none", *SOUND_RELEASES)
 OPTIMIZERS = ("sgd", "adam")
 
@@ -57,6 +58,7 @@ class TrainConfig(BaseModel):
         backend, backend_options: the projection device and its own settings.
         rule_options: the rule's own settings.
         release: how a step is made private; one of `RELEASES`.
+        release_options: the release's own settings (`privacy.releases.Terms.options`).
         calibration: file that `optical-dfa calibrate` wrote of the device; release dark-frame then credits what was
             measured.
         epsilon: privacy budget of the whole run, at `delta`; the noise is calibrated to it.
@@ -83,6 +85,7 @@ class TrainConfig(BaseModel):
     backend: Text = "simulated-opu"
     backend_options: Options = {}
     release: Text = "dark-frame"
+    release_options: Options | None = None
     calibration: File | None = None
     epsilon: Positive | None = None
     delta: Probability | None = None
@@ -148,7 +151,9 @@ class TrainConfig(BaseModel):
                 "give one of the two: the other follows from it"
             )
         if not self.private:
-            for name in ("epsilon", "noise_multiplier", "delta", "max_grad_norm", "public_size"):
+            for name in (
+                "epsilon", "noise_multiplier", "delta", "max_grad_norm", "public_size", "release_options",
+            ):  # fmt: skip
                 if (value := getattr(self, name)) is not None:
                     raise ValueError(
                         f"{name} is {value} but release is none, which has no privacy; "
@@ -158,6 +163,8 @@ class TrainConfig(BaseModel):
             raise ValueError(
                 f"max_grad_norm is {self.max_grad_norm} but release {self.release} does not clip; drop max_grad_norm"
             )
+        if self.private:
+            refuse_unknown_options(self.release, self.release_options or {})
         if self.calibration is not None and self.release != "dark-frame":
             raise ValueError(
                 f"calibration is {str(self.calibration)!r} but release is {self.release}, which credits none of the "
@@ -202,7 +209,7 @@ def merge(file_values: Mapping[str, Any], flags: Mapping[str, Any]) -> TrainConf
     for name, other in (("epsilon", "noise_multiplier"), ("noise_multiplier", "epsilon")):
         if name in given and other not in given:
             values.pop(other, None)
-    for name in ("backend_options", "rule_options"):
+    for name in ("backend_options", "rule_options", "release_options"):
         if isinstance(values.get(name), Mapping) and isinstance(given.get(name), Mapping):
             given[name] = {**values[name], **given[name]}
     try:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from importlib import import_module
 from importlib.metadata import version
@@ -34,7 +34,7 @@ from privacy.ledger import Ledger, Release
 from privacy.optimizer import PrivateOptimizer
 from privacy.plan import Plan, refuse_types
 from privacy.protocols import PrivateModule
-from privacy.releases import terms
+from privacy.releases import refuse_unknown_options, terms
 from privacy.releases.source import NoiseSource, Parts
 from privacy.releases.step import StepRelease
 from privacy.sampling import PoissonLoader, PrivateLoader, PublicLoader
@@ -116,6 +116,7 @@ class PrivacyEngine:
         max_physical_batch_size: int | None = None,
         target_epsilon: float | None = None,
         target_delta: float | None = None,
+        release_options: Mapping[str, Any] | None = None,
     ) -> tuple[ModuleT, PrivateOptimizer, PrivateLoader]:
         """Train `module` privately from now on.
 
@@ -133,6 +134,7 @@ class PrivacyEngine:
             max_physical_batch_size: steps larger than this are handed out in parts; step on every part.
             target_epsilon: a budget; a release that would pass it raises BudgetExhaustedError.
             target_delta: delta of the budget and of the ledger's statement.
+            release_options: the release's own settings (`privacy.releases.Terms.options`).
         Returns:
             (module, optimizer, loader) to use in place of the given ones.
         Raises:
@@ -160,6 +162,7 @@ class PrivacyEngine:
             lambda step: noise_multiplier,
             target_epsilon,
             target_delta,
+            release_options or {},
         )
 
     def make_private_with_epsilon(
@@ -176,6 +179,7 @@ class PrivacyEngine:
         poisson_sampling: bool = True,
         public_size: int | None = None,
         max_physical_batch_size: int | None = None,
+        release_options: Mapping[str, Any] | None = None,
     ) -> tuple[ModuleT, PrivateOptimizer, PrivateLoader]:
         """As `make_private`, with the least noise that keeps `epochs` epochs within the target.
 
@@ -198,7 +202,15 @@ class PrivacyEngine:
             )
 
         return self._make(
-            module, optimizer, plan, release, max_grad_norm, calibrate, target_epsilon, target_delta
+            module,
+            optimizer,
+            plan,
+            release,
+            max_grad_norm,
+            calibrate,
+            target_epsilon,
+            target_delta,
+            release_options or {},
         )
 
     def get_epsilon(self, delta: float) -> float:
@@ -242,11 +254,13 @@ class PrivacyEngine:
         noise_multiplier: Callable[[StepRelease], float],
         target_epsilon: float | None,
         target_delta: float | None,
+        options: Mapping[str, Any],
     ) -> tuple[ModuleT, PrivateOptimizer, PrivateLoader]:
         """`noise_multiplier` is asked once the cost of one step is known."""
         if self.ledger is not None:
             raise UsageError("this engine already serves a module; take a new PrivacyEngine for another")
         self._terms = terms(release)
+        refuse_unknown_options(release, options)
         norm = _clipping_norm(max_grad_norm, release)
         face = _private_face(module)
         _refuse_distributed()
@@ -256,7 +270,7 @@ class PrivacyEngine:
             if resumed is not None:
                 undo.callback(resumed.close)
             undo.callback(face.stop_capture)
-            step = self._release(release, face, plan, norm, resumed)
+            step = self._release(release, face, plan, norm, resumed, options)
             source, capture = step.source, step.contributions
             coins, masks = self._generator("sampling", resumed), self._generator("masks", resumed)
             self._beta = source.beta
@@ -348,7 +362,13 @@ class PrivacyEngine:
         return NoiseGenerator.seeded(self._seed, f"{name} from release {part}")
 
     def _release(
-        self, release: str, face: PrivateModule, plan: Plan, max_grad_norm: float, resumed: Ledger | None
+        self,
+        release: str,
+        face: PrivateModule,
+        plan: Plan,
+        max_grad_norm: float,
+        resumed: Ledger | None,
+        options: Mapping[str, Any],
     ) -> StepRelease:
         parts = Parts(
             device=face.backend,
@@ -361,6 +381,7 @@ class PrivacyEngine:
             calibration=self._calibration,
             known=() if resumed is None else health_log.known_digests(resumed),
             resumed=None if resumed is None else resumed.header().get("credit"),
+            options=options,
         )
         made: StepRelease = import_module(f"privacy.releases.{release.replace('-', '_')}").make(parts)
         if self._calibration is not None and made.source.calibration is None:

@@ -43,10 +43,12 @@ class GatedContributions(Contributions, Protocol):
     """What `start_capture("gated")` gives.
 
     Attributes:
+        widths: units of every trained layer, by name.
         matrices: B_l with the rule's scale, shape (n_l, c), by feedback point; None unless the rule's feedback is a
             fixed matrix and the device has no noise.
     """
 
+    widths: dict[str, int]
     matrices: dict[str, Tensor] | None
 
     def gated(self) -> list[GatedLayer]:

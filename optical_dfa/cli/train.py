@@ -37,6 +37,9 @@ def train(
     release: Annotated[
         str | None, typer.Option(help="Privacy release: dark-frame, device-entropy, digital, none.")
     ] = None,
+    release_option: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Repeatable.")
+    ] = None,
     calibration: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="The device's, from `calibrate --out`; for dark-frame."),
@@ -96,6 +99,7 @@ def train(
         "backend": backend,
         "backend_options": parse_options("--backend-option", backend_option),
         "release": release,
+        "release_options": parse_options("--release-option", release_option),
         "calibration": calibration,
         "epsilon": epsilon,
         "delta": delta,

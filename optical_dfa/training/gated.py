@@ -82,6 +82,7 @@ class GatedCapture(Capture):
         super().__init__(module, trained, example, graph_uses)
         try:
             self._names = self._released_names()
+            self.widths = {name: int(layer.out_features) for name, layer in self._linear()}
             for name, layer in self.layers.items():
                 layer.register_forward_hook(_OutputHook(self, name))
             for name, part in module.named_modules():
@@ -218,13 +219,16 @@ class GatedCapture(Capture):
             )
         return taught
 
+    def _linear(self) -> list[tuple[str, nn.Linear]]:
+        """The trained layers; `_check_parts` refuses others."""
+        return [(name, layer) for name, layer in self.layers.items() if isinstance(layer, nn.Linear)]
+
     def _released_names(self) -> dict[str, tuple[str | None, str | None]]:
         """Names of each layer's trained weight and bias; a shared one is refused."""
         names = {id(p): name for name, p in self.parameters.items()}
         seen: set[int] = set()
         found: dict[str, tuple[str | None, str | None]] = {}
-        for name, layer in self.layers.items():
-            assert isinstance(layer, nn.Linear)  # _check_parts
+        for name, layer in self._linear():
             both = [p for p in (layer.weight, layer.bias) if p is not None and id(p) in names]
             if any(id(p) in seen for p in both):
                 raise UsageError(f"layer {name} shares a parameter with another layer; give it its own")

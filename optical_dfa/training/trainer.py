@@ -224,6 +224,7 @@ class _Run:
             "data_loader": loader,
             "max_grad_norm": config.max_grad_norm,
             "release": config.release,
+            "release_options": config.release_options,
             "public_size": config.public_size,
             "max_physical_batch_size": config.max_physical_batch_size,
             "target_delta": config.delta,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -32,6 +32,7 @@ class Parts:
         known: digests of dark frames that earlier parts of the run logged; seeing one again is a replay.
         resumed: what the release wrote into the ledger (`NoiseSource.describe`) when the run began; None at its
             beginning.
+        options: the release's own settings.
     """
 
     device: DarkFrames | None
@@ -44,6 +45,7 @@ class Parts:
     calibration: Calibration | None = None
     known: tuple[str, ...] = ()
     resumed: dict[str, Any] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ def refusal(**flags: Any) -> str:
         ("rule_options", [[1]]),
         ("dataset", ["imagenet", "", "data.csv", 3]),
         ("rule", ["DFA", "fa", ""]),
-        ("release", ["label", "device_entropy", "aggregate", "per-record", "dark_frame"]),
+        ("release", ["labels", "device_entropy", "per_record", "dark_frame"]),
         ("backend", ["optical", ""]),
         ("optimizer", ["sdg", "lbfgs"]),
         ("device", ["gpu", "cuda:", "cuda:x", "cpu\n"]),
@@ -246,7 +246,13 @@ def test_written_file_is_plain_toml_with_everything(tmp_path: Path) -> None:
     assert values["backend_options"] == {"threshold": 0.2}
     missing = {name for name in TrainConfig.model_fields if name not in values}
     assert missing == {name for name, value in config.model_dump().items() if value is None}
-    assert missing == {"data_dir", "calibration", "noise_multiplier", "max_physical_batch_size"}
+    assert missing == {
+        "data_dir",
+        "calibration",
+        "noise_multiplier",
+        "max_physical_batch_size",
+        "release_options",
+    }
 
 
 def test_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
