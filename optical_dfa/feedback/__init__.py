@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 RULES: dict[str, str] = {
     "bp": "optical_dfa.feedback.bp:Backpropagation",
     "dfa": "optical_dfa.feedback.dfa:DirectFeedbackAlignment",
+    "gated-dfa": "optical_dfa.feedback.gated:GatedFeedbackAlignment",
     "shallow": "optical_dfa.feedback.shallow:Shallow",
 }
 

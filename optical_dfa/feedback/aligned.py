@@ -19,8 +19,9 @@ from optical_dfa.backends.base import ProjectionBackend
 from optical_dfa.feedback import make_rule
 from optical_dfa.feedback.cuts import OUTPUT, Trace, trace
 from optical_dfa.feedback.dfa import DirectFeedbackAlignment
-from optical_dfa.feedback.points import Tape, default_points, install, remove
+from optical_dfa.feedback.points import Tape, install, remove
 from optical_dfa.feedback.rule import FeedbackRule, Point
+from optical_dfa.training.aggregated import AggregatedCapture
 from optical_dfa.training.capture import Capture
 from optical_dfa.training.gated import GatedCapture
 
@@ -35,9 +36,15 @@ class _RootFeedback(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, aligned: AlignedModule, indices: Sequence[int], output: Tensor, *kept: Tensor
+        ctx: Any,
+        aligned: AlignedModule,
+        indices: Sequence[int],
+        context: Tensor | None,
+        output: Tensor,
+        *kept: Tensor,
     ) -> Tensor:
         ctx.aligned = aligned
+        ctx.context = context
         ctx.indices = indices
         ctx.shapes = [h.shape for h in kept]
         ctx.dtypes = [h.dtype for h in kept]
@@ -46,12 +53,12 @@ class _RootFeedback(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        error, signals = ctx.aligned.teach(grad)
+        error, signals = ctx.aligned.teach(grad, ctx.context)
         kept = [
             None if signals[index] is None else signals[index].reshape(shape).to(dtype)
             for index, shape, dtype in zip(ctx.indices, ctx.shapes, ctx.dtypes, strict=True)
         ]
-        return (None, None, error, *kept)
+        return (None, None, None, error, *kept)
 
 
 class AlignedModule(nn.Module):
@@ -131,7 +138,8 @@ class AlignedModule(nn.Module):
         for index, h in kept:
             self._check_shape(self.points[index], h, output)
         indices = [index for index, _ in kept]
-        result: Tensor = _RootFeedback.apply(self, indices, output, *(h for _, h in kept))  # type: ignore[no-untyped-call]
+        context = self.rule.context(args, output)
+        result: Tensor = _RootFeedback.apply(self, indices, context, output, *(h for _, h in kept))  # type: ignore[no-untyped-call]
         return result
 
     def _check_shape(self, point: Point, h: Tensor, output: Tensor) -> None:
@@ -142,13 +150,14 @@ class AlignedModule(nn.Module):
                 f"laid out for {list(point.shape)}; give records shaped like align()'s example"
             )
 
-    def teach(self, grad: Tensor) -> tuple[Tensor, list[Tensor | None]]:
+    def teach(self, grad: Tensor, context: Tensor | None = None) -> tuple[Tensor, list[Tensor | None]]:
         """From the loss gradient at the output, what goes on to the output and to each point.
 
         Args:
             grad: dL/dz, shape (m, ...). A mean loss is undone with the realised m first, so that the device sees
                 the error of single records; a private capture keeps it undone (sum of records), otherwise the
                 mean is put back, on output and hidden layers alike.
+            context: what the rule noted of the forward pass (`FeedbackRule.context`).
         """
         records = grad.shape[0] if self.loss_reduction == "mean" else 1
         error = grad * records if records != 1 else grad
@@ -156,7 +165,12 @@ class AlignedModule(nn.Module):
         if self.points and self.rule.teaches_hidden:
             rows = error.reshape(-1, _components(error))
             rows = rows if rows.dtype in (torch.float32, torch.float64) else rows.float()
-            signals = self.rule.feedback(rows, self.points, self.backend)
+            lifted = self.rule.lift(rows, context)
+            signals = (
+                self._feedback(lifted)
+                if self._capture is None
+                else self._capture.signals(lifted, self._feedback)
+            )
         if self._capture is not None:
             return error, signals
         if records > 1:
@@ -164,6 +178,13 @@ class AlignedModule(nn.Module):
                 if signal is not None:
                     signal.div_(records)
         return grad, signals
+
+    def _feedback(self, lifted: Tensor) -> list[Tensor | None]:
+        return self.rule.feedback(lifted, self.points, self.backend)
+
+    def projections(self, records: int) -> int:
+        """How many projections a training step of so many records takes."""
+        return records if self._capture is None else self._capture.projections(records)
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters this rule trains: those some root with a teaching signal reaches, by name."""
@@ -175,7 +196,7 @@ class AlignedModule(nn.Module):
         """Record per-record contributions from now on, instead of forming gradients (privacy.PrivacyEngine calls it).
 
         Args:
-            kind: a name of `CAPTURES`: the form in which a release takes them.
+            kind: the form in which a release takes them: a name of `CAPTURES`, or "aggregate".
         Raises:
             UsageError: a trained parameter belongs to a layer that mixes records or is not supported.
         """
@@ -189,7 +210,13 @@ class AlignedModule(nn.Module):
                 "record; use another rule"
             )
         self._check_taught_apart()
-        self._capture = CAPTURES[kind](self.module, self.trained_parameters(), self.example, self._uses)
+        probed = self.module, self.trained_parameters(), self.example, self._uses
+        if kind == "aggregate":
+            self._capture = AggregatedCapture(
+                *probed, rule=self.rule, points=self.points, cuts=self.cuts, backend=self.backend
+            )
+        else:
+            self._capture = CAPTURES[kind](*probed)
         if isinstance(self._capture, GatedCapture):
             self._capture.matrices = self._matrices()
         return self._capture
@@ -287,7 +314,8 @@ def align(
         rule: a rule, or its registered name.
         backend: a device, or its registered name. One device serves all points; each reads its slice of one frame.
         example: inputs with records first, for their shapes only. May be left out where the first layer is linear.
-        points: names of the modules to cut at; by default the activation modules and embeddings.
+        points: names of the modules to cut at; by default what the rule cuts, mostly the activation
+            modules and embeddings.
         loss_reduction: "mean" if the loss averages over the records, "sum" if it adds them.
         seed: seeds the device's transmission matrix (only where `backend` is a name).
         rule_options, backend_options: options of a rule or device given by name.
@@ -304,24 +332,27 @@ def align(
         raise UsageError(f"loss_reduction is {loss_reduction!r}; it must be 'mean' or 'sum'")
     chosen = make_rule(rule, rule_options) if isinstance(rule, str) else rule
     inputs = _example_inputs(module, example)
-    names = list(points) if points is not None else default_points(module)
+    names = list(points) if points is not None else chosen.default_points(module)
     if not chosen.cuts:
         names = []
-    traced = trace(module, names, inputs, strict=False)
+    traced = trace(module, names, inputs, strict=False, before_activation=chosen.before_activation)
     if points is None and names:
         # The last activation may be the output itself, and one above frozen layers teaches nobody.
         useful = {cut.root for cut in traced.cuts if cut.parameters}
         names = [name for name in names if name in useful and name not in traced.ends]
     if chosen.cuts:
-        traced = trace(module, names, inputs, strict=points is None)
+        traced = trace(
+            module, names, inputs, strict=points is None, before_activation=chosen.before_activation
+        )
     located = _locate(names, traced.output, traced.kept)
     needed = sum(point.width for point in located)
+    wanted = chosen.device_inputs(_components(traced.output))
     device: ProjectionBackend | None = None
     if chosen.projects and located:
         if isinstance(backend, str):
             device = create(
                 backend,
-                in_features=_components(traced.output),
+                in_features=wanted,
                 out_features=needed,
                 seed=derive_seed(seed, "feedback"),
                 noise=noise or NoiseGenerator.secure("device"),
@@ -329,10 +360,10 @@ def align(
             )
         else:
             device = backend
-        if device.in_features != _components(traced.output) or device.out_features < needed:
+        if device.in_features != wanted or device.out_features < needed:
             raise UsageError(
                 f"the device projects {device.in_features} -> {device.out_features}, but the network needs "
-                f"{_components(traced.output)} -> {needed} (the sum of the widths at its feedback points)"
+                f"{wanted} -> {needed} (the sum of the widths at its feedback points)"
             )
     aligned = AlignedModule(module, chosen, device, located, traced, loss_reduction, inputs)
     if show is not None:

@@ -63,7 +63,14 @@ class Trace:
     ends: frozenset[str]
 
 
-def trace(module: nn.Module, names: Sequence[str], example: Sequence[Tensor], *, strict: bool) -> Trace:
+def trace(
+    module: nn.Module,
+    names: Sequence[str],
+    example: Sequence[Tensor],
+    *,
+    strict: bool,
+    before_activation: bool = False,
+) -> Trace:
     """Run a copy of `module` on `example` with hooks at `names`, and check every root's graph.
 
     Args:
@@ -71,6 +78,7 @@ def trace(module: nn.Module, names: Sequence[str], example: Sequence[Tensor], *,
         names: feedback points.
         example: inputs, records in the first dimension.
         strict: refuse two weight matrices in series under one root (backpropagation between them).
+        before_activation: points before a nonlinearity are meant so.
     Raises:
         UsageError: the graph still connects two roots (a skip around a point), or a nonlinearity after the point
             of a layer drops its derivative, or (strict) a root backpropagates through a second matrix.
@@ -92,6 +100,8 @@ def trace(module: nn.Module, names: Sequence[str], example: Sequence[Tensor], *,
     parts = dict(twin.named_modules())
     for (index, _), marker in zip(tape.kept, tape.markers, strict=True):
         layer = parts[names[index]]
+        if before_activation:
+            continue
         if next(layer.children(), None) is None and next(layer.parameters(recurse=False), None) is not None:
             _check_derivative_kept(graph, marker, names[index])
     trained: dict[str, dict[str, None]] = {OUTPUT: {}, **{name: {} for name in names}}

@@ -34,6 +34,10 @@ class DirectFeedbackAlignment(FeedbackRule):
             raise UsageError(f"rule option scale={scale!r}: it must be a positive number")
         self.scale = float(scale)
 
+    def entry_scale(self, point: Point, backend: ProjectionBackend) -> float:
+        """Factor from the device's answer to the teaching signal at `point`."""
+        return self.scale / (backend.std * math.sqrt(point.width))
+
     def feedback(
         self, error: Tensor, points: Sequence[Point], backend: ProjectionBackend | None
     ) -> list[Tensor | None]:
@@ -42,5 +46,5 @@ class DirectFeedbackAlignment(FeedbackRule):
         signals: list[Tensor | None] = []
         for point in points:
             signal = frame[:, point.start : point.start + point.width]
-            signals.append(signal.mul_(self.scale / (backend.std * math.sqrt(point.width))))
+            signals.append(signal.mul_(self.entry_scale(point, backend)))
         return signals

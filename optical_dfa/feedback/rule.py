@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from optical_dfa.backends.base import ProjectionBackend
+from optical_dfa.feedback.points import default_points
 
 
 class Requires(StrEnum):
@@ -56,6 +57,8 @@ class FeedbackRule(ABC):
         cuts: whether the forward graph is cut at the feedback points.
         teaches_hidden: whether hidden layers learn at all.
         projects: whether the rule sends the error through a projection device.
+        before_activation: whether a point is a layer's own output, before the nonlinearity, whose derivative is then
+            dropped on purpose.
         sums_over_records: whether the update is a sum of per-record contributions (THEORY T3); a private
             release refuses a rule without it.
     """
@@ -65,7 +68,29 @@ class FeedbackRule(ABC):
     cuts: ClassVar[bool] = True
     teaches_hidden: ClassVar[bool] = True
     projects: ClassVar[bool] = False
+    before_activation: ClassVar[bool] = False
     sums_over_records: ClassVar[bool] = True
+
+    def default_points(self, module: nn.Module) -> list[str]:
+        """Names of the modules that are cut unless the user names others."""
+        return default_points(module)
+
+    def device_inputs(self, components: int) -> int:
+        """Components that the device projects where the network's output has so many."""
+        return components
+
+    def context(self, inputs: Sequence[object], output: Tensor) -> Tensor | None:
+        """What `lift` needs to know of a forward pass: a public function of each record's input, records first.
+
+        Args:
+            inputs: the module's positional arguments.
+            output: what it returned.
+        """
+        return None
+
+    def lift(self, error: Tensor, context: Tensor | None) -> Tensor:
+        """What the device projects, shape (rows, device_inputs), from the errors of shape (rows, c)."""
+        return error
 
     @abstractmethod
     def feedback(
@@ -74,7 +99,8 @@ class FeedbackRule(ABC):
         """The teaching signal at each point.
 
         Args:
-            error: shape (rows, c), dL_i/dz_i of one record (or position) a row, never divided by the batch size.
+            error: shape (rows, c), dL_i/dz_i of one record (or position) a row, never divided by the batch size; lifted
+                by `lift`.
             points: the feedback points, in the order of their slices.
             backend: the device; None for rules that do not project.
         Returns:

@@ -87,6 +87,7 @@ class Capture:
 
     Attributes:
         parameters: the parameters that are released, in the order of the flat sum.
+        sizes: entries of each parameter's block in the flat sum.
         dimension: length of the flat sum.
         expected_records: asks the engine how many records the batch now handed out has (None = there is none).
         mask_seed: asks the engine for a secret seed of one pass's random masks.
@@ -120,7 +121,8 @@ class Capture:
                 f"the trained parameters are {' and '.join(types)}; a private sum is taken in float32 or float64, "
                 "all of one type (autocast may be used)"
             )
-        self.dimension = sum(p.numel() for p in self.parameters.values())
+        self.sizes = {name: p.numel() for name, p in self.parameters.items()}
+        self.dimension = sum(self.sizes.values())
         self.expected_records: Callable[[], int | None] = _no_batch
         self.mask_seed: Callable[[], int] = torch.initial_seed
         self.generation = 0
@@ -239,6 +241,21 @@ class Capture:
                     "in its first dimension, and the batch is the one the private loader handed out"
                 )
 
+    def signals(
+        self, lifted: Tensor, feedback: Callable[[Tensor], list[Tensor | None]]
+    ) -> list[Tensor | None]:
+        """What comes back to the feedback points in a captured backward pass.
+
+        Args:
+            lifted: what the rule projects, one record (or position) a row.
+            feedback: the rule, from that to the teaching signals.
+        """
+        return feedback(lifted)
+
+    def projections(self, records: int) -> int:
+        """How many projections a step of so many records takes."""
+        return records
+
     # ---- the Contributions protocol
 
     @property
@@ -280,10 +297,10 @@ class Capture:
         start = 0
         with self._exactly():
             parts = self._gather()
-            for name, p in self.parameters.items():
+            for name, size in self.sizes.items():
                 if name in parts:
-                    parts[name].add_clipped(factors.to(out.dtype), out[start : start + p.numel()])
-                start += p.numel()
+                    parts[name].add_clipped(factors.to(out.dtype), out[start : start + size])
+                start += size
 
     def factors(self) -> Iterator[list[Factors]]:
         """The batch's contributions record by record, in runs, as products of factors where they are such."""
@@ -333,7 +350,7 @@ class Capture:
                     if name is not None:
                         parts[name].append(part)
             self._contributions = {
-                name: combine(found, len(self.uses[0].delta), self.parameters[name].numel())
+                name: combine(found, len(self.uses[0].delta), self.sizes[name])
                 for name, found in parts.items()
             }
         return self._contributions
