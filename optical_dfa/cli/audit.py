@@ -1,44 +1,102 @@
-"""`optical-dfa audit`: recompute a run's privacy budget from its ledger alone."""
+"""`optical-dfa audit`: recompute a run's privacy budget from its ledger, and state it for the files of an office."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from noise_models.errors import UsageError
 from optical_dfa.cli.output import JsonOption, notes_to_stderr, print_facts, print_json, show
+
+if TYPE_CHECKING:
+    from privacy.auditing.audit import AuditReport
+
+_FORMATS = (".md", ".json")
 
 
 def audit(
-    run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="Run folder of `optical-dfa train --out`, or a ledger file.")
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN...",
+            help="Run folder of `optical-dfa train --out`, or a ledger file. Several are compared.",
+        ),
     ],
     delta: Annotated[float | None, typer.Option(help="Recompute at this delta, not the run's own.")] = None,
+    statement: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write the privacy statement to FILE.md or FILE.json; of one run."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Recompute a run's privacy budget from its ledger, and compare it with what the run claims.
+    """Recompute a run's privacy budget from its ledger, compare it with what the run claims, and state it.
 
-    Exit code 1 when they do not agree, or when the ledger is damaged.
+    Checked are the hash chain, every row, the checkpoint, the settings, the calibration and health of the device,
+    the generators' keys and the program's version. Of several runs, whether they share a generator. Exit code 1 when
+    anything does not hold.
 
-    Example: optical-dfa audit runs/first --json
+    Example: optical-dfa audit runs/first --statement first.md
     """
     from privacy.auditing.audit import audit as audited
+    from privacy.auditing.runs import compare_runs
 
-    with notes_to_stderr(as_json):
-        result = audited(run, delta)
-    if as_json:
-        print_json(result.to_dict())
-    else:
-        print_facts(
-            {
-                "consistent": show(result.consistent),
-                "releases": f"{result.releases:,}",
-                "epsilon the run claims": show(result.reported_epsilon),
-            }
+    if statement is not None and (statement.suffix not in _FORMATS or len(runs) > 1):
+        raise UsageError(
+            f"--statement is {statement} of {len(runs)} run(s); give one run, and a file ending in .md or .json"
         )
-        print(f"\nfrom the ledger alone: {result.guarantee}")
-        print("\n".join(["", *(f"finding: {text}" for text in result.findings or ("none",))]))
-        print("\n".join(f"note: {text}" for text in result.notes))
-    if not result.consistent:
+    notes: list[str] = []
+    with notes_to_stderr(as_json):
+        results = {str(run): audited(run, delta) for run in runs}
+        shared = compare_runs(runs, notes)
+    if as_json:
+        documents = {
+            name: result.to_dict() | {"statement": _stated(name, result)} for name, result in results.items()
+        }
+        compared = {"findings": shared, "notes": notes}
+        print_json(next(iter(documents.values())) if len(runs) == 1 else {"runs": documents, **compared})
+    else:
+        for name, result in results.items():
+            _show(name, result, alone=len(runs) == 1, stated=statement is None)
+        print("".join(f"between runs: {text}\n" for text in (*shared, *notes)), end="")
+    if statement is not None:
+        _write(statement, _stated(str(runs[0]), results[str(runs[0])]))
+        if not as_json:
+            print(f"\nstatement: {statement}")
+    if shared or not all(result.consistent for result in results.values()):
         raise typer.Exit(1)
+
+
+def _show(name: str, result: AuditReport, *, alone: bool, stated: bool) -> None:
+    """Findings and what was compared; then, of a run by itself, the statement."""
+    from privacy.auditing.statement import markdown
+
+    facts = {
+        "consistent": show(result.consistent),
+        "releases": f"{result.releases:,}",
+        "epsilon the run claims": show(result.reported_epsilon),
+    }
+    print_facts(facts if alone else {"run": name} | facts)
+    print(f"\nfrom the ledger alone: {result.guarantee.headline()}")
+    print("\n".join(["", *(f"finding: {text}" for text in result.findings or ("none",))]))
+    print("\n".join([*(f"note: {text}" for text in result.notes), ""]))
+    if alone and stated:
+        print(markdown(_stated(name, result)), end="")
+
+
+def _stated(name: str, result: AuditReport) -> dict[str, Any]:
+    from optical_dfa.report.statement import device_words
+    from privacy.auditing.statement import statement
+
+    return statement(result, name, device_words(result.header))
+
+
+def _write(path: Path, stated: dict[str, Any]) -> None:
+    from privacy.auditing.statement import markdown
+
+    text = (
+        markdown(stated) if path.suffix == ".md" else json.dumps(stated, indent=2, ensure_ascii=False) + "\n"
+    )
+    path.write_text(text, encoding="utf-8")

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from optical_dfa.report.run_folder import Run, number
+from privacy.auditing.wording import NOT_COVERED as NOT_COVERED
 from privacy.guarantee import Guarantee, Kind, rounded_up
 from privacy.releases import RELEASES
-
-# Side channels outside every guarantee of this program (docs/threat-model.md).
-NOT_COVERED = (
-    "Timing, memory use and power of the machine and of the device: side channels that were not bounded.",
-    "Anything outside the run folder: logs of other programs, backups of the private records, debuggers.",
-    "The data set's declared size, the hyper-parameters and the test set: they are taken to be public.",
-    "Choosing among several runs on the same records: each spends its own budget, and the budgets add up.",
-    "Several records of one person: the guarantee speaks of one record.",
-)
 
 _RULES = {
     "bp": "backpropagation",
@@ -54,9 +48,23 @@ def trained(run: Run) -> str:
 def device(run: Run) -> str:
     """Whether the projection was digital, simulated or hardware, or whether there was none."""
     summary = run.summary
-    if not _projects(str(summary.get("rule"))) and summary.get("release") not in _DEVICE_RELEASES:
+    return _device(str(summary.get("rule")), str(summary.get("release")), str(summary.get("backend")))
+
+
+def device_words(header: Mapping[str, Any]) -> str:
+    """As `device`, from a ledger's header alone."""
+    module = header.get("module")
+    described = module if isinstance(module, Mapping) else {}
+    backend = described.get("backend")
+    name = backend.get("backend") if isinstance(backend, Mapping) else None
+    if name is None and described.get("rule") is None:
+        return "The ledger does not say which device took part."
+    return _device(str(described.get("rule")), str(header.get("release")), str(name))
+
+
+def _device(rule: str, release: str, backend: str) -> str:
+    if not _projects(rule) and release not in _DEVICE_RELEASES:
         return "No projection device took part."
-    backend = str(summary.get("backend"))
     return _DEVICES.get(
         backend, f"The backend {backend} is not one of this program's own; its documentation says what it is."
     )

@@ -19,10 +19,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
-from scipy.special import betaincinv, ndtr, ndtri
+from scipy.special import betaincinv, ndtri
 
 from noise_models.errors import UsageError
 from privacy.accounting.discretisation import Group
+from privacy.accounting.gdp import gaussian_epsilon
 from privacy.accounting.numerical import NumericalComposition
 from privacy.adjacency import Adjacency
 
@@ -171,29 +172,6 @@ def _total_variation_lower_limit(count: _Count, confidence: float) -> float:
 def gaussian_mu(total_variation: float) -> float:
     """mu of the Gaussian mechanism with this total variation: TV = 2 Phi(mu/2) - 1 (Dong, Roth, Su 2022)."""
     return float(2 * ndtri((1 + total_variation) / 2))
-
-
-def gaussian_epsilon(mu: float, delta: float) -> float:
-    """Exact epsilon of mu-Gaussian differential privacy at `delta` (Balle and Wang 2018, theorem 8).
-
-    Solves Phi(-eps/mu + mu/2) - e^eps Phi(-eps/mu - mu/2) = delta; 0 where delta suffices by itself.
-
-    Raises:
-        UsageError: mu is negative or not finite, or delta is outside (0, 1).
-    """
-    if not 0 <= mu < math.inf or not 0 < delta < 1:
-        raise UsageError(f"mu = {mu!r} at delta = {delta!r}; need mu >= 0 finite and 0 < delta < 1")
-
-    def excess(epsilon: float) -> float:
-        from_record = ndtr(-epsilon / mu + mu / 2)
-        return float(from_record - math.exp(epsilon) * ndtr(-epsilon / mu - mu / 2)) - delta
-
-    if mu == 0 or excess(0.0) <= 0:
-        return 0.0
-    high = 1.0
-    while excess(high) > 0:
-        high *= 2
-    return float(brentq(excess, 0.0, high))
 
 
 def _subsampled_epsilon(distance: float, delta: float, sample_rate: float, steps: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -38,7 +39,13 @@ def check_device(
     findings = _untested(history)
     calibration = header["calibration"]
     if isinstance(calibration, dict):
-        findings += _check_calibration(calibration, health, folder, notes)
+        findings += _check_validity(calibration, health, notes)
+        findings += _check_document(calibration, header, ledger.count(), folder, notes)
+    elif header.get("calibration_beta"):
+        findings.append(
+            f"the header counts a calibration's failure probability {header['calibration_beta']:g}, but names no "
+            "calibration"
+        )
     return findings
 
 
@@ -62,12 +69,11 @@ def _untested(history: list[tuple[str, dict[str, Any]]]) -> list[str]:
     ]
 
 
-def _check_calibration(
-    named: Mapping[str, Any], health: list[dict[str, Any]], folder: Path | None, notes: list[str]
-) -> list[str]:
-    digest = str(named.get("digest"))
+def _check_validity(named: Mapping[str, Any], health: list[dict[str, Any]], notes: list[str]) -> list[str]:
     taken, expires = named.get("taken_at"), named.get("expires_at")
-    notes.append(f"the device is credited by calibration {digest}, taken {taken}, valid until {expires}")
+    notes.append(
+        f"the device is credited by calibration {named.get('digest')}, taken {taken}, valid until {expires}"
+    )
     findings = []
     for row in health:
         try:
@@ -76,20 +82,48 @@ def _check_calibration(
             valid = False
         if row.get("passed") is True and not valid:
             findings.append(f"a part of the run began at {row.get('at')}, not before its calibration expired")
+    return findings
+
+
+def _check_document(
+    named: Mapping[str, Any], header: Mapping[str, Any], releases: int, folder: Path | None, notes: list[str]
+) -> list[str]:
+    """The calibration itself: the one that the header names, and worth what the header credits."""
     if folder is None:
-        return findings
+        notes.append("a ledger by itself: the calibration that it relies on was not read")
+        return []
     path = folder / CALIBRATION_FILE
     if not path.is_file():
-        notes.append(f"no {path.name}: what the calibration measured cannot be read")
-        return findings
+        missing = f"no {path.name}: what the device is credited with rests on a calibration that is not there"
+        if releases:
+            return [f"{missing}; put the calibration of that digest beside the ledger"]
+        notes.append(missing)
+        return []
     from noise_models.calibration import Calibration  # imports torch
+    from privacy.health_log import identity
 
     try:
-        found = Calibration.load(path).digest
+        found = Calibration.load(path)
     except UsageError as error:
-        return [*findings, f"{path.name} is unreadable ({error})"]
-    if found != digest:
-        findings.append(
-            f"{path.name} has digest {found[:16]}…, the ledger relies on calibration {digest[:16]}…"
-        )
+        return [f"{path.name} is unreadable ({error})"]
+    digest = str(named.get("digest"))
+    if found.digest != digest:
+        return [
+            f"{path.name} has digest {found.digest[:16]}…, the ledger relies on calibration {digest[:16]}…"
+        ]
+    findings = [
+        f"the header gives the calibration's {name} as {named.get(name)!r}, {path.name} as {value!r}"
+        for name, value in (identity(found) or {}).items()
+        if named.get(name) != value
+    ]
+    worth, credit = found.credit(), header.get("credit")
+    credited = credit.get("gaussian_std_steps") if isinstance(credit, Mapping) else None
+    for what, said, measured in (
+        ("failure probability", header.get("calibration_beta"), worth.beta),
+        ("noise credit in converter steps", credited, worth.std / worth.step),
+    ):
+        if said is not None and not (
+            isinstance(said, int | float) and math.isclose(said, measured, rel_tol=1e-9)
+        ):
+            findings.append(f"the header has {what} {said!r}, the calibration it names {measured:.6g}")
     return findings

@@ -6,11 +6,13 @@ import math
 import sqlite3
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tomli_w
 from safetensors.numpy import save_file
 
 from noise_models.calibration import Calibration, Limits
@@ -36,6 +38,7 @@ HEADER: dict[str, Any] = {
     "reproducible": False,
     "device_share": 0.9,
     "assumptions": ["the read noise is Gaussian"],
+    "version": version("optical-dfa"),
 }
 
 
@@ -50,7 +53,9 @@ def summary(run: Path, guarantee: Guarantee, steps: int = STEPS) -> None:
 
 def claim(value: float | None = None, kind: Kind = Kind.RECORD_DP, nominal: float | None = None) -> Guarantee:
     value = epsilon({STEP: STEPS}, DELTA) if value is None else value
-    return Guarantee(value, DELTA, Adjacency.ADD_REMOVE, kind, "pld", ("…",), nominal)
+    return Guarantee(
+        value, DELTA, Adjacency.ADD_REMOVE, kind, "pld", ("the read noise is Gaussian",), nominal
+    )
 
 
 def make_run(run: Path, steps: int = STEPS, step: Release = STEP, **header: Any) -> Path:
@@ -63,7 +68,17 @@ def make_run(run: Path, steps: int = STEPS, step: Release = STEP, **header: Any)
             ledger.append_release(step)
         checkpoint(run, ledger.head(), steps)
     summary(run, claim(), steps)
+    settings(run, {**HEADER, **header})
     return run
+
+
+def settings(run: Path, header: dict[str, Any]) -> None:
+    """config.toml as the trainer writes it for this header."""
+    names = {"epsilon": "target_epsilon", "public_size": "nominal_size"}
+    kept = ("release", "delta", "epsilon", "batch_size", "public_size", "reproducible")
+    values = {name: header.get(names.get(name, name)) for name in kept}
+    text = tomli_w.dumps({name: value for name, value in values.items() if value is not None})
+    (run / "config.toml").write_text(text)
 
 
 def tamper(run: Path, statement: str) -> None:
@@ -319,7 +334,7 @@ def test_what_cannot_be_audited(tmp_path: Path) -> None:
         ("a", {"release": "digital", "reproducible": False}),
         ("b", {**HEADER, "adjacency": "neighbours"}),
         ("c", {**HEADER, "nominal_size": None}),
-        ("d", {**HEADER, "release": "per-record"}),
+        ("d", {**HEADER, "release": "unheard-of"}),
         ("e", {**HEADER, "delta": None}),
     ):
         with Ledger.create(tmp_path / name, header):
@@ -409,8 +424,8 @@ def test_a_run_that_a_failure_stopped_is_consistent_and_says_why(tmp_path: Path)
 
 def test_the_calibration_that_a_run_relied_on(tmp_path: Path) -> None:
     named = health_log.identity(CALIBRATED)
-    run = make_tested_run(tmp_path / "run", [PASSED, 50], calibration=named)
-    assert any("cannot be read" in note for note in audit(run).notes)
+    run = make_tested_run(tmp_path / "run", [PASSED, 50], calibration=named, calibration_beta=1e-9)
+    assert any("that is not there" in line for line in audit(run).findings)
     CALIBRATED.save(run / "camera-calibration.json")
     report = audit(run)
     assert report.consistent, report.findings

@@ -1,0 +1,126 @@
+"""The other files of a run folder against its ledger: checkpoint, settings and metrics."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from privacy.ledger import Ledger
+
+CHECKPOINT_FILE = "checkpoint.safetensors"
+SETTINGS_FILE = "config.toml"
+METRICS_FILE = "metrics.jsonl"
+
+# What a setting is called in the ledger's header.
+_ANNOUNCED = {
+    "release": "release",
+    "delta": "delta",
+    "epsilon": "target_epsilon",
+    "noise_multiplier": "noise_multiplier",
+    "max_grad_norm": "max_grad_norm",
+    "batch_size": "batch_size",
+    "public_size": "nominal_size",
+    "reproducible": "reproducible",
+    "unsafe_diagnostics": "unsafe_diagnostics",
+}
+# Figures of private records, which only --unsafe-diagnostics keeps.
+_PRIVATE_FIGURES = {"training_loss", "mean_batch_size"}
+
+
+def check_checkpoint(path: Path, ledger: Ledger, header: Mapping[str, Any], notes: list[str]) -> list[str]:
+    """Whether the weights are of this ledger, and no newer than it.
+
+    A cut-off tail leaves a valid chain, and so does a chain that was written anew: both lack the head that the
+    checkpoint names.
+    """
+    if not path.exists():
+        notes.append(f"no {path.name}: a cut-off ledger tail would not show")
+        return []
+    if header["release"] == "none":
+        return []
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as checkpoint:
+            metadata = checkpoint.metadata() or {}
+        head, step = metadata["ledger_head"], int(metadata["step"])
+        said = int(metadata.get("releases", step))
+    except (OSError, SafetensorError) as error:
+        return [f"{path.name} is unreadable ({error})"]
+    except (KeyError, ValueError) as error:
+        return [f"{path.name} does not name its ledger head and step ({error!r})"]
+    recorded = ledger.count_at(head)
+    if recorded is None:
+        return [
+            f"{path.name} names ledger head {head[:16]}…, which this ledger never had: "
+            "it is newer than the ledger, whose tail was cut off, or the ledger was rewritten"
+        ]
+    if recorded < step:
+        return [f"{path.name} is of step {step}, but the ledger had {recorded} releases at its head"]
+    if "releases" in metadata and said != recorded:
+        return [f"{path.name} counts {said} releases, the ledger had {recorded} at its head"]
+    return []
+
+
+def read_settings(path: Path, notes: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """The run's settings, empty where there are none, and findings."""
+    if not path.is_file():
+        notes.append(f"no {path.name}: what was asked for cannot be compared")
+        return {}, []
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8")), []
+    except (OSError, ValueError) as error:
+        return {}, [f"{path.name} is unreadable ({' '.join(str(error).split())})"]
+
+
+def check_settings(settings: Mapping[str, Any], header: Mapping[str, Any]) -> list[str]:
+    """Where what was asked for is not what the ledger announces. A setting that was left out says nothing."""
+    findings = []
+    for name, announced in _ANNOUNCED.items():
+        if name not in settings or (header["release"] == "none" and name != "release"):
+            continue
+        said, stands = settings[name], header.get(announced)
+        if name == "unsafe_diagnostics":
+            stands = bool(stands)
+        if not _equal(said, stands):
+            findings.append(f"{SETTINGS_FILE} has {name} = {said!r}, the ledger {announced} = {stands!r}")
+    return findings
+
+
+def check_metrics(path: Path, header: Mapping[str, Any]) -> list[str]:
+    """Figures of private records in what the run shows: each is a release that no ledger row covers."""
+    if header["release"] == "none" or header.get("unsafe_diagnostics") or not path.is_file():
+        return []
+    shown: set[str] = set()
+    for line in path.read_bytes().splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:  # a crash cuts the last line
+            continue
+        shown |= _PRIVATE_FIGURES & row.keys() if isinstance(row, dict) else set()
+    if not shown:
+        return []
+    return [
+        f"{path.name} shows {', '.join(sorted(shown))}: computed from private records and outside the guarantee, "
+        "though the ledger says that no such figures were kept"
+    ]
+
+
+def file_digest(path: Path) -> str | None:
+    """SHA-256 of a file, in hexadecimal digits; None where there is none."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _equal(said: object, stands: object) -> bool:
+    numbers = (said, stands)
+    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in numbers):
+        return math.isclose(float(str(said)), float(str(stands)), rel_tol=1e-9)
+    return said == stands

@@ -1,0 +1,124 @@
+"""What a privacy statement says in sentences: verdict, mechanism, adversary, and what lies outside it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from privacy.adjacency import Adjacency
+from privacy.guarantee import Guarantee, Kind, rounded_up
+
+# Side channels and choices outside every guarantee of this program (docs/threat-model.md).
+NOT_COVERED = (
+    "Timing, memory use and power of the machine and of the device: side channels that were not bounded.",
+    "Anything outside the run folder: logs of other programs, backups of the private records, debuggers.",
+    "The data set's declared size, the hyper-parameters and the test set: they are taken to be public.",
+    "Choosing among several runs on the same records: each spends its own budget, and the budgets add up.",
+    "Several records of one person: the guarantee speaks of one record.",
+)
+INPUTS_PUBLIC = "The inputs of the records (images, features): only their labels are protected."
+
+ADVERSARY = (
+    "Somebody who sees every weight vector of the training, the settings, the code, the device's calibration and "
+    "projection matrix, and who knows all records but the one in question. Secret from them are the record, the noise "
+    "and, where records are sampled, which of them each step used."
+)
+RELEASED = (
+    "The weights after every step and everything the run folder shows. The guarantee covers all of it together; what "
+    "is computed from the weights afterwards needs no further privacy."
+)
+
+_UNITS = {
+    Adjacency.ADD_REMOVE: "one record: the data set with it and the data set without it are to look alike",
+    Adjacency.REPLACE_ONE: "one record: the data set and one with another record in its place are to look alike",
+    Adjacency.LABEL: "the label of one record: its input is public, and any two labels of it are to look alike",
+}
+
+_MECHANISMS = {
+    "gaussian": (
+        "In each step every record was drawn with probability {rate} (independent coins, Poisson sampling). The update "
+        "that a drawn record asks for, over all layers together, was clipped to Euclidean norm {clip}. To the sum, "
+        "normal noise of standard deviation {noise} times {sensitivity} (the sum's sensitivity, rounding included) was "
+        "added in each of {dimension} coordinates. Only the noised sum reached the weights."
+    ),
+    "skellam": (
+        "In each step every record was drawn with probability {rate} (independent coins, Poisson sampling). The update "
+        "that a drawn record asks for was clipped to Euclidean norm {clip}, rounded to whole numbers of a public grid "
+        "and bounded by {sensitivity} grid units. To the exact sum, whole-numbered Skellam noise of standard deviation "
+        "{noise} times {sensitivity} grid units was added in each of {dimension} coordinates. Only the noised sum "
+        "reached the weights."
+    ),
+    "label-gaussian": (
+        "Every record took part once in each pass over the data, in a public order. In each step normal noise was "
+        "added to every record's projected error, in {dimension} coordinates, so that a change of one label is no "
+        "easier to tell than a shift of {shift} standard deviations (leverages, public, count how the batch hides it). "
+        "Inputs are public; labels act through these errors only."
+    ),
+    "published": (
+        "In each step every record was drawn with probability {rate}, and normal noise was added inside each record's "
+        "projection, as in the published photonic mechanism. The accounting is a RECONSTRUCTION that takes the noise "
+        "of the sum for isotropic (noise multiplier {noise}); it is not, and the output layer carries none."
+    ),
+}
+
+
+def mechanism(header: Mapping[str, Any], name: str) -> str:
+    """How a step was made private, with the ledger's numbers.
+
+    Args:
+        header: of the ledger of a private run.
+        name: of the mechanism, a name of `privacy.mechanisms.MECHANISMS`.
+    """
+    sigma = header["noise_multiplier"]
+    return _MECHANISMS[name].format(
+        rate=shown(header["sample_rate"]),
+        clip=shown(header.get("max_grad_norm")),
+        noise=shown(sigma),
+        sensitivity=shown(header.get("sensitivity")),
+        dimension=f"{header['dimension']:,}" if isinstance(header.get("dimension"), int) else "all",
+        shift=shown(1 / sigma if sigma else math.inf),
+    )
+
+
+def unit(adjacency: Adjacency) -> str:
+    """Whom or what the guarantee protects."""
+    return _UNITS[adjacency]
+
+
+def not_covered(kind: Kind) -> tuple[str, ...]:
+    """What a guarantee of this kind says nothing about."""
+    return (INPUTS_PUBLIC, *NOT_COVERED) if kind is Kind.LABEL_DP else NOT_COVERED
+
+
+def verdict(guarantee: Guarantee, epsilon: float, findings: int) -> str:
+    """The first line of a statement: what may be relied on, before any number.
+
+    Args:
+        guarantee: that the ledger supports.
+        epsilon: the larger of the values computed.
+        findings: contradictions that the audit found.
+    """
+    if findings:
+        text = f"DOES NOT HOLD: the audit found {findings} contradiction(s), listed below. Rely on no figure here."
+        return text if guarantee.kind is not Kind.CONDITIONAL else f"NOT A GUARANTEE, and it {text}"
+    if guarantee.kind is Kind.NONE:
+        return "NO PRIVACY GUARANTEE: this run protects no record."
+    if guarantee.kind is Kind.CONDITIONAL:
+        return (
+            "NOT A GUARANTEE: the figures hold only while every assumption below does, and some are known to fail "
+            "(THEORY T1; `optical-dfa attack span`)."
+        )
+    if math.isinf(epsilon):
+        return "NO PROTECTION: the noise was too weak for a finite epsilon."
+    return (
+        f"HOLDS under the assumptions below: ({rounded_up(epsilon)}, {guarantee.delta:g})-differential privacy for "
+        f"data sets that differ by {guarantee.adjacency.words}."
+    )
+
+
+def shown(value: object) -> str:
+    """A number of the ledger as a person reads it."""
+    if isinstance(value, bool) or value is None:
+        return "not recorded" if value is None else "yes" if value else "no"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
