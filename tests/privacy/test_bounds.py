@@ -14,10 +14,10 @@ from scipy.stats import beta, binom, norm
 
 from noise_models.errors import UsageError
 from privacy import accounting
+from privacy.accounting.gdp import gaussian_epsilon
 from privacy.auditing.bounds import (
     binomial_upper_limit,
     clopper_pearson_bound,
-    gaussian_epsilon,
     gaussian_family_bound,
     gaussian_mu,
 )

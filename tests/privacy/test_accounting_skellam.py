@@ -1,0 +1,191 @@
+"""The Skellam law and mechanism: against mpmath's Bessel functions, sums, the paper's bound and dp_accounting."""
+
+import math
+
+import mpmath
+import numpy as np
+import pytest
+from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
+from dp_accounting.rdp import RdpAccountant
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import skellam as skellam_law
+
+from noise_models.errors import UsageError
+from privacy.accounting import skellam
+from privacy.accounting.skellam_law import hockey_stick_shift, log_pmf, renyi_shift
+from privacy.adjacency import Adjacency
+from privacy.ledger import Release
+
+DELTA = 1e-5
+
+
+def row(q: float, multiplier: float, l2: float, dimension: int = 10**6) -> Release:
+    return Release("skellam", "skellam", q, multiplier, l2, dimension)
+
+
+@pytest.mark.parametrize("argument", [0.01, 3.0, 499.0, 501.0, 1e4, 1e8])
+@pytest.mark.parametrize("count", [0, 1, -7, 300, 5000])
+def test_probabilities_against_mpmath(argument: float, count: int) -> None:
+    with mpmath.workdps(40):
+        exact = float(mpmath.log(mpmath.besseli(abs(count), argument)) - argument)
+    assert log_pmf(np.asarray([count]), argument / 2)[0] == pytest.approx(exact, rel=3e-14, abs=3e-13)
+
+
+@given(st.floats(0.2, 200.0), st.floats(0.2, 200.0))
+@settings(max_examples=25, deadline=None)
+def test_probabilities_sum_to_one_and_have_the_moments(first: float, second: float) -> None:
+    count = np.arange(-1000, 1001)
+    mass = np.exp(log_pmf(count, first, second))
+    assert mass.sum() == pytest.approx(1.0, abs=1e-10)
+    assert mass @ count == pytest.approx(first - second, abs=1e-7)
+    assert mass @ (count - first + second) ** 2 == pytest.approx(first + second, rel=1e-7)
+    assert mass[900:1101] == pytest.approx(skellam_law.pmf(count[900:1101], first, second), abs=1e-9)
+
+
+@given(st.floats(0.3, 300.0), st.integers(1, 30), st.integers(2, 20))
+@settings(max_examples=40, deadline=None)
+def test_renyi_of_a_shift_against_every_term(variance: float, shift: int, order: int) -> None:
+    count = np.arange(-600, 600 + 2 * order * shift)
+    base = log_pmf(count, variance / 2)
+    terms = base + order * (log_pmf(count - shift, variance / 2) - base)
+    direct = float(np.logaddexp.reduce(terms)) / (order - 1)
+    assert renyi_shift(order, variance, shift)[0] == pytest.approx(direct, rel=1e-9, abs=1e-13)
+    assert renyi_shift(order, variance, -shift)[0] == pytest.approx(direct, rel=1e-9, abs=1e-13)
+
+
+@given(st.floats(0.5, 1e6), st.integers(1, 300), st.sampled_from([2, 3, 5, 8, 16, 40, 128]))
+@settings(max_examples=80, deadline=None)
+def test_the_exact_divergence_is_within_the_papers_bound(variance: float, shift: int, order: int) -> None:
+    exact = renyi_shift(order, variance, shift)[0]
+    assert exact <= skellam.renyi_bound(order, variance, shift, shift) * (1 + 1e-9) + 1e-14
+
+
+@given(st.floats(2.0, 1e4), st.sampled_from([1, 2, 7, 25]), st.floats(1.5, 40.0))
+@settings(max_examples=40, deadline=None)
+def test_divergence_grows_with_the_shift_and_falls_with_the_noise(
+    variance: float, shift: int, order: float
+) -> None:
+    here = renyi_shift(order, variance, shift)[0]
+    assert renyi_shift(order, variance, shift + 1)[0] > here
+    assert renyi_shift(order, 1.5 * variance, shift)[0] < here
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=30, deadline=None)
+def test_the_vector_bound_covers_random_integer_vectors(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    variance, order = float(rng.uniform(2, 400)), float(rng.integers(2, 40))
+    vector = np.abs(rng.integers(-6, 7, int(rng.integers(1, 30))))
+    exact = sum(renyi_shift(order, variance, int(x))[0] for x in vector if x)
+    l1, l2 = float(vector.sum()), math.sqrt(float(vector @ vector))
+    assert exact <= skellam.renyi_exact([order], variance, l2)[0] * (1 + 1e-9)
+    assert exact <= skellam.renyi_bound(int(order), variance, l2, max(l1, l2)) * (1 + 1e-9)
+
+
+def test_much_noise_approaches_the_gaussian() -> None:
+    orders = [2, 8, 32]
+    gaussian = np.asarray(orders) * 100.0**2 / (2 * 1e6)
+    assert skellam.renyi_exact(orders, 1e6, 100.0) == pytest.approx(gaussian, rel=1e-3)
+    paper = [skellam.renyi_bound(order, 1e6, 100.0, 1e4) for order in orders]
+    assert paper == pytest.approx(gaussian, rel=1e-3)
+
+
+@pytest.mark.parametrize(("variance", "shift"), [(3.0, 1), (100.0, 5), (1e4, 40), (1e6, 1000)])
+@pytest.mark.parametrize("epsilon", [0.0, 0.3, 1.5])
+def test_hockey_stick_of_a_shift(variance: float, shift: int, epsilon: float) -> None:
+    """By summing the positive part; near the Gaussian's where the noise is wide; below the Rényi conversion."""
+    reach = int(15 * math.sqrt(variance)) + 100
+    count = np.arange(-reach, reach)
+    gain = np.exp(log_pmf(count - shift, variance / 2)) - np.exp(epsilon + log_pmf(count, variance / 2))
+    value = hockey_stick_shift(variance, shift, epsilon)
+    assert value == pytest.approx(float(np.clip(gain, 0, None).sum()), rel=1e-9, abs=1e-13)
+    if value > 1e-12:
+        orders = np.arange(2.0, 60.0)
+        assert (
+            epsilon <= skellam.convert_to_epsilon(orders, renyi_shift(orders, variance, shift), value) + 1e-9
+        )
+
+
+@pytest.mark.parametrize("q", [0.004, 0.1, 0.7])
+@pytest.mark.parametrize("sigma", [0.7, 1.0, 4.0])
+def test_sampling_reproduces_dp_accountings_gaussian(q: float, sigma: float) -> None:
+    """The formula's exact direction, on the Gaussian's divergences."""
+    orders = (2, 3, 7, 16, 64)
+    ours = skellam.subsampled(orders, q, lambda order: order / (2 * sigma**2))
+    accountant = RdpAccountant(list(orders))
+    accountant.compose(PoissonSampledDpEvent(q, GaussianDpEvent(sigma)))
+    assert ours == pytest.approx(accountant.rdp, rel=1e-9)
+
+
+@given(st.floats(0.5, 300.0), st.integers(1, 12), st.floats(0.01, 1.0), st.integers(2, 30))
+@settings(max_examples=60, deadline=None)
+def test_removing_a_record_is_the_worse_direction(variance: float, shift: int, q: float, order: int) -> None:
+    """Summed over the lattice both ways: the formula equals one direction and bounds the other."""
+    count = np.arange(-800, 800 + 2 * order * shift)
+    base = log_pmf(count, variance / 2)
+    loss = log_pmf(count - shift, variance / 2) - base
+    mixed = np.logaddexp(math.log1p(-q) if q < 1 else -math.inf, math.log(q) + loss)  # ln R/Q
+    remove = float(np.logaddexp.reduce(base + order * mixed)) / (order - 1)
+    add = float(np.logaddexp.reduce(base + (1 - order) * mixed)) / (order - 1)
+    exact = skellam.subsampled((order,), q, lambda k: float(renyi_shift(k, variance, shift)[0]))[0]
+    assert exact == pytest.approx(remove, rel=1e-7, abs=1e-12)
+    assert add <= remove * (1 + 1e-9) + 1e-12
+
+
+@pytest.mark.parametrize(
+    ("q", "sigma", "steps", "l2"),
+    [(1.0, 5.0, 1, 30.0), (0.01, 1.0, 1000, 300.0), (256 / 60000, 1.1, 10000, 1000.0)],
+)
+def test_two_accountants_agree_and_are_no_better_than_a_gaussian_pld(
+    q: float, sigma: float, steps: int, l2: float
+) -> None:
+    from privacy.accounting import epsilon, gaussian
+
+    tally = {row(q, sigma, l2): steps}
+    paper = skellam.epsilon(tally, DELTA, Adjacency.ADD_REMOVE, "skellam-rdp")
+    exact = skellam.epsilon(tally, DELTA, Adjacency.ADD_REMOVE, "skellam-exact")
+    assert exact == pytest.approx(paper, rel=0.01)
+    assert min(paper, exact) > epsilon({gaussian(q, sigma): steps}, DELTA)
+
+
+def test_coarse_grids_cost_more_in_the_bound_and_less_in_truth() -> None:
+    """At l2 = 2 grid units the paper's l1 term shows; the exact law is no worse than the Gaussian."""
+    tally = {row(1.0, 2.0, 2.0): 10}
+    paper = skellam.epsilon(tally, DELTA, Adjacency.ADD_REMOVE, "skellam-rdp")
+    exact = skellam.epsilon(tally, DELTA, Adjacency.ADD_REMOVE, "skellam-exact")
+    assert exact < paper < 1.5 * exact
+
+
+def test_edges() -> None:
+    add_remove = Adjacency.ADD_REMOVE
+    assert skellam.epsilon({}, DELTA, add_remove) == 0.0
+    assert skellam.epsilon({row(0.1, 1.0, 10.0): 0}, DELTA, add_remove) == 0.0
+    assert skellam.epsilon({row(0.1, 0.0, 10.0): 1}, DELTA, add_remove) == math.inf
+    assert skellam.epsilon({row(0.1, 1.0, 0.9): 5}, DELTA, add_remove) == pytest.approx(0.0, abs=1e-2)
+    plain = skellam.epsilon({row(0.1, 3.0, 10.0): 50}, DELTA, add_remove)
+    mixed = skellam.epsilon({row(0.1, 3.0, 10.0): 25, row(0.1, 3.0, 20.0): 25}, DELTA, add_remove)
+    assert mixed == pytest.approx(plain, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("release", "adjacency", "accountant", "message"),
+    [
+        (row(0.1, 1.0, 10.0), Adjacency.REPLACE_ONE, "skellam-rdp", "add-or-remove-one"),
+        (row(0.1, 1.0, 10.0), Adjacency.LABEL, "skellam-rdp", "add-or-remove-one"),
+        (row(0.1, 1.0, 10.0), Adjacency.ADD_REMOVE, "pld", "'pld' does not cover"),
+        (Release("gaussian", "digital", 0.1, 1.0, 1.0, 1), Adjacency.ADD_REMOVE, "skellam-rdp", "'gaussian'"),
+    ],
+)
+def test_wrong_use_gets_one_line(
+    release: Release, adjacency: Adjacency, accountant: str, message: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        skellam.epsilon({release: 1}, DELTA, adjacency, accountant)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_bound_is_for_whole_orders() -> None:
+    with pytest.raises(UsageError, match="whole numbers"):
+        skellam.renyi_bound(2.5, 10.0, 1.0, 1.0)  # type: ignore[arg-type]
