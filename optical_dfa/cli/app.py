@@ -21,6 +21,7 @@ from noise_models.errors import DeviceError, UsageError
 COMMANDS = {
     "train": "optical_dfa.cli.train:train",
     "account": "optical_dfa.cli.account:account",
+    "attack": "optical_dfa.cli.attack:attack",
     "audit": "optical_dfa.cli.audit:audit",
     "backends": "optical_dfa.cli.backends:backends",
     "bench": "optical_dfa.cli.bench:bench",

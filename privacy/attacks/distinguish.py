@@ -66,9 +66,27 @@ class ReleasedSums:
         while True:
             yield from loader
 
-    def take(self, trials: int, steps: int = 1) -> Array:
-        """The noised sums of `trials · steps` consecutive releases, shape (trials, steps, dimension)."""
-        rows = [self._release() for _ in range(trials * steps)]
+    def take(
+        self,
+        trials: int,
+        steps: int = 1,
+        keep: Callable[[Array], Array] | None = None,
+        tell: Callable[[], None] | None = None,
+    ) -> Array:
+        """The noised sums of `trials · steps` consecutive releases, shape (trials, steps, dimension).
+
+        Args:
+            trials, steps: how many.
+            keep: what the adversary keeps of each sum, a function of it; None keeps all.
+            tell: called after every trial.
+        """
+        rows = []
+        for _ in range(trials):
+            for _ in range(steps):
+                released = self._release()
+                rows.append(released if keep is None else keep(released))
+            if tell is not None:
+                tell()
         return np.stack(rows).reshape(trials, steps, -1)
 
     def _release(self) -> Array:

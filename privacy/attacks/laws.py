@@ -45,6 +45,26 @@ class GaussianLaw:
 
 
 @dataclass(frozen=True)
+class CorrelatedGaussianLaw:
+    """Z ~ N(0, covariance), or whatever else has that covariance: noise that a projection or a layer's inputs shape.
+
+    Attributes:
+        covariance: shape (dimension, dimension); where it is singular, Z has no part.
+    """
+
+    covariance: Array
+
+    def log_density(self, noise: Array, spread: float) -> Array:
+        values, vectors = np.linalg.eigh(self.covariance + spread**2 * np.eye(len(self.covariance)))
+        kept = values > _SINGULAR * values[-1]
+        whitened = (noise @ vectors[:, kept]) / np.sqrt(values[kept])
+        return np.asarray(-0.5 * np.square(whitened).sum(-1) - 0.5 * np.log(values[kept]).sum())
+
+
+_SINGULAR = 1e-10  # eigenvalues below this share of the largest are rounding
+
+
+@dataclass(frozen=True)
 class KnownNoiseLaw:
     """Z is known but for rounding: its generator was seeded, and the seed is known.
 

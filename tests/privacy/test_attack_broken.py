@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from attack_worlds import DELTA, Worlds, calibrated, claimed, noise_std
 from torch import Tensor, nn
 
 from noise_models.generator import NoiseGenerator
+from optical_dfa.attacks.worlds import Worlds, calibrated, claimed, noise_std
 from optical_dfa.backends.encoding import Frames, Ternary
 from optical_dfa.backends.simulated_opu import SimulatedOpuBackend
 from optical_dfa.feedback import aligned
@@ -26,6 +26,7 @@ from privacy.attacks.distinguish import distinguish
 from privacy.attacks.laws import Array, GaussianLaw, KnownNoiseLaw, LatticeLaw, NoiseLaw
 from privacy.releases import dark_frame
 
+DELTA = 1e-5
 CONFIDENCE = 0.95
 TRIALS = {1.0: 120, 4.0: 700}  # in each world: e^-epsilon has to be seen
 SEED = 30
@@ -38,7 +39,7 @@ def gaussian(engine: PrivacyEngine, seed: int, trials: int) -> NoiseLaw:
 
 def attack(worlds: Worlds, epsilon: float, law: Law = gaussian) -> tuple[float, float]:
     """(lower bound, claimed epsilon); one step, q = 1."""
-    trials, sigma = TRIALS[epsilon], calibrated(epsilon, 1.0, 1)
+    trials, sigma = TRIALS[epsilon], calibrated(epsilon, DELTA, 1.0, 1)
     releases: list[Array] = []
     laws: list[NoiseLaw] = []
     for present in (False, True):
@@ -54,7 +55,7 @@ def attack(worlds: Worlds, epsilon: float, law: Law = gaussian) -> tuple[float, 
         delta=DELTA,
         confidence=CONFIDENCE,
     )
-    return result.worst_case.epsilon, claimed(engine, 1)
+    return result.worst_case.epsilon, claimed(engine, 1, DELTA)
 
 
 broken_or_not = pytest.mark.parametrize(
@@ -101,7 +102,7 @@ class OutputUnclipped(Capture):
 @broken_or_not
 def test_one_layer_unclipped(broken: bool, epsilon: float, monkeypatch: pytest.MonkeyPatch) -> None:
     if broken:
-        monkeypatch.setattr(aligned, "Capture", OutputUnclipped)
+        monkeypatch.setitem(aligned.CAPTURES, "records", OutputUnclipped)
     # tanh is saturated at x = 8: the hidden layer's contribution is small, the output layer's is not.
     worlds = Worlds(target=(torch.full((1, 1), 8.0), torch.zeros(1, dtype=torch.int64)), max_grad_norm=1e-3)
     check(attack(worlds, epsilon), broken, epsilon)
@@ -146,7 +147,7 @@ def test_ternary_threshold_of_the_batch(broken: bool, epsilon: float) -> None:
             torch.ones(1, dtype=torch.int64),
         ),  # mislabelled: its error is 3000 times theirs
         max_grad_norm=1e-5,
-        backend=device,
+        device=device,
     )
     check(attack(worlds, epsilon), broken, epsilon)
 

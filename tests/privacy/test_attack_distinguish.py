@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from attack_worlds import DELTA, Worlds, calibrated, claimed, noise_std
 from scipy.stats import norm
 
 from noise_models.errors import UsageError
+from optical_dfa.attacks.worlds import Worlds, calibrated, claimed, noise_std
 from privacy.attacks.distinguish import Distinguished, Knowledge, distinguish, log_likelihood_ratio
 from privacy.attacks.laws import GaussianLaw, KnownNoiseLaw, LatticeLaw
 
+DELTA = 1e-5
 CONFIDENCE = 0.95
 
 
@@ -24,7 +25,7 @@ def attack(
 ) -> tuple[Distinguished, float]:
     """Result and claimed epsilon; `trials` in each world."""
     worlds = Worlds(release=release, sample_rate=sample_rate)
-    sigma = calibrated(epsilon, sample_rate, steps)
+    sigma = calibrated(epsilon, DELTA, sample_rate, steps)
     without, engine = worlds.make(False, sigma, seed)
     with_record, _ = worlds.make(True, sigma, seed + 1)
     result = distinguish(
@@ -36,7 +37,7 @@ def attack(
         delta=DELTA,
         confidence=CONFIDENCE,
     )
-    return result, claimed(engine, steps)
+    return result, claimed(engine, steps, DELTA)
 
 
 def check(result: Distinguished, claim: float, epsilon: float) -> None:
@@ -88,7 +89,7 @@ def test_sound_release_keeps_its_claim_tightly_over_many_trials(
 
 def test_half_the_noise_is_noticed() -> None:
     """Power: with half the noise that epsilon = 1 needs, the bound passes 1 (true epsilon about 2.1)."""
-    worlds, sigma = Worlds(), calibrated(1.0, 1.0, 1)
+    worlds, sigma = Worlds(), calibrated(1.0, DELTA, 1.0, 1)
     (without, engine), (with_record, _) = (
         worlds.make(present, sigma / 2, 40 + present) for present in (False, True)
     )
@@ -101,7 +102,7 @@ def test_half_the_noise_is_noticed() -> None:
         delta=DELTA,
         confidence=CONFIDENCE,
     )
-    assert 1.0 < result.gaussian_family.epsilon <= claimed(engine, 1)
+    assert 1.0 < result.gaussian_family.epsilon <= claimed(engine, 1, DELTA)
 
 
 def test_worst_case_record_is_clipped_to_the_sensitivity() -> None:

@@ -1,0 +1,37 @@
+"""The attacks by name: network, data and engine put together for the cores in `privacy.attacks`.
+
+Importing this loads no torch. The file of attack `some-name` is `some_name.py` and has `run(setting: Setting) ->
+Finding`. A new one is one new file and one line here.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from noise_models.errors import UsageError
+
+if TYPE_CHECKING:
+    from optical_dfa.attacks.setting import Setting
+    from privacy.attacks.finding import Finding
+
+ATTACKS: dict[str, str] = {
+    "span": "what one step holds off the span of the other records' inputs (THEORY T1)",
+    "dead-pixel": "a pixel that only one record lights, read from the final model alone (THEORY T1)",
+    "lattice": "dark frames without dither, read modulo the converter's step (THEORY T4)",
+    "distinguish": "the most powerful test of one record's presence, on worst-case neighbours",
+    "gradient-inversion": "one record's input from a single step, as a picture",
+}
+
+
+def attack(name: str, setting: Setting) -> Finding:
+    """Run the attack `name`.
+
+    Raises:
+        UsageError: no such attack, or a setting that it cannot serve.
+        DeviceError: the device failed.
+    """
+    if name not in ATTACKS:
+        raise UsageError(f"unknown attack {name!r}; choose one of {', '.join(ATTACKS)}")
+    found: Finding = import_module(f"optical_dfa.attacks.{name.replace('-', '_')}").run(setting)
+    return found
