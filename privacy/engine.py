@@ -55,7 +55,8 @@ class PrivacyEngine:
 
     Attributes:
         ledger: the record of every release; None before `make_private`.
-        source: where the release's noise comes from; None before `make_private`.
+        step: the release of a step; None before `make_private`.
+        source: where its noise comes from; None before `make_private`.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class PrivacyEngine:
             assumptions: what the caller takes for granted besides; printed with the guarantee.
         """
         self.ledger: Ledger | None = None
+        self.step: StepRelease | None = None
         self.source: NoiseSource | None = None
         self._path = None if ledger is None else Path(ledger)
         self._resume = resume
@@ -305,7 +307,7 @@ class PrivacyEngine:
             undo.pop_all()
         capture.expected_records = lambda: _pending(loader)
         capture.mask_seed = lambda: int(masks.uint64(1)[0])
-        self.ledger, self.source = ledger, source
+        self.ledger, self.step, self.source = ledger, step, source
         return module, private, loader
 
     def _step(self, loader: PrivateLoader, step: StepRelease, noise_multiplier: float) -> Tensor | None:

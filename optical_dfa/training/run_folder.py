@@ -19,9 +19,10 @@ LEDGER = "ledger.sqlite"
 CHECKPOINT = "checkpoint.safetensors"
 CALIBRATION = "calibration.json"  # histogram of the start-up's dark frames
 CAMERA = "camera-calibration.json"  # the calibration that the ledger names
+CERTIFICATE = "certificate.json"  # which assumptions of the published proof fail (release per-record)
 REPORT = "report.html"
 FILES = (
-    *(CONFIG, METRICS, SUMMARY, REPORT, CALIBRATION, CAMERA, CHECKPOINT),
+    *(CONFIG, METRICS, SUMMARY, REPORT, CALIBRATION, CAMERA, CERTIFICATE, CHECKPOINT),
     *(LEDGER, f"{LEDGER}-wal", f"{LEDGER}-shm"),
 )
 # What may change when a run is resumed; the budget, noise and clipping norm are the ledger's to check.

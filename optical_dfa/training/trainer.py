@@ -32,6 +32,7 @@ from optical_dfa.training import checkpoint
 from optical_dfa.training.run_folder import (
     CALIBRATION,
     CAMERA,
+    CERTIFICATE,
     CHECKPOINT,
     LEDGER,
     SUMMARY,
@@ -42,6 +43,7 @@ from privacy.guarantee import Guarantee, Kind
 from privacy.health_log import noting_failures
 from privacy.ledger import Ledger
 from privacy.releases.dark_frame import DarkFrameNoise
+from privacy.releases.per_record import PerRecordRelease
 
 # What one training step offers a rule; a rule that requires more is refused.
 OFFERS = frozenset({Requires.ROOT_ERROR, Requires.BACKWARD})
@@ -242,6 +244,8 @@ class _Run:
             made = self.engine.make_private(**shared, noise_multiplier=sigma, target_epsilon=config.epsilon)
         self.module, self.optimizer, self.loader = made
         self.steps_an_epoch = len(self.loader)
+        if isinstance(self.engine.step, PerRecordRelease):
+            self.engine.step.diagnoses = config.unsafe_diagnostics
         if self.folder is not None and isinstance(self.engine.source, DarkFrameNoise):
             self.folder.write_json(CALIBRATION, self.engine.source.histogram())
             if self.calibration is not None:
@@ -289,7 +293,7 @@ class _Run:
             return
         ledger = None if self.engine is None else self.engine.ledger
         with nullcontext() if ledger is None else noting_failures(ledger, "ageing"):
-            device.advance(device.hardware_seconds(self.config.batch_size))
+            device.advance(device.hardware_seconds(self.module.projections(self.config.batch_size)))
 
     def _batches(self, step: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches without end: Poisson ones in a private run, shuffled ones (from `step` on) otherwise."""
@@ -332,6 +336,8 @@ class _Run:
             inner = getattr(self.optimizer, "original", self.optimizer)
             checkpoint.save(self.folder.path / CHECKPOINT, self.module, inner, self.position)
             self.folder.add_metrics(row)
+            if self.engine is not None and isinstance(self.engine.step, PerRecordRelease):
+                self.folder.write_json(CERTIFICATE, self.engine.step.certificate.to_dict())
         self._last = row
 
     def _shown(self) -> dict[str, float | str]:
@@ -362,7 +368,8 @@ class _Run:
         header = (
             self.engine.ledger.header() if self.engine is not None and self.engine.ledger is not None else {}
         )
-        device, records = self.module.backend, self.position.step * config.batch_size  # the expected number
+        device = self.module.backend
+        records = self.position.step * self.module.projections(config.batch_size)  # of the expected number
         summary: dict[str, Any] = {
             "dataset": config.dataset,
             "model": config.model,

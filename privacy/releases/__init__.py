@@ -53,6 +53,7 @@ RELEASES: dict[str, Terms] = {
         "noise inside each record's projection, as published: conditional, NOT a worst-case guarantee",
         kind=Kind.CONDITIONAL,
         mechanism="published",
+        options=("activation_floor", "derivative_floor"),
     ),
     "aggregate": Terms("noise from a cryptographic generator, on the sum that the device then projects"),
 }

@@ -33,11 +33,11 @@ from privacy.releases.digital import DigitalNoise
 from privacy.releases.source import Parts
 from privacy.releases.step import RECORD_ASSUMPTIONS, StepRelease
 
-# What the isotropic reading takes for the least |h| and |φ'| (of tanh: |a| <= 0.88). Nothing enforces them. Their
-# product squared, 1/16, is below the mean of φ'² h² over records at a typical coordinate, so (1) of the accounting
-# holds there; it fails at others, which the certificate counts.
-ACTIVATION_FLOOR = 0.5
-DERIVATIVE_FLOOR = 0.5
+# What the isotropic reading takes for the least |h| and |φ'| (of tanh: |a| <= 0.88), unless the options
+# `activation_floor` and `derivative_floor` say otherwise. Nothing enforces them. Their product squared, 1/16, is below
+# the mean of φ'² h² over records at a typical coordinate, so (1) of the accounting holds there; it fails at others,
+# which the certificate counts.
+FLOOR = 0.5
 
 
 class ProjectionNoise(DigitalNoise):
@@ -65,6 +65,8 @@ class PerRecordRelease(StepRelease):
         *,
         max_grad_norm: float,
         expected_batch_size: float,
+        activation_floor: float = FLOOR,
+        derivative_floor: float = FLOOR,
     ) -> None:
         """
         Args:
@@ -72,11 +74,17 @@ class PerRecordRelease(StepRelease):
             source: where g comes from.
             max_grad_norm: C > 0, finite.
             expected_batch_size: q·N with the public N; the realised size is never used.
+            activation_floor: h_min > 0, public.
+            derivative_floor: φ'_min > 0, public.
         Raises:
             UsageError: a value out of range.
         """
         if not 0 < max_grad_norm < math.inf:
             raise UsageError(f"max_grad_norm is {max_grad_norm}; it must be a positive number")
+        for option, value in (("activation_floor", activation_floor), ("derivative_floor", derivative_floor)):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+                raise UsageError(f"release option {option}={value!r}: it must be a positive number")
+        self.activation_floor, self.derivative_floor = float(activation_floor), float(derivative_floor)
         self.contributions: GatedContributions = contributions
         self.source = source
         self.sensitivity = max_grad_norm
@@ -100,7 +108,7 @@ class PerRecordRelease(StepRelease):
             *(str(finding) for finding in self.certificate.failing()),
             "the noise of every update is taken for an isotropic Gaussian, which it is not: its covariance has at most "
             "the rank of the batch (a reconstruction of the published form, THEORY T1)",
-            f"every activation is at least {ACTIVATION_FLOOR:g} and every derivative at least {DERIVATIVE_FLOOR:g} "
+            f"every activation is at least {activation_floor:g} and every derivative at least {derivative_floor:g} "
             "in absolute value; nothing enforces it",
             *RECORD_ASSUMPTIONS,
         )
@@ -167,7 +175,7 @@ class PerRecordRelease(StepRelease):
 
     def noise_std(self, noise_multiplier: float) -> float:
         """sigma, the standard deviation of g."""
-        floors = ACTIVATION_FLOOR * DERIVATIVE_FLOOR
+        floors = self.activation_floor * self.derivative_floor
         return noise_multiplier * self.sensitivity / (math.sqrt(self.expected_batch_size) * floors)
 
     def add_noise(self, noise_multiplier: float) -> None:
@@ -182,7 +190,7 @@ class PerRecordRelease(StepRelease):
         self._noised = False
         if self._looked:
             layers = [_joined(parts) for parts in zip(*self._looked, strict=True)]
-            found = realised_findings(layers, ACTIVATION_FLOOR, DERIVATIVE_FLOOR)
+            found = realised_findings(layers, self.activation_floor, self.derivative_floor)
             self.certificate = Certificate((*self.certificate.findings, *found))
             self._looked = None
         return self._sum.div_(self.expected_batch_size)
@@ -226,4 +234,5 @@ def make(parts: Parts) -> PerRecordRelease:
         ProjectionNoise(parts.generator("noise")),
         max_grad_norm=parts.max_grad_norm,
         expected_batch_size=parts.expected_batch_size,
+        **parts.options,
     )
