@@ -38,6 +38,7 @@ from privacy.releases import refuse_unknown_options, terms
 from privacy.releases.source import NoiseSource, Parts
 from privacy.releases.step import StepRelease
 from privacy.sampling import PoissonLoader, PrivateLoader, PublicLoader
+from privacy.validation import Validation, validate
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -232,6 +233,17 @@ class PrivacyEngine:
             self.ledger.tally(), delta, self._terms.adjacency, header["accountant"], beta=self._beta
         )
         return Guarantee.of_run(header, epsilon, delta, header["accountant"])
+
+    def validate(
+        self,
+        module: nn.Module,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        *,
+        inputs: Tensor | Sequence[Tensor] | None = None,
+        targets: Tensor | None = None,
+    ) -> Validation:
+        """Try whether `module` and `loss` keep records apart, before `make_private` (`privacy.validation.validate`)."""
+        return validate(module, loss, inputs=inputs, targets=targets)
 
     def steps_left(self) -> int | None:
         """Releases the budget still allows; None without a budget."""
