@@ -71,7 +71,7 @@ def audit(
 
 def _show(name: str, result: AuditReport, *, alone: bool, stated: bool) -> None:
     """Findings and what was compared; then, of a run by itself, the statement."""
-    from privacy.auditing.statement import markdown
+    from privacy.auditing.markdown import markdown
 
     facts = {
         "consistent": show(result.consistent),
@@ -94,7 +94,7 @@ def _stated(name: str, result: AuditReport) -> dict[str, Any]:
 
 
 def _write(path: Path, stated: dict[str, Any]) -> None:
-    from privacy.auditing.statement import markdown
+    from privacy.auditing.markdown import markdown
 
     text = (
         markdown(stated) if path.suffix == ".md" else json.dumps(stated, indent=2, ensure_ascii=False) + "\n"

@@ -1,15 +1,12 @@
-"""The privacy statement of an audited run, for the files of a data-protection officer: JSON types, and Markdown.
+"""The privacy statement of an audited run, for the files of a data-protection officer, as JSON types.
 
-docs/privacy-statement.md explains it line by line. Names that come from the run folder are data: in Markdown they
-are escaped, so that a run cannot write its own verdict.
+docs/privacy-statement.md explains it line by line; `privacy.auditing.markdown` makes the document of it.
 """
 
 from __future__ import annotations
 
 import math
-import re
 import shlex
-from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -17,11 +14,11 @@ from typing import Any
 
 from privacy.auditing import wording
 from privacy.auditing.audit import AuditReport
+from privacy.auditing.markdown import one_line
 from privacy.guarantee import Guarantee, Kind, rounded_up
 from privacy.releases import RELEASES
 
 FORMAT = 1
-_LONGEST = 1000  # characters of one text of a run folder
 
 
 def statement(report: AuditReport, run: str, device: str, issued: datetime | None = None) -> dict[str, Any]:
@@ -129,7 +126,7 @@ def _rounded(epsilon: float | None) -> str | None:
 
 
 def _commands(run: str, delta: float | None) -> list[str]:
-    name = shlex.quote(_clean(run))
+    name = shlex.quote(one_line(run))
     audit = f"optical-dfa audit {name}"
     again = [audit] if delta is None else [audit, f"{audit} --delta {delta:g} --json"]
     return [*again, f"sha256sum {name}/checkpoint.safetensors"]
@@ -140,154 +137,3 @@ def _installed() -> str | None:
         return version("optical-dfa")
     except PackageNotFoundError:
         return None
-
-
-# ---- Markdown
-
-
-def markdown(stated: Mapping[str, Any]) -> str:
-    """The statement as a document; every text of the run escaped."""
-    guarantee, subject, accounting = stated["guarantee"], stated["subject"], stated["accounting"]
-    mechanism, device, evidence = stated["mechanism"], stated["device"], stated["evidence"]
-    calibration = device["calibration"] if isinstance(device["calibration"], Mapping) else {}
-    parts = [
-        "# Privacy statement",
-        f"**{stated['verdict']}**",
-        _table(
-            {
-                "Issued": stated["issued"],
-                "Run": subject["run"],
-                "Data set (as the run's settings name it)": subject["data_set"],
-                "Records, declared public": subject["declared_size"],
-                "Network": subject["network"],
-                "First and last dated entry of the ledger": _span(
-                    subject["began"], subject["last_dated_entry"]
-                ),
-            }
-        ),
-        "## Guarantee",
-        _table(
-            {
-                "Kind": guarantee["kind"],
-                "Epsilon (rounded up)": guarantee["epsilon"],
-                "Delta": _number(guarantee["delta"]),
-                "Epsilon that secret noise would have given": guarantee["nominal_epsilon"]
-                or "not applicable",
-                "Neighbouring data sets": f"{guarantee['adjacency']}: {guarantee['neighbours']}",
-                "Protected unit": guarantee["unit"],
-            }
-        ),
-        _escaped(guarantee["in_words"]),
-        "## Mechanism",
-        _table(
-            {
-                "Release": _with(mechanism["release"], mechanism["noise"]),
-                "Mechanism": mechanism["name"],
-                "Budget: epsilon at most": mechanism["budget_epsilon"] or "none was set",
-                "Noise from a known seed": _yes(mechanism["seeded"]),
-                "Figures of private records shown": _yes(mechanism["figures_of_records_shown"]),
-            }
-        ),
-        _escaped(mechanism["in_words"] or "Nothing was released under privacy."),
-        f"Released: {_escaped(stated['released'])}",
-        f"Adversary: {_escaped(stated['adversary'])}",
-        "## Device",
-        _escaped(device["in_words"]),
-        _table(
-            {
-                "Share of the noise variance that is the device's": _share(device["share_of_noise_variance"]),
-                "Calibration (SHA-256)": calibration.get("digest") or "none: nothing measured is relied on",
-                "Calibrated, valid until": _span(calibration.get("taken_at"), calibration.get("expires_at")),
-                "Probability that the calibration is wrong, within delta": _number(
-                    device["calibration_failure_probability"]
-                ),
-                "Start-up tests passed": device["start_up_tests_passed"],
-                "Times the device was refused": device["refusals"],
-            }
-        ),
-        "## Accounting",
-        _table(
-            {
-                "Releases in the ledger": f"{accounting['releases']:,}",
-                "Reported by the run": _computed(accounting["reported"]),
-                "Recomputed from the ledger": _computed(accounting["recomputed"]),
-            }
-        ),
-        "## Assumptions",
-        _list(stated["assumptions"], "none stated"),
-        "## Not covered",
-        _list(stated["not_covered"], "-"),
-        "## Findings",
-        _list(stated["findings"], "none"),
-        "## Notes",
-        _list(stated["notes"], "none"),
-        "## Evidence",
-        _table(
-            {
-                "Ledger head (SHA-256 chain)": evidence["ledger_head"],
-                "Weights (SHA-256 of checkpoint.safetensors)": evidence["checkpoint_sha256"] or "no file",
-                "Program that trained": evidence["written_by_version"],
-                "Program that audited": evidence["audited_by_version"],
-            }
-        ),
-        "To verify:\n\n" + "\n".join(f"    {_clean(command)}" for command in stated["verification"]),
-        "Responsible for the records: ______________________  Date: ____________  Signature: ______________________",
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _table(rows: Mapping[str, object]) -> str:
-    lines = [f"| {name} | {_escaped(_text(value))} |" for name, value in rows.items()]
-    return "\n".join(["| | |", "|---|---|", *lines])
-
-
-def _list(texts: list[str], empty: str) -> str:
-    return "\n".join(f"- {_escaped(text)}" for text in texts or [empty])
-
-
-def _text(value: object) -> str:
-    return "not recorded" if value is None else str(value)
-
-
-def _with(name: str, explanation: str | None) -> str:
-    return name if explanation is None else f"{name}: {explanation}"
-
-
-def _number(value: object) -> str:
-    return f"{value:g}" if isinstance(value, int | float) else _text(value)
-
-
-def _share(value: float | None) -> str:
-    return "none" if value is None else f"{100 * value:.1f} %"
-
-
-def _yes(value: bool) -> str:
-    return "YES" if value else "no"
-
-
-def _span(first: object, last: object) -> str:
-    return "not recorded" if first is None and last is None else f"{_text(first)} to {_text(last)}"
-
-
-def _computed(value: Mapping[str, Any] | None) -> str:
-    if value is None:
-        return "no summary"
-    nominal = "" if value["nominal_epsilon"] is None else f", nominal epsilon {value['nominal_epsilon']}"
-    return (
-        f"epsilon {value['epsilon']} at delta {_number(value['delta'])}, kind {value['kind']}{nominal} "
-        f"(accountant {value['accountant']})"
-    )
-
-
-def _clean(text: str) -> str:
-    """One line of printable characters: no line breaks, no control or direction marks."""
-    flat = "".join(character if character.isprintable() else " " for character in text)
-    flat = " ".join(flat.split())
-    return flat if len(flat) <= _LONGEST else flat[:_LONGEST] + "…"
-
-
-def _escaped(text: str) -> str:
-    """Text that Markdown shows as it is: no headings, links, markup or table cells of its own."""
-    plain = re.sub(r"([\\`*_\[\]<>&|#~$@])", r"\\\1", _clean(text))
-    plain = plain.replace("://", "\\://").replace("www.", "www\\.")
-    return re.sub(r"^(\d*)([-+=.)])(?= |$)", r"\1\\\2", plain)  # a list of its own

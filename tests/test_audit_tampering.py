@@ -1,0 +1,505 @@
+"""Run folders of the training program, honest and tampered with, through the audit command.
+
+A forger here can do more than edit: `rechained` writes the whole hash chain anew, so that only what stands outside
+the ledger contradicts it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import sqlite3
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from noise_models.base import Frame
+from noise_models.calibration import Calibration, Limits
+from noise_models.generator import NoiseGenerator
+from optical_dfa.backends.simulated_opu import SimulatedOpuBackend
+from optical_dfa.cli import main
+from privacy.auditing.audit import audit
+from privacy.ledger import Ledger
+
+Row = tuple[int, str, dict[str, Any], str]  # number, kind, payload, nonce
+Change = Callable[[Path], None]
+
+TRAIN = [
+    *("train", "--dataset", "digits", "--model", "mlp:8", "--batch-size", "256", "--epochs", "1", "--json"),
+    *("--noise-multiplier", "2", "--delta", "1e-4"),
+]
+STEPS = 6
+
+
+def train(out: Path, *more: str) -> Path:
+    assert main([*TRAIN, "--out", str(out), *more]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(tmp_path_factory.mktemp("honest") / "run", "--release", "digital", "--backend", "digital")
+
+
+@pytest.fixture
+def run(honest: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(honest, tmp_path / "run"))
+
+
+def findings(run: Path, capsys: pytest.CaptureFixture[str], *others: Path) -> list[str]:
+    """What `optical-dfa audit` finds; its exit code says whether there is anything."""
+    capsys.readouterr()
+    code = main(["audit", str(run), *map(str, others), "--json"])
+    said = json.loads(capsys.readouterr().out)
+    found = list(said["findings"])
+    for document in said.get("runs", {}).values():
+        found += document["findings"]
+    assert code == (1 if found else 0)
+    assert all("\n" not in line for line in found)
+    return found
+
+
+# ---- what a forger does
+
+
+def rows_of(run: Path) -> list[Row]:
+    with sqlite3.connect(run / "ledger.sqlite") as connection:
+        table = connection.execute("SELECT seq, kind, body, nonce FROM entries ORDER BY seq").fetchall()
+    connection.close()
+    return [(seq, kind, json.loads(body), nonce) for seq, kind, body, nonce in table]
+
+
+def rechained(run: Path, rows: list[Row]) -> None:
+    """Put these rows in place of the ledger's, numbered and hashed as an honest ledger numbers and hashes them."""
+    (run / "ledger.sqlite-wal").unlink(missing_ok=True)
+    connection = sqlite3.connect(run / "ledger.sqlite", isolation_level=None)
+    connection.executescript(
+        "DROP TRIGGER IF EXISTS no_update; DROP TRIGGER IF EXISTS no_delete; DELETE FROM entries;"
+    )
+    previous = hashlib.sha256(b"optical-dfa ledger, version 1").hexdigest()
+    for seq, (_, kind, payload, nonce) in enumerate(rows):
+        body = json.dumps(payload, sort_keys=True, separators=(",", ":"))
+        text = f"{previous}\n{seq}\n{json.dumps([kind, nonce])}\n{body}"
+        previous = hashlib.sha256(text.encode()).hexdigest()
+        connection.execute("INSERT INTO entries VALUES (?, ?, ?, ?, ?)", (seq, kind, body, nonce, previous))
+    connection.close()
+
+
+def edited(run: Path, kinds: tuple[str, ...], **values: Any) -> None:
+    """Change fields of all rows of these kinds and write the chain anew."""
+    rechained(
+        run,
+        [
+            (seq, kind, payload | values if kind in kinds else payload, nonce)
+            for seq, kind, payload, nonce in rows_of(run)
+        ],
+    )
+
+
+def raw(statement: str) -> Change:
+    def change(run: Path) -> None:
+        connection = sqlite3.connect(run / "ledger.sqlite")
+        connection.executescript(
+            f"DROP TRIGGER IF EXISTS no_update; DROP TRIGGER IF EXISTS no_delete; {statement}"
+        )
+        connection.close()
+
+    return change
+
+
+def without(run: Path, drop: Callable[[list[Row]], list[Row]]) -> None:
+    rechained(run, drop(rows_of(run)))
+
+
+def fit_checkpoint(run: Path) -> None:
+    """Make the checkpoint name the ledger's head."""
+    path = run / "checkpoint.safetensors"
+    with safe_open(path, framework="np") as stored:
+        metadata = dict(stored.metadata())
+    with Ledger.open(run / "ledger.sqlite", read_only=True) as ledger:
+        metadata |= {"ledger_head": ledger.head(), "releases": str(ledger.count())}
+    save_file(load_file(path), path, metadata)
+
+
+def fit_settings(run: Path) -> None:
+    path = run / "config.toml"
+    path.write_text(path.read_text().replace("noise_multiplier = 2.0", "noise_multiplier = 4.0"))
+
+
+def fit_summary(run: Path) -> None:
+    path = run / "summary.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"noise_multiplier": 4.0}))
+
+
+# ---- findings
+
+
+def test_an_honest_run_is_consistent(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert findings(run, capsys) == []
+    report = audit(run)
+    assert (report.consistent, report.notes, report.releases) == (True, (), STEPS)
+
+
+def test_the_forgers_chain_is_the_ledgers(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Rows written anew without a change give the very same hashes: what follows is found elsewhere."""
+    before = audit(run).ledger_head
+    rechained(run, rows_of(run))
+    assert audit(run).ledger_head == before
+    assert findings(run, capsys) == []
+
+
+MIDDLE, LAST = (
+    "(SELECT seq FROM entries WHERE kind = 'release' LIMIT 1 OFFSET 2)",
+    "(SELECT MAX(seq) FROM entries)",
+)
+SIGMA = """SET body = replace(body, '"noise_multiplier":2.0', '"noise_multiplier":4.0') WHERE kind IN"""
+TAMPERING: list[tuple[str, Change, str]] = [
+    ("a row deleted", raw(f"DELETE FROM entries WHERE seq = {MIDDLE}"), "are missing"),
+    (
+        "a row deleted, chain anew",
+        lambda run: without(run, lambda rows: rows[:-3] + rows[-2:]),
+        "newer than the",
+    ),
+    ("the last row deleted", raw(f"DELETE FROM entries WHERE seq = {LAST}"), "newer than the ledger"),
+    (
+        "the tail cut and grown again",
+        lambda run: without(run, lambda rows: rows[:-3] + [rows[-3]] * 3),
+        "newer than",
+    ),
+    ("sigma of the rows", raw(f"UPDATE entries {SIGMA} ('release')"), "does not fit the chain"),
+    ("sigma of the header", raw(f"UPDATE entries {SIGMA} ('header')"), "does not fit the chain"),
+    (
+        "sigma of the rows, chain anew",
+        lambda run: edited(run, ("release",), noise_multiplier=4.0),
+        "the header 2",
+    ),
+    (
+        "sigma of both, chain anew",
+        lambda run: edited(run, ("header", "release"), noise_multiplier=4.0),
+        "newer than",
+    ),
+    (
+        "the header's clipping",
+        lambda run: edited(run, ("header",), max_grad_norm=0.5),
+        "has max_grad_norm = 1.0",
+    ),
+    ("the rows' extra loss", lambda run: edited(run, ("release",), mass=0.0, log_ratio=0.0), "newer than"),
+]
+
+
+@pytest.mark.parametrize(
+    ("change", "finding"), [case[1:] for case in TAMPERING], ids=[case[0] for case in TAMPERING]
+)
+def test_a_tampered_ledger_is_found(
+    change: Change, finding: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change(run)
+    found = findings(run, capsys)
+    assert any(finding in line for line in found), found
+
+
+def test_how_far_a_forger_has_to_go(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """File by file: what contradicts the halved epsilon until every file was rewritten, and what remains then."""
+    filed = audit(run)
+    edited(run, ("header", "release"), noise_multiplier=4.0)
+    for fit, sign in (
+        (fit_checkpoint, "which this ledger never had"),
+        (fit_settings, "config.toml has noise_multiplier = 2.0"),
+        (fit_summary, "summary.json reports noise_multiplier 2.0"),
+    ):
+        found = findings(run, capsys)
+        assert any(sign in line for line in found), found
+        fit(run)
+    # Nothing in the folder contradicts the rest now. A statement filed before does: it names head and weights.
+    forged = audit(run)
+    assert forged.consistent
+    assert forged.epsilon < 0.6 * filed.epsilon
+    assert forged.ledger_head != filed.ledger_head
+    assert forged.checkpoint_digest != filed.checkpoint_digest
+
+
+def test_a_checkpoint_newer_than_the_ledger(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copy(run / "ledger.sqlite", run.parent / "older.sqlite")
+    train(run, "--release", "digital", "--backend", "digital", "--resume", "--epochs", "2")
+    assert findings(run, capsys) == []
+    shutil.copy(run.parent / "older.sqlite", run / "ledger.sqlite")
+    found = findings(run, capsys)
+    assert any("newer than the ledger" in line for line in found), found
+    assert any("reports 12 steps, the ledger has 6 releases" in line for line in found), found
+
+
+@pytest.mark.parametrize(
+    ("setting", "other", "finding"),
+    [
+        ("batch_size = 256", "batch_size = 128", "batch_size = 128, the ledger batch_size = 256"),
+        ("public_size = 1437", "public_size = 14370", "public_size = 14370, the ledger nominal_size = 1437"),
+        ("max_grad_norm = 1.0", "max_grad_norm = 0.5", "max_grad_norm = 0.5"),
+        ('release = "digital"', 'release = "dark-frame"', "release = 'dark-frame'"),
+        ("delta = 0.0001", "delta = 1e-6", "delta = 1e-06"),
+        ("noise_multiplier = 2.0", "epsilon = 1.0", "epsilon = 1.0, the ledger target_epsilon = None"),
+        ("reproducible = false", "reproducible = true", "reproducible = True"),
+        ("batch_size", "batch_size = = ", "config.toml is unreadable"),
+    ],
+)
+def test_settings_that_the_ledger_contradicts(
+    setting: str, other: str, finding: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = run / "config.toml"
+    assert setting in path.read_text()
+    path.write_text(path.read_text().replace(setting, other))
+    found = findings(run, capsys)
+    assert any(finding in line for line in found), found
+
+
+def test_figures_of_private_records_in_the_metrics(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 7, "training_loss": 0.3}) + "\n")
+    assert any("shows training_loss" in line for line in findings(run, capsys))
+
+
+# ---- what the ledger says of itself
+
+
+@pytest.mark.parametrize(
+    ("values", "finding"),
+    [
+        ({"mechanism": "published"}, "says mechanism published, release digital has gaussian"),
+        ({"adjacency": "label"}, "says adjacency label, release digital has add-or-remove-one"),
+        ({"adjacency": "replace-one"}, "says adjacency replace-one"),
+        ({"release": "label"}, "releases come from digital, the header says label"),
+        ({"version": None}, "does not say which version"),
+        ({"version": "next"}, "does not say which version"),
+        ({"version": "99.1"}, "newer than this one"),
+        ({"dimension": 3}, "has dimension"),
+        ({"sensitivity": 0.5}, "has sensitivity"),
+    ],
+    ids=str,
+)
+def test_a_header_that_contradicts_itself_or_its_rows(
+    values: dict[str, Any], finding: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edited(run, ("header",), **values)
+    fit_checkpoint(run)  # the chain and its head are no help here
+    found = findings(run, capsys)
+    assert any(finding in line for line in found), found
+
+
+def test_an_older_version_is_a_note(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    edited(run, ("header",), version="0.0.1")
+    fit_checkpoint(run)
+    assert findings(run, capsys) == []
+    assert any("0.0.1" in note for note in audit(run).notes)
+
+
+def test_rows_of_several_mechanisms_support_nothing(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = rows_of(run)
+    seq, kind, payload, nonce = rows[-1]
+    rechained(run, [*rows[:-1], (seq, kind, payload | {"mechanism": "published"}, nonce)])
+    fit_checkpoint(run)
+    found = findings(run, capsys)
+    assert any("several mechanisms" in line for line in found), found
+    assert audit(run).guarantee.kind.value == "none"
+
+
+# ---- keys: drawn once, in this run and in every other
+
+
+def test_a_key_used_twice_in_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = rows_of(run)
+    key = next(row for row in rows if row[1] == "key")
+    rechained(run, [*rows, key])
+    fit_checkpoint(run)
+    assert any("is used again" in line for line in findings(run, capsys))
+
+
+def test_a_key_of_another_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = train(tmp_path / "other", "--release", "digital", "--backend", "digital")
+    assert findings(run, capsys, other) == []
+    key = next(
+        payload for _, kind, payload, _ in rows_of(run) if kind == "key" and payload["name"] == "noise"
+    )
+    rows = [
+        (seq, kind, key if payload.get("name") == "noise" else payload, nonce)
+        for seq, kind, payload, nonce in rows_of(other)
+    ]
+    rechained(other, rows)
+    fit_checkpoint(other)
+    assert findings(other, capsys) == []  # by itself nothing shows
+    found = findings(run, capsys, other)
+    assert any("used the same key for noise" in line for line in found), found
+
+
+def test_a_copy_is_the_same_run_and_a_branch_is_not(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    branch = Path(shutil.copytree(run, tmp_path / "branch"))
+    assert findings(run, capsys, branch) == []
+    more = ("--release", "digital", "--backend", "digital", "--resume", "--epochs", "2")
+    train(branch, *more)
+    assert findings(run, capsys, branch) == []  # a later state of it
+    capsys.readouterr()
+    assert main(["audit", str(run), str(branch)]) == 0
+    assert "between runs: " in capsys.readouterr().out
+    train(run, *more)
+    assert any("branched off" in line for line in findings(run, capsys, branch))
+
+
+def test_a_seeded_run_that_hides_its_seed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    seeded = ("--release", "digital", "--backend", "digital", "--reproducible", "--seed", "7")
+    one, other = (train(tmp_path / name, *seeded) for name in ("one", "other"))
+    assert findings(one, capsys, other) == []  # they share all keys, and promise nothing
+    assert audit(one).guarantee.kind.value == "none"
+    edited(one, ("header",), reproducible=False)
+    fit_checkpoint(one)
+    (one / "config.toml").write_text(
+        (one / "config.toml").read_text().replace("reproducible = true", "reproducible = false")
+    )
+    found = findings(one, capsys)
+    assert any("follows from seed 7" in line for line in found), found
+    assert any("used the same key" in line for line in findings(one, capsys, other))
+
+
+# ---- the device: its calibration and its health
+
+
+@pytest.fixture(scope="module")
+def calibration() -> Calibration:
+    """What a calibration of the default device would say."""
+    device = SimulatedOpuBackend(10, 8, seed=0, noise=NoiseGenerator.seeded(0, "device"))
+    credit, now = device.noise.credit(Frame.DARK), datetime.now(UTC)
+    light = device.expose(1, light=1.0, seconds=None, setting=Frame.DATA)
+    return Calibration(
+        camera="simulated-opu",
+        camera_fingerprint=device.camera_fingerprint(),
+        taken_at=now.isoformat(),
+        expires_at=(now + timedelta(days=1)).isoformat(),
+        frames=100,
+        confidence=1 - 1e-6,
+        beta=1e-6,
+        parameters={"read_noise_electrons": Limits(5.0, 4.95, 5.05)},
+        credit_dn=credit.std,
+        credit_lower_dn=0.98 * credit.std,
+        step_dn=1.0,
+        clipped_mass=credit.clipped_mass,
+        dark_level_dn=credit.level,
+        light_level_dn=float(light.double().mean()),
+        saturation_dn=255.0,
+        passed=True,
+        findings=(),
+        assumptions=("the read noise is Gaussian",),
+        curves={},
+    )
+
+
+@pytest.fixture(scope="module")
+def calibrated(calibration: Calibration, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("calibrated")
+    calibration.save(folder / "cal.json")
+    return train(folder / "run", "--release", "dark-frame", "--calibration", str(folder / "cal.json"))
+
+
+@pytest.fixture
+def credited(calibrated: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(calibrated, tmp_path / "credited"))
+
+
+def test_an_honest_calibrated_run(
+    credited: Path, calibration: Calibration, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert findings(credited, capsys) == []
+    assert any(calibration.digest in note for note in audit(credited).notes)
+
+
+def test_a_calibration_that_is_not_the_one_relied_on(
+    credited: Path, calibration: Calibration, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = credited / "camera-calibration.json"
+    path.write_text(path.read_text().replace('"frames": 100', '"frames": 101'))
+    assert any("has digest" in line for line in findings(credited, capsys))
+    other = replace(calibration, credit_lower_dn=0.99 * calibration.credit_dn)
+    other.save(path)  # consistent in itself
+    assert any("has digest" in line for line in findings(credited, capsys))
+    path.unlink()
+    assert any("that is not there" in line for line in findings(credited, capsys))
+
+
+def test_a_calibration_swapped_in_the_ledger_too(
+    credited: Path, calibration: Calibration, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The header names the other one by its digest, and chain and checkpoint fit: it is worth something else."""
+    other = replace(calibration, credit_lower_dn=0.99 * calibration.credit_dn, beta=1e-9)
+    other.save(credited / "camera-calibration.json")
+    named = rows_of(credited)[0][2]["calibration"] | {"digest": other.digest}
+    edited(credited, ("header",), calibration=named)
+    fit_checkpoint(credited)
+    found = findings(credited, capsys)
+    assert any("failure probability 1e-06, the calibration it names 1e-09" in line for line in found), found
+    assert any("noise credit in converter steps" in line for line in found), found
+    edited(credited, ("header",), calibration=None)
+    fit_checkpoint(credited)
+    assert any("names no calibration" in line for line in findings(credited, capsys))
+
+
+def test_releases_without_a_tested_device(credited: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    without(credited, lambda rows: [row for row in rows if row[1] != "health"])
+    fit_checkpoint(credited)
+    assert any("without a passed start-up test" in line for line in findings(credited, capsys))
+
+
+def test_dark_frames_of_another_run(
+    credited: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = train(tmp_path / "other", "--release", "dark-frame")
+    assert findings(credited, capsys, other) == []
+    seen = next(payload["digests"] for _, kind, payload, _ in rows_of(credited) if kind == "health")
+    edited(other, ("health",), digests=seen)
+    fit_checkpoint(other)
+    assert any("dark frames: the device replayed them" in line for line in findings(credited, capsys, other))
+
+
+# ---- the other mechanisms
+
+MECHANISMS = [
+    ("label", "label-dp", ("--rule", "dfa")),
+    ("per-record", "conditional", ("--rule", "dfa")),
+    ("aggregate", "record-dp", ("--rule", "gated-dfa")),
+    ("skellam", "record-dp", ("--rule", "dfa")),
+]
+
+
+@pytest.mark.parametrize(("release", "kind", "more"), MECHANISMS, ids=[case[0] for case in MECHANISMS])
+def test_every_release_is_recomputed_by_another_accountant(
+    release: str, kind: str, more: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = train(tmp_path / "run", "--release", release, "--backend", "digital", *more)
+    summary = json.loads((run / "summary.json").read_text())["guarantee"]
+    assert findings(run, capsys) == []
+    report = audit(run)
+    assert report.guarantee.kind.value == kind == summary["kind"]
+    assert report.guarantee.accountant != summary["accountant"]
+    if kind != "conditional":  # two formulas for the same published reading, neither a bound
+        assert report.epsilon == pytest.approx(summary["epsilon"], rel=0.01)
+
+
+def test_label_rows_whose_epochs_go_back_or_repeat(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = train(tmp_path / "run", "--release", "label", "--backend", "digital", "--epochs", "2")
+    rows = rows_of(run)
+    assert [payload["epoch"] for _, kind, payload, _ in rows if kind == "release"] == [0] * 6 + [1] * 6
+    seq, kind, payload, nonce = rows[-1]
+    rechained(run, [*rows[:-1], (seq, kind, payload | {"epoch": 0}, nonce)])
+    fit_checkpoint(run)
+    found = findings(run, capsys)
+    assert any("epochs never go back" in line for line in found), found
+    assert any("a record took part twice" in line for line in found), found
+    edited(run, ("release",), epoch=0)  # everything in parallel: one epoch's price for two
+    fit_checkpoint(run)
+    assert any("epoch 0 has 12 releases" in line for line in findings(run, capsys))
