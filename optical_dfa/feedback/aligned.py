@@ -209,6 +209,11 @@ class AlignedModule(nn.Module):
                 f"the update of rule {self.rule.name} is not a sum over records, so it cannot be clipped record by "
                 "record; use another rule"
             )
+        if self.rule.learns_feedback:
+            raise UsageError(
+                f"rule {self.rule.name} learns its feedback from the records, outside the clipped and noised stack; "
+                "use a rule with fixed feedback"
+            )
         self._check_taught_apart()
         probed = self.module, self.trained_parameters(), self.example, self._uses
         if kind == "aggregate":
@@ -250,6 +255,19 @@ class AlignedModule(nn.Module):
                     f"rule {self.rule.name} mixes records: one record's error moves another's teaching signal; scales "
                     "and thresholds must be public constants or a function of the record alone"
                 )
+        self._check_feedback_fixed(error)
+
+    def _check_feedback_fixed(self, error: Tensor) -> None:
+        """The same error teaches the same again: whoever wrote the rule may have forgotten `learns_feedback`."""
+        first, again = (self.rule.feedback(error, self.points, self.backend) for _ in range(2))
+        if any(
+            a is not None and b is not None and not torch.equal(a, b)
+            for a, b in zip(first, again, strict=True)
+        ):
+            raise UsageError(
+                f"rule {self.rule.name} teaches differently after it was used: it learns from private records outside "
+                "the clipped and noised stack; use a rule with fixed feedback"
+            )
 
     def stop_capture(self) -> None:
         """Form gradients as usual again."""

@@ -61,6 +61,9 @@ class FeedbackRule(ABC):
             dropped on purpose.
         sums_over_records: whether the update is a sum of per-record contributions (THEORY T3); a private
             release refuses a rule without it.
+        learns_feedback: whether the rule changes its feedback as it teaches (learned matrices, as in forward-mode
+            DFA or Kolen-Pollack). What it learns comes from private records, so a private release refuses it until
+            those matrices are parameters of the module, in the clipped and noised stack (THEORY §4.3).
     """
 
     name: ClassVar[str]
@@ -70,6 +73,7 @@ class FeedbackRule(ABC):
     projects: ClassVar[bool] = False
     before_activation: ClassVar[bool] = False
     sums_over_records: ClassVar[bool] = True
+    learns_feedback: ClassVar[bool] = False
 
     def default_points(self, module: nn.Module) -> list[str]:
         """Names of the modules that are cut unless the user names others."""
