@@ -222,9 +222,7 @@ def _of_values(layer: GatedLayer, activation_floor: float, derivative_floor: flo
 
 def _of_norms(layer: GatedLayer, error: Tensor) -> Finding:
     """Normalised errors teach alike whatever their size: |B e_i| / |e_i| then scatters as 1 / |e_i| does."""
-    open_gates = layer.gate != 0
-    taught = torch.where(open_gates, layer.signal / layer.gate, torch.zeros((), dtype=layer.gate.dtype))
-    norms, sizes = taught.double().norm(dim=1), error.double().norm(dim=1)
+    norms, sizes = layer.taught.double().norm(dim=1), error.double().norm(dim=1)
     kept = (norms > 0) & (sizes > 0)
     scatter, expected = (_scatter(values[kept]) for values in (norms, sizes))
     decided = bool(kept.sum() > 2) and expected > 0

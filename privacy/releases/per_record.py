@@ -39,6 +39,8 @@ from privacy.releases.step import RECORD_ASSUMPTIONS, StepRelease
 # which the certificate counts.
 FLOOR = 0.5
 
+_FACTORS = ("inputs", "taught", "signal", "gate")
+
 
 class ProjectionNoise(DigitalNoise):
     """The normals g of every record's projection."""
@@ -213,18 +215,15 @@ def _silenced(layer: GatedLayer, kept: Tensor) -> GatedLayer:
     if bool(kept.all()):
         return layer
     zero = torch.zeros((), dtype=layer.signal.dtype, device=layer.signal.device)
-    inputs, signal, gate = (
-        torch.where(kept.unsqueeze(1), part, zero) for part in (layer.inputs, layer.signal, layer.gate)
-    )
-    return replace(layer, inputs=inputs, signal=signal, gate=gate)
+    clean = {name: torch.where(kept.unsqueeze(1), getattr(layer, name), zero) for name in _FACTORS}
+    return replace(layer, **clean)
 
 
 def _joined(parts: Sequence[GatedLayer]) -> GatedLayer:
     """One step's records from its physical batches."""
-    inputs, signal, gate = (
-        torch.cat([getattr(part, name) for part in parts]) for name in ("inputs", "signal", "gate")
+    return replace(
+        parts[0], **{name: torch.cat([getattr(part, name) for part in parts]) for name in _FACTORS}
     )
-    return replace(parts[0], inputs=inputs, signal=signal, gate=gate)
 
 
 def make(parts: Parts) -> PerRecordRelease:
