@@ -109,7 +109,7 @@ def _table(rows: Mapping[str, object]) -> str:
 
 
 def _list(texts: list[str], empty: str) -> str:
-    return "\n".join(f"- {escaped(text)}" for text in texts or [empty])
+    return "\n".join(f"- {escaped(text) or '(empty)'}" for text in texts or [empty])
 
 
 def _text(value: object) -> str:
@@ -157,4 +157,4 @@ def escaped(text: str) -> str:
     """Text that Markdown shows as it is: no headings, links, markup or table cells of its own."""
     plain = re.sub(r"([\\`*_\[\]<>&|#~$@])", r"\\\1", one_line(text))
     plain = plain.replace("://", "\\://").replace("www.", "www\\.")
-    return re.sub(r"^(\d*)([-+=.)])(?= |$)", r"\1\\\2", plain)  # a list of its own
+    return re.sub(r"^(\d*(?=[.)](?: |$)))?([-+=.)])", r"\1\\\2", plain)  # a list or a rule of its own

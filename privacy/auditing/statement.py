@@ -84,7 +84,7 @@ def statement(report: AuditReport, run: str, device: str, issued: datetime | Non
             else {"accountant": report.claim.accountant, **_pair(report.claim)},
             "recomputed": {"accountant": guarantee.accountant, **_pair(guarantee)},
         },
-        "adversary": wording.ADVERSARY,
+        "adversary": wording.adversary(guarantee.adjacency),
         "released": wording.RELEASED,
         "assumptions": list(guarantee.assumptions),
         "not_covered": list(wording.not_covered(guarantee.kind)),

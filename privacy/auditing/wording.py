@@ -19,11 +19,21 @@ NOT_COVERED = (
 )
 INPUTS_PUBLIC = "The inputs of the records (images, features): only their labels are protected."
 
-ADVERSARY = (
+_SEES = (
     "Somebody who sees every weight vector of the training, the settings, the code, the device's calibration and "
-    "projection matrix, and who knows all records but the one in question. Secret from them are the record, the noise "
-    "and, where records are sampled, which of them each step used."
+    "projection matrix, and who knows "
 )
+_ADVERSARIES = {
+    Adjacency.ADD_REMOVE: _SEES
+    + "all records but the one in question. Secret from them are that record, the noise, "
+    "and which records each step used.",
+    Adjacency.REPLACE_ONE: _SEES
+    + "all records but the one in question. Secret from them are that record, the noise, "
+    "and which records each step used.",
+    Adjacency.LABEL: _SEES
+    + "all inputs, their order, and all labels but the one in question. Secret from them are "
+    "that label and the noise.",
+}
 RELEASED = (
     "The weights after every step and everything the run folder shows. The guarantee covers all of it together; what "
     "is computed from the weights afterwards needs no further privacy."
@@ -35,25 +45,27 @@ _UNITS = {
     Adjacency.LABEL: "the label of one record: its input is public, and any two labels of it are to look alike",
 }
 
+_DRAWN = (
+    "In each step every record was drawn with probability {rate} (independent coins, Poisson sampling). What a drawn "
+    "record contributes to the update, over all layers together, was clipped to Euclidean norm {clip}"
+)
 _MECHANISMS = {
-    "gaussian": (
-        "In each step every record was drawn with probability {rate} (independent coins, Poisson sampling). The update "
-        "that a drawn record asks for, over all layers together, was clipped to Euclidean norm {clip}. To the sum, "
-        "normal noise of standard deviation {noise} times {sensitivity} (the sum's sensitivity, rounding included) was "
-        "added in each of {dimension} coordinates. Only the noised sum reached the weights."
+    "gaussian": _DRAWN
+    + (
+        ". To the sum, normal noise of standard deviation {noise} times {sensitivity} (the sum's sensitivity, rounding "
+        "included) was added in each of {dimension} coordinates. Only the noised sum reached the weights."
     ),
-    "skellam": (
-        "In each step every record was drawn with probability {rate} (independent coins, Poisson sampling). The update "
-        "that a drawn record asks for was clipped to Euclidean norm {clip}, rounded to whole numbers of a public grid "
-        "and bounded by {sensitivity} grid units. To the exact sum, whole-numbered Skellam noise of standard deviation "
-        "{noise} times {sensitivity} grid units was added in each of {dimension} coordinates. Only the noised sum "
-        "reached the weights."
+    "skellam": _DRAWN
+    + (
+        ", rounded to whole numbers of a public grid and bounded by {sensitivity} grid units. To the exact sum, "
+        "whole-numbered Skellam noise of standard deviation {noise} times {sensitivity} grid units was added in each of "
+        "{dimension} coordinates. Only the noised sum reached the weights."
     ),
     "label-gaussian": (
-        "Every record took part once in each pass over the data, in a public order. In each step normal noise was "
-        "added to every record's projected error, in {dimension} coordinates, so that a change of one label is no "
-        "easier to tell than a shift of {shift} standard deviations (leverages, public, count how the batch hides it). "
-        "Inputs are public; labels act through these errors only."
+        "Every record took part in one step of each pass over the data, in a public order. Normal noise was added "
+        "inside every record's projected error, output layer included, and scaled by public numbers so that a change "
+        "of one label is in no pass easier to tell than a shift of {shift} standard deviations of a normal law. Inputs "
+        "are public; labels act through these errors only."
     ),
     "published": (
         "In each step every record was drawn with probability {rate}, and normal noise was added inside each record's "
@@ -86,6 +98,11 @@ def unit(adjacency: Adjacency) -> str:
     return _UNITS[adjacency]
 
 
+def adversary(adjacency: Adjacency) -> str:
+    """Against whom the guarantee holds."""
+    return _ADVERSARIES[adjacency]
+
+
 def not_covered(kind: Kind) -> tuple[str, ...]:
     """What a guarantee of this kind says nothing about."""
     return (INPUTS_PUBLIC, *NOT_COVERED) if kind is Kind.LABEL_DP else NOT_COVERED
@@ -105,9 +122,10 @@ def verdict(guarantee: Guarantee, epsilon: float, findings: int) -> str:
     if guarantee.kind is Kind.NONE:
         return "NO PRIVACY GUARANTEE: this run protects no record."
     if guarantee.kind is Kind.CONDITIONAL:
+        failing = sum(text.startswith("FAILS") for text in guarantee.assumptions)
         return (
-            "NOT A GUARANTEE: the figures hold only while every assumption below does, and some are known to fail "
-            "(THEORY T1; `optical-dfa attack span`)."
+            "NOT A GUARANTEE: the figures hold only while every assumption below does, and "
+            f"{f'{failing} of them' if failing else 'some'} are known to fail (see `optical-dfa attack span`)."
         )
     if math.isinf(epsilon):
         return "NO PROTECTION: the noise was too weak for a finite epsilon."
