@@ -20,6 +20,7 @@ ATTACKS: dict[str, str] = {
     "dead-pixel": "a pixel that only one record lights, read from the final model alone (THEORY T1)",
     "lattice": "dark frames without dither, read modulo the converter's step (THEORY T4)",
     "distinguish": "the most powerful test of one record's presence, on worst-case neighbours",
+    "canary": "one training run with many inserted canaries, their coins guessed from the releases",
     "gradient-inversion": "one record's input from a single step, as a picture",
 }
 

@@ -22,6 +22,7 @@ class Records:
     Attributes:
         name: of the data set.
         x: float32, shape (N, d).
+        black: what was taken off every component to make it so.
         y: int64, shape (N,).
         classes: number of classes.
         shape: of one record as an image, rows and columns; None where it is none.
@@ -29,6 +30,7 @@ class Records:
 
     name: str
     x: Tensor
+    black: float
     y: Tensor
     classes: int
     shape: tuple[int, int] | None
@@ -62,21 +64,26 @@ def load_records(dataset: str | None, data_dir: Path | None) -> Records:
     Raises:
         UsageError: as `optical_dfa.data.load`.
     """
-    name = dataset or _default(data_dir)
+    name = dataset or ("mnist" if is_there("mnist", data_dir) else "digits")
     data = load(name, data_dir, progress=True)
     x = data.x_train.flatten(1)
     image = data.input_shape if len(data.input_shape) == 3 and data.input_shape[0] == 1 else None
     # Pixels were centred by a public constant; taking the black level off undoes that, in floating point too.
     return Records(
-        name, x - x.min(), data.y_train, data.classes, None if image is None else (image[1], image[2])
+        name,
+        x - x.min(),
+        float(x.min()),
+        data.y_train,
+        data.classes,
+        None if image is None else (image[1], image[2]),
     )
 
 
-def _default(data_dir: Path | None) -> str:
-    source = SOURCES["mnist"]
+def is_there(name: str, data_dir: Path | None) -> bool:
+    """Whether the files of MNIST or Fashion-MNIST are on this machine, so that nothing has to be downloaded."""
+    source = SOURCES[name]
     folders = (source.folder, f"{source.folder}/raw", "raw")
     try:
-        there = find(source.title, folders, [list(SHAPES)], data_dir)
+        return find(source.title, folders, [list(SHAPES)], data_dir) is not None
     except UsageError:
-        there = None
-    return "digits" if there is None else "mnist"
+        return False

@@ -17,7 +17,7 @@ class Setting:
     Attributes:
         release: a name of `privacy.releases.RELEASES`.
         backend: a registered device; None is one that the release can work with.
-        rule: a registered feedback rule.
+        rule: a registered feedback rule; None is the one that the release works with.
         dataset: a data set; None is the attack's own choice.
         data_dir: folder with its files.
         epsilon, delta: the claim attacked; None is the attack's default epsilon.
@@ -33,7 +33,7 @@ class Setting:
 
     release: str = "digital"
     backend: str | None = None
-    rule: str = "dfa"
+    rule: str | None = None
     dataset: str | None = None
     data_dir: Path | None = None
     epsilon: float | None = None

@@ -32,6 +32,11 @@ FEEDBACK_SEED = 3
 DEVICES = {"dark-frame": "simulated-opu", "device-entropy": "simulated-opu"}
 
 
+def rule_for(release: str) -> str:
+    """The rule that a release is attacked with where none is asked for."""
+    return "gated-dfa" if release == "aggregate" else "dfa"
+
+
 def small_net() -> nn.Module:
     """1 -> 2 tanh -> 2 without biases: a record with x = 0 contributes exactly nothing."""
     net = nn.Sequential(nn.Linear(1, 2, bias=False), nn.Tanh(), nn.Linear(2, 2, bias=False))
@@ -56,7 +61,7 @@ class Worlds:
     """Everything public about the two worlds; `others` and `target` are (inputs, labels).
 
     Attributes:
-        release, backend, rule: registered names; backend None is one that the release can work with.
+        release, backend, rule: registered names; None is one that the release can work with.
         sample_rate: q; the expected batch is the number of others (of all records where labels are protected).
         max_grad_norm: C.
         learning_rate: 0 lets all releases answer the same question.
@@ -70,7 +75,7 @@ class Worlds:
 
     release: str = "digital"
     backend: str | None = None
-    rule: str = "dfa"
+    rule: str | None = None
     sample_rate: float = 1.0
     max_grad_norm: float = 0.05
     learning_rate: float = 0.0
@@ -132,7 +137,7 @@ class Worlds:
         name = self.backend_name
         aligned = align(
             self.net(),
-            rule=self.rule,
+            rule=self.rule or rule_for(self.release),
             backend=name if self.device is None else self.device(seed),
             backend_options=device_options(name, self.release, self.dark_pixels)
             if self.device is None

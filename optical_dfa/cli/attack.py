@@ -31,7 +31,9 @@ def attack(
     backend: Annotated[
         str | None, typer.Option(help="Projection device; default: one that the release works with.")
     ] = None,
-    rule: Annotated[str, typer.Option(help="Feedback rule.")] = "dfa",
+    rule: Annotated[
+        str | None, typer.Option(help="Feedback rule; default: one that the release works with.")
+    ] = None,
     dataset: Annotated[
         str | None,
         typer.Option(help="Data set of the attacks on images; default: MNIST if here, else digits."),
