@@ -15,9 +15,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from privacy.divergences import batch_pair
 from privacy.gated import GatedLayer
 
 ROWS = 8  # of a layer's covariances that are looked at, evenly spaced
@@ -122,14 +124,21 @@ def public_findings(
 
 
 def realised_findings(
-    layers: Sequence[GatedLayer], activation_floor: float, derivative_floor: float
+    layers: Sequence[GatedLayer],
+    activation_floor: float,
+    derivative_floor: float,
+    *,
+    noise_std: float,
+    noise_multiplier: float,
 ) -> tuple[Finding, ...]:
     """What one step's records decide. PRIVATE.
 
     Args:
-        layers: factors of the step's records, output layer last, at least one record.
+        layers: factors of the step's records with `signal` clipped, output layer last, at least one record.
         activation_floor: h_min, below which the published bound has no activation.
         derivative_floor: φ'_min.
+        noise_std: sigma of a projection's noise.
+        noise_multiplier: z, as which the published form reads it.
     """
     found: list[Finding] = []
     output = next((layer for layer in layers if layer.point is None), None)
@@ -138,8 +147,9 @@ def realised_findings(
             continue
         found += _of_covariances(layer, activation_floor, derivative_floor)
         found += _of_values(layer, activation_floor, derivative_floor)
+        found.append(_of_leaving_out(layer, noise_std, noise_multiplier))
         if output is not None:
-            found.append(_of_norms(layer, output.signal))
+            found.append(_of_norms(layer, output.taught))
     return tuple(found)
 
 
@@ -156,8 +166,7 @@ def _weighted(layer: GatedLayer, row: int) -> Tensor:
 
 def _of_covariances(layer: GatedLayer, activation_floor: float, derivative_floor: float) -> list[Finding]:
     records, width = layer.inputs.shape
-    units = layer.gate.shape[1]
-    rows = sorted({round(k) for k in torch.linspace(0, units - 1, min(ROWS, units)).tolist()})
+    units, rows = layer.gate.shape[1], _looked_at(layer)
     claimed = records * (activation_floor * derivative_floor) ** 2
     least_rank, smallest = width, math.inf
     for row in rows:
@@ -184,6 +193,34 @@ def _of_covariances(layer: GatedLayer, activation_floor: float, derivative_floor
             False,
         ),
     ]
+
+
+def _looked_at(layer: GatedLayer) -> list[int]:
+    units = layer.gate.shape[1]
+    return sorted({round(k) for k in torch.linspace(0, units - 1, min(ROWS, units)).tolist()})
+
+
+def _of_leaving_out(layer: GatedLayer, noise_std: float, noise_multiplier: float) -> Finding:
+    """The exact divergence (THEORY T2) between this step and the same one without its first record.
+
+    Rows are independent given the records, so those looked at give a lower bound for the layer.
+    """
+    rows = _looked_at(layer)
+    gate, inputs, signal = (
+        part.double().cpu().numpy() for part in (layer.gate[:, rows], layer.inputs, layer.signal[:, rows])
+    )
+    own = np.divide(signal[0], gate[0], out=np.zeros_like(gate[0]), where=gate[0] != 0)
+    pair = batch_pair(gate, inputs, own, 0, noise_std)
+    divergence = max(pair.renyi(2.0), pair.reversed().renyi(2.0))
+    return Finding(
+        "leaving a record out moves the law of the update by no more than is claimed of a step",
+        divergence <= 1 / noise_multiplier**2,
+        divergence,
+        f"Rényi divergence of order 2 with and without one record over {len(rows)} of {layer.gate.shape[1]} rows "
+        f"(claimed: {1 / noise_multiplier**2:.3g}), at least",
+        layer.name,
+        False,
+    )
 
 
 def _of_values(layer: GatedLayer, activation_floor: float, derivative_floor: float) -> list[Finding]:

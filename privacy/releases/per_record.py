@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -157,8 +157,12 @@ class PerRecordRelease(StepRelease):
             norms += _square(layer.signal) * _square(layer.inputs)
         factors = clip_factors(norms.sqrt(), self.sensitivity)
         layers = [_silenced(layer, factors != 0) for layer in layers]  # 0·inf is not 0
+        layers = [
+            replace(layer, signal=factors.to(layer.signal.dtype).unsqueeze(1) * layer.signal)
+            for layer in layers
+        ]
         for layer in layers:
-            self._add(self._sum, layer, factors.to(layer.signal.dtype).unsqueeze(1) * layer.signal)
+            self._add(self._sum, layer, layer.signal)
             if layer.point is not None:
                 unit = torch.zeros_like(layer.gate, memory_format=torch.contiguous_format)
                 self.source.add_noise(unit.view(-1), 1.0)
@@ -184,17 +188,22 @@ class PerRecordRelease(StepRelease):
         """Scale the noise that stands inside the contributions to this multiplier, and join it to them."""
         self._sum.add_(self._noise, alpha=self.noise_std(noise_multiplier))
         self._noised = True
+        if self._looked:
+            found = realised_findings(
+                [_joined(parts) for parts in zip(*self._looked, strict=True)],
+                self.activation_floor,
+                self.derivative_floor,
+                noise_std=self.noise_std(noise_multiplier),
+                noise_multiplier=noise_multiplier,
+            )
+            self.certificate = Certificate((*self.certificate.findings, *found))
+            self._looked = None
 
     def release(self) -> Tensor:
         """The step's average, shape (dimension,)."""
         if not self._noised:
             raise UsageError("a sum without noise is not released; call add_noise first")
         self._noised = False
-        if self._looked:
-            layers = [_joined(parts) for parts in zip(*self._looked, strict=True)]
-            found = realised_findings(layers, self.activation_floor, self.derivative_floor)
-            self.certificate = Certificate((*self.certificate.findings, *found))
-            self._looked = None
         return self._sum.div_(self.expected_batch_size)
 
     def discard(self) -> None:
@@ -215,7 +224,9 @@ def _silenced(layer: GatedLayer, kept: Tensor) -> GatedLayer:
     if bool(kept.all()):
         return layer
     zero = torch.zeros((), dtype=layer.signal.dtype, device=layer.signal.device)
-    clean = {name: torch.where(kept.unsqueeze(1), getattr(layer, name), zero) for name in _FACTORS}
+    clean: dict[str, Any] = {
+        name: torch.where(kept.unsqueeze(1), getattr(layer, name), zero) for name in _FACTORS
+    }
     return replace(layer, **clean)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -18,6 +19,7 @@ from privacy.gated import GatedLayer
 RANK = "every direction of a row of the update is noised"
 EIGENVALUE = "the smallest eigenvalue of a row's covariance is not below the variance that is claimed"
 CONSTANT = "no coordinate is constant over the batch"
+LEAVING_OUT = "leaving a record out moves the law of the update by no more than is claimed of a step"
 NORMALISED = "errors are clipped, not normalised"
 FLOOR = 0.1
 
@@ -35,8 +37,14 @@ def healthy(records: int = 400, seed: int = 0) -> list[GatedLayer]:
     return [replace(hidden, inputs=inputs, gate=gate, taught=taught, signal=taught * gate), output]
 
 
-def verdicts(batch: list[GatedLayer], floor: float = FLOOR) -> dict[str, Finding]:
-    return {finding.assumption: finding for finding in realised_findings(batch, floor, floor)}
+def findings(
+    batch: list[GatedLayer], noise_std: float = 50.0, noise_multiplier: float = 1.0
+) -> tuple[Finding, ...]:
+    return realised_findings(batch, FLOOR, FLOOR, noise_std=noise_std, noise_multiplier=noise_multiplier)
+
+
+def verdicts(batch: list[GatedLayer], **noise: float) -> dict[str, Finding]:
+    return {finding.assumption: finding for finding in findings(batch, **noise)}
 
 
 def with_inputs(batch: list[GatedLayer], inputs: torch.Tensor) -> list[GatedLayer]:
@@ -46,7 +54,7 @@ def with_inputs(batch: list[GatedLayer], inputs: torch.Tensor) -> list[GatedLaye
 @pytest.mark.parametrize("seed", range(3))
 def test_nothing_fails_where_everything_holds(seed: int) -> None:
     found = verdicts(healthy(seed=seed))
-    assert len(found) == 6
+    assert len(found) == 7
     assert all(finding.holds for finding in found.values())
     assert not any(finding.public for finding in found.values())
 
@@ -95,6 +103,31 @@ def test_normalised_errors_are_told_from_clipped_ones() -> None:
     assert found[NORMALISED].figure < 1e-6
 
 
+def test_leaving_out_against_the_closed_form_of_the_whole_covariances() -> None:
+    """D_2 of two Gaussians by their covariance matrices, row by row (THEORY T2)."""
+    batch = healthy(12)
+    sigma, totals = 3.0, [0.0, 0.0]
+    for k in range(3):
+        weighted = (batch[0].inputs * batch[0].gate[:, k : k + 1]).double().numpy()
+        both = [sigma**2 * w.T @ w for w in (weighted, weighted[1:])]
+        shift = float(batch[0].signal[0, k]) * batch[0].inputs[0].double().numpy()
+        for way, (first, second) in enumerate((both, both[::-1])):
+            mixed = 2 * second - first
+            assert np.linalg.eigvalsh(mixed)[0] > 0
+            logs = [np.linalg.slogdet(matrix)[1] for matrix in (mixed, first, second)]
+            totals[way] += shift @ np.linalg.solve(mixed, shift) - 0.5 * (logs[0] + logs[1] - 2 * logs[2])
+    found = verdicts(batch, noise_std=sigma)[LEAVING_OUT]
+    assert found.figure == pytest.approx(max(totals), rel=1e-6)
+    assert verdicts(batch, noise_std=sigma, noise_multiplier=0.01)[LEAVING_OUT].holds is True
+    assert verdicts(batch, noise_std=sigma, noise_multiplier=100.0)[LEAVING_OUT].holds is False
+
+
+def test_leaving_out_a_record_outside_the_others_span_is_infinite_at_any_noise() -> None:
+    found = verdicts(healthy(4), noise_std=1e9)[LEAVING_OUT]
+    assert (found.holds, found.figure) == (False, math.inf)
+    assert Certificate((found,)).to_dict()["findings"][0]["figure"] == "inf"
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 20))
 def test_rank_and_eigenvalue_against_numpy(seed: int, records: int) -> None:
@@ -122,7 +155,7 @@ def test_public_findings_follow_from_the_sizes() -> None:
 
 def test_json_and_text_say_whether_records_were_looked_at() -> None:
     public = Certificate(public_findings([("1", 785)], ("3", 10), 480))
-    private = Certificate((*public.findings, *realised_findings(healthy(4), FLOOR, FLOOR)))
+    private = Certificate((*public.findings, *findings(healthy(4))))
     for certificate, looked in ((public, False), (private, True)):
         stored = json.loads(json.dumps(certificate.to_dict(), allow_nan=False))
         assert stored["computed_from_private_records"] is looked
