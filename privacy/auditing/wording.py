@@ -58,8 +58,8 @@ _MECHANISMS = {
     "skellam": _DRAWN
     + (
         ", rounded to whole numbers of a public grid and bounded by {sensitivity} grid units. To the exact sum, "
-        "whole-numbered Skellam noise of standard deviation {noise} times {sensitivity} grid units was added in each of "
-        "{dimension} coordinates. Only the noised sum reached the weights."
+        "whole-numbered Skellam noise of standard deviation {noise} times {sensitivity} grid units was added in each "
+        "of {dimension} coordinates. Only the noised sum reached the weights."
     ),
     "label-gaussian": (
         "Every record took part in one step of each pass over the data, in a public order. Normal noise was added "
