@@ -243,6 +243,7 @@ class AlignedModule(nn.Module):
             return  # readouts never repeat; optical_dfa.testing checks such a device's law
         width = self.backend.in_features if self.backend is not None else 2
         error = torch.randn(3, width, generator=torch.Generator().manual_seed(0))
+        self._check_feedback_fixed(error)
         changed = error.clone()
         changed[0] *= -100.0
         for before, after in zip(
@@ -255,7 +256,6 @@ class AlignedModule(nn.Module):
                     f"rule {self.rule.name} mixes records: one record's error moves another's teaching signal; scales "
                     "and thresholds must be public constants or a function of the record alone"
                 )
-        self._check_feedback_fixed(error)
 
     def _check_feedback_fixed(self, error: Tensor) -> None:
         """The same error teaches the same again: whoever wrote the rule may have forgotten `learns_feedback`."""
