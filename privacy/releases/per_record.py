@@ -232,13 +232,21 @@ def _silenced(layer: GatedLayer, kept: Tensor) -> GatedLayer:
 
 def _joined(parts: Sequence[GatedLayer]) -> GatedLayer:
     """One step's records from its physical batches."""
-    return replace(
-        parts[0], **{name: torch.cat([getattr(part, name) for part in parts]) for name in _FACTORS}
-    )
+    whole: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts]) for name in _FACTORS}
+    return replace(parts[0], **whole)
 
 
 def make(parts: Parts) -> PerRecordRelease:
-    """This release."""
+    """This release.
+
+    Raises:
+        UsageError: the training rule projects nothing, so there is nowhere for its noise.
+    """
+    if parts.device is None:
+        raise UsageError(
+            "release per-record puts its noise inside the projection of each record's error, and the training rule "
+            "projects nothing; use rule dfa and a network with a hidden layer"
+        )
     return PerRecordRelease(
         cast("GatedContributions", parts.start_capture("gated")),
         ProjectionNoise(parts.generator("noise")),

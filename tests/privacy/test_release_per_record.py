@@ -164,13 +164,13 @@ def test_floors_set_the_noise_for_a_multiplier() -> None:
     assert release.noise_std(2.0) == pytest.approx(2.0 * C / (math.sqrt(EXPECTED) * 0.02), rel=1e-12)
 
 
-def private_run(secret: bool, **settings: object) -> PrivacyEngine:
+def private_run(secret: bool, rule: str = "dfa", **settings: object) -> PrivacyEngine:
     torch.manual_seed(0)
     x, y = torch.randn(60, 12), torch.randint(0, 3, (60,))
     net = nn.Sequential(nn.Linear(12, 7), nn.Tanh(), nn.Linear(7, 3))
     engine = PrivacyEngine(reproducible_seed=None if secret else 0)
     module, optimizer, loader = engine.make_private(
-        module=align(net, loss_reduction="sum", show=None),
+        module=align(net, rule=rule, loss_reduction="sum", show=None),
         optimizer=torch.optim.SGD(net.parameters(), lr=0.1),
         data_loader=DataLoader(TensorDataset(x, y), batch_size=6),
         noise_multiplier=1.0,
@@ -212,3 +212,10 @@ def test_the_certificate_looks_at_records_only_where_it_was_asked_to() -> None:
     step(release, gated, batch)
     assert release.certificate is looked  # the first step's, whatever comes later
     assert any("and 5 records" in finding.meaning for finding in looked.findings)
+
+
+@pytest.mark.parametrize("rule", ["bp", "shallow"])
+def test_a_rule_without_projection_is_refused(rule: str) -> None:
+    with pytest.raises(UsageError, match="projects nothing; use rule dfa") as error:
+        private_run(secret=True, rule=rule)
+    assert "\n" not in str(error.value)
