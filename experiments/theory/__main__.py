@@ -19,6 +19,7 @@ FOLDER = Path(__file__).parent
 COMMAND = "python -m experiments.theory"
 THEOREMS = {
     "T1": "the projection's own noise protects no record",
+    "T2": "divergence of two Gaussians of any covariance",
     "T3": "device noise, then clip, then isotropic noise",
     "T4": "the noise read from dark frames, with dither",
     "T5": "aggregate, then project",

@@ -45,11 +45,13 @@ class Demonstration:
 
 def table(theorem: str, demonstrations: Iterable[Demonstration]) -> list[str]:
     """Markdown rows `| theorem | case | figure | claimed | found | verdict |`."""
-    return [
-        f"| {theorem} | {d.case} | {d.figure} | {'' if d.tolerance is not None else '≤ '}{shown(d.claimed)} "
-        f"| {shown(d.found)} | {'holds' if d.holds else f'**breaks**: {d.dropped}'} |"
-        for d in demonstrations
-    ]
+    rows = []
+    for d in demonstrations:
+        bound = "" if d.tolerance is not None else "≤ "
+        verdict = "holds" if d.holds else f"**breaks**: {d.dropped}"
+        cells = (theorem, d.case, d.figure, bound + shown(d.claimed), shown(d.found), verdict)
+        rows.append(f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |")
+    return rows
 
 
 def shown(value: float) -> str:

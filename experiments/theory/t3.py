@@ -92,7 +92,7 @@ def excess(sample_rate: float, sigma: float, adjacency: Adjacency) -> float:
     records = [noisy_record(mean, device) for mean in (0.6, 3.0) for device in (0.1, 1.0, 5.0)] + [at(1.0)]
     worst = 0.0
     for law in records:
-        others = [at(0.0)] if adjacency is Adjacency.ADD_REMOVE else [at(-1.0), law[::-1]]
+        others = [at(0.0)] if adjacency is Adjacency.ADD_REMOVE else [at(-1.0), at(-0.5), at(0.0), law[::-1]]
         for other in others:
             with_record, without = _worlds(law, other, sample_rate, sigma)
             for p, q in ((with_record, without), (without, with_record)):

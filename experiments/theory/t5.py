@@ -12,6 +12,7 @@ from scipy.special import ndtr
 
 from experiments.theory.demonstration import Demonstration
 from experiments.theory.gaussians import Array, scaled_delta, total_variation
+from privacy.releases.aggregate import noise_multiplier
 
 N, P, D = 48, 12, 20  # neurons, aggregated errors, inputs of the example
 READ, OUTPUT = 0.7, 0.5  # standard deviations of the projection's and of the output layer's noise
@@ -29,8 +30,8 @@ def shift(b: Array, change: Array, output: Array) -> float:
 
 
 def claimed_mu(b: Array, clip: float = 1.0) -> float:
-    """C · max(‖B‖/nu, 1/nu_0), the reciprocal of the claimed noise multiplier."""
-    return clip * max(float(np.linalg.norm(b, 2)) / READ, 1 / OUTPUT)
+    """C · max(‖B‖/nu, 1/nu_0): the reciprocal of the product's noise multiplier."""
+    return 1 / noise_multiplier(clip, [float(np.linalg.norm(b, 2))], [READ], OUTPUT)
 
 
 def largest_shift(clip: float = 1.0, trials: int = 2000, seed: int = 11) -> float:

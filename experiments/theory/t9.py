@@ -96,7 +96,11 @@ def demonstrations() -> list[Demonstration]:
             tolerance=1e-3,
         ),
         Demonstration(
-            "PRV is no lower than either, nearly", figure, found["prv"], found["numerical"], tolerance=0.02
+            "PRV against direct numerical composition",
+            figure,
+            found["prv"],
+            found["numerical"],
+            tolerance=0.02,
         ),
         Demonstration("RDP is an upper bound", figure, found["rdp"], found["pld"]),
         Demonstration(f"{run}; the budget's ε is reported", "δ", NOMINAL, preset()),
