@@ -25,8 +25,7 @@ from noise_models.generator import NoiseGenerator
 EXACT_FLOAT32 = (
     1 << 24
 )  # integers up to here, and so sums that stay below it in any order, are exact in float32
-# Room that is left for the spread of a rounded norm about its mean: few records are rounded twice.
-_ROOM = 0.97
+LEAST_BOUND = 1 << 13  # at which a rounded norm is within a few per cent of the one it stands for
 _ATTEMPTS = 4
 
 
@@ -61,10 +60,12 @@ class Factors:
 def least_bound(shapes: Sequence[Sequence[int]]) -> int:
     """The least power of two D at which rounding adds at most a twentieth to the squared norm of a record at the clip.
 
+    It is LEAST_BOUND or more.
+
     Args:
         shapes: of the parameters; a matrix is taken for the product of two factors, which is its worst case.
     """
-    bound = 256
+    bound = LEAST_BOUND
     while max(float(_growth(float(bound), *_factors(shape))) for shape in shapes) > bound**2 / 20:
         bound *= 2
     return bound
@@ -94,7 +95,7 @@ def integers(stack: Sequence[Factors], *, grid: float, bound: int, coins: NoiseG
     for part, square in zip(stack, squares, strict=True):
         n, d = part.rows.shape[1], 1 if part.cols is None else part.cols.shape[1]
         growth += _growth(square.sqrt() * grid * within, n, d)
-    room = (_ROOM * bound**2 - growth).clamp_min(0.0).sqrt()
+    room = (_room(bound) * bound**2 - growth).clamp_min(0.0).sqrt()
     shrink = torch.minimum(torch.ones_like(norms), room / norms)
     found = _rounded(stack, grid, shrink, coins)
     total = _total(found)
@@ -102,7 +103,7 @@ def integers(stack: Sequence[Factors], *, grid: float, bound: int, coins: NoiseG
         again = torch.nonzero(~(total <= bound**2) & norms.isfinite()).flatten()
         if not len(again):
             break
-        shrink[again] *= _ROOM * bound / total[again].sqrt()
+        shrink[again] *= _room(bound) * bound / total[again].sqrt()
         redone = _rounded([part.part(again) for part in stack], grid, shrink[again], coins)
         for part, new in zip(found, redone, strict=True):
             part.rows[again] = new.rows
@@ -130,6 +131,15 @@ def add_exactly(part: Factors, bound: int, out: Tensor) -> None:
     for start in range(0, len(part.rows), block):
         rows, cols = (x[start : start + block].float() for x in (part.rows, part.cols))
         into += rows.T @ cols
+
+
+def _room(bound: int) -> float:
+    """Share of the squared bound that is aimed at, so that few records are rounded twice.
+
+    Either factor's squared norm, sqrt(D) squared at the bound, has a relative standard deviation of 2 sqrt(1/6 / D) by
+    rounding: this is about two and a half of the product's.
+    """
+    return 1 - 3 / math.sqrt(bound) if bound >= 64 else 0.5
 
 
 def _growth(norm: Tensor | float, n: int, d: int) -> Tensor | float:
