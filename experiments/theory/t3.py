@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 import torch
-from scipy.special import ndtr
+from scipy.special import log_ndtr, ndtr
 from torch import Tensor
 
 from experiments.theory.demonstration import Demonstration
@@ -131,6 +131,38 @@ def replaced(sample_rate: float, sigma: float) -> float:
     return hockey_stick(p, q, 1.0)
 
 
+def replaced_in_the_plane(
+    one: tuple[float, float], other: tuple[float, float], sample_rate: float, sigma: float, epsilon: float
+) -> float:
+    """delta(epsilon) of a record with contribution `one` replaced by `other`, vectors of the plane, by quadrature."""
+    axis = np.linspace(-1 - 7 * sigma, 1 + 7 * sigma, 301)
+    cell = (axis[1] - axis[0]) ** 2 / (2 * math.pi * sigma**2)
+
+    def density(x: float, y: float) -> Array:
+        return np.outer(*(np.exp(-(((axis - at_) / sigma) ** 2) / 2) for at_ in (x, y)))
+
+    absent = (1 - sample_rate) * density(0.0, 0.0)
+    p, q = (cell * (absent + sample_rate * density(*v)) for v in (one, other))
+    return hockey_stick(p, q, epsilon)
+
+
+def shuffled(steps: int, sigma: float, epsilon: float) -> float:
+    """Lower bound on delta(epsilon) of an epoch of shuffled fixed-size batches (Chua et al. 2024, arXiv 2403.17673).
+
+    All other records sit at −C, so the batch that lacks one shows: it lies 1 C above the rest without the record, and
+    2 C above with it. The event is that some step lies above a threshold.
+    """
+    threshold = np.linspace(-1.0, 12.0, 4001)
+    rest = (steps - 1) * log_ndtr(threshold / sigma)
+    p, q = (-np.expm1(log_ndtr((threshold - mean) / sigma) + rest) for mean in (2.0, 1.0))
+    return float((p - math.exp(epsilon) * q).max())
+
+
+def sampled(steps: int, sigma: float, epsilon: float) -> float:
+    """delta(epsilon) of as many steps of Poisson sampling at rate 1/steps."""
+    return NumericalComposition((Group(1 / steps, sigma, steps),), Adjacency.ADD_REMOVE).delta(epsilon)
+
+
 def overshoot(dtype: torch.dtype, records: int = 20_000, seed: int = 4) -> float:
     """Largest norm of a clipped record over C, minus 1: norms, factors and products in `dtype`, C = 1."""
     stream = torch.Generator().manual_seed(seed)
@@ -174,6 +206,7 @@ def _sum(records: Tensor) -> Tensor:
 def demonstrations() -> list[Demonstration]:
     pair, exact = "largest δ(ε) over the dominating pair's", "δ at ε = 1"
     q, sigma = 0.3, 1.0
+    sampled_once = NumericalComposition((Group(0.05, 1.0, 1),), Adjacency.ADD_REMOVE).delta(1.0)
     claim = NumericalComposition((Group(q, sigma, 1),), Adjacency.ADD_REMOVE).delta(1.0)
     return [
         Demonstration(
@@ -215,6 +248,20 @@ def demonstrations() -> list[Demonstration]:
             claim,
             replaced(q, sigma),
             "the pair of the adjacency",
+        ),
+        Demonstration(
+            "coins from a sampler whose seed is known, q = 0.05, σ = 1",
+            exact,
+            sampled_once,
+            gaussian_delta(1.0, 1.0),
+            "the sampling coins are secret",
+        ),
+        Demonstration(
+            "an epoch of 100 shuffled batches, σ = 1/2, accounted as Poisson sampling",
+            "δ at ε = 4",
+            sampled(100, 0.5, 4.0),
+            shuffled(100, 0.5, 4.0),
+            "Poisson sampling",
         ),
         Demonstration(
             "norms and factors in float32", "overshoot of the clip", 2e-6, overshoot(torch.float32)

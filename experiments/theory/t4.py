@@ -139,10 +139,37 @@ def black_level(level: float, epsilon: float = 1.0) -> float:
     return min(1.0, DIMENSION * (1 + math.exp(epsilon)) * float(ndtr(-level)))
 
 
+def common_noise(own: float = 3.0, common: float = 3.0, pixels: int = 64) -> tuple[float, float]:
+    """(mu with each pixel's whole variance credited, largest mu) of noise that has a part common to all pixels.
+
+    A record that moves the sum by 1 along the direction of least variance, a contrast of pixels, meets `own` alone.
+    """
+    covariance = own**2 * np.eye(pixels) + common**2
+    values, vectors = np.linalg.eigh(covariance)
+    direction = vectors[:, int(values.argmin())]
+    found = math.sqrt(float(direction @ np.linalg.solve(covariance, direction)))
+    return 1 / math.sqrt(float(covariance[0, 0])), found
+
+
+def released_if_small(cut: float, epsilon: float, mu: float = 1.0) -> tuple[float, float]:
+    """(delta where noise beyond `cut` standard deviations stops the release, (delta + e^epsilon F)/(1 − F)).
+
+    One coordinate of ideal Gaussian noise; F is how often a release is stopped. Only what is released is seen.
+    """
+    failing = 2 * float(ndtr(-cut))
+    x = np.arange(-cut - 1, cut + mu + 1, 1 / 8192)
+    worlds = [np.exp(-((x - m) ** 2) / 2) * (np.abs(x - m) <= cut) for m in (mu, 0.0)]
+    p, q = (law / law.sum() for law in worlds)
+    bound = (gaussian_delta(epsilon, mu) + math.exp(epsilon) * failing) / (1 - failing)
+    return hockey_stick(p, q, epsilon), bound
+
+
 def demonstrations() -> list[Demonstration]:
     dither, eta = "the dither is secret", "an ideal uniform converter"
     coarse, gaussian, charged = loss(4.0, 0.35, 6.0, 0.75)
     step = "privacy loss of a step, ε"
+    tested, bound = released_if_small(3.0, 2.0)
+    whole, contrast = common_noise()
     lattice = "share of sums told apart, δ at every ε"
     return [
         *(
@@ -192,5 +219,20 @@ def demonstrations() -> list[Demonstration]:
             1e-15,
             black_level(4.0),
             "10 σ to either end",
+        ),
+        Demonstration("Z released only within 3 σ, μ = 1, charged", "δ at ε = 2", bound, tested),
+        Demonstration(
+            "Z released only within 3 σ, μ = 1, not charged",
+            "δ at ε = 2",
+            gaussian_delta(2.0, 1.0),
+            tested,
+            "health is tested on other frames, or charged",
+        ),
+        Demonstration(
+            "half of each pixel's variance is common to the row",
+            "μ",
+            whole,
+            contrast,
+            "noise is independent over pixels",
         ),
     ]

@@ -95,6 +95,12 @@ def rounded_at_random(dimension: int = 4096, norm: float = 10.0, seed: int = 14)
     return float(np.linalg.norm(rounded) / norm)
 
 
+def sampled_directions(law: Array, sample_rate: float, alpha: float) -> tuple[float, float]:
+    """(D_alpha(Q ‖ R), D_alpha(R ‖ Q)) for the law Q, its mirror image P, and R = (1 − q) Q + q P."""
+    mixed = (1 - sample_rate) * law + sample_rate * law[::-1]
+    return renyi(law, mixed, alpha), renyi(mixed, law, alpha)
+
+
 def demonstrations() -> list[Demonstration]:
     true, shifted, pair = balanced()
     leading, exact = changing_variance()

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from experiments.theory import t3
 from experiments.theory.gaussians import gaussian_delta
@@ -51,3 +55,27 @@ def test_float32_clips_within_two_parts_in_a_million_and_bfloat16_does_not() -> 
 def test_a_bfloat16_batch_sum_moves_by_more_than_the_clip() -> None:
     assert t3.moved_sum(torch.float32, trials=20) < 1 + 1e-4
     assert t3.moved_sum(torch.bfloat16, trials=20) > 1.18
+
+
+angles = st.floats(0, 2 * math.pi)
+radii = st.floats(0, 1)
+
+
+@settings(max_examples=25, deadline=None)
+@given(angles, radii, angles, radii, st.floats(0.01, 1), st.floats(0.5, 2), st.floats(-2, 3))
+def test_no_replacement_in_the_plane_exceeds_the_opposite_pair(
+    a: float, r: float, b: float, s: float, q: float, sigma: float, epsilon: float
+) -> None:
+    """Kahane's inequality in the proof of replace-one, for any two vectors within the clip."""
+    one, other = (r * math.cos(a), r * math.sin(a)), (s * math.cos(b), s * math.sin(b))
+    worst = t3.replaced_in_the_plane((1.0, 0.0), (-1.0, 0.0), q, sigma, epsilon)
+    assert t3.replaced_in_the_plane(one, other, q, sigma, epsilon) <= worst + 1e-4  # of the quadrature
+
+
+def test_shuffled_batches_are_not_poisson_sampling() -> None:
+    assert t3.shuffled(100, 0.5, 4.0) > 100 * t3.sampled(100, 0.5, 4.0)
+
+
+def test_known_coins_amplify_nothing() -> None:
+    claim = NumericalComposition((Group(0.05, 1.0, 1),), Adjacency.ADD_REMOVE).delta(1.0)
+    assert gaussian_delta(1.0, 1.0) > 100 * claim

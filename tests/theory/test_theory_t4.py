@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from experiments.theory import t4
+from experiments.theory.gaussians import gaussian_delta
 from noise_models.converter import dither_ripple, epsilon_of_ripple
 
 
@@ -63,3 +64,23 @@ def test_a_digital_gain_of_two_costs_159_a_step() -> None:
 def test_a_low_black_level_spends_the_whole_delta() -> None:
     assert t4.black_level(10.0) < 1e-15
     assert t4.black_level(4.0) == 1.0
+
+
+@pytest.mark.parametrize("cut", [2.0, 3.0, 4.0])
+@pytest.mark.parametrize("epsilon", [0.5, 2.0])
+def test_noise_that_is_released_only_if_it_looks_healthy_is_covered_by_the_charge(
+    cut: float, epsilon: float
+) -> None:
+    found, bound = t4.released_if_small(cut, epsilon)
+    assert found <= bound
+
+
+def test_noise_that_is_tested_itself_costs_delta() -> None:
+    found, _ = t4.released_if_small(3.0, 2.0)
+    assert found > 1.3 * gaussian_delta(2.0, 1.0)
+
+
+def test_noise_common_to_many_pixels_hides_no_contrast_of_them() -> None:
+    whole, contrast = t4.common_noise()
+    assert contrast == pytest.approx(1 / 3)  # the pixels' own part alone: the least eigenvalue
+    assert contrast > 1.4 * whole

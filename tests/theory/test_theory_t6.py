@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from experiments.theory import t6
 from privacy.accounting import poisson
@@ -52,3 +55,17 @@ def test_the_skellam_mechanism_is_within_the_papers_bound() -> None:
 
 def test_random_rounding_lengthens_a_record_beyond_the_clip() -> None:
     assert t6.rounded_at_random() > 2
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.floats(1e-3, 1), min_size=2, max_size=12),
+    st.floats(0.01, 0.99),
+    st.floats(1.01, 16),
+)
+def test_with_a_reflection_removing_is_the_worse_direction_for_any_law(
+    masses: list[float], q: float, alpha: float
+) -> None:
+    law = np.array(masses) / sum(masses)
+    adding, removing = t6.sampled_directions(law, q, alpha)
+    assert adding <= removing * (1 + 1e-9) + 1e-12

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from experiments.theory import t7
 from experiments.theory.batch import leverage
@@ -17,6 +19,15 @@ def test_predicted_mu_is_the_exact_one_for_every_record_and_pair_of_labels() -> 
             assert t7.predicted_mu(layers, record, change) == pytest.approx(
                 t7.exact_mu(layers, t7.of_record(record, change)), rel=1e-9
             )
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.floats(0.1, 10))
+def test_predicted_mu_is_the_exact_one_for_any_network(seed: int, sigma: float) -> None:
+    layers, record = t7.network(seed, sigma), seed % t7.RECORDS
+    change = t7.pairs()[seed % len(t7.pairs())]
+    exact = t7.exact_mu(layers, t7.of_record(record, change))
+    assert t7.predicted_mu(layers, record, change) == pytest.approx(exact, rel=1e-6)
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
