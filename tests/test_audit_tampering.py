@@ -492,6 +492,9 @@ def test_label_rows_whose_epochs_go_back_or_repeat(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = train(tmp_path / "run", "--release", "label", "--backend", "digital", "--epochs", "2")
+    more = ("--release", "label", "--backend", "digital", "--resume", "--epochs", "3")
+    shutil.copytree(run, tmp_path / "resumed")
+    assert findings(train(tmp_path / "resumed", *more), capsys) == []
     rows = rows_of(run)
     assert [payload["epoch"] for _, kind, payload, _ in rows if kind == "release"] == [0] * 6 + [1] * 6
     seq, kind, payload, nonce = rows[-1]

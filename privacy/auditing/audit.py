@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from noise_models.errors import UsageError
 from privacy.auditing.claim import (
@@ -35,7 +35,7 @@ from privacy.auditing.folder import (
     read_settings,
 )
 from privacy.auditing.header import check_terms, check_version, read_header
-from privacy.auditing.rows import check_keys, check_rows
+from privacy.auditing.rows import check_keys, check_rows, refuse_unreadable
 from privacy.guarantee import Guarantee
 from privacy.ledger import Ledger, Release
 
@@ -138,15 +138,14 @@ def audit(run: Path | str, delta: float | None = None) -> AuditReport:
             findings += (
                 found + check_settings(settings, header) + check_metrics(folder / METRICS_FILE, header)
             )
-        releases, health, found = _read_rows(ledger, header, settings, folder, notes)
-        findings += found
-        period = None if releases is None else _period(ledger)
+        rows = _read_rows(ledger, header, settings, folder, notes)
+        findings += rows.findings
         count, head = ledger.count(), ledger.head()
         if folder is not None:
             claim, found = read_summary(folder / SUMMARY_FILE, notes)
             findings += found
     at = choose_delta(run, header, claim, delta)
-    guarantee, found = _recomputed(header, releases, at, intact, notes)
+    guarantee, found = _recomputed(header, rows.releases, at, intact, notes)
     findings += found
     if claim is not None:
         findings += compare(claim, guarantee, count, notes) + check_summary(claim, header, count)
@@ -157,14 +156,14 @@ def audit(run: Path | str, delta: float | None = None) -> AuditReport:
         findings=tuple(findings),
         notes=tuple(notes),
         releases=count,
-        health=tuple(health),
+        health=rows.health,
         calibration=header.get("calibration"),
         claim=None if claim is None else claim.guarantee,
         header=header,
         ledger_head=head,
         settings=settings,
         checkpoint_digest=None if folder is None else file_digest(folder / CHECKPOINT_FILE),
-        period=period,
+        period=rows.period,
     )
 
 
@@ -173,32 +172,42 @@ def ledger_of(run: Path) -> Path:
     return run / LEDGER_FILE if run.is_dir() else run
 
 
+class _Rows(NamedTuple):
+    """What the ledger holds after its header; nothing of it where a row cannot be read.
+
+    Attributes:
+        releases: every release in order, None where they cannot be read.
+        health: payloads of the rows of kind "health".
+        period: first and last date of a row.
+        findings: about the rows.
+    """
+
+    releases: list[Release] | None
+    health: tuple[dict[str, Any], ...]
+    period: tuple[str, str] | None
+    findings: list[str]
+
+
 def _read_rows(
     ledger: Ledger,
     header: Mapping[str, Any],
     settings: Mapping[str, Any],
     folder: Path | None,
     notes: list[str],
-) -> tuple[list[Release] | None, list[dict[str, Any]], list[str]]:
-    """Releases (None where they cannot be read), health rows, and findings."""
+) -> _Rows:
     try:
-        releases, keys = ledger.releases(), ledger.events("key")
+        releases, history = ledger.releases(), ledger.history()
+        refuse_unreadable(releases)
         findings = check_device(ledger, header, folder, notes)
-        health = ledger.events("health")
     except UsageError as error:
         notes.append("releases that cannot be read have no known cost: no epsilon was recomputed")
-        return None, [], [str(error)]
+        return _Rows(None, (), None, [str(error)])
+    keys = [row for kind, row in history if kind == "key"]
     seeds = {seed for seed in (0, settings.get("seed")) if isinstance(seed, int)}
-    return (
-        releases,
-        health,
-        findings + check_rows(header, releases) + check_keys(header, keys, len(releases), seeds),
-    )
-
-
-def _period(ledger: Ledger) -> tuple[str, str] | None:
-    dates = [row["at"] for _, row in ledger.history() if isinstance(row.get("at"), str)]
-    return (min(dates), max(dates)) if dates else None
+    findings += check_rows(header, releases) + check_keys(header, keys, len(releases), seeds)
+    health = tuple(row for kind, row in history if kind == "health")
+    dates = [row["at"] for _, row in history if isinstance(row.get("at"), str)]
+    return _Rows(releases, health, (min(dates), max(dates)) if dates else None, findings)
 
 
 def _recomputed(

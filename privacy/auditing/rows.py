@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+from noise_models.errors import UsageError
 from privacy.ledger import Release
 from privacy.mechanisms import MECHANISMS
 from privacy.releases import RELEASES
@@ -53,6 +54,20 @@ def check_rows(header: Mapping[str, Any], releases: Sequence[Release]) -> list[s
             f"its releases {min(shares):.1%}"
         )
     return findings + (_check_epochs(header, releases) if epochs else _no_epochs(releases))
+
+
+def refuse_unreadable(releases: Sequence[Release]) -> None:
+    """Rows that no ledger writes: their numbers are checked as they are read, the other types are not.
+
+    Raises:
+        UsageError: naming the first.
+    """
+    off = _where(releases, lambda release: isinstance(release.source, str) and isinstance(release.epoch, int))
+    if off:
+        row = releases[off[0] - 1]
+        raise UsageError(
+            f"release {off[0]} has source {row.source!r} and epoch {row.epoch!r}: the ledger was damaged"
+        )
 
 
 def check_keys(

@@ -33,7 +33,7 @@ def statement(report: AuditReport, run: str, device: str, issued: datetime | Non
     guarantee, header = report.guarantee, report.header
     private = header["release"] != "none"
     epsilon = _stated_epsilon(report)
-    mechanism = str(header.get("mechanism", RELEASES[header["release"]].mechanism)) if private else "none"
+    mechanism = RELEASES[header["release"]].mechanism if private else "none"
     relies = (
         report.consistent and guarantee.kind in (Kind.RECORD_DP, Kind.LABEL_DP) and math.isfinite(epsilon)
     )

@@ -1,9 +1,12 @@
 """Audits of honest, tampered and contradictory run folders."""
 
+import contextlib
 import gc
 import json
 import math
+import shutil
 import sqlite3
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
@@ -13,6 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 import tomli_w
+from hypothesis import given
+from hypothesis import settings as settings_of_hypothesis
+from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from noise_models.calibration import Calibration, Limits
@@ -21,6 +27,8 @@ from privacy import health_log
 from privacy.accounting import epsilon
 from privacy.adjacency import Adjacency
 from privacy.auditing.audit import audit
+from privacy.auditing.markdown import markdown
+from privacy.auditing.statement import statement
 from privacy.guarantee import Guarantee, Kind
 from privacy.ledger import Ledger, Release
 
@@ -442,3 +450,69 @@ def test_a_part_that_began_after_the_calibration_expired_is_found(tmp_path: Path
     named = health_log.identity(CALIBRATED)
     report = audit(make_tested_run(tmp_path / "run", [PASSED, 20, "part", late, 30], calibration=named))
     assert any("expired" in line for line in report.findings)
+
+
+# ---- files of any content
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@pytest.fixture(scope="module")
+def intact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = make_tested_run(tmp_path_factory.mktemp("intact") / "run", [PASSED, 3], credit={})
+    assert not any("calibration" in line for line in audit(run).findings)
+    return run
+
+
+@settings_of_hypothesis(deadline=None, max_examples=150)
+@given(st.data())
+def test_whatever_a_file_holds_the_audit_answers(intact: Path, data: st.DataObject) -> None:
+    """Any JSON in any place: a report that can be stated and written, or one line; never a traceback."""
+    field = data.draw(
+        st.sampled_from([*HEADER, "calibration", "credit", "mechanism", "max_grad_norm", "module"])
+    )
+    place = data.draw(st.sampled_from(["header", "key", "health", "release", "row", "summary", "settings"]))
+    value = data.draw(JSON)
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(shutil.copytree(intact, Path(folder) / "run"))
+        if place == "summary":
+            (run / "summary.json").write_text(
+                json.dumps({"guarantee": claim().to_dict(), "steps": 3, field: value})
+            )
+        elif place == "settings":
+            keys = {"release": "digital"} if value is None else {"seed": value, field: value}
+            with contextlib.suppress(TypeError):
+                (run / "config.toml").write_text(tomli_w.dumps(keys))
+        else:
+            kind = "release" if place == "row" else place
+            connection = sqlite3.connect(run / "ledger.sqlite")
+            connection.executescript("DROP TRIGGER no_update")
+            query = "SELECT seq, body FROM entries WHERE kind = ? ORDER BY seq LIMIT 1"
+            seq, body = connection.execute(query, (kind,)).fetchone()
+            new = (
+                value
+                if place == "row"
+                else {**json.loads(body), data.draw(st.sampled_from([field, *json.loads(body)])): value}
+            )
+            connection.execute("UPDATE entries SET body = ? WHERE seq = ?", (json.dumps(new), seq))
+            connection.commit()
+            connection.close()
+        try:
+            report = audit(run)
+        except UsageError as error:
+            said = str(error)
+        else:
+            said = ""
+            stated = statement(report, str(run), "No device.")
+            json.dumps([report.to_dict(), stated], allow_nan=False)
+            assert markdown(stated).startswith("# Privacy statement")
+            assert all("\n" not in line for line in report.findings)
+        assert "\n" not in said
