@@ -21,9 +21,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from noise_models.errors import UsageError
 from optical_dfa.backends import targets
 from optical_dfa.data import NAMES as DATASETS
+from optical_dfa.data.features import components
 from optical_dfa.defaults import ADAM_LR, DEFAULTS, OTHER_DATASET
+from privacy.adjacency import Adjacency
 from privacy.releases import RELEASES as SOUND_RELEASES
-from privacy.releases import refuse_unknown_options
+from privacy.releases import refuse_unknown_options, terms
 
 RULES = ("bp", "dfa", "gated-dfa", "shallow")
 RELEASES = ("none", *SOUND_RELEASES)
@@ -53,6 +55,8 @@ class TrainConfig(BaseModel):
         dataset: a name of `optical_dfa.data.NAMES`, or a path ending in .npz.
         data_dir: folder in which the files of the data set are; None: OPTICAL_DFA_DATA, the cache, or a
             download.
+        features: inputs computed from the training inputs alone (`optical_dfa.data.features`), where those are public:
+            releases none and label.
         model: a specification that `optical_dfa.models.build` understands.
         rule: which training rule; one of `RULES`.
         backend, backend_options: the projection device and its own settings.
@@ -79,6 +83,7 @@ class TrainConfig(BaseModel):
 
     dataset: Text = "digits"
     data_dir: Folder | None = None
+    features: Text | None = None
     model: Text = "mlp"
     rule: Text = "dfa"
     rule_options: Options = {}
@@ -136,6 +141,13 @@ class TrainConfig(BaseModel):
     def _known_backend(cls, value: str) -> str:
         return _one_of("backend", value, backend_names())
 
+    @field_validator("features")
+    @classmethod
+    def _known_features(cls, value: str | None) -> str | None:
+        if value is not None:
+            components(value)
+        return value
+
     @field_validator("device")
     @classmethod
     def _known_device(cls, value: str) -> str:
@@ -165,6 +177,11 @@ class TrainConfig(BaseModel):
             )
         if self.private:
             refuse_unknown_options(self.release, self.release_options or {})
+            if self.features is not None and terms(self.release).adjacency is not Adjacency.LABEL:
+                raise ValueError(
+                    f"features is {self.features!r}, computed from training inputs that release {self.release} keeps "
+                    "private; drop features, or use release label, whose inputs are public"
+                )
         if self.calibration is not None and self.release != "dark-frame":
             raise ValueError(
                 f"calibration is {str(self.calibration)!r} but release is {self.release}, which credits none of the "

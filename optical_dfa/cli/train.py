@@ -25,6 +25,9 @@ def train(
     data_dir: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder with the data set's files.")
     ] = None,
+    features: Annotated[
+        str | None, typer.Option(help="Inputs' principal components, such as pca:64; inputs must be public.")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Network, such as mlp or mlp:512,512.")] = None,
     rule: Annotated[str | None, typer.Option(help="Training rule: dfa, bp, shallow.")] = None,
     rule_option: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="Repeatable.")] = None,
@@ -93,6 +96,7 @@ def train(
     flags: dict[str, Any] = {
         "dataset": dataset,
         "data_dir": data_dir,
+        "features": features,
         "model": model,
         "rule": rule,
         "rule_options": parse_options("--rule-option", rule_option),

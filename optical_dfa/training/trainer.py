@@ -25,6 +25,7 @@ from optical_dfa import models
 from optical_dfa.config import ResolvedConfig, TrainConfig, resolve
 from optical_dfa.data import load as load_data
 from optical_dfa.data.dataset import Dataset
+from optical_dfa.data.features import with_features
 from optical_dfa.feedback.aligned import AlignedModule, align
 from optical_dfa.feedback.rule import Requires
 from optical_dfa.report.progress import Progress, SilentProgress
@@ -89,6 +90,8 @@ class _Run:
         device = _device(config.device)
         self.data: Dataset = load_data(config.dataset, config.data_dir, progress=True)
         self.config: ResolvedConfig = resolve(config, len(self.data.x_train))
+        if self.config.features is not None:
+            self.data = with_features(self.data, self.config.features)
         self.folder = None if out is None else RunFolder(out)
         if self.folder is not None and not resume and not overwrite:
             self.folder.refuse_run()
