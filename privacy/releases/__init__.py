@@ -39,7 +39,9 @@ RELEASES: dict[str, Terms] = {
     "digital": Terms("noise from a cryptographic generator"),
     "dark-frame": Terms("noise from the device's dark frames, with a digital dither"),
     "device-entropy": Terms("noise from a cryptographic generator that the device's dark frames key"),
-    "skellam": Terms("exact integer noise from a cryptographic generator", mechanism="skellam"),
+    "skellam": Terms(
+        "exact integer noise from a cryptographic generator", mechanism="skellam", options=("grid_steps",)
+    ),
     "label": Terms(
         "noise inside each record's projection, every layer's: protects labels, with public inputs",
         kind=Kind.LABEL_DP,

@@ -164,11 +164,19 @@ class SkellamRelease(StepRelease):
 
 
 def make(parts: Parts) -> SkellamRelease:
-    """This release."""
+    """This release.
+
+    Raises:
+        UsageError: an option `grid_steps` that is no power of two.
+    """
+    steps = parts.options.get("grid_steps")
+    if steps is not None and type(steps) is not int:
+        raise UsageError(f"release option grid_steps is {steps!r}; it must be a whole number, a power of two")
     return SkellamRelease(
         cast(FactoredContributions, parts.start_capture("records")),
         parts.generator("noise"),
         parts.generator("rounding"),
         max_grad_norm=parts.max_grad_norm,
         expected_batch_size=parts.expected_batch_size,
+        grid_steps=steps,
     )

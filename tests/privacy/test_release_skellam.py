@@ -284,6 +284,17 @@ def test_reduced_precision_products_are_refused() -> None:
     assert made[0].ledger.count() == 0
 
 
+def test_the_grid_is_a_public_option() -> None:
+    made = make(noise_multiplier=1e3, release_options={"grid_steps": 64})
+    released = step(made) / (C / 64 / N)
+    torch.testing.assert_close(released, released.round(), rtol=1e-6, atol=1e-4)
+    assert made[0].ledger is not None
+    assert made[0].ledger.releases()[0].sensitivity == 64.0
+    for value in (65, 64.0, True, "64"):
+        with pytest.raises(UsageError, match="power of two"):
+            make(release_options={"grid_steps": value})
+
+
 def test_noise_that_no_table_holds_stops_the_step() -> None:
     made = make(noise_multiplier=1e5)
     with pytest.raises(UsageError, match="coarser grid or less noise"):
