@@ -1,6 +1,6 @@
 """`canary`: one whole private training run with canaries in it, whose coins are guessed from the released updates.
 
-Canaries are records of random pixels with random labels, each put into the training set by its own fair coin. The
+Canaries are records of random inputs with random labels, each put into the training set by its own fair coin. The
 auditor sees every released update, computes what each canary would have contributed at the released weights, and
 guesses the coins of those it is surest of; the bound is that of Steinke, Nasr and Jagielski (2023).
 """
@@ -25,11 +25,11 @@ from optical_dfa.attacks.worlds import DEVICES, claimed_kind, noise_std, rule_fo
 from optical_dfa.defaults import DEFAULTS, OTHER_DATASET, Defaults
 from optical_dfa.feedback.aligned import AlignedModule
 from privacy import PrivacyEngine
+from privacy.accounting.gdp import gaussian_epsilon
 from privacy.adjacency import Adjacency
 from privacy.attacks.canary import step_scores
 from privacy.attacks.finding import Finding
 from privacy.attacks.one_run import guess, one_run_bound
-from privacy.auditing.bounds import gaussian_epsilon
 from privacy.releases import terms
 from privacy.releases.clipped import clip_factors
 
@@ -38,6 +38,7 @@ Array = NDArray[np.float64]
 MODEL = "mlp"
 MOST_CANARIES = 1000
 SHARE = 10  # at most one canary for so many records
+QUIET = 3  # canaries lie in one of so many parts of the input space, the one the records use least
 GUESSED = 5  # one guess for so many canaries: what a run at epsilon = 8 is bounded best with
 
 
@@ -115,14 +116,22 @@ def run(setting: Setting) -> Finding:
 
 
 def _draw(records: Records, count: int, seed: int) -> Canaries:
-    """Pixels 0 or the brightest, each with probability one half, labels uniform, coins fair."""
+    """Random inputs as long as a record's, labels uniform, coins fair.
+
+    They are drawn in those directions in which the records have least energy: the auditor may choose, and
+    there the records' own updates hide little of a canary's.
+    """
     if count < 2 * GUESSED:
         raise UsageError(f"{count} canaries allow no guess; give --trials {2 * GUESSED} or more")
     stream = np.random.default_rng(derive_seed(seed, "canaries"))
-    pixels = stream.integers(0, 2, (count, records.width)) * float(records.x.max()) + records.black
+    x = (records.x + records.black).double().numpy()
+    energies, directions = np.linalg.eigh(x.T @ x / len(x))
+    quiet = directions[:, : max(1, len(energies) // QUIET)]
+    signs = stream.choice([-1.0, 1.0], (count, quiet.shape[1]))
+    inputs = signs @ quiet.T * np.sqrt(energies.sum() / quiet.shape[1])
     labels = stream.integers(0, records.classes, count)
     return Canaries(
-        torch.from_numpy(pixels.astype(np.float32)), torch.from_numpy(labels), stream.random(count) < 0.5
+        torch.from_numpy(inputs.astype(np.float32)), torch.from_numpy(labels), stream.random(count) < 0.5
     )
 
 
@@ -183,7 +192,10 @@ _Read = Callable[[int], tuple[Array, Array]]
 
 
 def _auditor(twin: AlignedModule, canaries: Canaries, max_grad_norm: float) -> Callable[[nn.Module], _Read]:
-    """What the auditor does at each step: before it, form the canaries' contributions; after it, multiply."""
+    """What the auditor does at each step: before it, form the canaries' contributions; after it, multiply.
+
+    Of a contribution the part in the first layer's weights is looked at, where canaries lie apart from the records.
+    """
     capture = twin.start_capture()
     capture.expected_records = lambda: len(canaries.x)
 
@@ -191,23 +203,14 @@ def _auditor(twin: AlignedModule, canaries: Canaries, max_grad_norm: float) -> C
         twin.load_state_dict(module.state_dict())
         capture.clear()
         torch.autograd.backward(nn.functional.cross_entropy(twin(canaries.x), canaries.y))
-        norms = capture.norms()
-        factors = clip_factors(norms, max_grad_norm)
+        factors = clip_factors(capture.norms(), max_grad_norm)
+        first = next(use for use in capture.uses if use.layer == next(iter(capture.layers)))
 
         def read(expected_batch_size: int) -> tuple[Array, Array]:
-            total = torch.zeros(len(canaries.x))
-            layers = dict(module.named_modules())
-            for use in capture.uses:
-                layer = layers[f"module.{use.layer}"]
-                if not isinstance(layer, nn.Linear) or layer.weight.grad is None:
-                    raise UsageError(
-                        f"layer {use.layer} is no trained linear layer; attack a network of those"
-                    )
-                total += ((use.delta @ layer.weight.grad) * use.x).sum(1)
-                if layer.bias is not None and layer.bias.grad is not None:
-                    total += use.delta @ layer.bias.grad
-            products = total.double() * factors * expected_batch_size
-            return products.numpy(), (norms * factors).numpy()
+            gradient = dict(module.named_modules())[f"module.{first.layer}"].weight.grad
+            along = ((first.delta @ gradient) * first.x).sum(1).double() * factors
+            norms = first.delta.norm(dim=1).double() * first.x.norm(dim=1).double() * factors
+            return (along * expected_batch_size).numpy(), norms.numpy()
 
         return read
 

@@ -23,7 +23,7 @@ EPSILON = 1.0
 TRIALS = ((0.5, 22_000), (1.0, 7000), (2.0, 3000), (4.0, 1500), (64.0, 1200))
 # Releases whose noise is N(0, std² I) in the very coordinates that are released.
 ISOTROPIC = ("digital", "dark-frame", "device-entropy")
-OWN_RUNS = 2000
+OWN_RUNS = (200, 1000)  # least and most runs of each world from which noise in few coordinates is learnt
 
 
 def run(setting: Setting) -> Finding:
@@ -41,7 +41,8 @@ def run(setting: Setting) -> Finding:
     worlds = Worlds.of(setting)
     sigma = worlds.calibrated(epsilon, setting.delta)
     isotropic = setting.release in ISOTROPIC
-    setting.progress.start(2 * (trials + (0 if isotropic else OWN_RUNS)))
+    own = 0 if isotropic else min(max(trials, OWN_RUNS[0]), OWN_RUNS[1])
+    setting.progress.start(2 * (trials + own))
     done = 0
 
     def tell() -> None:
@@ -59,7 +60,7 @@ def run(setting: Setting) -> Finding:
     if isotropic:
         law = GaussianLaw(noise_std(engines[0]))
     else:
-        known, law = _learnt(worlds, sigma, known, tell)
+        known, law = _learnt(worlds, sigma, known, own, tell)
     claim = claimed(engines[0], 1, setting.delta)
     found = distinguish(
         releases[0],
@@ -97,12 +98,11 @@ def run(setting: Setting) -> Finding:
 
 
 def _learnt(
-    worlds: Worlds, sigma: float, known: Knowledge, tell: Callable[[], None]
+    worlds: Worlds, sigma: float, known: Knowledge, runs: int, tell: Callable[[], None]
 ) -> tuple[Knowledge, NoiseLaw]:
     """Mean and covariance of the noised sums, from the adversary's own runs of both worlds with other seeds."""
     sums = [
-        worlds.make(second, sigma, 700 + second)[0].take(OWN_RUNS, tell=tell)[:, 0]
-        for second in (False, True)
+        worlds.make(second, sigma, 700 + second)[0].take(runs, tell=tell)[:, 0] for second in (False, True)
     ]
     covariance = (np.cov(sums[0].T) + np.cov(sums[1].T)) / 2
     return Knowledge(known.others, known.change, 0.0), CorrelatedGaussianLaw(covariance)

@@ -26,7 +26,7 @@ Array = NDArray[np.float64]
 BATCH = 256
 WIDTH = 128
 EPSILON = 4.0
-TRIALS = 1200
+TRIALS = 1500
 ROUNDS = 6  # batches and targets that the trials are spread over
 MAX_GRAD_NORM = 1.0
 
@@ -59,6 +59,15 @@ class SpanScores:
 def run(setting: Setting) -> Finding:
     """The attack's finding; draws the two worlds' histograms into `setting.out`."""
     scores = measure(setting)
+    if setting.out is not None:
+        from optical_dfa.report.attacks import draw_span
+
+        draw_span({setting.release: (scores.without, scores.with_record)}, setting.out / "span.png")
+    return judged(setting, scores)
+
+
+def judged(setting: Setting, scores: SpanScores) -> Finding:
+    """The bound that scores give, against the claim."""
     bounds = {
         layer: clopper_pearson_bound(
             without, second, delta=setting.delta, confidence=1 - (1 - setting.confidence) / 2
@@ -68,10 +77,6 @@ def run(setting: Setting) -> Finding:
             ("output", scores.output_without, scores.output_with),
         )
     }
-    if setting.out is not None:
-        from optical_dfa.report.attacks import draw_span
-
-        draw_span({setting.release: (scores.without, scores.with_record)}, setting.out / "span.png")
     return Finding(
         attack="span",
         release=setting.release,

@@ -14,7 +14,7 @@ from optical_dfa.report.plots import COLOURS, drawing_style
 Array = NDArray[np.float64]
 
 _FLOOR = 1e-9  # an exact zero on a logarithmic axis
-_BINS = 90
+_BINS = 260
 
 
 def draw_span(scores: Mapping[str, tuple[Array, Array]], path: Path, notes: Sequence[str] = ()) -> None:
@@ -47,7 +47,7 @@ def draw_span(scores: Mapping[str, tuple[Array, Array]], path: Path, notes: Sequ
             axes.set_title(f"release {release}", loc="left", fontsize=10.5)
             if index < len(notes):
                 axes.text(
-                    0.015,
+                    0.2,
                     0.9,
                     notes[index],
                     transform=axes.transAxes,
@@ -55,7 +55,7 @@ def draw_span(scores: Mapping[str, tuple[Array, Array]], path: Path, notes: Sequ
                     fontsize=9.5,
                     linespacing=1.5,
                 )
-        panes[0].legend(loc="upper right", bbox_to_anchor=(0.8, 1.0), frameon=False, fontsize=9.5)
+        panes[0].legend(loc="upper right", bbox_to_anchor=(0.72, 1.0), frameon=False, fontsize=9.5)
         panes[-1].set_xlabel("share of one released update that lies off the other records' span")
         figure.savefig(path, format="png")
 
