@@ -196,6 +196,18 @@ def moved_sum(dtype: torch.dtype, records: int = 256, trials: int = 200, seed: i
     return worst
 
 
+def cast_before_the_noise(trials: int = 50, seed: int = 6) -> float:
+    """Largest change, in C, of an exact sum of norm 255 by a record of norm C = 1, once both are cast to bfloat16."""
+    stream = torch.Generator().manual_seed(seed)
+    worst = 0.0
+    for _ in range(trials):
+        direction = torch.randn(64, generator=stream, dtype=torch.float64)
+        direction /= direction.norm()
+        sums = [(records * direction).to(torch.bfloat16).double() for records in (256, 255)]
+        worst = max(worst, float((sums[0] - sums[1]).norm()))
+    return worst
+
+
 def _sum(records: Tensor) -> Tensor:
     total = torch.zeros(records.shape[1], dtype=records.dtype)
     for record in records:
@@ -286,5 +298,12 @@ def demonstrations() -> list[Demonstration]:
             1 + 1e-4,
             moved_sum(torch.bfloat16),
             "at least float32",
+        ),
+        Demonstration(
+            "exact sum cast to bfloat16, then noise",
+            "change of the sum, in C",
+            1 + 1e-4,
+            cast_before_the_noise(),
+            "noise is added before any down-cast",
         ),
     ]

@@ -240,14 +240,17 @@ def forward_noise(records: int = 64, shift: float = 3.0) -> tuple[float, float]:
     return total_variation(shift / math.sqrt(records)), energy_total_variation(records, shift)
 
 
-def denoised(records: int = 60, neurons: int = 40, classes: int = 3, seed: int = 25) -> tuple[float, float]:
-    """(h) (mu² with independent leverages, exact mu²) where readouts are projected on the range of B first."""
+def denoised(
+    records: int = 60, neurons: int = 40, classes: int = 3, seed: int = 25
+) -> tuple[float, float, float]:
+    """(h) (mu² by leverages, exact mu², mu² at leverage 1) where readouts are projected on the range of B first."""
     layer = hidden(np.random.default_rng(seed), records, INPUTS, neurons, classes, 0.5)
     b, change = layer.feedback, pairs(classes)[0]
     root = np.linalg.inv(np.linalg.cholesky(b.T @ b)).T  # (B^T B)^-1 = root root^T
     maps = np.einsum("kc,ik,id->ickd", b @ root, layer.slope, layer.h).reshape(records * classes, -1)
     shift = layer.update(of_record(0, change, records)).reshape(-1)
-    return predicted_mu([layer], 0, change) ** 2, least_noise(maps, shift, layer.sigma) ** 2
+    at_one = float(np.square(b @ change).sum()) / layer.sigma**2
+    return predicted_mu([layer], 0, change) ** 2, least_noise(maps, shift, layer.sigma) ** 2, at_one
 
 
 def following_the_signal(neurons: int = 512) -> float:
@@ -300,7 +303,7 @@ def demonstrations() -> list[Demonstration]:
     pinv, whole = cut_off()
     product, true = production_bound()
     noiseless, seen = forward_noise()
-    independent, joint = denoised()
+    independent, joint, undivided = denoised()
     leveraged, rounded, at_one = digitised()
     mu = "μ of a label"
     return [
@@ -365,6 +368,7 @@ def demonstrations() -> list[Demonstration]:
         Demonstration(
             "(h) readouts denoised by B B⁺", "μ²", independent, joint, "no denoising, or leverage 1"
         ),
+        Demonstration("(h) the same, leverage 1", "μ²", undivided, joint),
         Demonstration(
             "(i) a quarter of |e|² more noise variance, 512 neurons",
             "δ at ε = 4",

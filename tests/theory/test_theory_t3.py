@@ -57,6 +57,10 @@ def test_a_bfloat16_batch_sum_moves_by_more_than_the_clip() -> None:
     assert t3.moved_sum(torch.bfloat16, trials=20) > 1.18
 
 
+def test_a_sum_cast_down_before_its_noise_moves_by_more_than_the_clip() -> None:
+    assert t3.cast_before_the_noise() > 1.2
+
+
 angles = st.floats(0, 2 * math.pi)
 radii = st.floats(0, 1)
 

@@ -97,8 +97,9 @@ def test_g_forward_noise_that_is_kept_shows_the_energy_of_the_errors() -> None:
 
 
 def test_h_denoised_readouts_have_correlated_rows() -> None:
-    independent, joint = t7.denoised()
+    independent, joint, at_one = t7.denoised()
     assert joint > 5 * independent
+    assert joint <= at_one * (1 + 1e-9)
 
 
 def test_i_noise_that_follows_the_signal_shows_the_label() -> None:
