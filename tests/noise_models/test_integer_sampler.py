@@ -49,7 +49,7 @@ def test_the_table_is_the_skellam_law_to_120_bits(mean: Fraction) -> None:
     sampler = SkellamSampler(mean)
     whole = sum(sampler.masses)
     assert whole & (whole - 1) == 0  # a power of two: the cells are filled exactly
-    step = max(1, sampler.largest // 60)  # the largest tables are looked at here and there
+    step = max(1, sampler.largest // 20)  # the largest tables are looked at here and there
     with mpmath.workdps(80):
         difference = mpmath.mpf(0)
         for k in range(0, sampler.largest + 1, step):

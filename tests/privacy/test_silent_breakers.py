@@ -289,6 +289,14 @@ def test_learned_feedback(rule: type[DirectFeedbackAlignment], words: str) -> No
 
 # ---- 4. figures, stopping and selection from private data
 
+
+@pytest.mark.parametrize("release", ["digital", "dark-frame", "device-entropy", "skellam"])
+def test_feature_statistics(release: str) -> None:
+    """Principal components of private inputs would be a release without noise."""
+    with pytest.raises(ValueError, match=f"that release {release} keeps private"):
+        small_run(release=release, features="pca:4")
+
+
 PUBLIC_METRICS = {"step", "epoch", "test_accuracy", "epsilon"}
 FIGURES_OF_RECORDS = {
     "training_loss",
