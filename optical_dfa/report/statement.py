@@ -14,6 +14,7 @@ from privacy.releases import RELEASES
 _RULES = {
     "bp": "backpropagation",
     "dfa": "Direct Feedback Alignment",
+    "gated-dfa": "Direct Feedback Alignment before the activations, with public gates",
     "shallow": "its hidden layers frozen (the control experiment)",
 }
 _DEVICE_RELEASES = ("dark-frame", "device-entropy")
