@@ -162,7 +162,7 @@ def _rounded(stack: Sequence[Factors], grid: float, shrink: Tensor, coins: Noise
         # |cols · scale|² = |cols| |rows| grid shrink · sqrt(d / n): both factors grow alike by rounding.
         scale = (rows * (grid * balance) * shrink / cols).sqrt()
         rows_scale = shrink * grid / scale
-        nothing = ~(rows_scale.isfinite() & (scale > 0))
+        nothing = ~(scale.isfinite() & rows_scale.isfinite() & (scale > 0))  # a factor that is zero
         scale, rows_scale = scale.masked_fill(nothing, 0.0), rows_scale.masked_fill(nothing, 0.0)
         found.append(
             Factors(part.offset, _round(part.rows, rows_scale, coins), _round(part.cols, scale, coins))

@@ -99,6 +99,16 @@ def test_factors_whose_product_is_nothing_add_nothing() -> None:
     assert torch.equal(out, torch.zeros_like(out))
 
 
+@pytest.mark.parametrize("zero", ["rows", "cols"])
+def test_a_factor_of_zero_silences_one_parameter_only(zero: str) -> None:
+    given = stack(4, 1)
+    getattr(given[0], zero)[2] = 0.0
+    found = integers(given, grid=4096.0, bound=8192, coins=coins())
+    assert not written_out(found[0])[2].any()
+    assert found[2].rows[2].any()
+    assert found[1].rows[2].any() == (zero == "cols")  # the bias shares delta
+
+
 # ---- what they stand for
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,12 @@ from torch.utils.data import DataLoader, TensorDataset
 from noise_models.errors import UsageError
 from noise_models.generator import NoiseGenerator
 from noise_models.integer_sampler import TABLE_MASS
+from optical_dfa.config import TrainConfig
 from optical_dfa.feedback.aligned import align
 from optical_dfa.training.capture import Capture
+from optical_dfa.training.trainer import train
 from privacy import accounting
+from privacy.auditing.audit import audit
 from privacy.engine import PrivacyEngine
 from privacy.integer_contributions import least_bound
 from privacy.ledger import Release
@@ -282,6 +286,30 @@ def test_reduced_precision_products_are_refused() -> None:
         torch.set_float32_matmul_precision(before)
     assert made[0].ledger is not None
     assert made[0].ledger.count() == 0
+
+
+def test_a_run_stays_within_its_budget_is_resumed_and_audited(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {
+        "dataset": "digits",
+        "model": "mlp:4",
+        "backend": "digital",
+        "release": "skellam",
+        "release_options": {"grid_steps": 256},
+        "epochs": 1,
+        "batch_size": 256,
+        "max_physical_batch_size": 100,
+        "epsilon": 8.0,
+    }
+    first = train(TrainConfig(**settings), tmp_path / "run")
+    assert 7.5 < first["guarantee"]["epsilon"] <= 8.0
+    assert first["guarantee"]["kind"] == "record-dp"
+    (tmp_path / "run" / "checkpoint.safetensors").unlink()  # its weights are lost, its releases count
+    again = train(TrainConfig(**settings), tmp_path / "run", resume=True)
+    assert again["releases"] == first["releases"]
+    assert again["guarantee"]["epsilon"] == first["guarantee"]["epsilon"]
+    report = audit(tmp_path / "run")
+    assert report.consistent, report.findings
+    assert report.releases == first["releases"]
 
 
 def test_the_grid_is_a_public_option() -> None:

@@ -33,6 +33,7 @@ from __future__ import annotations
 import json
 import math
 import multiprocessing
+import re
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,13 @@ def small_run(out: Path | None = None, *, resume: bool = False, **settings: Any)
         **settings,
     }
     return train(TrainConfig(**chosen), out, resume=resume)
+
+
+def test_the_table_above_lists_every_test() -> None:
+    listed = set(re.findall(r"`(test_\w+)`", __doc__))
+    assert listed == {name for name in globals() if name.startswith("test_")} - {
+        "test_the_table_above_lists_every_test"
+    }
 
 
 # ---- 1. records that mix, and sizes that leak
