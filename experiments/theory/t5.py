@@ -11,7 +11,8 @@ import numpy as np
 from scipy.special import ndtr
 
 from experiments.theory.demonstration import Demonstration
-from experiments.theory.gaussians import Array, scaled_delta, total_variation
+from experiments.theory.gaussians import Array, gaussian_delta, scaled_delta, total_variation
+from noise_models.converter import dither_ripple, epsilon_of_ripple
 from privacy.releases.aggregate import noise_multiplier
 
 N, P, D = 48, 12, 20  # neurons, aggregated errors, inputs of the example
@@ -62,6 +63,24 @@ def rounded_frames(
     claimed = total_variation(moved / (read_noise * math.sqrt(sum(4**k for k in range(planes)))))
     laws = [_combined(value, read_noise, planes) for value in values]
     return claimed, float(np.abs(laws[0] - laws[1]).sum() / 2)
+
+
+def dithered_frames(
+    read_noise: float = 0.6, tau: float = 1.5, values: tuple[int, int] = (15, 16), planes: int = 5
+) -> tuple[float, float]:
+    """(bound, actual) total variation of `rounded_frames` with a Gaussian dither on every plane (T4).
+
+    Bound: the Gaussian of both noises, with the ripple of as many frames charged.
+    """
+    weight = math.sqrt(sum(4**k for k in range(planes)))
+    mu = abs(values[1] - values[0]) / (weight * math.hypot(read_noise, tau))
+    eta = dither_ripple(read_noise, tau)
+    bound = (1 + eta) ** planes * gaussian_delta(-epsilon_of_ripple(eta, planes), mu)
+    reach = math.ceil(9 * weight * tau)
+    dither = np.exp(-((np.arange(-reach, reach + 1) / (weight * tau)) ** 2) / 2)
+    dither /= dither.sum()
+    laws = [np.convolve(_combined(value, read_noise, planes), dither) for value in values]
+    return bound, float(np.abs(laws[0] - laws[1]).sum() / 2)
 
 
 def _combined(value: int, read_noise: float, planes: int) -> Array:
@@ -132,6 +151,9 @@ def demonstrations() -> list[Demonstration]:
         ),
         Demonstration(
             "five bit planes, read noise 0.35, each rounded", tv, claimed, actual, "one analog frame a column"
+        ),
+        Demonstration(
+            "five bit planes, read noise 0.6, rounded and dithered each, η charged", tv, *dithered_frames()
         ),
         Demonstration(
             "five bit planes seen each, un-rounded, read noise 1",

@@ -25,6 +25,15 @@ def test_planes_may_be_added_up_only_where_noise_hides_the_rounding(read_noise: 
     assert actual == pytest.approx(claimed, rel=0.05)
 
 
+def test_a_dither_on_every_plane_repairs_it() -> None:
+    bound, actual = t5.dithered_frames()
+    _, rounded = t5.rounded_frames(0.6)
+    assert actual <= bound < rounded / 4
+    assert actual == pytest.approx(
+        t5.total_variation(1 / (341**0.5 * (0.6**2 + 1.5**2 + 1 / 12) ** 0.5)), rel=0.02
+    )
+
+
 def test_one_rounded_frame_is_post_processing() -> None:
     demonstration = next(d for d in t5.demonstrations() if d.case.startswith("one analog frame"))
     assert demonstration.holds
