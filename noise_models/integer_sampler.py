@@ -39,7 +39,6 @@ class SymmetricSampler:
 
     Attributes:
         largest: the greatest magnitude that can be drawn.
-        masses: probabilities of the magnitudes 0, ..., largest, in units of `2^-(160 + b)`; they add up to 1.
     """
 
     def __init__(self, weights: Sequence[int]) -> None:
@@ -49,20 +48,15 @@ class SymmetricSampler:
         Raises:
             UsageError: no or negative weights, or too many of them.
         """
-        total = sum(weights)
-        if total <= 0 or min(weights, default=0) < 0:
-            raise UsageError("weights of an integer law must be whole numbers >= 0, not all 0")
         if len(weights) > _MOST_CELLS:
             raise UsageError(
                 f"the noise has {len(weights)} magnitudes and a table holds {_MOST_CELLS}; take a coarser grid or less "
                 "noise"
             )
         self.largest = len(weights) - 1
-        self._bits = max(1, (len(weights) - 1).bit_length())
-        whole = 1 << (_FRACTION_BITS + self._bits)
-        self.masses = [weight * whole // total for weight in weights]
-        self.masses[0] += whole - sum(self.masses)
-        thresholds, others = _alias(self.masses, 1 << self._bits)
+        cells = cells_for(weights)
+        self._bits = cells.bit_length() - 1
+        thresholds, others = alias(masses(weights), cells)
         late = _FRACTION_BITS - _FIRST_BITS
         first = np.array([threshold >> late for threshold in thresholds], dtype=np.uint64)
         # A full cell's threshold does not fit into 32 bits; both its sides are its own magnitude.
@@ -103,6 +97,26 @@ class SymmetricSampler:
         high, low = (int(word) for word in generator.uint64(2))
         limit = (int(self._late[index, 0]) << 64) | int(self._late[index, 1])
         return (high << 64) | low < limit
+
+
+def cells_for(weights: Sequence[int]) -> int:
+    """2^b, b >= 1: the least power of two that gives every magnitude a cell."""
+    return 1 << max(1, (len(weights) - 1).bit_length())
+
+
+def masses(weights: Sequence[int]) -> list[int]:
+    """The magnitudes' probabilities in units of `2^-(160 + b)`; they add up to 1.
+
+    Raises:
+        UsageError: no or negative weights.
+    """
+    total = sum(weights)
+    if total <= 0 or min(weights) < 0:
+        raise UsageError("weights of an integer law must be whole numbers >= 0, not all 0")
+    whole = cells_for(weights) << _FRACTION_BITS
+    found = [weight * whole // total for weight in weights]
+    found[0] += whole - sum(found)
+    return found
 
 
 class SkellamSampler(SymmetricSampler):
@@ -167,7 +181,7 @@ def largest_magnitude(mean: float, bits: int = _TAIL_BITS) -> int:
     return high
 
 
-def _alias(masses: Sequence[int], cells: int) -> tuple[list[int], list[int]]:
+def alias(masses: Sequence[int], cells: int) -> tuple[list[int], list[int]]:
     """Each cell's threshold, in units of `2^-160` of a cell, and the magnitude beyond it (Vose 1991).
 
     Args:

@@ -19,8 +19,10 @@ from noise_models.integer_sampler import (
     TABLE_MASS,
     SkellamSampler,
     SymmetricSampler,
-    _alias,
+    alias,
+    cells_for,
     largest_magnitude,
+    masses,
     skellam_weights,
 )
 
@@ -46,18 +48,18 @@ class Words(NoiseGenerator):
 )
 def test_the_table_is_the_skellam_law_to_120_bits(mean: Fraction) -> None:
     """Against mpmath's Bessel function at 80 digits: total variation of every magnitude together."""
-    sampler = SkellamSampler(mean)
-    whole = sum(sampler.masses)
+    held = masses(skellam_weights(mean))
+    whole = sum(held)
     assert whole & (whole - 1) == 0  # a power of two: the cells are filled exactly
-    step = max(1, sampler.largest // 20)  # the largest tables are looked at here and there
+    step = max(1, len(held) // 20)  # the largest tables are looked at here and there
     with mpmath.workdps(80):
         difference = mpmath.mpf(0)
-        for k in range(0, sampler.largest + 1, step):
+        for k in range(0, len(held), step):
             exact = mpmath.besseli(k, 2 * mpmath.mpf(mean.numerator) / mean.denominator) * mpmath.exp(
                 -2 * mpmath.mpf(mean.numerator) / mean.denominator
             )
             exact *= 2 if k else 1
-            difference += abs(mpmath.mpf(sampler.masses[k]) / whole - exact)
+            difference += abs(mpmath.mpf(held[k]) / whole - exact)
         assert difference * step < TABLE_MASS
 
 
@@ -71,19 +73,18 @@ def test_the_tail_beyond_the_table_is_as_small_as_stated(mean: float, bits: int)
 @given(st.lists(st.integers(0, 10**6), min_size=1, max_size=70).filter(lambda weights: sum(weights) > 0))
 def test_cells_hold_every_probability_exactly(weights: list[int]) -> None:
     """Read back from the cells, each magnitude has the mass it was given, to the last bit."""
-    sampler = SymmetricSampler(weights)
-    cells = 1 << max(1, (len(weights) - 1).bit_length())
-    thresholds, others = _alias(sampler.masses, cells)
+    cells, given = cells_for(weights), masses(weights)
+    thresholds, others = alias(given, cells)
     held = [0] * cells
     for cell, (threshold, other) in enumerate(zip(thresholds, others, strict=True)):
         assert 0 <= threshold <= 1 << 160
         held[cell] += threshold
         held[other] += (1 << 160) - threshold
-    assert held == [*sampler.masses, *[0] * (cells - len(weights))]
+    assert held == [*given, *[0] * (cells - len(weights))]
     total = sum(weights)
     assert all(
         abs(Fraction(mass, cells << 160) - Fraction(weight, total)) < Fraction(len(weights), cells << 160)
-        for mass, weight in zip(sampler.masses, weights, strict=True)
+        for mass, weight in zip(given, weights, strict=True)
     )
 
 
@@ -98,7 +99,7 @@ def test_a_word_is_read_as_cell_sign_and_place(weights: list[int], data: st.Data
     """Every comparison, the late one included, is that of whole numbers: word and threshold, 160 bits of either."""
     sampler = SymmetricSampler(weights)
     bits = max(1, (len(weights) - 1).bit_length())
-    thresholds, others = _alias(sampler.masses, 1 << bits)
+    thresholds, others = alias(masses(weights), 1 << bits)
     cell = data.draw(st.integers(0, (1 << bits) - 1))
     near = data.draw(st.sampled_from([-1, 0, 1]))
     place = min(max(thresholds[cell] + near, 0), (1 << 160) - 1)
