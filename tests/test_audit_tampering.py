@@ -205,9 +205,11 @@ def test_a_tampered_ledger_is_found(
     assert any(finding in line for line in found), found
 
 
-def test_how_far_a_forger_has_to_go(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_how_far_a_forger_has_to_go(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """File by file: what contradicts the halved epsilon until every file was rewritten, and what remains then."""
-    filed = audit(run)
+    filed, paper = audit(run), str(tmp_path / "filed.json")
+    assert main(["audit", str(run), "--statement", paper]) == 0
+    assert main(["audit", str(run), "--filed", paper]) == 0
     edited(run, ("header", "release"), noise_multiplier=4.0)
     for fit, sign in (
         (fit_checkpoint, "which this ledger never had"),
@@ -223,6 +225,39 @@ def test_how_far_a_forger_has_to_go(run: Path, capsys: pytest.CaptureFixture[str
     assert forged.epsilon < 0.6 * filed.epsilon
     assert forged.ledger_head != filed.ledger_head
     assert forged.checkpoint_digest != filed.checkpoint_digest
+    capsys.readouterr()
+    assert main(["audit", str(run), "--filed", paper]) == 1
+    assert "the filed statement names ledger head" in capsys.readouterr().out
+
+
+def test_a_filed_statement_knows_its_run_later(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paper = str(tmp_path / "filed.json")
+    assert main(["audit", str(run), "--statement", paper]) == 0
+    weights = (run / "checkpoint.safetensors").read_bytes()
+    train(run, "--release", "digital", "--backend", "digital", "--resume", "--epochs", "2")
+    capsys.readouterr()
+    assert main(["audit", str(run), "--filed", paper]) == 0
+    assert "went on since the statement was filed: 6 more releases" in capsys.readouterr().out
+    assert main(["audit", str(run), "--statement", paper]) == 0
+    (run / "checkpoint.safetensors").write_bytes(weights)  # an earlier step's: honest, and not what was filed
+    assert audit(run).consistent
+    capsys.readouterr()
+    assert main(["audit", str(run), "--filed", paper]) == 1
+    assert "the weights are not those of the filed statement" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"evidence": {}}', '{"evidence": {"ledger_head": 3}}'])
+def test_what_is_no_filed_statement(
+    content: str | None, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paper = tmp_path / "filed.json"
+    if content is not None:
+        paper.write_text(content)
+    assert main(["audit", str(run), "--filed", str(paper)]) == 2
+    assert "--statement FILE.json" in capsys.readouterr().err
+    assert main(["audit", str(run), str(run), "--filed", str(paper)]) == 2
 
 
 def test_a_checkpoint_newer_than_the_ledger(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

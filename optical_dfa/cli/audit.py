@@ -30,6 +30,12 @@ def audit(
         Path | None,
         typer.Option(metavar="FILE", help="Write the privacy statement to FILE.md or FILE.json; of one run."),
     ] = None,
+    filed: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Compare with the statement FILE.json that was filed before; of one run."
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Recompute a run's privacy budget from its ledger, compare it with what the run claims, and state it.
@@ -41,21 +47,31 @@ def audit(
     Example: optical-dfa audit runs/first --statement first.md
     """
     from privacy.auditing.audit import audit as audited
+    from privacy.auditing.filed import check_filed, read_filed
     from privacy.auditing.runs import compare_runs
 
     if statement is not None and (statement.suffix not in _FORMATS or len(runs) > 1):
         raise UsageError(
             f"--statement is {statement} of {len(runs)} run(s); give one run, and a file ending in .md or .json"
         )
+    if filed is not None and len(runs) > 1:
+        raise UsageError(f"--filed is {filed} of {len(runs)} runs; give the one run that it speaks of")
+    before = None if filed is None else read_filed(filed)
     notes: list[str] = []
     with notes_to_stderr(as_json):
         results = {str(run): audited(run, delta) for run in runs}
         shared = compare_runs(runs, notes)
+    if before is not None:
+        name, result = next(iter(results.items()))
+        remarks: list[str] = []
+        found = check_filed(before, runs[0], result, remarks)
+        results[name] = result.with_remarks(found, remarks)
+    consistent = not shared and all(result.consistent for result in results.values())
     if as_json:
         documents = {
             name: result.to_dict() | {"statement": _stated(name, result)} for name, result in results.items()
         }
-        compared = {"findings": shared, "notes": notes}
+        compared = {"consistent": consistent, "findings": shared, "notes": notes}
         print_json(next(iter(documents.values())) if len(runs) == 1 else {"runs": documents, **compared})
     else:
         for name, result in results.items():
@@ -65,7 +81,7 @@ def audit(
         _write(statement, _stated(str(runs[0]), results[str(runs[0])]))
         if not as_json:
             print(f"\nstatement: {statement}")
-    if shared or not all(result.consistent for result in results.values()):
+    if not consistent:
         raise typer.Exit(1)
 
 

@@ -7,8 +7,8 @@ what was never written down: a release outside the ledger, or a ledger rewritten
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +36,7 @@ from privacy.auditing.folder import (
 )
 from privacy.auditing.header import check_terms, check_version, read_header
 from privacy.auditing.rows import check_keys, check_rows, refuse_unreadable
+from privacy.auditing.wording import one_line
 from privacy.guarantee import Guarantee
 from privacy.ledger import Ledger, Release
 
@@ -90,6 +91,15 @@ class AuditReport:
     def reported_epsilon(self) -> float | None:
         """What the run's summary claims, None where it has no summary."""
         return None if self.claim is None else self.claim.epsilon
+
+    def with_remarks(self, findings: Sequence[str], notes: Sequence[str]) -> AuditReport:
+        """This report with more findings and notes."""
+        return replace(
+            self,
+            findings=(*self.findings, *findings),
+            notes=(*self.notes, *notes),
+            consistent=self.consistent and not findings,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types only; an infinite epsilon is the string "inf"."""
@@ -153,8 +163,8 @@ def audit(run: Path | str, delta: float | None = None) -> AuditReport:
     return AuditReport(
         guarantee=guarantee,
         consistent=not findings,
-        findings=tuple(findings),
-        notes=tuple(notes),
+        findings=tuple(one_line(text) for text in findings),
+        notes=tuple(one_line(text) for text in notes),
         releases=count,
         health=rows.health,
         calibration=header.get("calibration"),

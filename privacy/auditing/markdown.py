@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-_LONGEST = 1000  # characters of one text of a run folder
+from privacy.auditing.wording import one_line
 
 
 def markdown(stated: Mapping[str, Any]) -> str:
@@ -144,13 +144,6 @@ def _computed(value: Mapping[str, Any] | None) -> str:
         f"epsilon {value['epsilon']} at delta {_number(value['delta'])}, kind {value['kind']}{nominal} "
         f"(accountant {value['accountant']})"
     )
-
-
-def one_line(text: str) -> str:
-    """One line of printable characters: no line breaks, no control or direction marks, 1000 at most."""
-    flat = "".join(character if character.isprintable() else " " for character in text)
-    flat = " ".join(flat.split())
-    return flat if len(flat) <= _LONGEST else flat[:_LONGEST] + "…"
 
 
 def escaped(text: str) -> str:

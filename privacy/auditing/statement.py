@@ -14,7 +14,6 @@ from typing import Any
 
 from privacy.auditing import wording
 from privacy.auditing.audit import AuditReport
-from privacy.auditing.markdown import one_line
 from privacy.guarantee import Guarantee, Kind, rounded_up
 from privacy.releases import RELEASES
 
@@ -126,7 +125,7 @@ def _rounded(epsilon: float | None) -> str | None:
 
 
 def _commands(run: str, delta: float | None) -> list[str]:
-    name = shlex.quote(one_line(run))
+    name = shlex.quote(wording.one_line(run))
     audit = f"optical-dfa audit {name}"
     again = [audit] if delta is None else [audit, f"{audit} --delta {delta:g} --json"]
     return [*again, f"sha256sum {name}/checkpoint.safetensors"]

@@ -9,6 +9,8 @@ from typing import Any
 from privacy.adjacency import Adjacency
 from privacy.guarantee import Guarantee, Kind, rounded_up
 
+_LONGEST = 1000  # characters of one text of a run folder
+
 # Side channels and choices outside every guarantee of this program (docs/threat-model.md).
 NOT_COVERED = (
     "Timing, memory use and power of the machine and of the device: side channels that were not bounded.",
@@ -140,3 +142,10 @@ def shown(value: object) -> str:
     if isinstance(value, bool) or value is None:
         return "not recorded" if value is None else "yes" if value else "no"
     return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def one_line(text: str) -> str:
+    """One line of printable characters: no line breaks, no control or direction marks, 1000 at most."""
+    flat = "".join(character if character.isprintable() else " " for character in text)
+    flat = " ".join(flat.split())
+    return flat if len(flat) <= _LONGEST else flat[:_LONGEST] + "…"

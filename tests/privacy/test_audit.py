@@ -45,9 +45,12 @@ HEADER: dict[str, Any] = {
     "batch_size": BATCH,
     "reproducible": False,
     "device_share": 0.9,
+    "calibration": None,
     "assumptions": ["the read noise is Gaussian"],
     "version": version("optical-dfa"),
 }
+
+PASSED = {"phase": "start-up", "passed": True, "at": "2030-01-02T00:00:00+00:00"}
 
 
 def checkpoint(run: Path, head: str, step: int) -> None:
@@ -72,6 +75,7 @@ def make_run(run: Path, steps: int = STEPS, step: Release = STEP, **header: Any)
     with Ledger.create(run / "ledger.sqlite", {**HEADER, **header}) as ledger:
         ledger.register_key("11" * 32, "noise")
         ledger.register_key("22" * 32, "sampling")
+        ledger.append_event("health", PASSED)
         for _ in range(steps):
             ledger.append_release(step)
         checkpoint(run, ledger.head(), steps)
@@ -98,7 +102,7 @@ def tamper(run: Path, statement: str) -> None:
 def test_an_honest_run_is_confirmed(tmp_path: Path) -> None:
     report = audit(make_run(tmp_path / "run"))
     assert report.consistent, report.findings
-    assert report.notes == ()
+    assert report.notes == ("start-up tests that the device passed: 1",)
     assert report.epsilon == pytest.approx(epsilon({STEP: STEPS}, DELTA), rel=1e-3)
     assert report.guarantee.kind is Kind.RECORD_DP
     assert report.guarantee.accountant == "numerical"
@@ -322,7 +326,7 @@ def test_calibration_confidence_is_taken_from_delta(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", calibration_beta=4e-6)
     summary(run, claim(epsilon({STEP: STEPS}, DELTA, beta=4e-6)))
     report = audit(run)
-    assert report.consistent
+    assert [line for line in report.findings if "names no calibration" not in line] == []
     assert report.epsilon == pytest.approx(epsilon({STEP: STEPS}, 6e-6), rel=1e-3)
 
 
@@ -354,7 +358,6 @@ def test_what_cannot_be_audited(tmp_path: Path) -> None:
 
 # ---- the device: tested before every release, credited by the calibration that is there
 
-PASSED = {"phase": "start-up", "passed": True, "at": "2030-01-02T00:00:00+00:00"}
 FAILED = {"phase": "step", "passed": False, "at": "2030-01-03T00:00:00+00:00", "message": "the lamp is off"}
 CALIBRATED = Calibration(
     camera="simulated-opu",

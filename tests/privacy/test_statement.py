@@ -15,8 +15,9 @@ from markdown_it import MarkdownIt
 
 from privacy.adjacency import Adjacency
 from privacy.auditing.audit import AuditReport
-from privacy.auditing.markdown import markdown, one_line
+from privacy.auditing.markdown import markdown
 from privacy.auditing.statement import statement
+from privacy.auditing.wording import one_line
 from privacy.guarantee import Guarantee, Kind
 from privacy.releases import RELEASES
 
