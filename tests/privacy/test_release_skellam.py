@@ -113,6 +113,42 @@ def test_it_stands_for_the_clipped_average(net: Any) -> None:
     assert bound == GRID
 
 
+def tokens() -> nn.Module:
+    return nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 5), nn.Tanh(), nn.Flatten(), nn.Linear(15, CLASSES))
+
+
+def doubles() -> nn.Module:
+    return nn.Sequential(nn.Linear(D, 8), nn.LayerNorm(8), nn.Tanh(), nn.Linear(8, CLASSES)).double()
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+@pytest.mark.parametrize(
+    ("net", "x"),
+    [(tokens, torch.arange(3 * N).reshape(N, 3) * 5 % 9), (doubles, records()[0].double())],
+    ids=["embedding and positions", "float64"],
+)
+def test_any_supported_layer_and_several_passes(net: Any, x: Tensor, passes: int) -> None:
+    """Explicit contributions, and uses of a batch that add up before the clip: as `digital`, within 4 %."""
+    sums = []
+    for release in ("digital", "skellam"):
+        torch.manual_seed(0)
+        aligned = align(net(), rule="dfa", example=x[:1], show=None)
+        module, optimizer, loader = PrivacyEngine(reproducible_seed=3).make_private(
+            module=aligned,
+            optimizer=torch.optim.SGD(aligned.parameters(), lr=1.0),
+            data_loader=DataLoader(TensorDataset(x, records()[1]), batch_size=N),
+            noise_multiplier=SILENT,
+            max_grad_norm=C,
+            release=release,
+        )
+        given, y = next(iter(loader))
+        for _ in range(passes):
+            nn.functional.cross_entropy(module(given), y).backward()
+        optimizer.step()
+        sums.append(torch.cat([p.grad.double().flatten() for p in module.parameters() if p.grad is not None]))
+    assert (sums[1] - sums[0]).norm() < 0.04 * sums[0].norm()
+
+
 def test_one_record_moves_the_integers_by_at_most_the_sensitivity() -> None:
     """Alone in its batch, at any scale: the norm of the sum is that record's."""
     unit = C / GRID / N
