@@ -27,7 +27,7 @@ STEPS = 8
 SAMPLE_RATE = 0.5
 LEARNING_RATE = 0.1
 EPSILON = 3.0
-TRIALS = 1000
+TRIALS = 600
 
 
 def run(setting: Setting) -> Finding:

@@ -1,21 +1,23 @@
 """`distinguish`: the likelihood-ratio attack on worst-case neighbours, through the production release path.
 
-The network is tiny, so that one step is quick and the target record moves the sum by the whole sensitivity.
+The network is tiny, so that one step is quick and the target record moves the sum by the whole sensitivity. Where a
+record's contribution is clipped by itself, one step holds COPIES targets, each with an input of its own: target k moves
+column k of the update and nothing else, so each column is a trial of its own (of data sets that differ by record k).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
+import torch
 
 from noise_models.errors import UsageError
 from noise_models.generator import derive_seed
 from optical_dfa.attacks.setting import Setting
-from optical_dfa.attacks.worlds import Worlds, claimed, claimed_kind, noise_std
+from optical_dfa.attacks.worlds import NEGLIGIBLE, Worlds, claimed, claimed_kind, noise_std, wide_net
+from privacy import PrivacyEngine
 from privacy.attacks.distinguish import Knowledge, distinguish
 from privacy.attacks.finding import Finding
-from privacy.attacks.laws import CorrelatedGaussianLaw, GaussianLaw, NoiseLaw
+from privacy.attacks.laws import Array, CorrelatedGaussianLaw, GaussianLaw, NoiseLaw
 from privacy.kind import Kind
 
 EPSILON = 1.0
@@ -23,6 +25,10 @@ EPSILON = 1.0
 TRIALS = ((0.5, 22_000), (1.0, 7000), (2.0, 3000), (4.0, 1500), (64.0, 1200))
 # Releases whose noise is N(0, std² I) in the very coordinates that are released.
 ISOTROPIC = ("digital", "dark-frame", "device-entropy")
+COPIES = 128
+AMPLE = 3  # times as many trials where a step holds COPIES of them
+# Releases whose noise depends on which records there are: one target a step.
+SINGLE = ("label",)
 OWN_RUNS = (200, 1000)  # least and most runs of each world from which noise in few coordinates is learnt
 
 
@@ -37,12 +43,14 @@ def run(setting: Setting) -> Finding:
             "is for sound releases"
         )
     epsilon = setting.epsilon or EPSILON
-    trials = setting.trials or next(count for limit, count in TRIALS if epsilon <= limit)
-    worlds = Worlds.of(setting)
+    needed = next(count for limit, count in TRIALS if epsilon <= limit)
+    trials = setting.trials or (needed if setting.release in SINGLE else AMPLE * needed)
+    copies = 1 if setting.release in SINGLE else min(COPIES, trials)
+    worlds = Worlds.of(setting) if copies == 1 else wide(setting, copies)
     sigma = worlds.calibrated(epsilon, setting.delta)
     isotropic = setting.release in ISOTROPIC
     own = 0 if isotropic else min(max(trials, OWN_RUNS[0]), OWN_RUNS[1])
-    setting.progress.start(2 * (trials + own))
+    setting.progress.start(2 * (-(-trials // copies) + -(-own // copies)))
     done = 0
 
     def tell() -> None:
@@ -50,19 +58,28 @@ def run(setting: Setting) -> Finding:
         done += 1
         setting.progress.update(done, {})
 
+    def take(second: bool, noise: float, seed: int, count: int) -> tuple[Array, PrivacyEngine]:
+        """At least `count` trials, shape (trials, 1, coordinates)."""
+        sums, engine = worlds.make(second, noise, seed)
+        rows = sums.take(-(-count // copies), tell=tell if noise == sigma else None)
+        split = rows.reshape(len(rows), -1, copies).swapaxes(1, 2)  # a column a target
+        return split.reshape(len(rows) * copies, 1, -1), engine
+
     releases, engines = [], []
     for second in (False, True):
-        sums, engine = worlds.make(second, sigma, derive_seed(setting.seed, f"world {second}"))
-        releases.append(sums.take(trials, tell=tell))
+        found, engine = take(second, sigma, derive_seed(setting.seed, f"world {second}"), trials)
+        releases.append(found)
         engines.append(engine)
-    known = worlds.knowledge()
-    law: NoiseLaw
-    if isotropic:
-        law = GaussianLaw(noise_std(engines[0]))
-    else:
-        known, law = _learnt(worlds, sigma, known, own, tell)
+    # What the adversary learns from its own runs of the same code.
+    noiseless = [take(second, NEGLIGIBLE, 900 + second, 32)[0] for second in (False, True)]
+    known = Knowledge.of(*noiseless)
+    law: NoiseLaw = GaussianLaw(noise_std(engines[0]))
+    if not isotropic:
+        runs = [take(second, sigma, 700 + second, own)[0][:, 0] for second in (False, True)]
+        known = Knowledge(known.others, known.change, 0.0)
+        law = CorrelatedGaussianLaw((np.cov(runs[0].T) + np.cov(runs[1].T)) / 2)
     claim = claimed(engines[0], 1, setting.delta)
-    found = distinguish(
+    result = distinguish(
         releases[0],
         releases[1],
         known,
@@ -75,18 +92,18 @@ def run(setting: Setting) -> Finding:
         attack="distinguish",
         release=setting.release,
         backend=worlds.backend_name,
-        epsilon_lower=found.gaussian_family.epsilon,
+        epsilon_lower=result.gaussian_family.epsilon,
         confidence=setting.confidence,
         epsilon_claimed=claim,
         delta=setting.delta,
         kind=claimed_kind(setting.release).value,
-        trials=2 * trials,
+        trials=2 * len(releases[0]),
         claim="one released step on worst-case neighbours (q = 1)",
         details={
             "noise_multiplier": sigma,
-            "epsilon_lower_assumption_free": found.worst_case.epsilon,
-            "false_alarms": found.gaussian_family.false_alarms,
-            "misses": found.gaussian_family.misses,
+            "epsilon_lower_assumption_free": result.worst_case.epsilon,
+            "false_alarms": result.gaussian_family.false_alarms,
+            "misses": result.gaussian_family.misses,
         },
         notes=(
             "epsilon_lower is within the family of Gaussian mechanisms, to which the release claims to belong"
@@ -97,12 +114,12 @@ def run(setting: Setting) -> Finding:
     )
 
 
-def _learnt(
-    worlds: Worlds, sigma: float, known: Knowledge, runs: int, tell: Callable[[], None]
-) -> tuple[Knowledge, NoiseLaw]:
-    """Mean and covariance of the noised sums, from the adversary's own runs of both worlds with other seeds."""
-    sums = [
-        worlds.make(second, sigma, 700 + second)[0].take(runs, tell=tell)[:, 0] for second in (False, True)
-    ]
-    covariance = (np.cov(sums[0].T) + np.cov(sums[1].T)) / 2
-    return Knowledge(known.others, known.change, 0.0), CorrelatedGaussianLaw(covariance)
+def wide(setting: Setting, copies: int) -> Worlds:
+    """Worlds with as many targets, and others that contribute exactly nothing."""
+    return Worlds.of(
+        setting,
+        net=lambda: wide_net(copies),
+        others=(torch.zeros(copies, copies), torch.zeros(copies, dtype=torch.int64)),
+        target=(torch.eye(copies), torch.zeros(copies, dtype=torch.int64)),
+        declared_batch=2 * copies,
+    )

@@ -47,6 +47,16 @@ def small_net() -> nn.Module:
     return net
 
 
+def wide_net(records: int) -> nn.Module:
+    """records -> 2 tanh -> 2, the output layer frozen: one-hot record k moves column k of the first layer alone."""
+    hidden, output = nn.Linear(records, 2, bias=False), nn.Linear(2, 2, bias=False)
+    with torch.no_grad():
+        hidden.weight.copy_(torch.tensor([[1.0], [-0.5]]).expand(2, records))
+        output.weight.zero_()
+    output.weight.requires_grad_(False)
+    return nn.Sequential(hidden, nn.Tanh(), output)
+
+
 def device_options(backend: str, release: str, dark_pixels: int) -> dict[str, Any]:
     """Options of a simulated device whose frames are just large enough, so that a step is quick."""
     if backend == "simulated-opu":
@@ -68,6 +78,7 @@ class Worlds:
         net: makes the network, with its initial weights.
         others, target: the records.
         other_label: the target's label in the second world, where labels are protected.
+        declared_batch: the expected batch that is declared, where it is not the number of others.
         dark_pixels: of a simulated camera.
         device: makes a device from a seed, in place of the registered one.
         engine: the class that makes the training private.
@@ -87,6 +98,7 @@ class Worlds:
         default_factory=lambda: (torch.ones(1, 1), torch.zeros(1, dtype=torch.int64))
     )
     other_label: int = 1
+    declared_batch: int | None = None
     dark_pixels: int = 1024
     device: Callable[[int], Any] | None = None
     engine: type[PrivacyEngine] = PrivacyEngine
@@ -147,7 +159,7 @@ class Worlds:
             loss_reduction="sum",
             show=None,
         )
-        expected = len(self.records(self.changes_label)[0])
+        expected = self.declared_batch or len(self.records(self.changes_label)[0])
         engine = self.engine(reproducible_seed=seed)
         shared: dict[str, Any] = {
             "module": aligned,
