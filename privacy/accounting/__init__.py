@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 Tally = Mapping[Release, int]
 STEP_LIMIT = 10_000_000
+_BRACKETED = ("pld", "prv")  # a search by them starts from the numerical accountant's answer
 
 
 def epsilon(
@@ -170,10 +171,9 @@ def least_noise(
             within,
         )
 
-    # The numerical accountant is the fastest: it brackets, the accountant asked for decides.
+    # The numerical accountant is faster than the slow ones: it brackets, the accountant asked for decides.
     near = 1.0
-    fastest = "numerical" in MECHANISMS[mechanism].accountants
-    if name == "numerical" or (fastest and resolves(delta - beta, steps)):
+    if name == "numerical" or (name in _BRACKETED and resolves(delta - beta, steps)):
         near = search("numerical", near, tolerance / 10)
     return near if name == "numerical" else search(name, near, tolerance)
 
@@ -235,7 +235,7 @@ def releases_within(
         return epsilon(before + Counter(planned(steps)), delta, adjacency, by, beta=beta)
 
     near = 63
-    if "numerical" in MECHANISMS[mechanism].accountants:
+    if name == "numerical" or name in _BRACKETED:
         near = most_steps(lambda steps: at(steps, "numerical"), target_epsilon, 64, STEP_LIMIT)
         if name == "numerical":
             return near

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+import numpy as np
 from opacus.accountants import PRVAccountant
 
 from noise_models.errors import UsageError
@@ -22,7 +23,8 @@ class PrvComposition:
 
     def epsilon(self, delta: float) -> float:
         """The upper end of Opacus' bracket (error 0.01 in epsilon, delta / 1000 in delta)."""
-        return max(0.0, float(self._accountant.get_epsilon(delta, eps_error=0.01)))
+        with np.errstate(divide="ignore", over="ignore"):  # a sample rate of 1 is the limit of its formula
+            return max(0.0, float(self._accountant.get_epsilon(delta, eps_error=0.01)))
 
 
 @lru_cache(maxsize=64)

@@ -1,0 +1,167 @@
+"""A run planned: noise, steps and epsilon of one mechanism, each from the other two, never on the unsafe side."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from noise_models.errors import UsageError
+from privacy.adjacency import Adjacency
+from privacy.ledger import Release
+from privacy.mechanisms import MECHANISMS
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """What is fixed before noise, steps and epsilon are talked about.
+
+    Attributes:
+        mechanism: a name of `privacy.mechanisms.MECHANISMS`.
+        delta: failure probability of the guarantee.
+        sample_rate: of Poisson sampling; 1 where a record takes part in every step that is counted.
+        adjacency: one the mechanism speaks of.
+        accountant: one of the mechanism's.
+        beta: probability that the device's calibration is wrong, taken from delta (THEORY T8).
+        sensitivity, dimension: in grid units and coordinates; "skellam" alone depends on them.
+
+    Raises:
+        UsageError: a value out of range, an adjacency or accountant the mechanism does not have.
+    """
+
+    mechanism: str
+    delta: float
+    sample_rate: float = 1.0
+    adjacency: Adjacency = Adjacency.ADD_REMOVE
+    accountant: str = ""
+    beta: float = 0.0
+    sensitivity: float = 1.0
+    dimension: int = 1
+
+    def __post_init__(self) -> None:
+        from privacy.accounting import accountant_for
+        from privacy.accounting.composition import check_budget
+
+        if self.mechanism not in MECHANISMS:
+            raise UsageError(f"unknown mechanism {self.mechanism!r}: use one of {', '.join(MECHANISMS)}")
+        check_budget(self.delta, self.beta)
+        object.__setattr__(self, "accountant", accountant_for(self.mechanism, self.accountant or None))
+        object.__setattr__(self, "adjacency", Adjacency(self.adjacency))
+        if MECHANISMS[self.mechanism].epochs and self.sample_rate != 1:
+            raise UsageError(
+                f"sample rate = {self.sample_rate!r}: batches of mechanism {self.mechanism} are public and not "
+                "sampled; leave it at 1 and count one step an epoch"
+            )
+        if self.mechanism == "skellam" and not self.sensitivity >= 1:
+            raise UsageError(
+                f"sensitivity = {self.sensitivity!r}: integer contributions move by at least 1 grid unit"
+            )
+
+    def steps(self, noise_multiplier: float, count: int) -> Mapping[Release, int]:
+        """The rows that `count` steps leave in a ledger (of public batches: one step an epoch, THEORY T7)."""
+        sigma = noise_multiplier
+        if MECHANISMS[self.mechanism].epochs:  # exactly one step with all their noise: mu² adds
+            sigma, count = noise_multiplier / math.sqrt(count), 1
+        row = Release(
+            mechanism=self.mechanism,
+            source="plan",
+            sample_rate=self.sample_rate,
+            noise_multiplier=sigma,
+            sensitivity=self.sensitivity,
+            dimension=self.dimension,
+        )
+        return {row: count}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A scheme with its noise, steps and the epsilon these cost.
+
+    Attributes:
+        scheme: as fixed.
+        noise_multiplier: noise over sensitivity.
+        steps: number of steps; of public batches the steps a record takes part in, one an epoch.
+        epsilon: at the scheme's delta.
+    """
+
+    scheme: Scheme
+    noise_multiplier: float
+    steps: int
+    epsilon: float
+
+    def cross_check(self) -> dict[str, float]:
+        """Epsilon by every accountant that covers the mechanism and adjacency, and exactly where a closed form is.
+
+        Without sampling Gaussian steps are mu-Gaussian differentially private: "gdp", no limit theorem involved.
+        """
+        from privacy import accounting
+        from privacy.accounting.gdp import gaussian_epsilon
+
+        scheme, found = self.scheme, {}
+        for name in MECHANISMS[scheme.mechanism].accountants:
+            try:
+                found[name] = _epsilon(replace(scheme, accountant=name), self.noise_multiplier, self.steps)
+            except UsageError:  # it does not cover this adjacency
+                continue
+        if scheme.mechanism == "gaussian" and scheme.sample_rate == 1:
+            width = 2 if scheme.adjacency is Adjacency.REPLACE_ONE else 1
+            mu = width * math.sqrt(self.steps) / self.noise_multiplier
+            found["gdp"] = gaussian_epsilon(mu, scheme.delta - scheme.beta)
+        if scheme.mechanism == "gaussian" and not accounting.resolves(scheme.delta - scheme.beta, self.steps):
+            found.pop("numerical", None)  # below its resolution
+        return found
+
+
+def complete(
+    scheme: Scheme,
+    *,
+    noise_multiplier: float | None = None,
+    steps: int | None = None,
+    epsilon: float | None = None,
+) -> Plan:
+    """The plan that two of the three make; the third is the least noise or the most steps within the budget.
+
+    Raises:
+        UsageError: not exactly two given, a value out of range, a budget that no noise reaches or that does not pay
+            for one step.
+    """
+    from privacy import accounting
+
+    given = sum(value is not None for value in (noise_multiplier, steps, epsilon))
+    if given != 2:
+        raise UsageError(f"{given} of noise multiplier, steps and epsilon given; give two: the third follows")
+    if noise_multiplier is None:
+        assert steps is not None
+        assert epsilon is not None
+        count = steps
+        noise_multiplier = accounting.least_noise(
+            epsilon,
+            scheme.delta,
+            lambda sigma: scheme.steps(sigma, count),
+            scheme.adjacency,
+            scheme.accountant,
+            beta=scheme.beta,
+        )
+    elif steps is None:
+        assert epsilon is not None
+        sigma = noise_multiplier
+        steps = accounting.releases_within(
+            epsilon,
+            scheme.delta,
+            lambda count: scheme.steps(sigma, count),
+            scheme.adjacency,
+            scheme.accountant,
+            beta=scheme.beta,
+        )
+        if steps < 1:
+            raise UsageError(
+                f"epsilon = {epsilon:g} does not pay for one step; raise it or the noise multiplier"
+            )
+    return Plan(scheme, noise_multiplier, steps, _epsilon(scheme, noise_multiplier, steps))
+
+
+def _epsilon(scheme: Scheme, noise_multiplier: float, steps: int) -> float:
+    from privacy import accounting
+
+    rows = scheme.steps(noise_multiplier, steps)
+    return accounting.epsilon(rows, scheme.delta, scheme.adjacency, scheme.accountant, beta=scheme.beta)
