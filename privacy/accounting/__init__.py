@@ -56,6 +56,8 @@ def epsilon(
     check_budget(delta, beta)
     tally = dict(releases) if isinstance(releases, Mapping) else dict(Counter(releases))
     tally = {release: count for release, count in tally.items() if count > 0}
+    if not tally:
+        return 0.0
     mechanism = mechanism_of(tally)
     name = accountant_for(mechanism, accountant)
     notion = _covered(mechanism, adjacency)

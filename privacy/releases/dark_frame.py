@@ -125,6 +125,11 @@ class DarkFrameNoise(NoiseSource):
 
     def cost(self, dimension: int) -> Cost:
         eta = dither_ripple(self.sigma, TAU)
+        if not eta < 1:
+            raise UsageError(
+                f"the density of a dark frame's noise with its dither ripples by {eta:.2g} (noise of "
+                f"{self.sigma:.3g} steps); use --release device-entropy"
+            )
         frames = math.ceil(dimension / self._device.dark_pixels)
         # Only frames that pass are released: conditioning on that costs what a healthy frame fails with.
         return Cost(
