@@ -201,7 +201,7 @@ def rounded_up(epsilon: float) -> str:
 
 
 def _factor(epsilon: float) -> str:
-    return f"{math.exp(epsilon):.4g}" if epsilon < 700 else "more than 1e304"
+    return rounded_up(math.exp(epsilon)) if epsilon < 700 else "more than 1e304"
 
 
 def _to_json(value: float | None) -> float | str | None:

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -239,7 +240,7 @@ class Ledger:
         self._append(kind, _canonical(dict(payload)))
 
     def register_key(self, fingerprint: str, name: str) -> None:
-        """Commits the fingerprint of a generator's key.
+        """Commits the fingerprint of a generator's key, and when it was drawn.
 
         Raises:
             UsageError: the key was used in this run before: its stream would repeat.
@@ -249,7 +250,8 @@ class Ledger:
                 f"key {fingerprint[:16]}… of generator {name!r} was used before: "
                 "draw a fresh key, never restore one"
             )
-        self._append("key", _canonical({"fingerprint": fingerprint, "name": name}))
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        self._append("key", _canonical({"fingerprint": fingerprint, "name": name, "at": at}))
         self._keys.add(fingerprint)
 
     def count(self) -> int:
