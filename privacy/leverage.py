@@ -21,17 +21,16 @@ from noise_models.errors import UsageError
 
 MARGIN = 1e-3  # a rounding bound above this is not added to a leverage: it is 1 then
 MOST_OPERATIONS = 1e12  # a layer and step: some minutes of one core
-_ELEMENTS = 1 << 22  # elements of weighted inputs formed at a time
+_ELEMENTS = 1 << 22  # elements formed at a time
 _UNIT = torch.finfo(torch.float64).eps / 2
 
 
 def leverages(inputs: Tensor, gates: Tensor) -> Tensor:
     """Upper bounds on τ_ik.
 
-    H = QR once (Householder); then for each unit the Cholesky factor of `Q^T diag(φ'_k²) Q`, whose range is that of
-    H_k. Rounding (Higham, Accuracy and Stability of Numerical Algorithms, theorems 19.4 and 10.3) moves Q by at most
-    about m·r·u·κ(H) and the factored matrix by m·r·u, both in units of their norms: relative to the smallest
-    eigenvalue, these are the margins that are added.
+    H = QR once (Householder); then for each unit the inverse of `Q^T diag(φ'_k²) Q`. Rounding (Higham, Accuracy and
+    Stability of Numerical Algorithms, theorem 19.4) moves Q by at most about m·r·u·κ(H); what that, the sum over the
+    records and the inversion may do to τ, relative to the smallest eigenvalue, is added.
 
     Args:
         inputs: (h_i, 1), shape (m, d), finite.
@@ -51,40 +50,57 @@ def leverages(inputs: Tensor, gates: Tensor) -> Tensor:
     if r == 0 or r >= m:
         return certain
     q, upper = torch.linalg.qr(h)
-    unit = m * r * _UNIT
     spread = torch.linalg.svdvals(upper)
-    drift = 4 * unit * float(spread[0] / spread[-1]) if float(spread[-1]) > 0 else math.inf
+    drift = 4 * m * r * _UNIT * float(spread[0] / spread[-1]) if float(spread[-1]) > 0 else math.inf
     if not drift <= MARGIN:
         return certain
     if bool((g == 1).all()):
         tau: Tensor = q.square().sum(1) * (1 + drift) + drift
         return tau.clamp_max(1.0).unsqueeze(1).expand(m, n)
-    operations = 3.0 * n * m * r * r
+    operations = 2.0 * n * m * r * r
     if operations > MOST_OPERATIONS:
         raise UsageError(
             f"the leverages of {n} units over {m} records with {r} inputs take {operations:.1g} operations, above "
             f"{MOST_OPERATIONS:.0e}; give the layer fewer inputs (--features pca:64) or units, or smaller batches"
         )
-    found = torch.empty_like(g)
-    size = max(1, _ELEMENTS // (m * r))
-    for start in range(0, n, size):
-        found[:, start : start + size] = _weighted(q, g[:, start : start + size], drift, unit).T
-    return found.minimum(certain)
+    size = max(1, _ELEMENTS // (r * r))
+    parts = [_weighted(q, g[:, start : start + size], drift) for start in range(0, n, size)]
+    return torch.cat(parts, dim=1).minimum(certain)
 
 
-def _weighted(q: Tensor, gates: Tensor, drift: float, unit: float) -> Tensor:
-    """Bounds for some units, shape (units, m); `q` has orthonormal columns."""
-    largest = gates.amax(0).clamp_min(torch.finfo(torch.float64).tiny)
-    rows = (gates / largest).T.unsqueeze(2) * q  # (units, m, r)
-    factor, failed = torch.linalg.cholesky_ex(rows.mT @ rows)
-    alive = failed == 0
-    identity = torch.eye(q.shape[1], dtype=q.dtype).expand_as(factor)
-    factor = torch.where(alive.view(-1, 1, 1), factor, identity)
-    tau = torch.linalg.solve_triangular(factor, rows.mT, upper=False).square().sum(1)
-    # λ_max <= trace(G) <= |L|², 1/λ_min <= trace(G^-1) = |L^-1|²
-    inverse = torch.linalg.solve_triangular(factor, identity, upper=False)
-    condition = factor.square().sum((1, 2)) * inverse.square().sum((1, 2))
-    margin = 4 * unit * condition + drift * condition.sqrt()
-    bounded = (tau * (1 + margin.unsqueeze(1)) + margin.unsqueeze(1)).clamp_max(1.0)
-    sure = alive & (margin <= MARGIN)
-    return torch.where(sure.unsqueeze(1), bounded, torch.ones_like(bounded))
+def _weighted(q: Tensor, gates: Tensor, drift: float) -> Tensor:
+    """Bounds for some units, shape (m, units); `q` has orthonormal columns.
+
+    Both passes over the records are plain matrix products, with the upper triangles of `q_i q_i^T` as their rows.
+    """
+    m, r = q.shape
+    weights = (gates / gates.amax(0).clamp_min(torch.finfo(torch.float64).tiny)).square()  # τ is scale-free
+    upper = torch.triu_indices(r, r)
+    size = max(1, _ELEMENTS // len(upper[0]))
+    blocks = [slice(start, start + size) for start in range(0, m, size)]
+    packed = q.new_zeros(len(upper[0]), gates.shape[1])
+    for block in blocks:
+        packed += _products(q[block], upper).T @ weights[block]
+    gram = q.new_zeros(gates.shape[1], r, r)
+    gram[:, upper[0], upper[1]] = gram[:, upper[1], upper[0]] = packed.T
+    eigenvalues, vectors = torch.linalg.eigh(gram)
+    trace, most = eigenvalues.sum(1), eigenvalues[:, -1]
+    least = eigenvalues[:, 0] - (m + r) * _UNIT * trace
+    alive = least > 0
+    least = torch.where(alive, least, torch.ones_like(least))
+    inverse = (vectors / torch.where(alive.unsqueeze(1), eigenvalues, 1.0).unsqueeze(1)) @ vectors.mT
+    both = torch.where(upper[0] == upper[1], 1.0, 2.0).unsqueeze(1)  # off the diagonal twice
+    form = inverse[:, upper[0], upper[1]].T * both
+    tau = torch.cat([_products(q[block], upper) @ form for block in blocks]) * weights
+    # The sum of the matrix, its inverse (Higham, theorem 14.1 and problem 14.6), and Q itself.
+    relative = 2 * m * _UNIT * trace / least
+    absolute = 16 * r * r * _UNIT * most / least.square() + drift * most.sqrt() / least
+    sure = alive & (relative + absolute <= MARGIN)
+    return torch.where(
+        sure, (tau * (1 + relative) + relative + absolute).clamp(0.0, 1.0), torch.ones_like(tau)
+    )
+
+
+def _products(q: Tensor, upper: Tensor) -> Tensor:
+    """The upper triangle of each record's `q_i q_i^T`, shape (m, r(r+1)/2)."""
+    return q[:, upper[0]] * q[:, upper[1]]

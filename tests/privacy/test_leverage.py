@@ -128,4 +128,4 @@ def test_a_batch_narrower_than_the_layer_has_leverage_one(m: int, d: int) -> Non
 
 def test_sizes_beyond_reason_are_refused() -> None:
     with pytest.raises(UsageError, match="operations"):
-        leverages(torch.randn(300, 200), torch.rand(300, 1).expand(300, 40000))
+        leverages(torch.randn(600, 200), torch.rand(600, 1).expand(600, 40000))
