@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from experiments.experiment import RESULTS, TABLE, Experiment, Figure, Results, Target
-from privacy.guarantee import rounded_up
+from privacy.guarantee import Kind, rounded_up
 
 ABSENT = "not measured"
+WORST_CASE = (Kind.RECORD_DP, Kind.LABEL_DP)
 
 
 @dataclass(frozen=True)
@@ -24,9 +25,9 @@ class Cell:
     wanted: int
 
     def figures(self, name: Figure) -> list[float]:
-        """The figure of every finished run; a run without a record guarantee has an infinite epsilon."""
+        """The figure of every finished run; a run without a worst-case guarantee has an infinite epsilon."""
         if name == "epsilon":
-            return [float(r["epsilon"]) if r["kind"] == "record-dp" else math.inf for r in self.results]
+            return [float(r["epsilon"]) if r["kind"] in WORST_CASE else math.inf for r in self.results]
         return [float(r[name] or 0.0) for r in self.results]
 
     def judged(self, name: Figure) -> float:
@@ -121,7 +122,7 @@ def _share(cell: Cell) -> str:
 def _circumstances(cells: dict[tuple[str, str], Cell]) -> str:
     """δ, and the versions and machines of the runs in the table."""
     results = [result for cell in cells.values() for result in cell.results]
-    deltas = sorted({float(r["delta"]) for r in results if r["kind"] == "record-dp"})
+    deltas = sorted({float(r["delta"]) for r in results if r["kind"] in WORST_CASE})
     text = f" δ = {', '.join(f'{delta:g}' for delta in deltas)}." if deltas else ""
     machines = sorted({f"{r['machine']['threads']} threads on {r['machine']['processor']}" for r in results})
     versions = sorted({r["versions"]["torch"] for r in results})
