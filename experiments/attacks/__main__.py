@@ -15,6 +15,7 @@ from typing import Any
 
 from experiments.experiment import RESULTS, TABLE
 from noise_models.errors import DeviceError, UsageError
+from noise_models.generator import derive_seed
 from optical_dfa.attacks import attack
 from optical_dfa.attacks.setting import Setting
 from optical_dfa.report.progress import progress_for
@@ -78,7 +79,13 @@ def _attack(path: Path, release: str, backend: str, epsilon: float) -> None:
     try:
         finding = attack(
             "distinguish",
-            Setting(release=release, backend=backend, epsilon=epsilon, seed=SEED, progress=progress),
+            Setting(
+                release=release,
+                backend=backend,
+                epsilon=epsilon,
+                seed=derive_seed(SEED, f"{release} {backend} {epsilon}"),  # cells are evidence of their own
+                progress=progress,
+            ),
         )
     finally:
         progress.finish()

@@ -5,7 +5,6 @@ Where the release protects labels, both worlds hold the target, with two differe
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -52,7 +51,9 @@ def wide_net(records: int) -> nn.Module:
     hidden, output = nn.Linear(records, 2, bias=False), nn.Linear(2, 2, bias=False)
     with torch.no_grad():
         hidden.weight.copy_(torch.tensor([[1.0], [-0.5]]).expand(2, records))
-        output.weight.zero_()
+        output.weight.copy_(
+            torch.tensor([[0.5, -0.5], [-0.5, 0.5]])
+        )  # not zero, for rules that go back through it
     output.weight.requires_grad_(False)
     return nn.Sequential(hidden, nn.Tanh(), output)
 
@@ -254,12 +255,3 @@ def claimed(engine: PrivacyEngine, steps: int, delta: float) -> float:
 def claimed_kind(release: str) -> Kind:
     """Kind of the claim that the release makes where its noise is secret."""
     return terms(release).kind
-
-
-def calibrated(epsilon: float, delta: float, sample_rate: float, steps: int) -> float:
-    """Least noise multiplier for `epsilon`, short of the dark frames' and the generator's own small cost."""
-    sigma = accounting.noise_multiplier(
-        epsilon, delta, sample_rate, steps, accountant="numerical", mass=1e-15
-    )
-    assert math.isfinite(sigma)
-    return sigma

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from noise_models.generator import NoiseGenerator
-from optical_dfa.attacks.worlds import Worlds, calibrated, claimed, noise_std
+from optical_dfa.attacks.worlds import Worlds, claimed, noise_std
 from optical_dfa.backends.encoding import Frames, Ternary
 from optical_dfa.backends.simulated_opu import SimulatedOpuBackend
 from optical_dfa.feedback import aligned
@@ -39,7 +39,7 @@ def gaussian(engine: PrivacyEngine, seed: int, trials: int) -> NoiseLaw:
 
 def attack(worlds: Worlds, epsilon: float, law: Law = gaussian) -> tuple[float, float]:
     """(lower bound, claimed epsilon); one step, q = 1."""
-    trials, sigma = TRIALS[epsilon], calibrated(epsilon, DELTA, 1.0, 1)
+    trials, sigma = TRIALS[epsilon], worlds.calibrated(epsilon, DELTA)
     releases: list[Array] = []
     laws: list[NoiseLaw] = []
     for present in (False, True):

@@ -12,7 +12,7 @@ import pytest
 from scipy.stats import norm
 
 from noise_models.errors import UsageError
-from optical_dfa.attacks.worlds import Worlds, calibrated, claimed, noise_std
+from optical_dfa.attacks.worlds import Worlds, claimed, noise_std
 from privacy.attacks.distinguish import Distinguished, Knowledge, distinguish, log_likelihood_ratio
 from privacy.attacks.laws import GaussianLaw, KnownNoiseLaw, LatticeLaw
 
@@ -25,7 +25,7 @@ def attack(
 ) -> tuple[Distinguished, float]:
     """Result and claimed epsilon; `trials` in each world."""
     worlds = Worlds(release=release, sample_rate=sample_rate)
-    sigma = calibrated(epsilon, DELTA, sample_rate, steps)
+    sigma = worlds.calibrated(epsilon, DELTA, steps)
     without, engine = worlds.make(False, sigma, seed)
     with_record, _ = worlds.make(True, sigma, seed + 1)
     result = distinguish(
@@ -89,7 +89,8 @@ def test_sound_release_keeps_its_claim_tightly_over_many_trials(
 
 def test_half_the_noise_is_noticed() -> None:
     """Power: with half the noise that epsilon = 1 needs, the bound passes 1 (true epsilon about 2.1)."""
-    worlds, sigma = Worlds(), calibrated(1.0, DELTA, 1.0, 1)
+    worlds = Worlds()
+    sigma = worlds.calibrated(1.0, DELTA)
     (without, engine), (with_record, _) = (
         worlds.make(present, sigma / 2, 40 + present) for present in (False, True)
     )
