@@ -89,8 +89,9 @@ def _attack(path: Path, release: str, backend: str, epsilon: float) -> None:
         )
     finally:
         progress.finish()
+    whole = not path.is_file() or path.read_bytes()[-1:] in (b"", b"\n")  # not torn by a crash
     with path.open("a", encoding="utf-8") as file:
-        file.write("\n" + json.dumps({**finding.to_dict(), "epsilon": epsilon}) + "\n")
+        file.write(("" if whole else "\n") + json.dumps({**finding.to_dict(), "epsilon": epsilon}) + "\n")
 
 
 def _as_expected(cell: Mapping[str, Any]) -> bool:
