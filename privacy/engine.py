@@ -30,6 +30,7 @@ from noise_models.errors import UsageError
 from noise_models.generator import NoiseGenerator, derive_seed
 from privacy import accounting, health_log
 from privacy.guarantee import Guarantee
+from privacy.kind import Kind
 from privacy.ledger import Ledger, Release
 from privacy.optimizer import PrivateOptimizer
 from privacy.plan import Plan, refuse_types
@@ -98,6 +99,7 @@ class PrivacyEngine:
         self._before_writing = before_writing
         self._assumptions = tuple(assumptions)
         self._limit: int | None = None
+        self._epochs = 0  # public batches: what the budget allows of them, should a batch get lost
         self._terms = terms("digital")  # of the release that make_private is asked for
         self._rate = 1.0
         self._beta = 0.0
@@ -217,12 +219,15 @@ class PrivacyEngine:
         )
 
     def get_epsilon(self, delta: float) -> float:
-        """Epsilon of everything released so far, at `delta`; inf if the run gives no guarantee.
+        """Epsilon of everything released so far, at `delta`; inf if the run gives no worst-case guarantee.
+
+        A conditional epsilon never stands alone: `get_guarantee` has it, with what it rests on.
 
         Raises:
             UsageError: before `make_private`, or a delta outside (0, 1).
         """
-        return self.get_guarantee(delta).epsilon
+        guarantee = self.get_guarantee(delta)
+        return math.inf if guarantee.kind is Kind.CONDITIONAL else guarantee.epsilon
 
     def get_guarantee(self, delta: float) -> Guarantee:
         """The statement about everything released so far: epsilon with all that it depends on."""
@@ -293,9 +298,16 @@ class PrivacyEngine:
             event = step.event(self._rate, sigma)
             self._refuse_worthless(event, target_delta)
             header = self._header(face, event, step, plan, max_grad_norm, target_epsilon, target_delta)
+            epoch = 0 if resumed is None else 1 + max((row.epoch for row in resumed.tally()), default=-1)
             if self._terms.public_batches:
                 header["batches_seed"] = self._batches_seed(resumed)
-            loader = self._loader(plan, coins, header, resumed)
+                loader: PrivateLoader = PublicLoader(
+                    plan.loader, plan.steps, header["batches_seed"], epoch, plan.max_physical_batch_size
+                )
+            else:
+                loader = PoissonLoader(
+                    plan.loader, plan.sample_rate, plan.steps, coins, plan.max_physical_batch_size
+                )
             private = PrivateOptimizer(
                 optimizer, capture.parameters, module, lambda: self._step(loader, step, sigma)
             )
@@ -307,15 +319,17 @@ class PrivacyEngine:
                 ledger.register_key(generator.fingerprint(), generator.name)
             health_log.start_up(source, ledger)
             if target_epsilon is not None and target_delta is not None:
-                self._limit = ledger.count() + accounting.releases_within(
+                allowed = accounting.releases_within(
                     target_epsilon,
                     target_delta,
-                    lambda steps: step.planned(self._rate, sigma, steps, done=ledger.count()),
+                    lambda steps: step.planned(self._rate, sigma, steps, epoch=epoch),
                     self._terms.adjacency,
                     self._accountant,
                     spent=ledger.tally(),
                     beta=self._beta,
                 )
+                self._limit = ledger.count() + allowed
+                self._epochs = epoch + math.ceil(allowed / plan.steps)
             undo.pop_all()
         capture.expected_records = lambda: _pending(loader)
         capture.mask_seed = lambda: int(masks.uint64(1)[0])
@@ -331,7 +345,10 @@ class PrivacyEngine:
             )
         if batch is None or batch.stepped or ledger is None:
             raise UsageError("step() without a new batch from the private loader; step once on every batch")
-        if batch.first and self._limit is not None and ledger.count() >= self._limit:
+        spent = self._limit is not None and (
+            ledger.count() >= self._limit or (self._terms.public_batches and batch.epoch >= self._epochs)
+        )
+        if batch.first and spent:
             raise BudgetExhaustedError(
                 f"the budget of {self._limit} releases is spent; a further step would pass the target epsilon"
             )
@@ -405,22 +422,10 @@ class PrivacyEngine:
             )
         return made
 
-    def _loader(
-        self, plan: Plan, coins: NoiseGenerator, header: dict[str, Any], resumed: Ledger | None
-    ) -> PrivateLoader:
-        """How batches are drawn; of public ones the seed is in the ledger, and a lost step's batch is not repeated."""
-        if not self._terms.public_batches:
-            return PoissonLoader(
-                plan.loader, plan.sample_rate, plan.steps, coins, plan.max_physical_batch_size
-            )
-        done = 0 if resumed is None else resumed.count()
-        return PublicLoader(
-            plan.loader, plan.steps, header["batches_seed"], done, plan.max_physical_batch_size
-        )
-
     def _batches_seed(self, resumed: Ledger | None) -> int:
+        """Public: in the ledger."""
         if resumed is not None:
-            return int(resumed.header()["batches_seed"])
+            return int(resumed.header().get("batches_seed", 0))  # a run without one is refused by its release
         return secrets.randbits(63) if self._seed is None else derive_seed(self._seed, "public batches")
 
     def _resumed(self) -> Ledger | None:

@@ -72,23 +72,32 @@ class PrivateLoader(ABC):
         """The rest of an epoch: each logical batch's records, shape (m,), and the epoch's number."""
 
     def __iter__(self) -> Iterator[Any]:
+        self._refuse_unfinished()  # before a batch is drawn, so that a refusal loses none
         for records, epoch in self._draw():
             parts = torch.split(records, self._limit or max(1, len(records)))
             for number, part in enumerate(parts):
-                if self.current is not None and not self.current.stepped:
-                    raise UsageError(
-                        "a private batch was not followed by optimizer.step(); step on every batch, empty ones "
-                        "included (skipping is a release)"
-                    )
-                if self.current is not None and number == 0 and not self.current.final:
-                    raise UsageError(
-                        "a private step was left unfinished: the loop ended between two parts of a batch; go over "
-                        "whole epochs, or leave max_physical_batch_size out"
-                    )
+                if number:
+                    self._refuse_unstepped()
                 self.current = Batch(
                     len(part), first=number == 0, final=number == len(parts) - 1, epoch=epoch
                 )
                 yield self._collated(part)
+            self._refuse_unfinished()
+
+    def _refuse_unstepped(self) -> None:
+        if self.current is not None and not self.current.stepped:
+            raise UsageError(
+                "a private batch was not followed by optimizer.step(); step on every batch, empty ones "
+                "included (skipping is a release)"
+            )
+
+    def _refuse_unfinished(self) -> None:
+        self._refuse_unstepped()
+        if self.current is not None and not self.current.final:
+            raise UsageError(
+                "a private step was left unfinished: the loop ended between two parts of a batch; go over "
+                "whole epochs, or leave max_physical_batch_size out"
+            )
 
     def _collated(self, records: torch.Tensor) -> Any:
         if isinstance(self.dataset, TensorDataset) and self.collate is torch.utils.data.default_collate:
@@ -139,18 +148,19 @@ class PublicLoader(PrivateLoader):
         loader: DataLoader[Any],
         steps: int,
         seed: int,
-        done: int = 0,
+        epoch: int = 0,
         max_physical_batch_size: int | None = None,
     ) -> None:
         """
         Args:
             loader, steps, max_physical_batch_size: as of `PrivateLoader`.
             seed: public.
-            done: steps released before; those batches are not handed out again, whether their step was lost or not.
+            epoch: number of the first one. A resumed run begins a new one, whatever became of the last batches of the
+                part before: no record takes part twice in an epoch, even if the data set's order is another.
         """
         super().__init__(loader, steps, max_physical_batch_size)
         self._seed = seed
-        self._next = done
+        self._next = epoch * steps
 
     def _draw(self) -> Iterator[tuple[torch.Tensor, int]]:
         epoch = self._next // self.steps

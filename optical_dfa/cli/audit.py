@@ -88,11 +88,15 @@ def audit(
 def _show(name: str, result: AuditReport, *, alone: bool, stated: bool) -> None:
     """Findings and what was compared; then, of a run by itself, the statement."""
     from privacy.auditing.markdown import markdown
+    from privacy.kind import Kind
 
+    claimed = show(result.reported_epsilon)
+    if result.guarantee.kind is Kind.CONDITIONAL:
+        claimed += ", conditional: NOT a guarantee"
     facts = {
         "consistent": show(result.consistent),
         "releases": f"{result.releases:,}",
-        "epsilon the run claims": show(result.reported_epsilon),
+        "epsilon the run claims": claimed,
     }
     print_facts(facts if alone else {"run": name} | facts)
     print(f"\nfrom the ledger alone: {result.guarantee.headline()}")

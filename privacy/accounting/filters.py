@@ -53,7 +53,7 @@ class _Budget:
             index = np.zeros(1, dtype=np.int64)
         else:
             everyone = np.arange(len(self._spent))
-            index = everyone if records is None else np.asarray(records, dtype=np.int64).ravel()
+            index = everyone if records is None else _indices(records, len(self._spent))
             if index is not everyone and len(np.unique(index)) != len(index):
                 raise UsageError("a record occurs twice in one release: add its costs up first")
             amount = np.broadcast_to(amount, index.shape)
@@ -72,6 +72,18 @@ class _Budget:
 
     def left(self) -> Array:
         return np.maximum(self._limit - self._spent, 0.0)
+
+
+def _indices(records: ArrayLike, count: int) -> NDArray[np.int64]:
+    """Raises UsageError where `records` are no numbers of records (a mask, negative, beyond the last)."""
+    given = np.asarray(records).ravel()
+    if given.size and not (
+        np.issubdtype(given.dtype, np.integer) and 0 <= given.min() <= given.max() < count
+    ):
+        raise UsageError(
+            f"records {given[:4]}… are not all whole numbers from 0 to {count - 1}: give their indices"
+        )
+    return given.astype(np.int64)
 
 
 class GaussianFilter:

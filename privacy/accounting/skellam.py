@@ -173,7 +173,7 @@ def epsilon(
         Epsilon; 0 without releases, inf without noise.
 
     Raises:
-        UsageError: another adjacency, mechanism or accountant.
+        UsageError: another adjacency, mechanism or accountant, or a sensitivity that is not in grid units.
     """
     if Adjacency(adjacency) is not Adjacency.ADD_REMOVE:
         raise UsageError(
@@ -187,6 +187,11 @@ def epsilon(
     for release, count in tally.items():
         if release.mechanism != "skellam":
             raise UsageError(f"mechanism {release.mechanism!r} among 'skellam' ones: account it apart")
+        if 0 < release.sensitivity < 1:
+            raise UsageError(
+                f"sensitivity {release.sensitivity:g} of a Skellam release: it is in grid units, where no two integer "
+                "vectors are that close; give the clipping norm over the grid's step"
+            )
         if count > 0:
             row = (release.sample_rate, release.noise_multiplier, release.sensitivity, release.dimension)
             steps[row] += count
@@ -206,8 +211,6 @@ def epsilon(
 
 @lru_cache(maxsize=256)
 def _paper(orders: tuple[int, ...], sample_rate: float, variance: float, l2: float, dimension: int) -> Array:
-    if l2 < 1:  # no two integer vectors are that close
-        return np.zeros(len(orders))
     l1 = max(l2, min(math.sqrt(dimension) * l2, l2**2))
     return subsampled(orders, sample_rate, lambda order: renyi_bound(order, variance, l2, l1))
 

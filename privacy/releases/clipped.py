@@ -147,6 +147,12 @@ def refuse_imprecise_products() -> None:
         precision = torch.get_float32_matmul_precision()
     except RuntimeError:  # a backend's own setting contradicts the global one
         precision = "mixed"
+    for own in (
+        getattr(torch.backends, "fp32_precision", "none"),
+        getattr(torch.backends.mkldnn, "fp32_precision", "none"),
+    ):
+        if own not in ("none", "ieee"):  # newer settings, which the older question does not see
+            precision = own
     if precision != "highest":
         raise UsageError(
             f"float32 matrix products have precision {precision!r}, which overshoots the clip; call "

@@ -60,8 +60,9 @@ ASSUMPTIONS = (
     "each by itself (a person with several records needs a group notion)",
     "the loss is the cross-entropy of each record with its own label; a label is used nowhere else in training, "
     "neither to augment, weigh or select records nor to choose settings",
-    "batches are a public shuffle, every record once an epoch; nothing in the loop depends on the loss, and the "
-    "module's code and settings stay as they were probed",
+    "batches are a public shuffle, every record once an epoch: what is trained on is the batch that was handed out, "
+    "row i being record i, and nothing in the loop depends on the loss; the module's code and settings stay as they "
+    "were probed",
     "the number of records and of steps is public; the noise is secret",
     "arithmetic is exact: sums of noised rows, taken in float64, are taken for sums of real numbers",
     "timing, memory and power are side channels outside the guarantee",
@@ -133,15 +134,14 @@ class LabelRelease(StepRelease):
         return replace(super().event(sample_rate, noise_multiplier, epoch), mass=mass)
 
     def planned(
-        self, sample_rate: float, noise_multiplier: float, steps: int, *, done: int = 0
+        self, sample_rate: float, noise_multiplier: float, steps: int, *, epoch: int = 0
     ) -> dict[Release, int]:
         """The rows of the next `steps` steps: epoch by epoch, because only epochs add up."""
         rows: dict[Release, int] = {}
         while steps > 0:
-            epoch, begun = divmod(done, self._steps)
-            count = min(steps, self._steps - begun)
+            count = min(steps, self._steps)
             rows[self.event(sample_rate, noise_multiplier, epoch)] = count
-            steps, done = steps - count, done + count
+            steps, epoch = steps - count, epoch + 1
         return rows
 
     def absorb(self, *, first: bool) -> None:

@@ -86,8 +86,8 @@ class SkellamRelease(StepRelease):
     source: SkellamNoise
     assumptions = (
         *(text for text in RECORD_ASSUMPTIONS if text != FLOATING_POINT),
-        "a record's own contribution does not depend on its place in the batch: beyond that, no arithmetic is taken "
-        "for exact: sums and noise are whole numbers",
+        "a record's own contribution does not depend on its place in the batch or on the batch's size: beyond that, no "
+        "arithmetic is taken for exact: sums and noise are whole numbers",
     )
 
     def __init__(

@@ -23,7 +23,7 @@ _ROWS = (
 )
 FLOATING_POINT = (
     "arithmetic is exact beyond the rounding added to the sensitivity: floating-point noise is taken for Gaussian "
-    "noise, and a record's own contribution does not depend on its place in the batch"
+    "noise, and a record's own contribution does not depend on its place in the batch or on the batch's size"
 )
 _SIDE = "timing, memory and power are side channels outside the guarantee"
 
@@ -75,12 +75,12 @@ class StepRelease(ABC):
         )
 
     def planned(
-        self, sample_rate: float, noise_multiplier: float, steps: int, *, done: int = 0
+        self, sample_rate: float, noise_multiplier: float, steps: int, *, epoch: int = 0
     ) -> dict[Release, int]:
         """The rows of the next `steps` steps, and how often each occurs.
 
         Args:
-            done: steps released before.
+            epoch: number of the one that they begin.
         """
         return {self.event(sample_rate, noise_multiplier): steps} if steps else {}
 

@@ -405,14 +405,48 @@ def test_noise_is_calibrated_to_the_epochs() -> None:
     assert engine.steps_left() == 12
 
 
-def test_a_resumed_run_goes_on_with_the_next_batch(tmp_path: Path) -> None:
+def test_a_resumed_run_begins_a_new_epoch(tmp_path: Path) -> None:
+    """Whatever became of the last part's batches, and in whatever order the records now stand."""
     engine, *run = private(tmp_path / "ledger.sqlite")
     train(run, 4)
     engine.close()
     engine, module, optimizer, loader = private(tmp_path / "ledger.sqlite", resume=True)
     assert isinstance(loader, PublicLoader)
     train((module, optimizer, loader), 3)
-    assert [row.epoch for row in engine.ledger.releases()] == [0, 0, 0, 1, 1, 1, 2]
+    assert [row.epoch for row in engine.ledger.releases()] == [0, 0, 0, 1, 2, 2, 2]
+    sigma = engine.ledger.header()["noise_multiplier"]
+    assert engine.get_epsilon(1e-5) == pytest.approx(gaussian_epsilon(math.sqrt(3) / sigma, 1e-5), rel=1e-3)
+
+
+def test_a_refused_batch_is_not_lost(tmp_path: Path) -> None:
+    """A loop that asks for a batch twice is refused, and no record is drawn a second time in its epoch."""
+    engine, module, optimizer, loader = private(tmp_path / "ledger.sqlite")
+    x, y = next(iter(loader))
+    for _ in range(2):
+        with pytest.raises(UsageError, match="not followed by optimizer"):
+            next(iter(loader))
+    torch.nn.functional.cross_entropy(module(x), y).backward()
+    optimizer.step()
+    seen = len(x)
+    for x, y in loader:
+        torch.nn.functional.cross_entropy(module(x), y).backward()
+        optimizer.step()
+        seen += len(x)
+    assert seen == 60
+    assert [row.epoch for row in engine.ledger.releases()] == [0, 0, 0]
+
+
+def test_the_budget_is_one_of_epochs(tmp_path: Path) -> None:
+    """A part that ended within an epoch paid for the whole of it."""
+    budget = {"target_epsilon": 6.0, "target_delta": 1e-5}
+    engine, *run = private(tmp_path / "ledger.sqlite", **budget)
+    whole = engine.steps_left()
+    train(run, 1)
+    engine.close()
+    engine, *_ = private(tmp_path / "ledger.sqlite", resume=True, **budget)
+    assert whole is not None
+    assert whole >= 6
+    assert engine.steps_left() == whole - 3
 
 
 def test_d_batches_are_public_and_hold_every_record_once_an_epoch() -> None:
