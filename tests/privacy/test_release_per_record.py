@@ -189,6 +189,7 @@ def private_run(secret: bool, rule: str = "dfa", **settings: object) -> PrivacyE
 def test_its_epsilon_is_always_conditional_and_names_what_fails() -> None:
     engine = private_run(secret=True, release_options={"activation_floor": 0.4})
     guarantee = engine.get_guarantee(1e-5)
+    assert math.isinf(engine.get_epsilon(1e-5))  # a conditional epsilon never stands alone
     assert guarantee.kind is Kind.CONDITIONAL
     assert 0 < guarantee.epsilon < math.inf
     text = str(guarantee)
