@@ -20,7 +20,10 @@ from noise_models.generator import NoiseGenerator
 from noise_models.photon_transfer import calibrate
 from optical_dfa import align
 from optical_dfa.backends import create
+from optical_dfa.config import TrainConfig
 from optical_dfa.report.statement import NOT_COVERED
+from optical_dfa.training.trainer import train
+from privacy.releases import RELEASES
 from privacy.releases.source import Parts
 
 ROOT = Path(__file__).parents[1]
@@ -76,6 +79,19 @@ def test_every_assumption_of_a_device_is_explained() -> None:
             assert_explained(
                 text for text in made.assumptions if not text.startswith("photon-transfer calibration")
             )
+
+
+@pytest.mark.parametrize("release", sorted(RELEASES))
+def test_every_assumption_of_a_release_is_explained(release: str) -> None:
+    backend, rule = {"label": ("digital", "dfa"), "aggregate": ("digital", "gated-dfa")}.get(
+        release, ("simulated-opu", "dfa")
+    )
+    config = TrainConfig(
+        dataset="digits", model="mlp:4", backend=backend, rule=rule, release=release, epochs=1, batch_size=700
+    )
+    stated = train(config)["guarantee"]
+    assert stated["kind"] == RELEASES[release].kind
+    assert_explained(text for text in stated["assumptions"] if not text.startswith("FAILS"))
 
 
 def test_the_documents_tables_are_the_experiments() -> None:

@@ -13,6 +13,7 @@ import typer
 from noise_models.errors import UsageError
 from optical_dfa.cli.app import UserInterruptError
 from optical_dfa.cli.output import JsonOption, notes_to_stderr, print_facts, print_json
+from privacy.releases import RELEASES
 
 
 def train(
@@ -38,7 +39,7 @@ def train(
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="Repeatable.")
     ] = None,
     release: Annotated[
-        str | None, typer.Option(help="Privacy release: dark-frame, device-entropy, digital, none.")
+        str | None, typer.Option(help=f"Privacy release: none, {', '.join(RELEASES)}.")
     ] = None,
     release_option: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="Repeatable.")

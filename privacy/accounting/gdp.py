@@ -36,7 +36,7 @@ def gaussian_delta(mu: float, epsilon: float) -> float:
     if not 0 <= mu < math.inf or not -math.inf < epsilon < math.inf:
         raise UsageError(f"mu = {mu!r} at epsilon = {epsilon!r}; need mu >= 0 and both finite")
     if mu == 0:
-        return max(0.0, -math.expm1(epsilon))
+        return -math.expm1(min(epsilon, 0.0))
     first = float(log_ndtr(mu / 2 - epsilon / mu))
     ratio = epsilon + float(log_ndtr(-mu / 2 - epsilon / mu)) - first
     return math.exp(first) * -math.expm1(min(ratio, 0.0))
