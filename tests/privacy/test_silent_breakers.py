@@ -350,7 +350,7 @@ def test_nothing_written_down_repeats_the_noise(tmp_path: Path) -> None:
     for folder in folders:
         with Ledger.open(folder / "ledger.sqlite", read_only=True) as ledger:
             rows = ledger.events("key")
-            assert [set(row) for row in rows] == [{"fingerprint", "name"}] * len(rows)
+            assert [set(row) for row in rows] == [{"at", "fingerprint", "name"}] * len(rows)
             fingerprints += [row["fingerprint"] for row in rows]
     assert len(set(fingerprints)) == len(fingerprints) >= 6
     generator = NoiseGenerator.secure("noise")
