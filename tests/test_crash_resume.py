@@ -242,10 +242,10 @@ PLACES = [
 ]
 STEP_PLACES = [
     "PrivateOptimizer.step",
-    "ClippedRelease.absorb",
+    "StepRelease.absorb",
     "Ledger.append_release",
     "Ledger._append",
-    "ClippedRelease.release",
+    "StepRelease.release",
 ]
 KEEP_PLACES = ["_Run._keep", "save", "RunFolder.add_metrics"]
 

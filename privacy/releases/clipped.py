@@ -68,7 +68,6 @@ class ClippedRelease(StepRelease):
         first = next(iter(contributions.parameters.values()))
         self._sum = torch.zeros(self.dimension, dtype=first.dtype, device=first.device)
         self._records = 0
-        self._noised = False
         self._in_parts = max_physical_batch_size is not None
 
     @classmethod
@@ -92,16 +91,8 @@ class ClippedRelease(StepRelease):
         ideal = super().event(sample_rate, noise_multiplier, epoch)
         return replace(ideal, mass=ideal.mass + CAP_MASS)
 
-    def absorb(self, *, first: bool) -> None:
-        """Clip the contributions of the batch now handed out and add them to the step's sum.
-
-        Args:
-            first: this batch begins a step.
-        Raises:
-            UsageError: more records than the declared size of the data set explains.
-        """
+    def _absorb(self, *, first: bool) -> None:
         refuse_imprecise_products()
-        self._noised = False
         if first:
             if self._in_parts:  # whoever kept the last release must not see this step's sum grow in its place
                 self._sum = torch.zeros_like(self._sum)
@@ -110,30 +101,16 @@ class ClippedRelease(StepRelease):
             self._records = 0
         norms = self.contributions.norms()
         self._records += len(norms)
-        if self._records > self._cap:
-            raise UsageError(
-                f"a step has more than {self._cap} records where {self.expected_batch_size:g} are expected; declare "
-                "a public size that is not below the number of records"
-            )
+        refuse_excess(self._records, self._cap, self.expected_batch_size)
         self.contributions.add_clipped(clip_factors(norms, self.max_grad_norm), self._sum)
-        self.contributions.clear()
 
-    def add_noise(self, noise_multiplier: float) -> None:
-        """Add Z to the step's sum."""
+    def _add_noise(self, noise_multiplier: float) -> None:
         self.source.add_noise(self._sum, noise_multiplier * self.sensitivity)
-        self._noised = True
 
-    def release(self) -> Tensor:
-        """The step's noised average, in a buffer that the next step reuses."""
-        if not self._noised:
-            raise UsageError("a sum without noise is not released; call add_noise first")
-        self._noised = False
+    def _released(self) -> Tensor:
         return self.contributions.unpack(self._sum.div_(self.expected_batch_size))
 
-    def discard(self) -> None:
-        """Forget a step that failed: whoever kept an earlier release holds this buffer too."""
-        self.contributions.clear()
-        self._noised = False
+    def _forget(self) -> None:
         self._sum.zero_()
 
 
@@ -164,6 +141,18 @@ def clip_factors(norms: Tensor, max_grad_norm: float) -> Tensor:
     """`min(1, C / norm)`; 0 for a record whose norm is not finite, so that it contributes nothing (THEORY §4.8)."""
     factors = max_grad_norm / norms.clamp_min(max_grad_norm)
     return torch.where(norms.isfinite(), factors, torch.zeros_like(factors))
+
+
+def refuse_excess(records: int, cap: int, expected: float) -> None:
+    """
+    Raises:
+        UsageError: a step has more records than the declared size of the data set explains.
+    """
+    if records > cap:
+        raise UsageError(
+            f"a step has more than {cap} records where {expected:g} are expected; declare a public size that is not "
+            "below the number of records"
+        )
 
 
 def record_cap(expected: float) -> int:

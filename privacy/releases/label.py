@@ -144,12 +144,8 @@ class LabelRelease(StepRelease):
             steps, epoch = steps - count, epoch + 1
         return rows
 
-    def absorb(self, *, first: bool) -> None:
-        """Keep the factors of the batch now handed out: leverage is of the whole step.
-
-        Raises:
-            UsageError: something that T7 does not cover (see the module's conditions).
-        """
+    def _absorb(self, *, first: bool) -> None:
+        """Keep the factors of the batch now handed out: leverage is of the whole step."""
         if first:
             self._batches = []
         self._update = None
@@ -158,14 +154,9 @@ class LabelRelease(StepRelease):
             errors = _errors(self.contributions.logits().cpu(), layers)
             _refuse_other_signals(layers, errors, self.contributions.matrices)
             self._batches.append(_Batch(layers, errors))
-        self.contributions.clear()
 
-    def add_noise(self, noise_multiplier: float) -> None:
-        """Form the noised update of the step.
-
-        Raises:
-            UsageError: a public input, activation or gate is not finite.
-        """
+    def _add_noise(self, noise_multiplier: float) -> None:
+        """Form the noised update of the step; UsageError where a public input, activation or gate is not finite."""
         found: dict[str, Tensor] = {}
         if self._batches:
             layers = _joined([batch.layers for batch in self._batches])
@@ -218,15 +209,12 @@ class LabelRelease(StepRelease):
             return leverages(layer.inputs, layer.gate)
         return (layer.gate != 0).double()
 
-    def release(self) -> Tensor:
-        """As of `StepRelease`."""
+    def _released(self) -> Tensor:
         update, self._update = self._update, None
-        if update is None:
-            raise UsageError("a step without noise is not released; call add_noise first")
+        assert update is not None  # formed by _add_noise
         return update
 
-    def discard(self) -> None:
-        self.contributions.clear()
+    def _forget(self) -> None:
         self._batches, self._update = [], None
 
 

@@ -28,7 +28,13 @@ from noise_models.errors import UsageError
 from privacy.certificates import Certificate, Finding, public_findings, realised_findings
 from privacy.gated import GatedContributions, GatedLayer
 from privacy.ledger import Release
-from privacy.releases.clipped import CAP_MASS, clip_factors, record_cap, refuse_imprecise_products
+from privacy.releases.clipped import (
+    CAP_MASS,
+    clip_factors,
+    record_cap,
+    refuse_excess,
+    refuse_imprecise_products,
+)
 from privacy.releases.digital import DigitalNoise
 from privacy.releases.source import Parts
 from privacy.releases.step import RECORD_ASSUMPTIONS, StepRelease
@@ -103,7 +109,6 @@ class PerRecordRelease(StepRelease):
             self._places[name] = slice(start, start + p.numel())
             start += p.numel()
         self._records = 0
-        self._noised = False
         self._looked: list[list[GatedLayer]] | None = []
         self.certificate = Certificate(self._public())
         self.assumptions = (
@@ -130,28 +135,18 @@ class PerRecordRelease(StepRelease):
         ideal = super().event(sample_rate, noise_multiplier, epoch)
         return replace(ideal, mass=ideal.mass + CAP_MASS)
 
-    def absorb(self, *, first: bool) -> None:
-        """Draw each record's noise, clip its error, and add its contribution to the step's sum.
-
-        Raises:
-            UsageError: more records than the declared size of the data set explains, or not exactly one pass.
-        """
+    def _absorb(self, *, first: bool) -> None:
+        """Draw each record's noise, clip its error, and add its contribution to the step's sum."""
         refuse_imprecise_products()
-        self._noised = False
         if first:  # whoever kept the last release must not see this step's sum grow in its place
             self._sum, self._records = torch.zeros_like(self._sum), 0
             self._noise.zero_()
         if self.contributions.taught:
             self._take(self.contributions.gated())
-        self.contributions.clear()
 
     def _take(self, layers: list[GatedLayer]) -> None:
         self._records += len(layers[0].inputs)
-        if self._records > self._cap:
-            raise UsageError(
-                f"a step has more than {self._cap} records where {self.expected_batch_size:g} are expected; declare "
-                "a public size that is not below the number of records"
-            )
+        refuse_excess(self._records, self._cap, self.expected_batch_size)
         norms = torch.zeros(len(layers[0].inputs), dtype=torch.float64, device=self._sum.device)
         for layer in layers:
             norms += _square(layer.signal) * _square(layer.inputs)
@@ -184,10 +179,9 @@ class PerRecordRelease(StepRelease):
         floors = self.activation_floor * self.derivative_floor
         return noise_multiplier * self.sensitivity / (math.sqrt(self.expected_batch_size) * floors)
 
-    def add_noise(self, noise_multiplier: float) -> None:
+    def _add_noise(self, noise_multiplier: float) -> None:
         """Scale the noise that stands inside the contributions to this multiplier, and join it to them."""
         self._sum.add_(self._noise, alpha=self.noise_std(noise_multiplier))
-        self._noised = True
         if self._looked:
             found = realised_findings(
                 [_joined(parts) for parts in zip(*self._looked, strict=True)],
@@ -199,17 +193,10 @@ class PerRecordRelease(StepRelease):
             self.certificate = Certificate((*self.certificate.findings, *found))
             self._looked = None
 
-    def release(self) -> Tensor:
-        """The step's average, shape (dimension,)."""
-        if not self._noised:
-            raise UsageError("a sum without noise is not released; call add_noise first")
-        self._noised = False
+    def _released(self) -> Tensor:
         return self._sum.div_(self.expected_batch_size)
 
-    def discard(self) -> None:
-        """Forget a step that failed."""
-        self.contributions.clear()
-        self._noised = False
+    def _forget(self) -> None:
         self._sum.zero_()
         self._noise.zero_()
 

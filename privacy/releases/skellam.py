@@ -133,33 +133,24 @@ class SkellamRelease(StepRelease):
         first = next(iter(contributions.parameters.values()))
         self._dtype = first.dtype
         self._sum = torch.zeros(self.dimension, dtype=torch.float64, device=first.device)
-        self._noised = False
 
-    def absorb(self, *, first: bool) -> None:
+    def _absorb(self, *, first: bool) -> None:
         refuse_imprecise_products()
-        self._noised = False
         if first:
             self._sum.zero_()
         with torch.autocast(self._sum.device.type, enabled=False):
             for stack in self._factored.factors():
                 for part in integers(stack, grid=self._grid, bound=self._steps, coins=self.source.coins):
                     add_exactly(part, self._steps, self._sum)
-        self.contributions.clear()
 
-    def add_noise(self, noise_multiplier: float) -> None:
+    def _add_noise(self, noise_multiplier: float) -> None:
         # The product is exact: a power of two.
         self.source.add_noise(self._sum, noise_multiplier * self.sensitivity)
-        self._noised = True
 
-    def release(self) -> Tensor:
-        if not self._noised:
-            raise UsageError("a sum without noise is not released; call add_noise first")
-        self._noised = False
+    def _released(self) -> Tensor:
         return self.contributions.unpack((self._sum / (self._grid * self._expected)).to(self._dtype))
 
-    def discard(self) -> None:
-        self.contributions.clear()
-        self._noised = False
+    def _forget(self) -> None:
         self._sum.zero_()
 
 

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from noise_models.errors import UsageError
 from privacy.ledger import Release
 from privacy.protocols import Contributions
 from privacy.releases.source import NoiseSource
@@ -56,6 +57,7 @@ class StepRelease(ABC):
     dimension: int
     sensitivity: float
     assumptions: tuple[str, ...] = RECORD_ASSUMPTIONS
+    _noised = False
 
     def event(self, sample_rate: float, noise_multiplier: float, epoch: int = 0) -> Release:
         """The ledger's row of one step at this sample rate and noise multiplier."""
@@ -84,30 +86,54 @@ class StepRelease(ABC):
         """
         return {self.event(sample_rate, noise_multiplier): steps} if steps else {}
 
-    @abstractmethod
     def absorb(self, *, first: bool) -> None:
         """Take in the contributions of the batch now handed out.
 
         Args:
             first: this batch begins a step.
+        Raises:
+            UsageError: the batch is none that the release covers.
         """
+        self._noised = False
+        self._absorb(first=first)
+        self.contributions.clear()
 
-    @abstractmethod
     def add_noise(self, noise_multiplier: float) -> None:
         """Noise the step.
 
         Raises:
             DeviceError: the noise may not be released, and so neither may the step.
         """
+        self._add_noise(noise_multiplier)
+        self._noised = True
 
-    @abstractmethod
     def release(self) -> Tensor:
         """The step's gradient in the order of `contributions.parameters`, flat, divided by the EXPECTED batch size.
+
+        It may lie in a buffer that the next step reuses.
 
         Raises:
             UsageError: no noise was added since the last release.
         """
+        if not self._noised:
+            raise UsageError("a step without noise is not released; call add_noise first")
+        self._noised = False
+        return self._released()
+
+    def discard(self) -> None:
+        """Forget a step that failed; whoever kept an earlier release may hold its buffer."""
+        self._noised = False
+        self.contributions.clear()
+        self._forget()
 
     @abstractmethod
-    def discard(self) -> None:
-        """Forget a step that failed."""
+    def _absorb(self, *, first: bool) -> None: ...
+
+    @abstractmethod
+    def _add_noise(self, noise_multiplier: float) -> None: ...
+
+    @abstractmethod
+    def _released(self) -> Tensor: ...
+
+    @abstractmethod
+    def _forget(self) -> None: ...
