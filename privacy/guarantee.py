@@ -10,7 +10,13 @@ from typing import Any
 from noise_models.errors import UsageError
 from privacy.adjacency import Adjacency
 from privacy.kind import Kind as Kind
+from privacy.mechanisms import MECHANISMS
 from privacy.releases import RELEASES
+
+# Why a run has no guarantee, where a nominal epsilon says what it would have had; part of the stored assumptions.
+_SEEDED = "the generators were seeded (--reproducible): whoever knows the seed knows the noise"
+_SHOWN = "figures computed from private records were shown (--unsafe-diagnostics)"
+_OTHERWISE = {_SEEDED: "with secret noise", _SHOWN: "without the diagnostics"}
 
 
 @dataclass(frozen=True)
@@ -25,7 +31,8 @@ class Guarantee:
             nothing.
         accountant: name of the accountant that computed epsilon.
         assumptions: what has to hold; printed with every epsilon.
-        nominal_epsilon: kind `none` only: the epsilon that secret noise would have given.
+        nominal_epsilon: kind `none` only: the epsilon that the run would have had (`otherwise`).
+        nominal_kind: the kind that it would then have had, None where there is no nominal epsilon.
         device_share: fraction of the noise variance that the device supplied (0 to 1), None where not
             applicable.
 
@@ -42,6 +49,7 @@ class Guarantee:
     assumptions: tuple[str, ...] = ()
     nominal_epsilon: float | None = None
     device_share: float | None = None
+    nominal_kind: Kind | None = None
 
     def __post_init__(self) -> None:
         if not self.epsilon >= 0:
@@ -68,14 +76,20 @@ class Guarantee:
             "accountant": self.accountant,
             "assumptions": list(self.assumptions),
             "nominal_epsilon": _to_json(self.nominal_epsilon),
+            "nominal_kind": None if self.nominal_kind is None else self.nominal_kind.value,
             "device_share": self.device_share,
         }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Guarantee:
-        """The inverse of `to_dict`. Raises UsageError where `values` is not a guarantee."""
+        """The inverse of `to_dict`. Raises UsageError where `values` is not a guarantee.
+
+        Guarantees stored before there was a nominal kind get the one that their accountant speaks of.
+        """
         try:
-            nominal = values.get("nominal_epsilon")
+            nominal, kind = values.get("nominal_epsilon"), values.get("nominal_kind")
+            if nominal is not None and "nominal_kind" not in values:
+                kind = _accounted_kind(str(values["accountant"]), str(values["adjacency"]))
             return cls(
                 epsilon=float(values["epsilon"]),
                 delta=float(values["delta"]),
@@ -85,6 +99,7 @@ class Guarantee:
                 assumptions=tuple(values["assumptions"]),
                 nominal_epsilon=None if nominal is None else float(nominal),
                 device_share=values.get("device_share"),
+                nominal_kind=None if kind is None else Kind(kind),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UsageError(
@@ -124,12 +139,10 @@ class Guarantee:
                     f"{RELEASES[header['release']].adjacency}"
                 )
         if header["reproducible"]:
-            void = (
-                "the generators were seeded (--reproducible): whoever knows the seed knows the noise",
-                *void,
-            )
+            void = (_SEEDED, *void)
         if header.get("unsafe_diagnostics"):
-            void = ("figures computed from private records were shown (--unsafe-diagnostics)", *void)
+            void = (_SHOWN, *void)
+        nominal = bool(void) and header["release"] != "none"
         return cls(
             epsilon=math.inf if void else epsilon,
             delta=delta,
@@ -137,9 +150,16 @@ class Guarantee:
             kind=Kind.NONE if void else kind,
             accountant=accountant,
             assumptions=(*void, *(header.get("assumptions") or ())),
-            nominal_epsilon=epsilon if void and header["release"] != "none" else None,
+            nominal_epsilon=epsilon if nominal else None,
             device_share=header.get("device_share") or None,
+            nominal_kind=kind if nominal else None,
         )
+
+    @property
+    def otherwise(self) -> str:
+        """What the nominal epsilon supposes: secret noise, no diagnostics, or both."""
+        supposed = [words for text, words in _OTHERWISE.items() if text in self.assumptions]
+        return " and ".join(supposed) or "nominally"
 
     def headline(self) -> str:
         """One line; a conditional or absent guarantee says so before any number."""
@@ -147,7 +167,12 @@ class Guarantee:
         if self.kind is Kind.NONE:
             line = "no privacy guarantee (kind none)"
             if self.nominal_epsilon is not None:
-                line += f"; secret noise would have given ε = {rounded_up(self.nominal_epsilon)}, δ = {self.delta:g}"
+                conditional = self.nominal_kind is Kind.CONDITIONAL
+                line += (
+                    f"; {self.otherwise} it would have had {'a conditional ' if conditional else ''}"
+                    f"ε = {rounded_up(self.nominal_epsilon)}, δ = {self.delta:g}"
+                    f"{', NOT a worst-case guarantee' if conditional else ''}"
+                )
             return line
         if self.kind is Kind.CONDITIONAL:
             return f"conditional, NOT a worst-case guarantee: {pair} only while every assumption below holds"
@@ -164,13 +189,19 @@ class Guarantee:
         """A paragraph that says what the guarantee means, for a report's reader."""
         if self.kind is Kind.NONE:
             text = "This run carries no privacy guarantee."
-            if self.nominal_epsilon is not None:
-                text += (
-                    f" Had its randomness been secret, it would have been "
-                    f"({rounded_up(self.nominal_epsilon)}, {self.delta:g})-differentially private "
-                    f"with respect to {self.adjacency.words}."
+            if self.nominal_epsilon is None:
+                return text
+            pair = f"({rounded_up(self.nominal_epsilon)}, {self.delta:g})"
+            supposed = self.otherwise[0].upper() + self.otherwise[1:]
+            if self.nominal_kind is Kind.CONDITIONAL:
+                return (
+                    f"{text} {supposed} it would have had the conditional figure {pair} for data sets that differ "
+                    f"by {self.adjacency.words}, which is NOT a worst-case guarantee either."
                 )
-            return text
+            return (
+                f"{text} {supposed} it would have been {pair}-differentially private with respect to "
+                f"{self.adjacency.words}."
+            )
         if math.isinf(self.epsilon):
             bound = "the released weights may reveal everything: epsilon is infinite."
         else:
@@ -202,6 +233,17 @@ def rounded_up(epsilon: float) -> str:
 
 def _factor(epsilon: float) -> str:
     return rounded_up(math.exp(epsilon)) if epsilon < 700 else "more than 1e304"
+
+
+def _accounted_kind(accountant: str, adjacency: str) -> Kind | None:
+    """The kind of the releases that this accountant answers for; None where they differ, or there are none."""
+    kinds = {
+        terms.kind
+        for terms in RELEASES.values()
+        if accountant in MECHANISMS[terms.mechanism].accountants
+        and (terms.kind is Kind.LABEL_DP) == (adjacency == Adjacency.LABEL)
+    }
+    return kinds.pop() if len(kinds) == 1 else None
 
 
 def _to_json(value: float | None) -> float | str | None:

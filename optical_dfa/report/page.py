@@ -119,7 +119,8 @@ def _key_figures(run: Run) -> str:
 def _under_guarantee(guarantee: Guarantee) -> str:
     if guarantee.nominal_epsilon is not None:
         nominal = rounded_up(guarantee.nominal_epsilon)
-        return f" nominal ε = {nominal}, which does not hold for this run"
+        conditional = "conditional " if guarantee.nominal_kind is Kind.CONDITIONAL else ""
+        return f" nominal {conditional}ε = {nominal}, which does not hold for this run"
     if guarantee.kind is Kind.NONE:
         return " anything about the records may be read off the weights"
     return f" {escape(guarantee.adjacency.value)}, accountant {escape(guarantee.accountant)}"

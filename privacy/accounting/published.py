@@ -42,7 +42,7 @@ def epsilon(tally: Mapping[Release, int], delta: float, adjacency: Adjacency, ac
         tally: rows of mechanism "published", whose noise multiplier is (2).
         delta: 0 < delta < 1.
         adjacency: add-or-remove-one.
-        accountant: "published" (this file) or "published-rdp" (the library's orders and its tighter conversion).
+        accountant: "published" (this file) or "published-rdp" (the same form from dp_accounting's divergences).
     Raises:
         UsageError: another adjacency.
     """
@@ -59,14 +59,16 @@ def epsilon(tally: Mapping[Release, int], delta: float, adjacency: Adjacency, ac
         return math.inf
     groups = tuple(Group(q, multiplier, count) for (q, multiplier), count in sorted(steps.items()))
     if accountant == "published-rdp":
-        from privacy.accounting.rdp import compose
+        from privacy.accounting.rdp import divergences
 
-        return compose(groups, adjacency).epsilon(delta)
-    best = math.inf
-    for order in ORDERS:
-        spent = sum(group.steps * renyi(group.sample_rate, group.noise_multiplier, order) for group in groups)
-        best = min(best, spent + math.log(1 / delta) / (order - 1))
-    return best
+        spent = divergences(groups, ORDERS)
+    else:
+        spent = [
+            sum(group.steps * renyi(group.sample_rate, group.noise_multiplier, order) for group in groups)
+            for order in ORDERS
+        ]
+    # Mironov's conversion, of the published form: tighter ones would make it another claim.
+    return min(total + math.log(1 / delta) / (order - 1) for total, order in zip(spent, ORDERS, strict=True))
 
 
 @lru_cache(maxsize=4096)

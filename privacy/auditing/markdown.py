@@ -38,8 +38,7 @@ def markdown(stated: Mapping[str, Any]) -> str:
                 "Kind": guarantee["kind"],
                 "Epsilon (rounded up)": guarantee["epsilon"],
                 "Delta": _number(guarantee["delta"]),
-                "Epsilon that secret noise would have given": guarantee["nominal_epsilon"]
-                or "not applicable",
+                "Nominal epsilon, which does NOT hold for this run": _nominal(guarantee),
                 "Neighbouring data sets": f"{guarantee['adjacency']}: {guarantee['neighbours']}",
                 "Protected unit": guarantee["unit"],
             }
@@ -118,6 +117,16 @@ def _text(value: object) -> str:
 
 def _with(name: str, explanation: str | None) -> str:
     return name if explanation is None else f"{name}: {explanation}"
+
+
+def _nominal(guarantee: Mapping[str, Any]) -> str:
+    if guarantee["nominal_epsilon"] is None:
+        return "not applicable"
+    kind = guarantee["nominal_kind"]
+    return (
+        f"{guarantee['nominal_epsilon']} {guarantee['nominal_supposes']}"
+        f"{', conditional: NOT a guarantee either' if kind == 'conditional' else ''}"
+    )
 
 
 def _number(value: object) -> str:

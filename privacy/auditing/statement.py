@@ -49,6 +49,8 @@ def statement(report: AuditReport, run: str, device: str, issued: datetime | Non
             "neighbours": f"data sets that differ by {guarantee.adjacency.words}",
             "unit": wording.unit(guarantee.adjacency),
             "nominal_epsilon": _rounded(guarantee.nominal_epsilon),
+            "nominal_kind": None if guarantee.nominal_kind is None else guarantee.nominal_kind.value,
+            "nominal_supposes": guarantee.otherwise if guarantee.nominal_epsilon is not None else None,
             "in_words": _words(guarantee, epsilon) if report.consistent else "",
         },
         "subject": {

@@ -6,6 +6,8 @@ import pytest
 from noise_models.errors import UsageError
 from privacy.adjacency import Adjacency
 from privacy.guarantee import Guarantee, Kind, rounded_up
+from privacy.mechanisms import MECHANISMS
+from privacy.releases import RELEASES
 
 
 def make(kind: Kind, epsilon: float = 2.5, nominal: float | None = None) -> Guarantee:
@@ -48,6 +50,35 @@ def test_no_bare_epsilon(kind: Kind) -> None:
     assert lines
     assert all(line.index(disclaimer) < line.index("2.5") for line in lines)
     assert "guarantee" in guarantee.words().split("2.5")[0]
+
+
+SEEDED, SHOWN = {"reproducible": True}, {"unsafe_diagnostics": True}
+
+
+@pytest.mark.parametrize(
+    ("header", "supposes"),
+    [(SEEDED, "with secret noise"), (SHOWN, "without the diagnostics"),
+     (SEEDED | SHOWN, "with secret noise and without the diagnostics")],
+    ids=["seeded", "shown", "both"],
+)  # fmt: skip
+@pytest.mark.parametrize("release", ["digital", "per-record", "label"])
+def test_a_nominal_epsilon_says_what_it_supposes_and_of_which_kind_it_would_be(
+    release: str, header: dict[str, bool], supposes: str
+) -> None:
+    terms = RELEASES[release]
+    full = {"release": release, "reproducible": False, "adjacency": terms.adjacency.value, **header}
+    accountant = MECHANISMS[terms.mechanism].accountants[0]
+    guarantee = Guarantee.of_run(full, 2.5, 1e-5, accountant)
+    assert guarantee.nominal_kind is terms.kind
+    conditional = terms.kind is Kind.CONDITIONAL
+    for text in (guarantee.headline(), guarantee.words()):
+        assert supposes in text.lower()
+        assert ("conditional" in text) == ("NOT a worst-case" in text) == conditional
+    assert ("secret" in guarantee.headline()) == ("reproducible" in header)
+    stored = guarantee.to_dict()
+    assert Guarantee.from_dict(stored) == guarantee
+    del stored["nominal_kind"]  # stored by an earlier program
+    assert Guarantee.from_dict(stored) == guarantee
 
 
 def test_words_name_the_neighbours_and_an_infinite_epsilon() -> None:
