@@ -46,9 +46,10 @@ def aligned(module: nn.Module | None = None, **options: Any) -> AlignedModule:
 def test_sound_losses_have_no_findings(loss: Any, reduction: Any) -> None:
     module = aligned(loss_reduction=reduction)
     found = PrivacyEngine().validate(module, loss)
-    assert found == Validation(())
+    assert found == Validation((), sizes=(4, 256))
     found.raise_if_broken()
     assert "no record was seen" in str(found)
+    assert "batches of 4 and 256" in str(found)
 
 
 @pytest.mark.parametrize(("rule", "dtype"), [("bp", torch.float32), ("shallow", torch.float64)])
@@ -172,6 +173,89 @@ def test_losses_that_mix_records_are_found(loss: Any, reduction: Any, action: st
         found.raise_if_broken()
 
 
+# ---- what begins at a size
+
+
+def mined(z: Tensor, y: Tensor) -> Tensor:
+    return cross_entropy(z, y, reduction="none").topk(min(64, len(z))).values.sum()
+
+
+def divided_by_groups(z: Tensor, y: Tensor) -> Tensor:
+    return cross_entropy(z, y, reduction="sum") / max(1, len(z) // 8)
+
+
+def divided_above_four(z: Tensor, y: Tensor) -> Tensor:
+    return cross_entropy(z, y, reduction="sum") / (len(z) / 4 if len(z) > 4 else 1)
+
+
+class GhostCentred(nn.Module):
+    """In groups of 8, as ghost batch normalisation has them; the rest is left alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        whole = len(x) // 8 * 8
+        groups = x[:whole].reshape(len(x) // 8, 8, x.shape[1])
+        return torch.cat(((groups - groups.mean(1, keepdim=True)).flatten(0, 1), x[whole:]))
+
+
+class CentredAbove16(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x - x.mean(0) if len(x) > 16 else x
+
+
+class CentredBetween(nn.Module):
+    """Neither the small batch nor the large one shows it by itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x - x.mean(0) if 16 < len(x) < 128 else x
+
+
+@pytest.mark.parametrize("given", [None, 250])
+@pytest.mark.parametrize(
+    ("layer", "loss"),
+    [
+        (nn.Identity(), mined),
+        (nn.Identity(), divided_by_groups),
+        (nn.Identity(), divided_above_four),
+        (GhostCentred(), nn.CrossEntropyLoss(reduction="sum")),
+        (CentredAbove16(), nn.CrossEntropyLoss(reduction="sum")),
+        (CentredBetween(), nn.CrossEntropyLoss(reduction="sum")),
+    ],
+    ids=["hard examples", "groups", "above four", "ghost norm", "above 16", "between"],
+)
+def test_what_shows_in_larger_batches_only_is_found(layer: nn.Module, loss: Any, given: int | None) -> None:
+    records: dict[str, Tensor] = {}
+    if given is not None:
+        records = {"inputs": torch.randn(given, D), "targets": torch.randint(CLASSES, (given,))}
+    found = validate(aligned(network(layer), loss_reduction="sum"), loss, **records)
+    assert any("others contribute to" in line for line in found.findings), found
+    assert all("in a batch of 4" not in line for line in found.findings)
+    assert found.sizes == (4, given or 256)
+
+
+def test_a_batch_that_cannot_be_stepped_on_is_found() -> None:
+    def even(z: Tensor, y: Tensor) -> Tensor:
+        return cross_entropy(z, y) + (z[: len(z) // 2] - z[len(z) // 2 :]).sum() * 0
+
+    found = validate(aligned(), even)
+    assert any(
+        "without one of its records cannot be stepped on (RuntimeError" in line for line in found.findings
+    )
+
+
+def test_records_beyond_the_most_are_left_out_and_said() -> None:
+    x, y = torch.randn(600, D), torch.randint(CLASSES, (600,))
+    y[-1] = CLASSES  # no class, and not looked at
+    found = validate(aligned(), cross_entropy, inputs=x, targets=y)
+    assert found.sizes == (4, 512)
+    assert found.notes == ("of 600 records the first 512 were tried",)
+
+
+def test_wide_records_make_the_larger_batch_smaller() -> None:
+    wide = nn.Sequential(nn.AvgPool2d(128), nn.Flatten(), nn.Linear(1, CLASSES))
+    found = validate(aligned(wide, rule="bp", example=torch.zeros(1, 1, 128, 128)), cross_entropy)
+    assert found == Validation((), sizes=(4, 16))
+
+
 def test_an_empty_batch_that_cannot_be_stepped_on_is_found() -> None:
     def first_of_all(z: Tensor, y: Tensor) -> Tensor:
         z[0]
@@ -286,6 +370,22 @@ def test_what_make_private_refuses_is_a_finding(layer: nn.Module, word: str) -> 
             ),
             "2 targets",
         ),
+        (lambda: validate(aligned(), None), "loss is None"),  # type: ignore[arg-type]
+        (
+            lambda: validate(aligned(), cross_entropy, inputs=torch.zeros(4, D + 1)),
+            "cannot take these inputs",
+        ),
+        (lambda: validate(aligned(), cross_entropy, inputs=[]), "no tensors"),
+        (
+            lambda: validate(aligned(), cross_entropy, inputs=torch.zeros(4, D), targets=[0, 1, 2, 0]),  # type: ignore[arg-type]
+            "targets is a list",
+        ),
+        (
+            lambda: validate(
+                aligned(), cross_entropy, inputs=torch.zeros(4, D), targets=torch.tensor([0, 1, 2, 77])
+            ),
+            "fail on these 4 records",
+        ),
     ],
     ids=[
         "plain",
@@ -296,6 +396,11 @@ def test_what_make_private_refuses_is_a_finding(layer: nn.Module, word: str) -> 
         "one record",
         "not finite",
         "few targets",
+        "no loss",
+        "wrong width",
+        "no inputs",
+        "list of targets",
+        "no such class",
     ],
 )
 def test_wrong_use_is_one_line(call: Callable[[], object], words: str) -> None:
