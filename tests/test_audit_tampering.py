@@ -144,7 +144,11 @@ def fit_summary(run: Path) -> None:
 def test_an_honest_run_is_consistent(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert findings(run, capsys) == []
     report = audit(run)
-    assert (report.consistent, report.notes, report.releases) == (True, (), STEPS)
+    assert (report.consistent, report.reserved, report.releases) == (True, False, STEPS)
+    (note,) = report.notes
+    assert note.startswith(
+        "as the run's settings name it, for the ledger does not hold it: dataset, model, epochs"
+    )
 
 
 def test_the_forgers_chain_is_the_ledgers(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -205,6 +209,104 @@ def test_a_tampered_ledger_is_found(
     assert any(finding in line for line in found), found
 
 
+def fit_metrics(run: Path) -> None:
+    in_metrics(run, epsilon=audit(run).epsilon)
+
+
+def in_metrics(run: Path, **values: Any) -> None:
+    rows = [json.loads(line) | values for line in (run / "metrics.jsonl").read_text().splitlines()]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def in_summary(run: Path, place: str | None = None, **values: Any) -> None:
+    said = json.loads((run / "summary.json").read_text())
+    (said if place is None else said[place]).update(values)
+    (run / "summary.json").write_text(json.dumps(said))
+
+
+def in_settings(run: Path, before: str, after: str) -> None:
+    text = (run / "config.toml").read_text()
+    assert before in text
+    (run / "config.toml").write_text(text.replace(before, after))
+
+
+@pytest.mark.parametrize(
+    ("change", "sign"),
+    [
+        (lambda run: in_summary(run, "guarantee", delta=1e-9, epsilon=0.1), "reports delta = 1e-09, the ledger fixes"),
+        (lambda run: in_summary(run, "guarantee", delta=1e-9, epsilon=0.1), "reports epsilon 0.1 at delta = 1e-09"),
+        (lambda run: in_summary(run, "guarantee", delta=0.0), "there is no epsilon"),
+        (lambda run: in_summary(run, "guarantee", device_share=0.9), "reports device_share 0.9"),
+        (lambda run: in_summary(run, "guarantee", claim="certified"), "summary.json shows guarantee.claim"),
+        (lambda run: in_summary(run, training_loss=0.3), "summary.json shows training_loss"),
+        (lambda run: in_summary(run, "versions", losses=[1.0]), "summary.json shows versions.losses"),
+        (lambda run: in_summary(run, seconds={"loss": 1}), "summary.json shows seconds"),
+        (lambda run: in_summary(run, rule="bp"), "the summary reports rule 'bp', the ledger 'dfa'"),
+        (lambda run: in_summary(run, backend="lightonml"), "the summary reports backend 'lightonml'"),
+        (lambda run: in_summary(run, dataset="mnist"), "the summary reports dataset 'mnist', config.toml 'digits'"),
+        (lambda run: in_settings(run, 'rule = "dfa"', 'rule = "bp"'), "config.toml has rule = 'bp'"),
+        (lambda run: in_settings(run, '"digital"\nrelease', '"lightonml"\nrelease'), "config.toml has backend"),
+        (lambda run: in_metrics(run, gradient_norm=2.0), "metrics.jsonl shows gradient_norm"),
+        (lambda run: in_metrics(run, epsilon=0.01), "metrics.jsonl reports epsilon 0.01 at step 6"),
+        (lambda run: in_metrics(run, epsilon=9.0), "releases are missing in it"),
+        (lambda run: in_metrics(run, step=STEPS + 1), "metrics.jsonl reports step 7"),
+        (lambda run: (run / "checkpoint.safetensors").unlink(), "without checkpoint.safetensors"),
+    ],
+)  # fmt: skip
+def test_what_the_other_files_say_is_what_the_ledger_bears_out(
+    run: Path, change: Change, sign: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change(run)
+    found = findings(run, capsys)
+    assert any(sign in line for line in found), found
+    assert audit(run, delta=1e-6).consistent is False  # whatever delta is asked for
+
+
+def test_an_invented_assumption_is_found(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = json.loads((run / "summary.json").read_text())["guarantee"]["assumptions"]
+    in_summary(run, "guarantee", assumptions=[*said, "an independent body certified this"])
+    assert any("assumptions that the ledger does not have" in line for line in findings(run, capsys))
+
+
+def test_a_cut_ledger_without_weights_does_not_hold(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Weights and summary gone, the tail cut off: the metrics tell. With them gone too, the verdict has a reserve."""
+    without(run, lambda rows: rows[:-3])
+    for name in ("checkpoint.safetensors", "summary.json"):
+        (run / name).unlink()
+    found = findings(run, capsys)
+    assert any("metrics.jsonl reports step 6, the ledger has 3 releases" in line for line in found), found
+    (run / "metrics.jsonl").unlink()
+    assert main(["audit", str(run), "--json"]) == 0
+    stated = json.loads(capsys.readouterr().out)["statement"]
+    assert stated["verdict"].startswith("HOLDS FOR THIS LEDGER ONLY")
+    assert stated["holds"] is False
+
+
+def test_a_delta_that_nothing_resolves_is_refused(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["audit", str(run), "--delta", "1e-300"]) == 2
+    assert "give a larger --delta" in capsys.readouterr().err
+    assert main(["audit", str(run), "--statement", str(tmp_path / "nowhere" / "x.md")]) == 2
+    assert "there is no folder" in capsys.readouterr().err
+
+
+def test_the_conditional_figure_has_no_tolerance_and_stays_conditional_under_reserve(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    one = train(tmp_path / "one", "--release", "per-record", "--backend", "digital", "--unsafe-diagnostics")
+    report = audit(one)
+    assert report.consistent, report.findings
+    for text in (report.guarantee.headline(), report.guarantee.words()):
+        assert "conditional" in text
+        assert "without the diagnostics" in text.lower()
+        assert "secret" not in text
+    nominal = json.loads((one / "summary.json").read_text())["guarantee"]["nominal_epsilon"]
+    in_summary(one, "guarantee", nominal_epsilon=0.999 * nominal)
+    assert any("reports nominal_epsilon" in line for line in audit(one).findings)
+    assert "converge" not in capfd.readouterr().err
+
+
 def test_how_far_a_forger_has_to_go(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """File by file: what contradicts the halved epsilon until every file was rewritten, and what remains then."""
     filed, paper = audit(run), str(tmp_path / "filed.json")
@@ -215,6 +317,7 @@ def test_how_far_a_forger_has_to_go(run: Path, tmp_path: Path, capsys: pytest.Ca
         (fit_checkpoint, "which this ledger never had"),
         (fit_settings, "config.toml has noise_multiplier = 2.0"),
         (fit_summary, "summary.json reports noise_multiplier 2.0"),
+        (fit_metrics, "metrics.jsonl reports epsilon"),
     ):
         found = findings(run, capsys)
         assert any(sign in line for line in found), found

@@ -54,6 +54,10 @@ def audit(
         raise UsageError(
             f"--statement is {statement} of {len(runs)} run(s); give one run, and a file ending in .md or .json"
         )
+    if statement is not None and not statement.parent.is_dir():
+        raise UsageError(
+            f"--statement is {statement}, but there is no folder {statement.parent}; name one that is"
+        )
     if filed is not None and len(runs) > 1:
         raise UsageError(f"--filed is {filed} of {len(runs)} runs; give the one run that it speaks of")
     before = None if filed is None else read_filed(filed)
@@ -119,4 +123,9 @@ def _write(path: Path, stated: dict[str, Any]) -> None:
     text = (
         markdown(stated) if path.suffix == ".md" else json.dumps(stated, indent=2, ensure_ascii=False) + "\n"
     )
-    path.write_text(text, encoding="utf-8")
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(
+            f"--statement {path} cannot be written ({error.strerror}); name another file"
+        ) from None

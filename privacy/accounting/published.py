@@ -64,11 +64,16 @@ def epsilon(tally: Mapping[Release, int], delta: float, adjacency: Adjacency, ac
         spent = divergences(groups, ORDERS)
     else:
         spent = [
-            sum(group.steps * renyi(group.sample_rate, group.noise_multiplier, order) for group in groups)
+            math.fsum(
+                group.steps * renyi(group.sample_rate, group.noise_multiplier, order) for group in groups
+            )
             for order in ORDERS
         ]
     # Mironov's conversion, of the published form: tighter ones would make it another claim.
-    return min(total + math.log(1 / delta) / (order - 1) for total, order in zip(spent, ORDERS, strict=True))
+    best = math.inf
+    for total, order in zip(spent, ORDERS, strict=True):
+        best = min(best, total + math.log(1 / delta) / (order - 1))
+    return best
 
 
 @lru_cache(maxsize=4096)

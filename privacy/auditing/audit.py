@@ -15,10 +15,14 @@ from typing import Any, NamedTuple
 from noise_models.errors import UsageError
 from privacy.auditing.claim import (
     SUMMARY_FILE,
+    Claim,
     check_budget,
+    check_delta,
     check_summary,
     choose_delta,
     compare,
+    confirmed,
+    epsilon_by,
     read_summary,
     recompute,
     unsupported,
@@ -29,16 +33,19 @@ from privacy.auditing.folder import (
     METRICS_FILE,
     SETTINGS_FILE,
     check_checkpoint,
-    check_metrics,
+    check_repeated,
     check_settings,
     file_digest,
     read_settings,
 )
 from privacy.auditing.header import check_terms, check_version, read_header
 from privacy.auditing.rows import check_keys, check_rows, refuse_unreadable
+from privacy.auditing.shown import check_missing, check_progress, check_shown, read_metrics
 from privacy.auditing.wording import one_line
-from privacy.guarantee import Guarantee
+from privacy.guarantee import Guarantee, Kind
 from privacy.ledger import Ledger, Release
+from privacy.mechanisms import MECHANISMS
+from privacy.releases import RELEASES
 
 LEDGER_FILE = "ledger.sqlite"
 
@@ -61,6 +68,9 @@ class AuditReport:
         settings: what was asked for, empty where the folder does not say.
         checkpoint_digest: SHA-256 of the file of the weights, None without one.
         period: first and last date in the ledger, None where no row has one.
+        confirmed: the same guarantee by the accountant that the run stopped by, where that is the smaller of two
+            upper bounds that agree; None otherwise.
+        reserved: True where no weights were compared with the ledger, so that a cut-off tail would not show.
     """
 
     guarantee: Guarantee
@@ -76,6 +86,8 @@ class AuditReport:
     settings: Mapping[str, Any] = field(default_factory=dict)
     checkpoint_digest: str | None = None
     period: tuple[str, str] | None = None
+    confirmed: Guarantee | None = None
+    reserved: bool = False
 
     @property
     def epsilon(self) -> float:
@@ -135,7 +147,7 @@ def audit(run: Path | str, delta: float | None = None) -> AuditReport:
     """
     run = Path(run)
     folder = run if run.is_dir() else None
-    settings, claim = dict[str, Any](), None
+    settings, claim, metrics = dict[str, Any](), None, list[dict[str, Any]]()
     with Ledger.open(ledger_of(run), read_only=True) as ledger:
         header, notes = read_header(ledger, run), list[str]()
         findings = ledger.verify()
@@ -145,21 +157,31 @@ def audit(run: Path | str, delta: float | None = None) -> AuditReport:
         findings += check_terms(header) + check_version(header, notes)
         if folder is not None:
             settings, found = read_settings(folder / SETTINGS_FILE, notes)
-            findings += (
-                found + check_settings(settings, header) + check_metrics(folder / METRICS_FILE, header)
-            )
+            findings += found + check_settings(settings, header, notes)
+            metrics = read_metrics(folder / METRICS_FILE)
         rows = _read_rows(ledger, header, settings, folder, notes)
         findings += rows.findings
         count, head = ledger.count(), ledger.head()
         if folder is not None:
             claim, found = read_summary(folder / SUMMARY_FILE, notes)
-            findings += found
+            findings += found + check_missing(folder, header, metrics, claim)
+    findings += check_shown(header, metrics, claim)
     at = choose_delta(run, header, claim, delta)
     guarantee, found = _recomputed(header, rows.releases, at, intact, notes)
     findings += found
+    if delta is not None and intact:
+        _refuse_unresolved(guarantee, header, rows.releases, claim)
+    own = None
     if claim is not None:
-        findings += compare(claim, guarantee, count, notes) + check_summary(claim, header, count)
-    findings += check_budget(header, guarantee)
+        if claim.guarantee.delta != at:
+            notes.append(f"{SUMMARY_FILE} was compared at its own delta = {claim.guarantee.delta:g}")
+        compared, found = _at_claimed(claim, guarantee, header, rows.releases, intact)
+        findings += found + check_delta(claim, header) + compare(claim, compared, count)
+        findings += check_summary(claim, header, count) + check_repeated(claim.summary, settings, header)
+    findings += _check_budget_and_progress(header, rows.releases, metrics, claim, guarantee, intact)
+    if claim is not None and not findings and rows.releases is not None:
+        own = confirmed(claim, header, rows.releases, guarantee, notes)
+    digest = None if folder is None else file_digest(folder / CHECKPOINT_FILE)
     return AuditReport(
         guarantee=guarantee,
         consistent=not findings,
@@ -172,8 +194,10 @@ def audit(run: Path | str, delta: float | None = None) -> AuditReport:
         header=header,
         ledger_head=head,
         settings=settings,
-        checkpoint_digest=None if folder is None else file_digest(folder / CHECKPOINT_FILE),
+        checkpoint_digest=digest,
         period=rows.period,
+        confirmed=own,
+        reserved=digest is None and header["release"] != "none",
     )
 
 
@@ -232,3 +256,81 @@ def _recomputed(
         if not check_terms(header) and len({release.mechanism for release in releases}) <= 1:
             raise
         return unsupported(header, delta, "no accountant answers for its rows"), [str(error)]
+
+
+def _spent(guarantee: Guarantee) -> float:
+    """What the releases cost, nominally where the run has no guarantee; inf where nobody knows."""
+    nominal = math.inf if guarantee.nominal_epsilon is None else guarantee.nominal_epsilon
+    return nominal if guarantee.kind is Kind.NONE else guarantee.epsilon
+
+
+def _refuse_unresolved(
+    guarantee: Guarantee, header: Mapping[str, Any], releases: list[Release] | None, claim: Claim | None
+) -> None:
+    """
+    Raises:
+        UsageError: the delta asked for is what makes epsilon infinite, not the run.
+    """
+    other = header.get("delta") or (claim.guarantee.delta if claim else None)
+    if not releases or not other or not math.isinf(_spent(guarantee)) or not guarantee.delta < other < 1:
+        return
+    spent = _spent(_recomputed(header, releases, other, True, [])[0])
+    if math.isfinite(spent):
+        raise UsageError(
+            f"at delta = {guarantee.delta:g} no accountant gives this ledger a finite epsilon (at {other:g} it has "
+            f"{spent:.4g}): give a larger --delta"
+        )
+
+
+def _at_claimed(
+    claim: Claim,
+    guarantee: Guarantee,
+    header: Mapping[str, Any],
+    releases: list[Release] | None,
+    intact: bool,
+) -> tuple[Guarantee, list[str]]:
+    """The guarantee at the summary's own delta, and findings."""
+    delta = claim.guarantee.delta
+    if delta == guarantee.delta:
+        return guarantee, []
+    try:
+        return _recomputed(header, releases, delta, intact, [])[0], []
+    except UsageError as error:
+        return guarantee, [
+            f"{SUMMARY_FILE} reports delta = {delta:g}, at which there is no epsilon ({error})"
+        ]
+
+
+def _check_budget_and_progress(
+    header: Mapping[str, Any],
+    releases: list[Release] | None,
+    metrics: Sequence[Mapping[str, Any]],
+    claim: Claim | None,
+    guarantee: Guarantee,
+    intact: bool,
+) -> list[str]:
+    """Budget and metrics, at the delta that the run fixed and not at the one asked for."""
+    if header["release"] == "none" or releases is None:
+        return []
+    fixed = header.get("delta") or (claim.guarantee.delta if claim else guarantee.delta)
+
+    def after(count: int) -> Guarantee:
+        if count == len(releases) and guarantee.delta == fixed:
+            return guarantee
+        return _recomputed(header, releases[:count], fixed, intact, [])[0]
+
+    try:
+        whole = after(len(releases))
+    except UsageError:  # no delta of a claim: found already
+        return []
+    accountant = str(header.get("accountant"))
+
+    def own() -> float:
+        known = MECHANISMS[RELEASES[header["release"]].mechanism].accountants
+        return epsilon_by(accountant if accountant in known else known[0], header, releases, fixed)
+
+    known = intact and whole.accountant != "none"
+    progress = check_progress(
+        metrics, len(releases), whole, (lambda count: _spent(after(count))) if known else None, own
+    )
+    return check_budget(header, whole) + progress

@@ -19,6 +19,7 @@ from privacy.releases import RELEASES
 
 SUMMARY_FILE = "summary.json"
 TOLERANCE = 0.01  # relative difference in epsilon that two accountants may have
+_SAME_FORM = {"published-rdp": 1e-6}  # this one computes what the run's own does, to rounding
 # A summary's fields that the ledger's header has under the same name.
 _SHARED = ("release", "sample_rate", "noise_multiplier", "max_grad_norm", "target_epsilon", "batch_size")
 
@@ -111,10 +112,58 @@ def unsupported(header: Mapping[str, Any], delta: float, reason: str, accountant
     return replace(void, nominal_epsilon=None)
 
 
-def compare(claim: Claim, guarantee: Guarantee, releases: int, notes: list[str]) -> list[str]:
-    """Where the summary claims more than the ledger supports."""
+def check_delta(claim: Claim, header: Mapping[str, Any]) -> list[str]:
+    """Epsilon says nothing without its delta: where the ledger fixes one, it is the only one to report."""
+    fixed, said = header.get("delta"), claim.guarantee.delta
+    if fixed is None or header["release"] == "none" or said == fixed:
+        return []
+    return [f"{SUMMARY_FILE} reports delta = {said:g}, the ledger fixes {fixed:g}"]
+
+
+def confirmed(
+    claim: Claim,
+    header: Mapping[str, Any],
+    releases: Sequence[Release],
+    guarantee: Guarantee,
+    notes: list[str],
+) -> Guarantee | None:
+    """The run's own accountant on the same ledger, where it bears out a claim below the independent one's epsilon.
+
+    Both give upper bounds; where they agree within the tolerance the smaller holds as well.
+    """
+    claimed = claim.guarantee
+    about = (claimed.kind, claimed.adjacency, claimed.delta)
+    if about != (guarantee.kind, guarantee.adjacency, guarantee.delta):
+        return None
+    if guarantee.kind is Kind.NONE or claimed.epsilon >= guarantee.epsilon or not releases:
+        return None
+    known = MECHANISMS[RELEASES[header["release"]].mechanism].accountants
+    name = header.get("accountant")
+    if name not in known or name == guarantee.accountant:
+        return None
+    own = epsilon_by(str(name), header, releases, guarantee.delta)
+    if not guarantee.epsilon * (1 - TOLERANCE) <= own <= guarantee.epsilon:
+        return None
+    notes.append(
+        f"both accountants give upper bounds, {name} {own:.6g} and {guarantee.accountant} {guarantee.epsilon:.6g}: "
+        "the smaller is stated"
+    )
+    return replace(guarantee, epsilon=own, accountant=f"{name} (and {guarantee.accountant})")
+
+
+def epsilon_by(
+    accountant: str, header: Mapping[str, Any], releases: Sequence[Release], delta: float
+) -> float:
+    """Epsilon of these releases by one accountant of their mechanism."""
+    beta = header.get("calibration_beta") or 0.0
+    return accounting.epsilon(releases, delta, Adjacency(header["adjacency"]), accountant, beta=beta)
+
+
+def compare(claim: Claim, guarantee: Guarantee, releases: int) -> list[str]:
+    """Where the summary claims more than the ledger supports at the summary's own delta."""
     findings = []
     claimed = claim.guarantee
+    allowed = _SAME_FORM.get(guarantee.accountant, TOLERANCE)
     for name in ("kind", "adjacency"):
         said, supported = getattr(claimed, name), getattr(guarantee, name)
         if said is not supported:
@@ -123,13 +172,23 @@ def compare(claim: Claim, guarantee: Guarantee, releases: int, notes: list[str])
             )
     for name in ("epsilon", "nominal_epsilon"):
         said, supported = getattr(claimed, name), getattr(guarantee, name)
-        if said is None or supported is None:
-            continue
-        if claimed.delta != guarantee.delta:
-            notes.append(f"{SUMMARY_FILE} reports {name} at delta = {claimed.delta:g}: not compared")
-        elif not said >= supported * (1 - TOLERANCE):  # NaN is no claim either
-            findings.append(f"{SUMMARY_FILE} reports {name} {said:.4g}, the ledger gives {supported:.4g}")
+        # NaN is no claim either.
+        if said is not None and supported is not None and not said >= supported * (1 - allowed):
+            findings.append(
+                f"{SUMMARY_FILE} reports {name} {said:.4g} at delta = {claimed.delta:g}, the ledger gives "
+                f"{supported:.4g}"
+            )
+    for name in ("nominal_kind", "device_share"):
+        said, supported = getattr(claimed, name), getattr(guarantee, name)
+        if said is not None and said != supported and guarantee.accountant != "none":
+            findings.append(f"{SUMMARY_FILE} reports {name} {said!s}, the ledger {supported!s}")
     unstated = [text for text in guarantee.assumptions if text not in claimed.assumptions]
+    invented = [text for text in claimed.assumptions if text not in guarantee.assumptions]
+    if guarantee.kind is claimed.kind and invented and guarantee.accountant != "none":
+        findings.append(
+            f"{SUMMARY_FILE} states {len(invented)} assumptions that the ledger does not have, such as "
+            f"{str(invented[0])[:60]!r}"
+        )
     if guarantee.kind is claimed.kind is not Kind.NONE and unstated:
         findings.append(
             f"{SUMMARY_FILE} leaves out {len(unstated)} of the ledger's assumptions, such as {unstated[0][:60]!r}"

@@ -1,9 +1,8 @@
-"""The other files of a run folder against its ledger: checkpoint, settings and metrics."""
+"""The other files of a run folder against its ledger: checkpoint and settings."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import tomllib
 from collections.abc import Mapping
@@ -28,8 +27,13 @@ _ANNOUNCED = {
     "reproducible": "reproducible",
     "unsafe_diagnostics": "unsafe_diagnostics",
 }
-# Figures of private records, which only --unsafe-diagnostics keeps.
-_PRIVATE_FIGURES = {"training_loss", "mean_batch_size"}
+# Settings that the header cannot contradict: it does not hold them.
+_UNHELD = (
+    *("dataset", "model", "features", "epochs", "optimizer", "lr", "momentum", "weight_decay", "seed"),
+    *("rule", "backend"),
+)
+# Settings that a summary repeats and that a resumed run may not change.
+_REPEATED = ("dataset", "model", "rule", "backend", "release", "seed")
 
 
 def check_checkpoint(path: Path, ledger: Ledger, header: Mapping[str, Any], notes: list[str]) -> list[str]:
@@ -78,7 +82,7 @@ def read_settings(path: Path, notes: list[str]) -> tuple[dict[str, Any], list[st
         return {}, [f"{path.name} is unreadable ({' '.join(str(error).split())})"]
 
 
-def check_settings(settings: Mapping[str, Any], header: Mapping[str, Any]) -> list[str]:
+def check_settings(settings: Mapping[str, Any], header: Mapping[str, Any], notes: list[str]) -> list[str]:
     """Where what was asked for is not what the ledger announces. A setting that was left out says nothing."""
     findings = []
     for name, announced in _ANNOUNCED.items():
@@ -89,26 +93,47 @@ def check_settings(settings: Mapping[str, Any], header: Mapping[str, Any]) -> li
             stands = bool(stands)
         if not _equal(said, stands):
             findings.append(f"{SETTINGS_FILE} has {name} = {said!r}, the ledger {announced} = {stands!r}")
+    held = _held(header)
+    for name in held.keys() & settings.keys():
+        if settings[name] != held[name]:
+            findings.append(f"{SETTINGS_FILE} has {name} = {settings[name]!r}, the ledger {held[name]!r}")
+    module, options = header.get("module"), settings.get("rule_options")
+    known = module.get("rule_options") if isinstance(module, Mapping) else None
+    if isinstance(known, Mapping) and isinstance(options, Mapping):
+        findings += [
+            f"{SETTINGS_FILE} has rule option {name} = {said!r}, the ledger {known[name]!r}"
+            for name, said in options.items()
+            if name in known and not _equal(said, known[name])
+        ]
+    unheld = [name for name in _UNHELD if settings.get(name) is not None and name not in held]
+    if unheld and header["release"] != "none":
+        notes.append(f"as the run's settings name it, for the ledger does not hold it: {', '.join(unheld)}")
     return findings
 
 
-def check_metrics(path: Path, header: Mapping[str, Any]) -> list[str]:
-    """Figures of private records in what the run shows: each is a release that no ledger row covers."""
-    if header["release"] == "none" or header.get("unsafe_diagnostics") or not path.is_file():
-        return []
-    shown: set[str] = set()
-    for line in path.read_bytes().splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:  # a crash cuts the last line
-            continue
-        shown |= _PRIVATE_FIGURES & row.keys() if isinstance(row, dict) else set()
-    if not shown:
-        return []
-    return [
-        f"{path.name} shows {', '.join(sorted(shown))}: computed from private records and outside the guarantee, "
-        "though the ledger says that no such figures were kept"
-    ]
+def check_repeated(
+    summary: Mapping[str, Any], settings: Mapping[str, Any], header: Mapping[str, Any]
+) -> list[str]:
+    """Where the summary says another network, data set or device than the ledger or the settings."""
+    findings, held = [], _held(header)
+    for name in _REPEATED:
+        by, known = ("the ledger", held) if name in held else (SETTINGS_FILE, settings)
+        if name in summary and name in known and summary[name] != known[name]:
+            findings.append(f"the summary reports {name} {summary[name]!r}, {by} {known[name]!r}")
+    return findings
+
+
+def _held(header: Mapping[str, Any]) -> dict[str, Any]:
+    """Rule and device as the header names them; what it does not name is left out."""
+    module = header.get("module")
+    if not isinstance(module, Mapping):
+        return {}
+    backend = module.get("backend")
+    named = {
+        "rule": module.get("rule"),
+        "backend": backend.get("backend") if isinstance(backend, Mapping) else None,
+    }
+    return {name: value for name, value in named.items() if isinstance(value, str)}
 
 
 def file_digest(path: Path) -> str | None:

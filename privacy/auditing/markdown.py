@@ -77,6 +77,9 @@ def markdown(stated: Mapping[str, Any]) -> str:
                 "Releases in the ledger": f"{accounting['releases']:,}",
                 "Reported by the run": _computed(accounting["reported"]),
                 "Recomputed from the ledger": _computed(accounting["recomputed"]),
+                "Recomputed by the run's own accountant": "not needed"
+                if accounting["confirmed"] is None
+                else _computed(accounting["confirmed"]),
             }
         ),
         "## Assumptions",

@@ -34,12 +34,15 @@ def statement(report: AuditReport, run: str, device: str, issued: datetime | Non
     epsilon = _stated_epsilon(report)
     mechanism = RELEASES[header["release"]].mechanism if private else "none"
     relies = (
-        report.consistent and guarantee.kind in (Kind.RECORD_DP, Kind.LABEL_DP) and math.isfinite(epsilon)
+        report.consistent
+        and not report.reserved
+        and guarantee.kind in (Kind.RECORD_DP, Kind.LABEL_DP)
+        and math.isfinite(epsilon)
     )
     return {
         "format": FORMAT,
         "issued": (issued or datetime.now(UTC)).isoformat(timespec="seconds"),
-        "verdict": wording.verdict(guarantee, epsilon, len(report.findings)),
+        "verdict": wording.verdict(guarantee, epsilon, len(report.findings), reserved=report.reserved),
         "holds": relies,
         "guarantee": {
             "epsilon": rounded_up(epsilon),
@@ -51,7 +54,7 @@ def statement(report: AuditReport, run: str, device: str, issued: datetime | Non
             "nominal_epsilon": _rounded(guarantee.nominal_epsilon),
             "nominal_kind": None if guarantee.nominal_kind is None else guarantee.nominal_kind.value,
             "nominal_supposes": guarantee.otherwise if guarantee.nominal_epsilon is not None else None,
-            "in_words": _words(guarantee, epsilon) if report.consistent else "",
+            "in_words": _words(report, epsilon) if report.consistent else "",
         },
         "subject": {
             "run": run,
@@ -65,7 +68,7 @@ def statement(report: AuditReport, run: str, device: str, issued: datetime | Non
             "release": header["release"],
             "noise": RELEASES[header["release"]].summary if private else None,
             "name": mechanism,
-            "in_words": wording.mechanism(header, mechanism) if private and report.releases else None,
+            "in_words": wording.mechanism(header) if private and report.releases else None,
             "seeded": bool(header["reproducible"]),
             "figures_of_records_shown": bool(header.get("unsafe_diagnostics")),
             "budget_epsilon": header.get("target_epsilon"),
@@ -84,6 +87,9 @@ def statement(report: AuditReport, run: str, device: str, issued: datetime | Non
             if report.claim is None
             else {"accountant": report.claim.accountant, **_pair(report.claim)},
             "recomputed": {"accountant": guarantee.accountant, **_pair(guarantee)},
+            "confirmed": None
+            if report.confirmed is None
+            else {"accountant": report.confirmed.accountant, **_pair(report.confirmed)},
         },
         "adversary": wording.adversary(guarantee.adjacency),
         "released": wording.RELEASED,
@@ -102,14 +108,18 @@ def statement(report: AuditReport, run: str, device: str, issued: datetime | Non
 
 
 def _stated_epsilon(report: AuditReport) -> float:
-    """The larger of what the run reported and what the ledger gives, where both speak of the same thing."""
-    own, claim = report.guarantee, report.claim
+    """The larger of what the run reported and what the ledger gives, where both speak of the same thing.
+
+    Every accountant's value is an upper bound: where the run's own is confirmed from the ledger, it stands.
+    """
+    own, claim = report.confirmed or report.guarantee, report.claim
     if claim is None or (claim.kind, claim.adjacency, claim.delta) != (own.kind, own.adjacency, own.delta):
         return own.epsilon
     return max(own.epsilon, claim.epsilon)
 
 
-def _words(guarantee: Guarantee, epsilon: float) -> str:
+def _words(report: AuditReport, epsilon: float) -> str:
+    guarantee = report.confirmed or report.guarantee
     return (guarantee if guarantee.kind is Kind.NONE else replace(guarantee, epsilon=epsilon)).words()
 
 

@@ -47,15 +47,29 @@ _UNITS = {
     Adjacency.LABEL: "the label of one record: its input is public, and any two labels of it are to look alike",
 }
 
-_DRAWN = (
-    "In each step every record was drawn with probability {rate} (independent coins, Poisson sampling). What a drawn "
-    "record contributes to the update, over all layers together, was clipped to Euclidean norm {clip}"
+_COINS = "In each step every record was drawn with probability {rate} (independent coins, Poisson sampling). "
+_DRAWN = _COINS + (
+    "What a drawn record contributes to the update, over all layers together, was clipped to Euclidean norm {clip}"
 )
+_SIZE = "of standard deviation {noise} times {sensitivity} (the sum's sensitivity, rounding included)"
+_EACH = " was added in each of {dimension} coordinates"
+_ONLY = ". Only the noised sum reached the weights."
+# How each release of `privacy.releases.RELEASES` makes a step private.
 _MECHANISMS = {
-    "gaussian": _DRAWN
-    + (
-        ". To the sum, normal noise of standard deviation {noise} times {sensitivity} (the sum's sensitivity, rounding "
-        "included) was added in each of {dimension} coordinates. Only the noised sum reached the weights."
+    "digital": f"{_DRAWN}. To the sum, normal noise {_SIZE} from a cryptographic generator{_EACH}{_ONLY}",
+    "dark-frame": (
+        f"{_DRAWN}. To the sum, noise {_SIZE}{_EACH}: the device's dark frames and a digital dither together. What it "
+        f"lacks of a normal law is counted in epsilon{_ONLY}"
+    ),
+    "device-entropy": (
+        f"{_DRAWN}. To the sum, normal noise {_SIZE} from a cryptographic generator, whose key the device's dark "
+        f"frames and the operating system supplied,{_EACH}{_ONLY}"
+    ),
+    "aggregate": (
+        f"{_COINS}What a drawn record contributes BEFORE the projection (in every hidden layer its errors times its "
+        "inputs, and the output layer's own update, all together) was clipped to Euclidean norm {clip}. To the sum "
+        f"over the records, normal noise {_SIZE} from a cryptographic generator{_EACH} of it. Only that noised sum "
+        "went through the projection, and what came out of it reached the weights."
     ),
     "skellam": _DRAWN
     + (
@@ -63,29 +77,29 @@ _MECHANISMS = {
         "whole-numbered Skellam noise of standard deviation {noise} times {sensitivity} grid units was added in each "
         "of {dimension} coordinates. Only the noised sum reached the weights."
     ),
-    "label-gaussian": (
+    "label": (
         "Every record took part in one step of each pass over the data, in a public order. Normal noise was added "
         "inside every record's projected error, output layer included, and scaled by public numbers so that a change "
         "of one label is in no pass easier to tell than a shift of {shift} standard deviations of a normal law. Inputs "
         "are public; labels act through these errors only."
     ),
-    "published": (
-        "In each step every record was drawn with probability {rate}, and normal noise was added inside each record's "
-        "projection, as in the published photonic mechanism. The accounting is a RECONSTRUCTION that takes the noise "
-        "of the sum for isotropic (noise multiplier {noise}); it is not, and the output layer carries none."
+    "per-record": _COINS
+    + (
+        "Normal noise was added inside each record's projection, as in the published photonic mechanism. The "
+        "accounting is a RECONSTRUCTION that takes the noise of the sum for isotropic (noise multiplier {noise}); it "
+        "is not, and the output layer carries none."
     ),
 }
 
 
-def mechanism(header: Mapping[str, Any], name: str) -> str:
+def mechanism(header: Mapping[str, Any]) -> str:
     """How a step was made private, with the ledger's numbers.
 
     Args:
         header: of the ledger of a private run.
-        name: of the mechanism, a name of `privacy.mechanisms.MECHANISMS`.
     """
     sigma = header["noise_multiplier"]
-    return _MECHANISMS[name].format(
+    return _MECHANISMS[header["release"]].format(
         rate=shown(header["sample_rate"]),
         clip=shown(header.get("max_grad_norm")),
         noise=shown(sigma),
@@ -110,13 +124,14 @@ def not_covered(kind: Kind) -> tuple[str, ...]:
     return (INPUTS_PUBLIC, *NOT_COVERED) if kind is Kind.LABEL_DP else NOT_COVERED
 
 
-def verdict(guarantee: Guarantee, epsilon: float, findings: int) -> str:
+def verdict(guarantee: Guarantee, epsilon: float, findings: int, *, reserved: bool = False) -> str:
     """The first line of a statement: what may be relied on, before any number.
 
     Args:
         guarantee: that the ledger supports.
-        epsilon: the larger of the values computed.
+        epsilon: that is stated.
         findings: contradictions that the audit found.
+        reserved: no weights were compared with the ledger.
     """
     if findings:
         text = f"DOES NOT HOLD: the audit found {findings} contradiction(s), listed below. Rely on no figure here."
@@ -125,16 +140,23 @@ def verdict(guarantee: Guarantee, epsilon: float, findings: int) -> str:
         return "NO PRIVACY GUARANTEE: this run protects no record."
     if guarantee.kind is Kind.CONDITIONAL:
         failing = sum(text.startswith("FAILS") for text in guarantee.assumptions)
+        known = f"{failing} of them {'is' if failing == 1 else 'are'}" if failing else "some are"
         return (
             "NOT A GUARANTEE: the figures hold only while every assumption below does, and "
-            f"{f'{failing} of them' if failing else 'some'} are known to fail (see `optical-dfa attack span`)."
+            f"{known} known to fail (see `optical-dfa attack span`)."
         )
     if math.isinf(epsilon):
-        return "NO PROTECTION: the noise was too weak for a finite epsilon."
-    return (
-        f"HOLDS under the assumptions below: ({rounded_up(epsilon)}, {guarantee.delta:g})-differential privacy for "
-        f"data sets that differ by {guarantee.adjacency.words}."
+        return f"NO PROTECTION: the noise gives no finite epsilon at delta = {guarantee.delta:g}."
+    text = (
+        f"({rounded_up(epsilon)}, {guarantee.delta:g})-differential privacy for data sets that differ by "
+        f"{guarantee.adjacency.words}."
     )
+    if reserved:
+        return (
+            "HOLDS FOR THIS LEDGER ONLY, under the assumptions below; no weights were compared with it, so releases "
+            f"that were cut off its end would not show: {text}"
+        )
+    return f"HOLDS under the assumptions below: {text}"
 
 
 def shown(value: object) -> str:
