@@ -26,6 +26,7 @@ from noise_models.generator import NoiseGenerator
 from optical_dfa.backends.simulated_opu import SimulatedOpuBackend
 from optical_dfa.cli import main
 from privacy.auditing.audit import audit
+from privacy.auditing.statement import statement
 from privacy.ledger import Ledger
 
 Row = tuple[int, str, dict[str, Any], str]  # number, kind, payload, nonce
@@ -305,6 +306,22 @@ def test_the_conditional_figure_has_no_tolerance_and_stays_conditional_under_res
     in_summary(one, "guarantee", nominal_epsilon=0.999 * nominal)
     assert any("reports nominal_epsilon" in line for line in audit(one).findings)
     assert "converge" not in capfd.readouterr().err
+
+
+def test_no_statement_reads_as_a_broken_budget(tmp_path: Path) -> None:
+    """Of two upper bounds that agree the smaller holds too: skellam's budget was kept by the looser order of them."""
+    flags = ("--release", "skellam", "--backend", "digital", "--epsilon", "3", "--delta", "1e-4")
+    sizes = ("--dataset", "digits", "--model", "mlp:8", "--batch-size", "256", "--epochs", "1", "--json")
+    assert main(["train", *sizes, *flags, "--out", str(tmp_path / "one")]) == 0
+    report = audit(tmp_path / "one")
+    assert report.consistent, report.findings
+    stated = statement(report, "one", "No device.")
+    reported = json.loads((tmp_path / "one" / "summary.json").read_text())["guarantee"]["epsilon"]
+    assert reported <= float(stated["guarantee"]["epsilon"]) <= 3.0
+    lower = {"epsilon": 0.995 * report.epsilon}
+    in_summary(tmp_path / "one", "guarantee", **lower)  # within the tolerance, and not what is stated
+    again = statement(audit(tmp_path / "one"), "one", "No device.")
+    assert float(again["guarantee"]["epsilon"]) >= min(reported, report.epsilon)
 
 
 def test_how_far_a_forger_has_to_go(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -155,6 +155,26 @@ def test_every_release_has_its_words(release: str) -> None:
     assert said["guarantee"]["neighbours"].endswith(terms.adjacency.words)
 
 
+def test_each_release_is_described_as_itself() -> None:
+    said = {
+        release: statement(
+            report(guarantee(1.0), header=HEADER | {"release": release}), "run", DEVICE, ISSUED
+        )["mechanism"]["in_words"]
+        for release in RELEASES
+    }
+    assert len(set(said.values())) == len(RELEASES)
+    assert "BEFORE the projection" in said["aggregate"]
+    assert "contributes to the update" not in said["aggregate"]
+    assert "dark frames" in said["dark-frame"]
+    assert "dark frames" not in said["digital"]
+
+
+def test_a_ledger_without_weights_holds_with_a_reserve() -> None:
+    said = stated(guarantee(1.0), reserved=True)
+    assert said["verdict"].startswith("HOLDS FOR THIS LEDGER ONLY")
+    assert said["holds"] is False
+
+
 def test_a_run_without_release_is_stated_too() -> None:
     own = Guarantee(math.inf, 0.0, Adjacency.ADD_REMOVE, Kind.NONE, "none")
     found = report(own, header={"release": "none", "reproducible": False}, releases=0)
