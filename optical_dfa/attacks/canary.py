@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from noise_models.errors import UsageError
 from noise_models.generator import NoiseGenerator, derive_seed
 from optical_dfa import align, models
-from optical_dfa.attacks.records import Records, is_there, load_records
+from optical_dfa.attacks.records import Records, load_records
 from optical_dfa.attacks.setting import Setting
 from optical_dfa.attacks.worlds import DEVICES, claimed_kind, noise_std, rule_for
 from optical_dfa.defaults import DEFAULTS, OTHER_DATASET, Defaults
@@ -62,10 +62,7 @@ def run(setting: Setting) -> Finding:
             f"release {setting.release} does not protect a record's presence by clipping it; attack canary needs one "
             "that does, such as digital or dark-frame"
         )
-    records = load_records(
-        setting.dataset or ("fashion-mnist" if is_there("fashion-mnist", setting.data_dir) else None),
-        setting.data_dir,
-    )
+    records = load_records(setting.dataset, setting.data_dir, ("fashion-mnist", "mnist"))
     defaults = DEFAULTS.get((records.name, True), DEFAULTS[OTHER_DATASET, True])
     canaries = _draw(
         records, setting.trials or min(MOST_CANARIES, len(records.x) // SHARE // 10 * 10), setting.seed

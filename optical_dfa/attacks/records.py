@@ -55,16 +55,24 @@ class Records:
         return self.x[chosen], self.y[chosen]
 
 
-def load_records(dataset: str | None, data_dir: Path | None) -> Records:
+def load_records(
+    dataset: str | None, data_dir: Path | None, preferred: tuple[str, ...] = ("mnist",)
+) -> Records:
     """The training records of a data set.
 
     Args:
-        dataset: by name or path; None is MNIST where its files are on this machine, else the embedded digits.
+        dataset: by name or path; None is the first of `preferred` whose files are on this machine, else the
+            embedded digits.
         data_dir: folder with the files.
+        preferred: MNIST, Fashion-MNIST or both.
     Raises:
-        UsageError: as `optical_dfa.data.load`.
+        UsageError: as `optical_dfa.data.load`, and a `data_dir` without any of the preferred sets.
     """
-    name = dataset or ("mnist" if is_there("mnist", data_dir) else "digits")
+    name = dataset or next((known for known in preferred if is_there(known, data_dir)), "digits")
+    if dataset is None and name == "digits" and data_dir is not None:
+        raise UsageError(
+            f"data_dir {data_dir} holds no files of {' or '.join(preferred)}; correct it, or name a dataset"
+        )
     data = load(name, data_dir, progress=True)
     x = data.x_train.flatten(1)
     image = data.input_shape if len(data.input_shape) == 3 and data.input_shape[0] == 1 else None

@@ -52,5 +52,7 @@ class Setting:
             raise UsageError(f"delta is {self.delta:g}; it must be strictly between 0 and 1")
         if not 0.9 <= self.confidence < 1:
             raise UsageError(f"confidence is {self.confidence:g}; give at least 0.9 and below 1")
+        if not 0 <= self.seed < 2**63:
+            raise UsageError(f"seed is {self.seed}; give a whole number from 0 to 2^63 - 1")
         if self.trials is not None and not 4 <= self.trials <= 10**7:
             raise UsageError(f"trials is {self.trials}; give a number from 4 to 10,000,000")

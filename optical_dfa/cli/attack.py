@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -65,8 +66,8 @@ def attack(
         return
     if name is None or name not in ATTACKS:
         raise UsageError(f"NAME is {name!r}; it must be one of: {_NAMES} (--list says what they do)")
-    if out is not None and out.exists() and not out.is_dir():
-        raise UsageError(f"--out is {out}; name a folder")
+    if out is not None:
+        _check_out(out)
     from optical_dfa.attacks.setting import Setting as Asked
     from optical_dfa.report.progress import progress_for
 
@@ -90,9 +91,21 @@ def attack(
 def _run(name: str, setting: Setting) -> Finding:
     from optical_dfa import attacks
 
-    if setting.out is not None:
-        setting.out.mkdir(parents=True, exist_ok=True)
     return attacks.attack(name, setting)
+
+
+def _check_out(out: Path) -> None:
+    """Make the folder, and try it: minutes of work shall not end in a file that cannot be written."""
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out is {out}; name a folder")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"--out is {out}, where nothing can be written ({error.strerror}); name another folder"
+        ) from None
 
 
 def _say(finding: Finding, seconds: float, out: Path | None, as_json: bool) -> None:

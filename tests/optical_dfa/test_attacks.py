@@ -18,6 +18,7 @@ from optical_dfa.attacks.distinguish import wide
 from optical_dfa.attacks.setting import Setting
 from optical_dfa.attacks.worlds import Worlds
 from optical_dfa.cli import main
+from optical_dfa.feedback import RULES, make_rule
 from privacy.attacks.canary import step_scores
 from privacy.attacks.finding import Finding
 from privacy.releases import RELEASES
@@ -169,6 +170,9 @@ def test_label_worlds_differ_by_a_label_alone() -> None:
         ("span", {"delta": 1.0}, "delta is 1"),
         ("span", {"confidence": 0.5}, "confidence is 0.5"),
         ("span", {"trials": 3}, "trials is 3"),
+        ("span", {"seed": -1}, "seed is -1"),
+        ("span", {"rule": "shallow"}, "trains no hidden layer"),
+        ("span", {"rule": "none-such"}, "none-such"),
     ],
 )
 def test_bad_settings_are_answered_in_one_line(name: str, settings: dict[str, object], message: str) -> None:
@@ -205,12 +209,71 @@ def test_command_lists_its_attacks_and_refuses_others(capsys: pytest.CaptureFixt
     assert main(["attack"]) == 2
 
 
-def test_every_release_is_attacked_or_refused_by_name() -> None:
-    """A release that is added has to say which attacks concern it: none may fail with a traceback."""
-    for release in RELEASES:
-        for name in ("span", "dead-pixel"):
-            worlds = Worlds(release=release)
-            assert worlds.backend_name in ("digital", "simulated-opu")
-            if worlds.changes_label:
-                with pytest.raises(UsageError):
-                    attack(name, Setting(release=release))
+def test_out_that_cannot_be_written_is_refused_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file", tmp_path / "file" / "new"):
+        assert main(["attack", "span", "--dataset", "digits", "--out", str(out)]) == 2
+        said = capsys.readouterr().err
+        assert f"--out is {out}" in said
+        assert len(said.splitlines()) == 1
+
+
+def test_a_folder_without_data_is_no_silent_fallback(tmp_path: Path) -> None:
+    for name in ("span", "canary"):
+        with pytest.raises(UsageError, match=r"holds no files of .*mnist"):
+            attack(name, Setting(data_dir=tmp_path))
+
+
+def test_a_claim_that_is_another_than_asked_for_is_said() -> None:
+    assert not any("asked for" in note for note in run("distinguish", "digital", epsilon=4.0).notes)
+    finding = run("distinguish", "digital", epsilon=64.0)
+    assert finding.epsilon_claimed < 60
+    assert "asked for was a claim of epsilon = 64" in finding.notes[0]
+
+
+def answered(name: str, release: str, rule: str | None, backend: str | None = None) -> None:
+    """A finding, or a refusal of one line."""
+    trials = 20 if name == "canary" else 12
+    setting = Setting(
+        release=release, rule=rule, backend=backend, dataset="digits",
+        epsilon=8.0, delta=1e-4, confidence=0.9, trials=trials,
+    )  # fmt: skip
+    try:
+        finding = attack(name, setting)
+    except UsageError as refusal:
+        if "\n" in str(refusal):
+            raise AssertionError(f"more than one line: {refusal}") from refusal
+        return
+    assert (finding.attack, finding.release) == (name, release)
+    assert finding.trials > 0
+
+
+LONG = "device-entropy"  # a source is tested for a long time before it is believed
+
+
+@pytest.mark.parametrize("release", [r for r in RELEASES if r != LONG])
+@pytest.mark.parametrize("name", [a for a in ATTACKS if a != "canary"])
+def test_every_release_is_attacked_or_refused_in_one_line(name: str, release: str) -> None:
+    answered(name, release, None)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", [a for a in ATTACKS if a != "canary"])
+def test_every_rule_is_attacked_or_refused_in_one_line(name: str, rule: str) -> None:
+    answered(name, "digital", rule)
+    if not make_rule(rule).teaches_hidden:
+        with pytest.raises(UsageError, match="trains no hidden layer"):
+            attack(name, Setting(rule=rule))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", [None, "digital", "simulated-opu"])
+@pytest.mark.parametrize("rule", [None, *RULES])
+@pytest.mark.parametrize("release", RELEASES)
+@pytest.mark.parametrize("name", ATTACKS)
+def test_every_combination_is_answered(
+    name: str, release: str, rule: str | None, backend: str | None
+) -> None:
+    answered(name, release, rule, backend)
