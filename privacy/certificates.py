@@ -153,12 +153,6 @@ def realised_findings(
     return tuple(found)
 
 
-def row_covariance(layer: GatedLayer, row: int) -> Tensor:
-    """Covariance of one row of the layer's update, given the records, in units of sigma²; shape (d, d), float64."""
-    weighted = _weighted(layer, row)
-    return weighted.T @ weighted
-
-
 def _weighted(layer: GatedLayer, row: int) -> Tensor:
     """H_k: the inputs weighted by the row's gates, shape (m, d)."""
     return layer.inputs.double() * layer.gate[:, row : row + 1].double()

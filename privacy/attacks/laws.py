@@ -65,22 +65,6 @@ _SINGULAR = 1e-10  # eigenvalues below this share of the largest are rounding
 
 
 @dataclass(frozen=True)
-class KnownNoiseLaw:
-    """Z is known but for rounding: its generator was seeded, and the seed is known.
-
-    Attributes:
-        noise: shape (trials, steps, dimension), the noise the adversary drew again.
-        rounding: standard deviation of what floating-point arithmetic adds.
-    """
-
-    noise: Array
-    rounding: float
-
-    def log_density(self, noise: Array, spread: float) -> Array:
-        return _total(_log_normal(noise - self.noise, math.hypot(self.rounding, spread)))
-
-
-@dataclass(frozen=True)
 class LatticeLaw:
     """Z = step · (k - offset) with integer camera codes k: dark frames without dither (THEORY T4's trap).
 

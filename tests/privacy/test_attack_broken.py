@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from known_noise import KnownNoiseLaw
 from torch import Tensor, nn
 
 from noise_models.generator import NoiseGenerator
@@ -23,7 +24,7 @@ from optical_dfa.feedback import aligned
 from optical_dfa.training.capture import Capture
 from privacy import PrivacyEngine
 from privacy.attacks.distinguish import distinguish
-from privacy.attacks.laws import Array, GaussianLaw, KnownNoiseLaw, LatticeLaw, NoiseLaw
+from privacy.attacks.laws import Array, GaussianLaw, LatticeLaw, NoiseLaw
 from privacy.releases import dark_frame
 
 DELTA = 1e-5

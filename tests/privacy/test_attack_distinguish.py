@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from known_noise import KnownNoiseLaw
 from scipy.stats import norm
 
 from noise_models.errors import UsageError
 from optical_dfa.attacks.worlds import Worlds, claimed, noise_std
 from privacy.attacks.distinguish import Distinguished, Knowledge, distinguish, log_likelihood_ratio
-from privacy.attacks.laws import GaussianLaw, KnownNoiseLaw, LatticeLaw
+from privacy.attacks.laws import GaussianLaw, LatticeLaw
 
 DELTA = 1e-5
 CONFIDENCE = 0.95

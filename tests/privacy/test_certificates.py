@@ -13,7 +13,7 @@ from gated_layers import layers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from privacy.certificates import Certificate, Finding, public_findings, realised_findings, row_covariance
+from privacy.certificates import Certificate, Finding, public_findings, realised_findings
 from privacy.gated import GatedLayer
 
 RANK = "every direction of a row of the update is noised"
@@ -137,7 +137,6 @@ def test_rank_and_eigenvalue_against_numpy(seed: int, records: int) -> None:
     ranks, smallest = [], []
     for k in range(3):
         covariance = sum(gate[i, k] ** 2 * np.outer(inputs[i], inputs[i]) for i in range(records))
-        np.testing.assert_allclose(row_covariance(batch[0], k).numpy(), covariance, rtol=1e-10, atol=1e-12)
         ranks.append(np.linalg.matrix_rank(inputs * gate[:, k : k + 1], rtol=1e-6))
         smallest.append(max(0.0, np.linalg.eigvalsh(covariance)[0]))
     assert found[RANK].figure == min(ranks)
