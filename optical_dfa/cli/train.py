@@ -223,6 +223,8 @@ def _show(summary: Mapping[str, Any], out: Path | None) -> None:
     print_facts(facts)
     print(f"\nguarantee: {Guarantee.from_dict(summary['guarantee'])}")
     if out is not None:
-        from optical_dfa.training.run_folder import REPORT
+        from optical_dfa.training.run_folder import CERTIFICATE, REPORT
 
         print(f"\nreport: {out / REPORT}\naudit:  optical-dfa audit {out}")
+        if (out / CERTIFICATE).exists():
+            print(f"assumptions of the published proof that fail: {out / CERTIFICATE}")
