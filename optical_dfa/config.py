@@ -27,7 +27,7 @@ from privacy.adjacency import Adjacency
 from privacy.releases import RELEASES as SOUND_RELEASES
 from privacy.releases import refuse_unknown_options, terms
 
-RULES = ("bp", "dfa", "gated-dfa", "shallow")
+RULES = ("bp", "cdfa", "dfa", "gated-dfa", "shallow")
 RELEASES = ("none", *SOUND_RELEASES)
 OPTIMIZERS = ("sgd", "adam")
 

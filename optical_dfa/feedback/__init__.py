@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 RULES: dict[str, str] = {
     "bp": "optical_dfa.feedback.bp:Backpropagation",
+    "cdfa": "optical_dfa.feedback.cdfa:ConvolutionalFeedbackAlignment",
     "dfa": "optical_dfa.feedback.dfa:DirectFeedbackAlignment",
     "gated-dfa": "optical_dfa.feedback.gated:GatedFeedbackAlignment",
     "shallow": "optical_dfa.feedback.shallow:Shallow",

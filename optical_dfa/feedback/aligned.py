@@ -350,7 +350,7 @@ def align(
         raise UsageError(f"loss_reduction is {loss_reduction!r}; it must be 'mean' or 'sum'")
     chosen = make_rule(rule, rule_options) if isinstance(rule, str) else rule
     inputs = _example_inputs(module, example)
-    names = list(points) if points is not None else chosen.default_points(module)
+    names = list(points) if points is not None else chosen.default_points(module, inputs)
     if not chosen.cuts:
         names = []
     traced = trace(module, names, inputs, strict=False, before_activation=chosen.before_activation)
@@ -360,7 +360,12 @@ def align(
         names = [name for name in names if name in useful and name not in traced.ends]
     if chosen.cuts:
         traced = trace(
-            module, names, inputs, strict=points is None, before_activation=chosen.before_activation
+            module,
+            names,
+            inputs,
+            strict=points is None,
+            before_activation=chosen.before_activation,
+            meant=chosen.backpropagates,
         )
     located = _locate(names, traced.output, traced.kept)
     needed = sum(point.width for point in located)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -70,6 +70,7 @@ def trace(
     *,
     strict: bool,
     before_activation: bool = False,
+    meant: Callable[[Tensor, Tensor], bool] = lambda upper, lower: False,
 ) -> Trace:
     """Run a copy of `module` on `example` with hooks at `names`, and check every root's graph.
 
@@ -79,6 +80,7 @@ def trace(
         example: inputs, records in the first dimension.
         strict: refuse two weight matrices in series under one root (backpropagation between them).
         before_activation: points before a nonlinearity are meant so.
+        meant: whether backpropagation through one matrix into another below it is what the rule is about.
     Raises:
         UsageError: the graph still connects two roots (a skip around a point), or a nonlinearity after the point
             of a layer drops its derivative, or (strict) a root backpropagates through a second matrix.
@@ -109,7 +111,7 @@ def trace(
         reached = {id(p) for p in graph.parameters(h)}
         trained[root].update((name, None) for known, name in owners.items() if known in reached)
         if strict:
-            _check_one_matrix(graph, h, root, owners)
+            _check_one_matrix(graph, h, root, owners, meant)
     shapes = {root: tuple(h.shape[1:]) for root, h in roots}
     cuts = [Cut(root, shapes[root], tuple(params)) for root, params in trained.items() if root in shapes]
     uses = {
@@ -235,14 +237,16 @@ def _check_derivative_kept(graph: _Graph, marker: Tensor, name: str) -> None:
                 todo.append(consumer)
 
 
-def _check_one_matrix(graph: _Graph, h: Tensor, root: str, owners: dict[int, str]) -> None:
-    """With default points, no root may backpropagate through one weight matrix into another."""
+def _check_one_matrix(
+    graph: _Graph, h: Tensor, root: str, owners: dict[int, str], meant: Callable[[Tensor, Tensor], bool]
+) -> None:
+    """With default points, no root may backpropagate through one weight matrix into another unless that is meant."""
     uses = graph.matrix_uses(h)
     for node, matrix in uses.items():
         if _operation(node) in _ADDITION:
             continue  # e.g. the recurrent weight at a constant first state
         for below in graph.reach(node) & uses.keys():
-            if below is not node:
+            if below is not node and not meant(matrix, uses[below]):
                 first, second = owners.get(id(uses[below])), owners.get(id(matrix))
                 raise UsageError(
                     f"{first} and {second} are in one segment below {root}: the gradient would be backpropagated "

@@ -56,7 +56,7 @@ class GatedFeedbackAlignment(DirectFeedbackAlignment):
         self.gates = gates
         self.gate_seed = gate_seed
 
-    def default_points(self, module: nn.Module) -> list[str]:
+    def default_points(self, module: nn.Module, example: Sequence[Tensor]) -> list[str]:
         return [name for name, part in module.named_modules() if isinstance(part, _WEIGHTED)]
 
     def device_inputs(self, components: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -69,6 +70,20 @@ class PointHook:
 def default_points(module: nn.Module) -> list[str]:
     """Names of the modules whose outputs are cut unless the caller names others: activations and embeddings."""
     return [name for name, part in module.named_modules() if isinstance(part, DEFAULT_POINTS)]
+
+
+def call_order(
+    module: nn.Module, example: Sequence[Tensor], kinds: type[nn.Module] | tuple[type[nn.Module], ...]
+) -> list[str]:
+    """Names of the parts of these kinds, in the order in which a forward pass calls them, once for each call."""
+    twin = copy.deepcopy(module)
+    called: list[str] = []
+    for name, part in twin.named_modules():
+        if isinstance(part, kinds):
+            part.register_forward_hook(lambda *_, name=name: called.append(name))
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        twin(*[x.clone() for x in example])
+    return called
 
 
 def install(module: nn.Module, names: Sequence[str], tape: Tape) -> None:

@@ -75,9 +75,18 @@ class FeedbackRule(ABC):
     sums_over_records: ClassVar[bool] = True
     learns_feedback: ClassVar[bool] = False
 
-    def default_points(self, module: nn.Module) -> list[str]:
-        """Names of the modules that are cut unless the user names others."""
+    def default_points(self, module: nn.Module, example: Sequence[Tensor]) -> list[str]:
+        """Names of the modules that are cut unless the user names others.
+
+        Args:
+            module: the module to train.
+            example: inputs of the shapes it takes, for rules that must see it run.
+        """
         return default_points(module)
+
+    def backpropagates(self, upper: Tensor, lower: Tensor) -> bool:
+        """Whether the gradient is meant to go back through the matrix `upper` into `lower` in one segment."""
+        return False
 
     def device_inputs(self, components: int) -> int:
         """Components that the device projects where the network's output has so many."""

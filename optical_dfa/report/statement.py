@@ -13,6 +13,7 @@ from privacy.releases import RELEASES
 
 _RULES = {
     "bp": "backpropagation",
+    "cdfa": "Direct Feedback Alignment of its fully connected layers, and backpropagation inside its convolutions",
     "dfa": "Direct Feedback Alignment",
     "gated-dfa": "Direct Feedback Alignment before the activations, with public gates",
     "shallow": "its hidden layers frozen (the control experiment)",
