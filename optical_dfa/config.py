@@ -27,7 +27,10 @@ from privacy.adjacency import Adjacency
 from privacy.releases import RELEASES as SOUND_RELEASES
 from privacy.releases import refuse_unknown_options, terms
 
-RULES = ("bp", "cdfa", "dfa", "gated-dfa", "shallow")
+RULES = (
+    "bdfa", "bp", "brsf", "cdfa", "dfa", "drtp", "fa",
+    "frsf", "gated-dfa", "shallow", "sign-dfa", "ssdfa", "ternary", "usf",
+)  # fmt: skip
 RELEASES = ("none", *SOUND_RELEASES)
 OPTIMIZERS = ("sgd", "adam")
 

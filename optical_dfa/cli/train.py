@@ -29,7 +29,10 @@ def train(
         str | None, typer.Option(help="Inputs' principal components, such as pca:64; inputs must be public.")
     ] = None,
     model: Annotated[str | None, typer.Option(help="Network, such as mlp or mlp:512,512.")] = None,
-    rule: Annotated[str | None, typer.Option(help="Training rule: dfa, gated-dfa, cdfa, bp, shallow.")] = None,
+    rule: Annotated[
+        str | None,
+        typer.Option(help="Training rule: dfa, gated-dfa, cdfa, fa, usf, frsf, brsf, bp, shallow."),
+    ] = None,
     rule_option: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="Repeatable.")] = None,
     backend: Annotated[
         str | None, typer.Option(help="Projection device; see `optical-dfa backends`.")

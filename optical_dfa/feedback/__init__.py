@@ -17,11 +17,20 @@ if TYPE_CHECKING:
     from optical_dfa.feedback.rule import FeedbackRule
 
 RULES: dict[str, str] = {
+    "bdfa": "optical_dfa.feedback.bdfa:BinaryFeedbackAlignment",
     "bp": "optical_dfa.feedback.bp:Backpropagation",
+    "brsf": "optical_dfa.feedback.sign_symmetry:BatchRandomSignSymmetry",
     "cdfa": "optical_dfa.feedback.cdfa:ConvolutionalFeedbackAlignment",
     "dfa": "optical_dfa.feedback.dfa:DirectFeedbackAlignment",
+    "drtp": "optical_dfa.feedback.drtp:DirectRandomTargetProjection",
+    "fa": "optical_dfa.feedback.fa:FeedbackAlignment",
+    "frsf": "optical_dfa.feedback.sign_symmetry:FixedRandomSignSymmetry",
     "gated-dfa": "optical_dfa.feedback.gated:GatedFeedbackAlignment",
     "shallow": "optical_dfa.feedback.shallow:Shallow",
+    "sign-dfa": "optical_dfa.feedback.sign_dfa:SignFeedbackAlignment",
+    "ssdfa": "optical_dfa.feedback.ssdfa:SparseFeedbackAlignment",
+    "ternary": "optical_dfa.feedback.ternary:TernaryFeedbackAlignment",
+    "usf": "optical_dfa.feedback.sign_symmetry:UniformSignSymmetry",
 }
 
 __all__ = ["RULES", "AlignedModule", "align", "make_rule", "unalign"]

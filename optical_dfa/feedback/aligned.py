@@ -21,6 +21,7 @@ from optical_dfa.feedback.cuts import OUTPUT, Trace, trace
 from optical_dfa.feedback.dfa import DirectFeedbackAlignment
 from optical_dfa.feedback.points import Tape, install, remove
 from optical_dfa.feedback.rule import FeedbackRule, Point
+from optical_dfa.feedback.state import FeedbackState
 from optical_dfa.training.aggregated import AggregatedCapture
 from optical_dfa.training.capture import Capture
 from optical_dfa.training.gated import GatedCapture
@@ -71,6 +72,7 @@ class AlignedModule(nn.Module):
         module: the plain module.
         rule, backend: the rule, and its device (None for rules that do not project).
         points: the feedback points.
+        state: what the rule keeps of its own (None for most rules).
         cuts: what every root trains, as verified on autograd's graph.
     """
 
@@ -83,6 +85,7 @@ class AlignedModule(nn.Module):
         traced: Trace,
         loss_reduction: LossReduction,
         example: Sequence[Tensor],
+        state: FeedbackState | None = None,
     ) -> None:
         super().__init__()
         self.module = module
@@ -98,6 +101,9 @@ class AlignedModule(nn.Module):
         self._capture: Capture | None = None
         if rule.cuts:
             install(module, [point.name for point in points], self._tape)
+        self.state = state
+        if state is not None:
+            state.install(module)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """The module's output; its backward pass is the rule's.
@@ -114,6 +120,8 @@ class AlignedModule(nn.Module):
             plain: Tensor = self.module(*args, **kwargs)
             return plain
         self._tape.kept = []
+        if self.state is not None:
+            self.state.begin()
         try:
             if self._capture is None:
                 output = self.module(*args, **kwargs)
@@ -133,6 +141,8 @@ class AlignedModule(nn.Module):
             kept = self._tape.kept if self.rule.teaches_hidden else []
         finally:
             self._tape.kept = None
+            if self.state is not None:
+                self.state.end()
         if not self.rule.cuts and self._capture is None:
             return output  # type: ignore[no-any-return]  # plain autograd
         for index, h in kept:
@@ -335,7 +345,7 @@ def align(
         points: names of the modules to cut at; by default what the rule cuts, mostly the activation
             modules and embeddings.
         loss_reduction: "mean" if the loss averages over the records, "sum" if it adds them.
-        seed: seeds the device's transmission matrix (only where `backend` is a name).
+        seed: seeds the device's transmission matrix (only where `backend` is a name), and what the rule draws.
         rule_options, backend_options: options of a rule or device given by name.
         noise: generator of a simulated device's noise; by default a cryptographic one.
         show: is given the list of cuts, a line each; None keeps quiet.
@@ -367,8 +377,8 @@ def align(
             before_activation=chosen.before_activation,
             meant=chosen.backpropagates,
         )
-    located = _locate(names, traced.output, traced.kept)
-    needed = sum(point.width for point in located)
+    located = _locate(names, traced.output, traced.kept, chosen)
+    needed = max((point.start + point.outputs for point in located), default=0)
     wanted = chosen.device_inputs(_components(traced.output))
     device: ProjectionBackend | None = None
     if chosen.projects and located:
@@ -379,16 +389,18 @@ def align(
                 out_features=needed,
                 seed=derive_seed(seed, "feedback"),
                 noise=noise or NoiseGenerator.secure("device"),
-                options=backend_options,
+                options=chosen.device_options(backend, backend_options or {}, _layers(located)),
             )
         else:
             device = backend
+        chosen.check_device(device)
         if device.in_features != wanted or device.out_features < needed:
             raise UsageError(
                 f"the device projects {device.in_features} -> {device.out_features}, but the network needs "
-                f"{wanted} -> {needed} (the sum of the widths at its feedback points)"
+                f"{wanted} -> {needed} (what its feedback points read of a frame)"
             )
-    aligned = AlignedModule(module, chosen, device, located, traced, loss_reduction, inputs)
+    state = chosen.state(module, located, traced.output, inputs, derive_seed(seed, "feedback state"))
+    aligned = AlignedModule(module, chosen, device, located, traced, loss_reduction, inputs, state)
     if show is not None:
         show("\n".join(str(cut) for cut in aligned.cuts))
     return aligned
@@ -397,6 +409,8 @@ def align(
 def unalign(aligned: AlignedModule) -> nn.Module:
     """The plain module, without hooks, trained as it is."""
     remove(aligned.module, aligned._tape)
+    if aligned.state is not None:
+        aligned.state.remove(aligned.module)
     aligned.stop_capture()
     aligned._unaligned = True
     return aligned.module
@@ -438,7 +452,17 @@ def _components(output: Tensor) -> int:
     return output.shape[-1] if output.ndim > 1 else 1
 
 
-def _locate(names: Sequence[str], output: Tensor, kept: Sequence[tuple[int, Tensor]]) -> list[Point]:
+def _layers(points: Sequence[Point]) -> list[int]:
+    """Sizes of the distinct parts of the frame; points that share their components share a part."""
+    ends: dict[int, int] = {}
+    for point in points:
+        ends[point.start] = max(ends.get(point.start, 0), point.outputs)
+    return list(ends.values())
+
+
+def _locate(
+    names: Sequence[str], output: Tensor, kept: Sequence[tuple[int, Tensor]], rule: FeedbackRule
+) -> list[Point]:
     """Where each point reads the frame: dense over its output, or per position where the network has positions."""
     shapes: dict[str, tuple[int, ...]] = {}
     for index, h in kept:
@@ -456,11 +480,8 @@ def _locate(names: Sequence[str], output: Tensor, kept: Sequence[tuple[int, Tens
             raise UsageError(
                 f"feedback point {name} is called with shapes {shapes[name]} and {shape}; it needs one"
             )
-    points = []
-    start = 0
     for name in names:
         if name not in shapes:
             raise UsageError(f"feedback point {name} is never called in a forward pass")
-        points.append(Point(name, shapes[name], start))
-        start += math.prod(shapes[name])
-    return points
+    slices = rule.layout([shapes[name] for name in names])
+    return [Point(name, shapes[name], *place) for name, place in zip(names, slices, strict=True)]

@@ -6,6 +6,7 @@ import copy
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,17 @@ _NONLINEAR = (
     "Softshrink", "Tanh", "Threshold",
 )  # fmt: skip
 _ADDITION = ("Add", "Sub", "Cat", "Stack")  # what is added passes no gradient on to the other terms
+# Where a parameter of several axes enters without mixing what passes: an addition, a gain, a table of embeddings.
+_PASSES_BY = (
+    *_ADDITION,
+    "Embedding",
+    "Mul",
+    "Div",
+    "NativeLayerNorm",
+    "NativeGroupNorm",
+    "NativeBatchNorm",
+    "PreluKernel",
+)
 _MATRIX = ("Addmm", "Mm", "Bmm", "Baddbmm", "Convolution", "Embedding", "Linear", "Mv", "Addmv")
 
 
@@ -252,3 +264,43 @@ def _check_one_matrix(
                     f"{first} and {second} are in one segment below {root}: the gradient would be backpropagated "
                     "between them; use activation modules (nn.Tanh, not torch.tanh), or name the points= yourself"
                 )
+
+
+def check_layerwise(
+    module: nn.Module, example: Sequence[Tensor], layers: tuple[type[nn.Module], ...], rule: str
+) -> None:
+    """Every weight matrix that data passes must be a layer's own, called as such: only there is a rule's matrix used.
+
+    Args:
+        module: the plain module; a copy is run.
+        example: inputs, records in the first dimension.
+        layers: types of the layers that a rule gives another matrix.
+        rule: its name.
+    Raises:
+        UsageError: naming the matrix through which the error would be backpropagated.
+    """
+    twin = copy.deepcopy(module)
+    called: dict[int, int] = defaultdict(int)
+
+    def count(layer: nn.Module, args: Any, output: Any) -> None:
+        called[id(layer.weight)] += 1
+
+    for part in twin.modules():
+        if isinstance(part, layers):
+            part.register_forward_hook(count)
+    for p in twin.parameters():
+        p.requires_grad_(p.is_floating_point())
+    inputs = [x.clone().requires_grad_() if x.is_floating_point() else x for x in example]
+    with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        output = twin(*[x.clone() for x in inputs])
+    graph = _Graph([output], [x for x in inputs if x.requires_grad])
+    owners = {id(p): name for name, p in twin.named_parameters()}
+    for node, matrix in graph.matrix_uses(output).items():
+        if _operation(node) in _PASSES_BY:
+            continue
+        called[id(matrix)] -= 1
+        if called[id(matrix)] < 0:
+            raise UsageError(
+                f"{owners.get(id(matrix), 'a matrix')} is used outside {', '.join(t.__name__ for t in layers)}, where "
+                f"rule {rule} would backpropagate through it; use those layers, or rule dfa"
+            )

@@ -12,12 +12,22 @@ from privacy.guarantee import Guarantee, Kind, rounded_up
 from privacy.releases import RELEASES
 
 _RULES = {
+    "bdfa": "Direct Feedback Alignment with binary feedback weights (a reconstruction)",
     "bp": "backpropagation",
+    "brsf": "sign symmetry whose sizes are drawn anew every step",
     "cdfa": "Direct Feedback Alignment of its fully connected layers, and backpropagation inside its convolutions",
     "dfa": "Direct Feedback Alignment",
+    "drtp": "Direct Random Target Projection",
+    "fa": "feedback alignment (layer by layer, through fixed random matrices)",
+    "frsf": "sign symmetry of fixed random sizes",
     "gated-dfa": "Direct Feedback Alignment before the activations, with public gates",
     "shallow": "its hidden layers frozen (the control experiment)",
+    "sign-dfa": "Direct Feedback Alignment of the error's signs",
+    "ssdfa": "Direct Feedback Alignment with sparse feedback weights",
+    "ternary": "Direct Feedback Alignment of the error made ternary",
+    "usf": "sign symmetry of uniform size",
 }
+_UNPROJECTED = ("bp", "brsf", "fa", "frsf", "shallow", "usf")
 _DEVICE_RELEASES = ("dark-frame", "device-entropy")
 _DEVICES = {
     "digital": "No optical device took part: the projection is a matrix product in software.",
@@ -74,7 +84,7 @@ def _device(rule: str, release: str, backend: str) -> str:
 
 def _projects(rule: str) -> bool:
     """Whether the rule sends errors through the projection device."""
-    return rule not in ("bp", "shallow")
+    return rule not in _UNPROJECTED
 
 
 def headline(guarantee: Guarantee) -> str:
