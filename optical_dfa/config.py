@@ -28,9 +28,24 @@ from privacy.releases import RELEASES as SOUND_RELEASES
 from privacy.releases import refuse_unknown_options, terms
 
 RULES = (
-    "bdfa", "bp", "brsf", "cdfa", "dfa", "drtp", "fa",
-    "frsf", "gated-dfa", "shallow", "sign-dfa", "ssdfa", "ternary", "usf",
-)  # fmt: skip
+    "bdfa",
+    "bp",
+    "brsf",
+    "cdfa",
+    "ddfa",
+    "dfa",
+    "dkp",
+    "drtp",
+    "fa",
+    "fdfa",
+    "frsf",
+    "gated-dfa",
+    "shallow",
+    "sign-dfa",
+    "ssdfa",
+    "ternary",
+    "usf",
+)
 RELEASES = ("none", *SOUND_RELEASES)
 OPTIMIZERS = ("sgd", "adam")
 
@@ -80,6 +95,8 @@ class TrainConfig(BaseModel):
         reproducible: seeded privacy noise: the run can be repeated and gives NO guarantee.
         unsafe_diagnostics: add the training loss and the mean batch size to the metrics; they leak
             private records, so the run gives NO guarantee.
+        diagnose: compare the rule's teaching with backpropagation's at every evaluation, on training records; a
+            private run needs unsafe_diagnostics for it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -111,6 +128,7 @@ class TrainConfig(BaseModel):
     max_physical_batch_size: Count | None = None
     reproducible: Flag = False
     unsafe_diagnostics: Flag = False
+    diagnose: Flag = False
 
     @property
     def private(self) -> bool:
@@ -177,6 +195,11 @@ class TrainConfig(BaseModel):
         elif self.max_grad_norm is not None and not SOUND_RELEASES[self.release].clips:
             raise ValueError(
                 f"max_grad_norm is {self.max_grad_norm} but release {self.release} does not clip; drop max_grad_norm"
+            )
+        if self.private and self.diagnose and not self.unsafe_diagnostics:
+            raise ValueError(
+                f"diagnose is true, which shows figures of private records that release {self.release} does not cover; "
+                "add unsafe_diagnostics, which voids the guarantee, or drop diagnose"
             )
         if self.private:
             refuse_unknown_options(self.release, self.release_options or {})
