@@ -28,24 +28,10 @@ from privacy.releases import RELEASES as SOUND_RELEASES
 from privacy.releases import refuse_unknown_options, terms
 
 RULES = (
-    "bdfa",
-    "bp",
-    "brsf",
-    "cdfa",
-    "ddfa",
-    "dfa",
-    "dkp",
-    "drtp",
-    "fa",
-    "fdfa",
-    "frsf",
-    "gated-dfa",
-    "shallow",
-    "sign-dfa",
-    "ssdfa",
-    "ternary",
-    "usf",
-)
+    "bdfa", "bp", "brsf", "cdfa", "ddfa", "dfa", "dkp", "drtp", "fa",
+    "fdfa", "frsf", "gated-dfa", "shallow", "sign-dfa", "ssdfa", "ternary", "usf",
+)  # fmt: skip
+RELEASES = ("none", *SOUND_RELEASES)
 RELEASES = ("none", *SOUND_RELEASES)
 OPTIMIZERS = ("sgd", "adam")
 

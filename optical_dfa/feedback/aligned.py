@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -21,7 +20,7 @@ from optical_dfa.feedback.cuts import OUTPUT, Trace, trace
 from optical_dfa.feedback.dfa import DirectFeedbackAlignment
 from optical_dfa.feedback.points import Tape, install, remove
 from optical_dfa.feedback.rule import FeedbackRule, Point
-from optical_dfa.feedback.state import FeedbackState
+from optical_dfa.feedback.state import FeedbackState, TeachingState
 from optical_dfa.training.aggregated import AggregatedCapture
 from optical_dfa.training.capture import Capture
 from optical_dfa.training.gated import GatedCapture
@@ -40,7 +39,7 @@ class _RootFeedback(torch.autograd.Function):
         ctx: Any,
         aligned: AlignedModule,
         indices: Sequence[int],
-        context: Tensor | None,
+        context: Any,
         output: Tensor,
         *kept: Tensor,
     ) -> Tensor:
@@ -148,7 +147,11 @@ class AlignedModule(nn.Module):
         for index, h in kept:
             self._check_shape(self.points[index], h, output)
         indices = [index for index, _ in kept]
-        context = self.rule.context(args, output)
+        context = (
+            self.state.observe(self.module, self._tape, args, kwargs, kept, output)
+            if isinstance(self.state, TeachingState)
+            else self.rule.context(args, output)
+        )
         result: Tensor = _RootFeedback.apply(self, indices, context, output, *(h for _, h in kept))  # type: ignore[no-untyped-call]
         return result
 
@@ -160,14 +163,14 @@ class AlignedModule(nn.Module):
                 f"laid out for {list(point.shape)}; give records shaped like align()'s example"
             )
 
-    def teach(self, grad: Tensor, context: Tensor | None = None) -> tuple[Tensor, list[Tensor | None]]:
+    def teach(self, grad: Tensor, context: Any = None) -> tuple[Tensor, list[Tensor | None]]:
         """From the loss gradient at the output, what goes on to the output and to each point.
 
         Args:
             grad: dL/dz, shape (m, ...). A mean loss is undone with the realised m first, so that the device sees
                 the error of single records; a private capture keeps it undone (sum of records), otherwise the
                 mean is put back, on output and hidden layers alike.
-            context: what the rule noted of the forward pass (`FeedbackRule.context`).
+            context: what the rule noted of the forward pass (`FeedbackRule.context`, or `TeachingState.observe`).
         """
         records = grad.shape[0] if self.loss_reduction == "mean" else 1
         error = grad * records if records != 1 else grad
@@ -175,12 +178,15 @@ class AlignedModule(nn.Module):
         if self.points and self.rule.teaches_hidden:
             rows = error.reshape(-1, _components(error))
             rows = rows if rows.dtype in (torch.float32, torch.float64) else rows.float()
-            lifted = self.rule.lift(rows, context)
-            signals = (
-                self._feedback(lifted)
-                if self._capture is None
-                else self._capture.signals(lifted, self._feedback)
-            )
+            if isinstance(self.state, TeachingState):
+                signals = self.state.teach(rows, context)
+            else:
+                lifted = self.rule.lift(rows, context)
+                signals = (
+                    self._feedback(lifted)
+                    if self._capture is None
+                    else self._capture.signals(lifted, self._feedback)
+                )
         if self._capture is not None:
             return error, signals
         if records > 1:

@@ -26,14 +26,16 @@ class Tape:
     Attributes:
         kept: None outside the aligned module's forward pass.
         markers: when tracing, the detached copies, which then require grad and so mark the graph.
+        added: in a forward-mode pass, which is not cut, what is added at each call of a point (None adds nothing).
     """
 
     def __init__(self) -> None:
         self.kept: list[tuple[int, Tensor]] | None = None
         self.markers: list[Tensor] | None = None
+        self.added: list[Tensor | None] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"kept": None, "markers": None}  # a copy or a pickle starts between two passes
+        return {"kept": None, "markers": None, "added": None}  # a copy or a pickle starts between two passes
 
 
 class PointHook:
@@ -48,6 +50,9 @@ class PointHook:
         self.name = name
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+        if self.tape.added is not None:
+            addition = self.tape.added.pop(0)
+            return None if addition is None else output + addition
         if not torch.is_grad_enabled():
             return None
         if self.tape.kept is None:

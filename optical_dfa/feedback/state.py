@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from noise_models.errors import UsageError
+from noise_models.generator import derive_seed
+from optical_dfa.feedback.points import Tape
 
 
 class FeedbackState(nn.Module, ABC):
@@ -41,6 +45,67 @@ class FeedbackState(nn.Module, ABC):
 
     def end(self) -> None:
         """It is over, or has failed."""
+
+
+class TeachingState(FeedbackState):
+    """A state that forms the teaching signals itself, from what it learned or noted of the forward pass.
+
+    Everything happens inside the aligned module's forward pass and in `loss.backward()`, so the user's loop is the
+    usual one. `torch.compile` leaves its graph for these parts, so `fullgraph=True` is not for such rules.
+    """
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        self.register_buffer("passes", torch.zeros((), dtype=torch.int64))
+        self._random: Tensor | None = None
+
+    def install(self, module: nn.Module) -> None:
+        """Nothing: the feedback points' own hooks serve."""
+
+    def remove(self, module: nn.Module) -> None:
+        """Nothing was put on."""
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def begin(self) -> None:
+        self._random = torch.get_rng_state()  # a second pass over the batch draws the same masks
+
+    @abstractmethod
+    def observe(
+        self,
+        module: nn.Module,
+        tape: Tape,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        kept: Sequence[tuple[int, Tensor]],
+        output: Tensor,
+    ) -> Any:
+        """What the backward pass needs to know of a forward pass that has just been made.
+
+        Args:
+            module, tape: the plain module, and the tape of its points' hooks.
+            args, kwargs: its inputs.
+            kept: (index of the point, its output), in call order.
+            output: what it returned.
+        """
+
+    @abstractmethod
+    def teach(self, error: Tensor, noted: Any) -> list[Tensor | None]:
+        """The teaching signal at each point, as `FeedbackRule.feedback` gives it; then the state may learn.
+
+        Args:
+            error: shape (rows, c), of single records.
+            noted: from `observe`; None asks for the signals alone.
+        """
+
+    def draws(self, device: torch.device) -> torch.Generator:
+        """The stream of this forward pass: the same after a restart from the same `state_dict`."""
+        seed = derive_seed(
+            int(self.get_buffer("seed")), f"directions of pass {int(self.get_buffer('passes'))}"
+        )
+        return torch.Generator(device=device).manual_seed(seed)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_random": None}
 
 
 def key(name: str) -> str:

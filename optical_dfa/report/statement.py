@@ -16,9 +16,12 @@ _RULES = {
     "bp": "backpropagation",
     "brsf": "sign symmetry whose sizes are drawn anew every step",
     "cdfa": "Direct Feedback Alignment of its fully connected layers, and backpropagation inside its convolutions",
+    "ddfa": "forward direct feedback alignment (direct feedback that follows the network's Jacobian)",
     "dfa": "Direct Feedback Alignment",
+    "dkp": "direct Kolen-Pollack (direct feedback that learns beside the output layer)",
     "drtp": "Direct Random Target Projection",
     "fa": "feedback alignment (layer by layer, through fixed random matrices)",
+    "fdfa": "forward direct feedback alignment (direct feedback that follows the network's Jacobian)",
     "frsf": "sign symmetry of fixed random sizes",
     "gated-dfa": "Direct Feedback Alignment before the activations, with public gates",
     "shallow": "its hidden layers frozen (the control experiment)",
@@ -27,7 +30,7 @@ _RULES = {
     "ternary": "Direct Feedback Alignment of the error made ternary",
     "usf": "sign symmetry of uniform size",
 }
-_UNPROJECTED = ("bp", "brsf", "fa", "frsf", "shallow", "usf")
+_UNPROJECTED = ("bp", "brsf", "ddfa", "dkp", "fa", "fdfa", "frsf", "shallow", "usf")
 _DEVICE_RELEASES = ("dark-frame", "device-entropy")
 _DEVICES = {
     "digital": "No optical device took part: the projection is a matrix product in software.",
