@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load as load_safetensors
 from test_feedback_equations import feedback, labels, normal
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from noise_models.errors import UsageError
 from noise_models.generator import NoiseGenerator
+from optical_dfa.config import merge
 from optical_dfa.feedback import AlignedModule, align
 from optical_dfa.feedback.alignment import alignment, estimator, feedback_angles
 from optical_dfa.feedback.costs import cost
 from optical_dfa.feedback.dfa import DirectFeedbackAlignment
 from optical_dfa.models import build
+from optical_dfa.report.page import single_page
+from optical_dfa.report.progress import SilentProgress
+from optical_dfa.report.run_folder import Run
+from optical_dfa.training.diagnosis import TensorBoard
+from optical_dfa.training.trainer import train
 
 M = 9
 X, Y = normal(M, 5, seed=1), labels(M)
@@ -224,3 +237,78 @@ def test_what_cannot_be_diagnosed_is_said_in_one_line() -> None:
         alignment(flat, X, loss)
     with pytest.raises(UsageError, match="repeats is 1"):
         estimator(flat, X, loss, 1)
+
+
+# ---- train --diagnose
+
+
+def run(folder: Path, **settings_of: object) -> dict[str, Any]:
+    config = merge({}, {"model": "mlp:16,12", "release": "none", "epochs": 2, **settings_of})
+    return train(config, folder)
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_diagnosed_run_is_the_same_run(tmp_path: Path) -> None:
+    plain = run(tmp_path / "plain")
+    diagnosed = run(tmp_path / "diagnosed", diagnose=True)
+    assert diagnosed["test_accuracy"] == plain["test_accuracy"]
+    weights = [(tmp_path / name / "checkpoint.safetensors").read_bytes() for name in ("plain", "diagnosed")]
+    tensors = [load_safetensors(data) for data in weights]
+    assert all(torch.equal(tensors[0][name], tensors[1][name]) for name in tensors[0] if "weight" in name)
+    last = rows(tmp_path / "diagnosed")[-1]
+    assert list(last["alignment"]) == ["2", "4"]
+    assert last["alignment"]["4"][0] > 0.1  # DFA aligns
+    assert 0 < last["feedback_angles"]["4"] < 90
+    assert last["estimator_variance"] > 0  # of the simulated device
+    assert diagnosed["cost_per_record"]["rule"]["error"] == 10 * 28
+    assert "alignment" not in rows(tmp_path / "plain")[-1]
+    html = single_page(Run.read(tmp_path / "diagnosed"))
+    assert "How the rule teaches" in html
+    assert "How the rule teaches" not in single_page(Run.read(tmp_path / "plain"))
+
+
+def test_a_private_run_is_diagnosed_only_where_the_user_insists(tmp_path: Path) -> None:
+    private = {"release": "digital", "diagnose": True, "epochs": 1}
+    with pytest.raises(UsageError, match="add unsafe_diagnostics"):
+        run(tmp_path / "refused", **private)
+    assert not (tmp_path / "refused").exists()
+    summary = run(tmp_path / "run", **private, unsafe_diagnostics=True)
+    assert summary["guarantee"]["kind"] == "none"
+    assert list(rows(tmp_path / "run")[-1]["alignment"]) == ["2", "4"]
+
+
+def test_tensorboard_gets_the_same_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: dict[str, tuple[float, int]] = {}
+
+    class Writer:
+        def __init__(self, folder: str, purge_step: int) -> None:
+            assert folder == str(tmp_path / "run" / "tensorboard")
+
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            written[name] = (value, step)
+
+        def close(self) -> None:
+            written["closed"] = (0.0, 0)
+
+    monkeypatch.setattr(TensorBoard, "installed", staticmethod(lambda: True))
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Writer))
+    run(tmp_path / "run", diagnose=True)
+    last = rows(tmp_path / "run")[-1]
+    assert written["alignment cosine/2"] == (last["alignment"]["2"][0], last["step"])
+    assert written["estimator/bias"] == (last["estimator_bias"], last["step"])
+    assert "closed" in written
+
+
+def test_the_progress_line_shows_the_alignment(tmp_path: Path) -> None:
+    seen: list[dict[str, Any]] = []
+
+    class Watching(SilentProgress):
+        def update(self, step: int, fields: Mapping[str, float | str]) -> None:
+            seen.append(dict(fields))
+
+    config = merge({}, {"model": "mlp:16,12", "release": "none", "epochs": 1, "diagnose": True})
+    train(config, progress=Watching())
+    assert len(str(seen[-1]["alignment"]).split()) == 2
