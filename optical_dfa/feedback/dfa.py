@@ -134,6 +134,20 @@ class DirectFeedbackAlignment(FeedbackRule):
         """Factor from the device's answer to the teaching signal at a point of so many addends."""
         return self.scale / (backend.std * math.sqrt(addends))
 
+    def feedback_work(self, points: Sequence[Point], components: int) -> tuple[int, int]:
+        """c for each component of the frame, and the sums of a shared kernel's taps; a unit hears c errors.
+
+        Under a shared kernel it is the kernel's taps that hear them, and each unit one sum.
+        """
+        heard = self.device_inputs(components)
+        operations = heard * max((point.start + point.outputs for point in points), default=0)
+        words = heard * sum(point.outputs for point in points)
+        for point in points:
+            if self._spatial(point.shape):
+                operations += shared_kernel.additions(point.shape, self.kernel)
+                words += point.width
+        return operations, words
+
     def feedback(
         self, error: Tensor, points: Sequence[Point], backend: ProjectionBackend | None
     ) -> list[Tensor | None]:

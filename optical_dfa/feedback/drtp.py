@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from noise_models.errors import UsageError
 from optical_dfa.feedback.dfa import DirectFeedbackAlignment
+from optical_dfa.feedback.rule import Point
 
 
 class DirectRandomTargetProjection(DirectFeedbackAlignment):
@@ -22,6 +25,11 @@ class DirectRandomTargetProjection(DirectFeedbackAlignment):
     """
 
     name = "drtp"
+
+    def feedback_work(self, points: Sequence[Point], components: int) -> tuple[int, int]:
+        """A look-up: each component of the frame hears which target it is."""
+        operations, words = super().feedback_work(points, 1)
+        return operations - max((point.start + point.outputs for point in points), default=0), words
 
     def lift(self, error: Tensor, context: Tensor | None) -> Tensor:
         """onehot(t), shape (rows, c).

@@ -35,6 +35,15 @@ def spread(projected: Tensor, shape: tuple[int, ...], kernel: int) -> Tensor:
     return signal
 
 
+def additions(shape: tuple[int, ...], kernel: int) -> int:
+    """Sums that `spread` takes for one record: of the kernel's taps along one axis after the other."""
+    total, places = 0, 1
+    for axis, size in enumerate(shape[1:]):
+        places *= size
+        total += int(shape[0] * places * kernel ** (len(shape) - 1 - axis))
+    return total
+
+
 def _inside(size: int, kernel: int) -> Tensor:
     """1 where tap d of the kernel, at place y, falls inside the axis: 0 <= y + (k - 1)/2 - d < size; (k, size)."""
     reached = torch.arange(size).unsqueeze(0) + (kernel - 1) // 2 - torch.arange(kernel).unsqueeze(1)

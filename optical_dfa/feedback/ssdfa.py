@@ -15,6 +15,7 @@ from typing import Any
 from optical_dfa.backends.base import ProjectionBackend
 from optical_dfa.backends.digital import SPARSE
 from optical_dfa.feedback.dfa import DirectFeedbackAlignment
+from optical_dfa.feedback.rule import Point
 
 
 class SparseFeedbackAlignment(DirectFeedbackAlignment):
@@ -57,6 +58,18 @@ class SparseFeedbackAlignment(DirectFeedbackAlignment):
             "nonzeros": self.nonzeros,
             "rank": self.rank,
         }
+
+    def feedback_work(self, points: Sequence[Point], components: int) -> tuple[int, int]:
+        """k a component of the frame; with a rank, k a set of places, and one a component."""
+        operations, words = super().feedback_work(points, 1)  # one a component, and what a shared kernel adds
+        frame = max((point.start + point.outputs for point in points), default=0)
+        heard = sum(point.outputs for point in points)
+        if self.rank is None:
+            more = (self.nonzeros - 1) * frame, (self.nonzeros - 1) * heard
+        else:
+            sets = self.rank * self.nonzeros * len({point.start for point in points})
+            more = sets, sets
+        return operations + more[0], words + more[1]
 
     def entry_scale(self, addends: int, backend: ProjectionBackend) -> float:
         reach = math.sqrt(math.sqrt(backend.in_features * self.nonzeros) / addends)  # r
