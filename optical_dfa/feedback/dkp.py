@@ -17,10 +17,15 @@ from optical_dfa.feedback.rule import Point, Requires
 
 
 class DirectKolenPollack(LearnedFeedback):
-    """`dkp`: eta is the option `rate`, lambda the option `decay` (1e-6 unless given)."""
+    """`dkp`: eta is the option `rate` (0.1 unless given), lambda the option `decay` (1e-6 unless given).
+
+    Where the top layer's weight W is trained on the mean loss by plain SGD with learning rate eta and weight decay
+    lambda, W - B shrinks by the factor 1 - eta lambda a step: the two become one.
+    """
 
     name = "dkp"
     requires = frozenset({Requires.ROOT_ERROR})
+    default_rate = 0.1
     default_decay = 1e-6
 
     def difference(self, matrix: Tensor, part: Tensor, error: Tensor) -> Tensor:

@@ -36,10 +36,10 @@ def directional_derivative(
         shaped like the output.
     """
     moved = [u for u in directions if u is not None]
-    buffers = {name: b.detach().clone() for name, b in module.named_buffers()}
 
     def displaced(*additions: Tensor) -> Tensor:
         given = iter(additions)
+        buffers = {name: b.detach().clone() for name, b in module.named_buffers()}
         tape.added = [None if u is None else next(given) for u in directions]
         output: Tensor = functional_call(module, buffers, tuple(args), dict(kwargs))
         return output

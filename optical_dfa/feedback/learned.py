@@ -99,10 +99,12 @@ class LearnedFeedback(FeedbackRule):
     """A rule with learned direct feedback; its options are the same for all.
 
     Attributes:
-        default_decay: of B_l, where the user gives none.
+        default_rate: of optimizer sgd, where the user gives none.
+        default_decay: likewise lambda.
     """
 
     learns_feedback = True
+    default_rate: ClassVar[float] = 0.01
     default_decay: ClassVar[float] = 0.0
 
     def __init__(
@@ -115,7 +117,7 @@ class LearnedFeedback(FeedbackRule):
         """
         Args:
             optimizer: of B_l, "sgd" or "adam".
-            rate: its learning rate; by default 0.01 for sgd and 1e-4 for adam.
+            rate: its learning rate; by default `default_rate` for sgd and 1e-4 for adam.
             decay: lambda, which adds lambda B_l to the pseudo-gradient.
             initial_scale: standard deviation of the first B_l's entries times sqrt(n_l). At 0 hidden layers learn
                 nothing in the first step.
@@ -127,7 +129,7 @@ class LearnedFeedback(FeedbackRule):
                 f"rule option optimizer={optimizer!r}: it must be one of {', '.join(OPTIMIZERS)}"
             )
         self.optimizer = optimizer
-        self.rate = (0.01 if optimizer == "sgd" else 1e-4) if rate is None else float(rate)
+        self.rate = (self.default_rate if optimizer == "sgd" else 1e-4) if rate is None else float(rate)
         self.decay = self.default_decay if decay is None else float(decay)
         self.initial_scale = float(initial_scale)
         if not 0 < self.rate < math.inf:
