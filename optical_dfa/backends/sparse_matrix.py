@@ -7,6 +7,7 @@ from math import sqrt
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
 from noise_models.errors import UsageError
 from noise_models.generator import derive_seed
@@ -64,10 +65,11 @@ class SparseMatrix:
             self._steps = [inner, _Rows(choice, torch.cat([part[3] for part in parts]))]
 
     def times(self, x: Tensor) -> Tensor:
-        """`x Bᵀ`, shape (m, out_features), in x's dtype and on its device."""
+        """`x Bᵀ`, shape (m, out_features), in x's dtype and on its device; its columns are what is contiguous."""
+        columns = x.t().contiguous()
         for step in self._steps:
-            x = step.times(x)
-        return x
+            columns = step.times(columns)
+        return columns.t()
 
     @property
     def values(self) -> Tensor:
@@ -81,31 +83,25 @@ class SparseMatrix:
 
 
 class _Rows:
-    """Output j is the sum over its k places of `factors[j, i] x[places[j, i]]`; both of shape (rows, k)."""
+    """Row j of the product is the sum over its k places of `factors[j, i] x[places[j, i]]`; both of shape (rows, k)."""
 
     def __init__(self, places: Tensor, factors: Tensor) -> None:
         self.places = places
         self.factors = factors
-        self._placed = {(places.device, factors.dtype): self._columns(places.device, factors.dtype)}
+        self._placed = {(places.device, factors.dtype): (places, factors)}
 
     @classmethod
     def drawn(cls, rows: int, columns: int, nonzeros: int, stream: torch.Generator) -> _Rows:
         places = torch.rand(rows, columns, generator=stream).topk(nonzeros, dim=1).indices
         return cls(places, _uniform((rows, nonzeros), stream))
 
-    def _columns(self, device: torch.device, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
-        places, factors = self.places.to(device), self.factors.to(device=device, dtype=dtype)
-        return [(places[:, i].contiguous(), factors[:, i].contiguous()) for i in range(places.shape[1])]
-
     def times(self, x: Tensor) -> Tensor:
+        """From x of shape (columns, m), shape (rows, m)."""
         place = (x.device, x.dtype)
         if place not in self._placed:
-            self._placed[place] = self._columns(*place)
-        (first, factor), *others = self._placed[place]
-        result = x.index_select(1, first).mul_(factor)
-        for places, factors in others:
-            result.addcmul_(x.index_select(1, places), factors)
-        return result
+            self._placed[place] = (self.places.to(x.device), self.factors.to(device=x.device, dtype=x.dtype))
+        places, factors = self._placed[place]
+        return embedding_bag(places, x, per_sample_weights=factors, mode="sum")
 
 
 def _low_rank(

@@ -32,7 +32,7 @@ class TernaryFeedbackAlignment(DirectFeedbackAlignment):
 
     def __init__(
         self,
-        threshold: float = 0.1,
+        threshold: float = 0.3,
         relative: bool = False,
         scale: float = 1.0,
         law: str | None = None,
@@ -43,7 +43,8 @@ class TernaryFeedbackAlignment(DirectFeedbackAlignment):
     ) -> None:
         """
         Args:
-            threshold: t: in units of the error, not negative; with `relative`, a fraction of the record's largest
+            threshold: t: in units of the error, not negative, and well above 1/c, where the errors of a network that
+                knows nothing lie (see `sign-dfa` for why); with `relative`, a fraction of the record's largest
                 |e_i|, below 1.
             relative: the record sets the threshold, and its T(e) is scaled by <e,T>/<T,T> (least squares).
             scale, law, slices, normalisation, conv, kernel: as for `dfa`.
