@@ -23,15 +23,12 @@ from optical_dfa.backends import targets
 from optical_dfa.data import NAMES as DATASETS
 from optical_dfa.data.features import components
 from optical_dfa.defaults import ADAM_LR, DEFAULTS, OTHER_DATASET
+from optical_dfa.feedback import RULES as REGISTERED_RULES
 from privacy.adjacency import Adjacency
 from privacy.releases import RELEASES as SOUND_RELEASES
 from privacy.releases import refuse_unknown_options, terms
 
-RULES = (
-    "bdfa", "bp", "brsf", "cdfa", "ddfa", "dfa", "dkp", "drtp", "fa",
-    "fdfa", "frsf", "gated-dfa", "shallow", "sign-dfa", "ssdfa", "ternary", "usf",
-)  # fmt: skip
-RELEASES = ("none", *SOUND_RELEASES)
+RULES = tuple(REGISTERED_RULES)
 RELEASES = ("none", *SOUND_RELEASES)
 OPTIMIZERS = ("sgd", "adam")
 

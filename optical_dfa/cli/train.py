@@ -32,8 +32,8 @@ def train(
     rule: Annotated[
         str | None,
         typer.Option(
-            help="Training rule: dfa, sign-dfa, ternary, bdfa, ssdfa, drtp, gated-dfa, cdfa, fa, usf, frsf, brsf, "
-            "fdfa (or ddfa), dkp, bp, shallow."
+            help="Training rule: dfa, sign-dfa, ternary, bdfa, ssdfa, drtp, gated-dfa, cdfa, modular, dilated, "
+            "grouped, hybrid, fa, usf, frsf, brsf, fdfa (or ddfa), dkp, bp, shallow."
         ),
     ] = None,
     rule_option: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="Repeatable.")] = None,

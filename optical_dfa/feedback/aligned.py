@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -21,6 +22,7 @@ from optical_dfa.feedback.dfa import DirectFeedbackAlignment
 from optical_dfa.feedback.points import Tape, install, remove
 from optical_dfa.feedback.rule import FeedbackRule, Point
 from optical_dfa.feedback.state import FeedbackState, TeachingState
+from optical_dfa.feedback.stateful import GradientState
 from optical_dfa.training.aggregated import AggregatedCapture
 from optical_dfa.training.capture import Capture
 from optical_dfa.training.gated import GatedCapture
@@ -91,7 +93,8 @@ class AlignedModule(nn.Module):
         self.rule = rule
         self.backend = backend
         self.points = tuple(points)
-        self.cuts = tuple(traced.cuts)
+        teachers = {} if state is None else state.teachers
+        self.cuts = tuple(replace(cut, teacher=teachers.get(cut.root, OUTPUT)) for cut in traced.cuts)
         self.loss_reduction = loss_reduction
         self._example = [(tuple(x.shape[1:]), x.dtype) for x in example]  # shapes only: no record is kept
         self._uses = traced.uses
@@ -118,6 +121,8 @@ class AlignedModule(nn.Module):
         if not torch.is_grad_enabled():
             plain: Tensor = self.module(*args, **kwargs)
             return plain
+        if isinstance(self.state, GradientState):
+            return self.state.run(self, args, kwargs)
         self._tape.kept = []
         if self.state is not None:
             self.state.begin()
@@ -230,6 +235,11 @@ class AlignedModule(nn.Module):
                 f"rule {self.rule.name} learns its feedback from the records, outside the clipped and noised stack; "
                 "use a rule with fixed feedback"
             )
+        if not self.rule.captured:
+            raise UsageError(
+                f"rule {self.rule.name} does not teach layer by layer from one pass, so its contributions cannot be "
+                "recorded; use rule dfa"
+            )
         self._check_taught_apart()
         probed = self.module, self.trained_parameters(), self.example, self._uses
         if kind == "aggregate":
@@ -304,6 +314,7 @@ class AlignedModule(nn.Module):
             "backend": None if self.backend is None else self.backend.describe(),
             "fingerprint": None if self.backend is None else self.backend.fingerprint(),
             "points": [[point.name, list(point.shape)] for point in self.points],
+            "teachers": {cut.root: cut.teacher for cut in self.cuts if cut.teacher != OUTPUT},
         }
 
     def get_extra_state(self) -> Tensor:
@@ -319,7 +330,7 @@ class AlignedModule(nn.Module):
         """
         saved = json.loads(bytes(state.tolist()).decode())
         here = json.loads(json.dumps(self.describe()))
-        for key in ("rule", "rule_options", "points", "fingerprint"):
+        for key in ("rule", "rule_options", "points", "teachers", "fingerprint"):
             if saved[key] != here[key]:
                 raise UsageError(
                     f"this state was trained with {key} {saved[key]}, not {here[key]}; "
@@ -383,7 +394,8 @@ def align(
             before_activation=chosen.before_activation,
             meant=chosen.backpropagates,
         )
-    located = _locate(names, traced.output, traced.kept, chosen)
+    all_points = _locate(names, traced.output, traced.kept)
+    located = _laid_out(chosen.taught_from_output(all_points), chosen)
     needed = max((point.start + point.outputs for point in located), default=0)
     wanted = chosen.device_inputs(_components(traced.output))
     device: ProjectionBackend | None = None
@@ -405,7 +417,7 @@ def align(
                 f"the device projects {device.in_features} -> {device.out_features}, but the network needs "
                 f"{wanted} -> {needed} (what its feedback points read of a frame)"
             )
-    state = chosen.state(module, located, traced.output, inputs, derive_seed(seed, "feedback state"))
+    state = chosen.state(module, all_points, traced.output, inputs, derive_seed(seed, "feedback state"))
     aligned = AlignedModule(module, chosen, device, located, traced, loss_reduction, inputs, state)
     if show is not None:
         show("\n".join(str(cut) for cut in aligned.cuts))
@@ -466,10 +478,8 @@ def _layers(points: Sequence[Point]) -> list[int]:
     return list(ends.values())
 
 
-def _locate(
-    names: Sequence[str], output: Tensor, kept: Sequence[tuple[int, Tensor]], rule: FeedbackRule
-) -> list[Point]:
-    """Where each point reads the frame: dense over its output, or per position where the network has positions."""
+def _locate(names: Sequence[str], output: Tensor, kept: Sequence[tuple[int, Tensor]]) -> list[Point]:
+    """The points and their shapes: of the whole output, or per position where the network has positions."""
     shapes: dict[str, tuple[int, ...]] = {}
     for index, h in kept:
         name = names[index]
@@ -489,5 +499,10 @@ def _locate(
     for name in names:
         if name not in shapes:
             raise UsageError(f"feedback point {name} is never called in a forward pass")
-    slices = rule.layout([shapes[name] for name in names])
-    return [Point(name, shapes[name], *place) for name, place in zip(names, slices, strict=True)]
+    return [Point(name, shapes[name], 0, 0) for name in names]
+
+
+def _laid_out(points: Sequence[Point], rule: FeedbackRule) -> list[Point]:
+    """The points with their slices of the frame."""
+    slices = rule.layout([point.shape for point in points])
+    return [Point(p.name, p.shape, *place) for p, place in zip(points, slices, strict=True)]

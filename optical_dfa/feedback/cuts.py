@@ -46,14 +46,17 @@ class Cut:
         root: the feedback point's name, or "output".
         shape: shape of the tensor at the root, without the record axis.
         parameters: names of the parameters this root trains.
+        teacher: what the root's signal is formed from: "output", the network's error; or another root, that one's.
     """
 
     root: str
     shape: tuple[int, ...]
     parameters: tuple[str, ...]
+    teacher: str = OUTPUT
 
     def __str__(self) -> str:
-        return f"{self.root} {list(self.shape)} <- {', '.join(self.parameters) or 'nothing to train'}"
+        source = f" (taught from {self.teacher})" if self.teacher != OUTPUT else ""
+        return f"{self.root} {list(self.shape)}{source} <- {', '.join(self.parameters) or 'nothing to train'}"
 
 
 @dataclass
@@ -217,6 +220,11 @@ def _operation(node: Node) -> str:
     return node.name().removesuffix("0").removesuffix("Backward")
 
 
+def _copies_a_leaf(graph: _Graph, node: Node) -> bool:
+    """Whether this is trace's own clone of a cut copy or of an input."""
+    return _operation(node) == "Clone" and all(_variable(child) is not None for child in graph.below[node])
+
+
 def _check_separate(graph: _Graph, roots: Sequence[tuple[str, Tensor]]) -> None:
     """No node that carries data lies below two roots: otherwise one of them leaks backpropagation."""
     owner: dict[Node, str] = {}
@@ -224,7 +232,7 @@ def _check_separate(graph: _Graph, roots: Sequence[tuple[str, Tensor]]) -> None:
         if h.grad_fn is None:
             continue
         for node in graph.reach(h.grad_fn) & graph.data:
-            if _variable(node) is not None:
+            if _variable(node) is not None or _copies_a_leaf(graph, node):
                 continue  # a cut copy or an input: gradients end there
             other = owner.setdefault(node, root)
             if other != root:

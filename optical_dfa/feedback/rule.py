@@ -68,6 +68,7 @@ class FeedbackRule(ABC):
         learns_feedback: whether the rule changes its feedback as it teaches (learned matrices, as in forward-mode
             DFA or Kolen-Pollack). What it learns comes from private records, so a private release refuses it until
             those matrices are parameters of the module, in the clipped and noised stack (THEORY §4.3).
+        captured: whether private capture can record what it teaches.
     """
 
     name: ClassVar[str]
@@ -78,6 +79,7 @@ class FeedbackRule(ABC):
     before_activation: ClassVar[bool] = False
     sums_over_records: ClassVar[bool] = True
     learns_feedback: ClassVar[bool] = False
+    captured: ClassVar[bool] = True
 
     def default_points(self, module: nn.Module, example: Sequence[Tensor]) -> list[str]:
         """Names of the modules that are cut unless the user names others.
@@ -106,6 +108,10 @@ class FeedbackRule(ABC):
             found.append((start, math.prod(shape)))
             start += math.prod(shape)
         return found
+
+    def taught_from_output(self, points: Sequence[Point]) -> list[Point]:
+        """Those of the points that the network's error teaches; the others are left to the rule's `state`."""
+        return list(points)
 
     def device_options(
         self, backend: str, given: Mapping[str, Any], outputs: Sequence[int]

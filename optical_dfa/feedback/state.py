@@ -18,7 +18,12 @@ class FeedbackState(nn.Module, ABC):
     """Buffers of a rule on one aligned module: they are in its `state_dict`, and follow it to another device.
 
     Made by `FeedbackRule.state`. Buffers, not parameters, so that the user's optimizer leaves them alone.
+
+    Attributes:
+        teachers: by root of the backward pass, whose error teaches it, where that is not the network's output.
     """
+
+    teachers: dict[str, str]
 
     def __init__(self, seed: int) -> None:
         """
@@ -26,6 +31,7 @@ class FeedbackState(nn.Module, ABC):
             seed: of all the state draws; 0 to 2^63 - 1.
         """
         super().__init__()
+        self.teachers = {}
         self.register_buffer("seed", torch.tensor(seed, dtype=torch.int64))
 
     @abstractmethod
@@ -47,8 +53,8 @@ class FeedbackState(nn.Module, ABC):
         """It is over, or has failed."""
 
 
-class TeachingState(FeedbackState):
-    """A state that forms the teaching signals itself, from what it learned or noted of the forward pass.
+class PassState(FeedbackState):
+    """A state that takes part in every forward and backward pass, with random numbers of its own.
 
     Everything happens inside the aligned module's forward pass and in `loss.backward()`, so the user's loop is the
     usual one. `torch.compile` leaves its graph for these parts, so `fullgraph=True` is not for such rules.
@@ -68,6 +74,20 @@ class TeachingState(FeedbackState):
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def begin(self) -> None:
         self._random = torch.get_rng_state()  # a second pass over the batch draws the same masks
+
+    def draws(self, device: torch.device) -> torch.Generator:
+        """The stream of this forward pass: the same after a restart from the same `state_dict`."""
+        seed = derive_seed(
+            int(self.get_buffer("seed")), f"directions of pass {int(self.get_buffer('passes'))}"
+        )
+        return torch.Generator(device=device).manual_seed(seed)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_random": None}
+
+
+class TeachingState(PassState):
+    """A state that forms the teaching signals itself, from what it learned or noted of the forward pass."""
 
     @abstractmethod
     def observe(
@@ -96,16 +116,6 @@ class TeachingState(FeedbackState):
             error: shape (rows, c), of single records.
             noted: from `observe`; None asks for the signals alone.
         """
-
-    def draws(self, device: torch.device) -> torch.Generator:
-        """The stream of this forward pass: the same after a restart from the same `state_dict`."""
-        seed = derive_seed(
-            int(self.get_buffer("seed")), f"directions of pass {int(self.get_buffer('passes'))}"
-        )
-        return torch.Generator(device=device).manual_seed(seed)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_random": None}
 
 
 def key(name: str) -> str:
