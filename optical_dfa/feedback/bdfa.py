@@ -16,6 +16,7 @@ class BinaryFeedbackAlignment(DirectFeedbackAlignment):
     """
 
     name = "bdfa"
+    fixed_matrix = True
     laws = ("binary",)
 
     def __init__(

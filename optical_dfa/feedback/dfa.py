@@ -35,6 +35,7 @@ class DirectFeedbackAlignment(FeedbackRule):
     name = "dfa"
     requires = frozenset({Requires.ROOT_ERROR})
     projects = True
+    fixed_matrix = True
     laws: ClassVar[tuple[str, ...]] = LAWS
 
     def __init__(
@@ -97,8 +98,8 @@ class DirectFeedbackAlignment(FeedbackRule):
         chosen = dict(given)
         if self.law is not None and "distribution" not in known:
             raise UsageError(
-                f"rule {self.name} with law={self.law!r} cannot run on backend {backend}, whose matrix is its own and "
-                "normal; use backend digital, or leave law out"
+                f"rule {self.name} wants a feedback matrix of law {self.law}, but that of backend {backend} is its "
+                "own, and normal; use backend digital"
             )
         if self.law is not None:
             chosen.setdefault("distribution", self.law)

@@ -65,6 +65,8 @@ class FeedbackRule(ABC):
             dropped on purpose.
         sums_over_records: whether the update is a sum of per-record contributions (THEORY T3); a private
             release refuses a rule without it.
+        fixed_matrix: whether a signal is B_l e with B_l fixed, without anything done to e first. Each class says so of
+            itself: it is not inherited.
         learns_feedback: whether the rule changes its feedback as it teaches (learned matrices, as in forward-mode
             DFA or Kolen-Pollack). What it learns comes from private records, so a private release refuses it until
             those matrices are parameters of the module, in the clipped and noised stack (THEORY §4.3).
@@ -78,6 +80,7 @@ class FeedbackRule(ABC):
     projects: ClassVar[bool] = False
     before_activation: ClassVar[bool] = False
     sums_over_records: ClassVar[bool] = True
+    fixed_matrix: ClassVar[bool] = False
     learns_feedback: ClassVar[bool] = False
     captured: ClassVar[bool] = True
 

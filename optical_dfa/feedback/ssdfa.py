@@ -25,6 +25,7 @@ class SparseFeedbackAlignment(DirectFeedbackAlignment):
     """
 
     name = "ssdfa"
+    fixed_matrix = True
     laws = (SPARSE,)
 
     def __init__(

@@ -318,6 +318,27 @@ def test_hidden_and_output_gradients_scale_alike() -> None:
             assert_same(twice, {name: factor * g for name, g in once.items()})
 
 
+@pytest.mark.parametrize(
+    ("rule", "options"),
+    [
+        ("bdfa", {}),
+        ("ssdfa", {"nonzeros": 2}),
+        ("dfa", {"law": "orthogonal"}),
+        ("dfa", {"slices": "shared"}),
+        *((rule, None) for rule in ("sign-dfa", "ternary", "drtp", "cdfa")),
+    ],
+)
+def test_label_release_takes_fixed_matrices_alone(rule: str, options: dict[str, Any] | None) -> None:
+    config = TrainConfig(
+        rule=rule, rule_options=options or {}, backend="digital", release="label", model="mlp:12,8", epochs=1
+    )
+    if options is None:
+        with pytest.raises(UsageError, match="release label needs a fixed feedback matrix"):
+            train(config)
+    else:
+        assert train(config)["guarantee"]["kind"] == "label-dp"
+
+
 # ---- what is each rule's own
 
 
@@ -404,9 +425,19 @@ def test_light_teaches_what_the_matrix_says(rule: str) -> None:
 @pytest.mark.parametrize(
     ("rule", "options", "backend", "message"),
     [
-        ("dfa", {"law": "uniform"}, "simulated-opu", "law='uniform' cannot run on backend simulated-opu"),
-        ("bdfa", {}, "simulated-opu", "rule bdfa with law='binary' cannot run on backend simulated-opu"),
-        ("ssdfa", {}, "lightonml-simulated", "rule ssdfa with law='sparse' cannot run on backend lightonml"),
+        (
+            "dfa",
+            {"law": "uniform"},
+            "simulated-opu",
+            "rule dfa wants .* law uniform, but that of backend simulated-opu",
+        ),
+        ("bdfa", {}, "simulated-opu", "rule bdfa wants .* law binary, but that of backend simulated-opu"),
+        (
+            "ssdfa",
+            {},
+            "lightonml-simulated",
+            "rule ssdfa wants .* law sparse, but that of backend lightonml-simulated",
+        ),
         ("dfa", {"law": "cauchy"}, "digital", "law='cauchy': it must be one of normal, uniform, orthogonal"),
         ("dfa", {"slices": "thin"}, "digital", "slices='thin': it must be one of separate, shared"),
         (
