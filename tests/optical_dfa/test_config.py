@@ -61,7 +61,7 @@ def refusal(**flags: Any) -> str:
         ("backend_options", [3, "a=1"]),
         ("rule_options", [[1]]),
         ("dataset", ["imagenet", "", "data.csv", 3]),
-        ("rule", ["DFA", "fa", ""]),
+        ("rule", ["DFA", "hebb", ""]),
         ("release", ["labels", "device_entropy", "per_record", "dark_frame"]),
         ("backend", ["optical", ""]),
         ("optimizer", ["sdg", "lbfgs"]),
