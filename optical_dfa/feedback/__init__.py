@@ -38,6 +38,7 @@ RULES: dict[str, str] = {
     "pepita": "optical_dfa.feedback.pepita:Pepita",
     "shallow": "optical_dfa.feedback.shallow:Shallow",
     "sign-dfa": "optical_dfa.feedback.sign_dfa:SignFeedbackAlignment",
+    "sparse-recurrent": "optical_dfa.feedback.sparse_recurrent:SparseRecurrentFeedback",
     "ssdfa": "optical_dfa.feedback.ssdfa:SparseFeedbackAlignment",
     "ternary": "optical_dfa.feedback.ternary:TernaryFeedbackAlignment",
     "usf": "optical_dfa.feedback.sign_symmetry:UniformSignSymmetry",

@@ -18,7 +18,6 @@ from optical_dfa.backends import create
 from optical_dfa.backends.base import ProjectionBackend
 from optical_dfa.feedback import make_rule
 from optical_dfa.feedback.cuts import OUTPUT, Trace, trace
-from optical_dfa.feedback.dfa import DirectFeedbackAlignment
 from optical_dfa.feedback.points import Tape, install, remove
 from optical_dfa.feedback.rule import FeedbackRule, Point
 from optical_dfa.feedback.state import FeedbackState, TeachingState
@@ -56,10 +55,15 @@ class _RootFeedback(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         error, signals = ctx.aligned.teach(grad, ctx.context)
-        kept = [
-            None if signals[index] is None else signals[index].reshape(shape).to(dtype)
-            for index, shape, dtype in zip(ctx.indices, ctx.shapes, ctx.dtypes, strict=True)
-        ]
+        kept: list[Tensor | None] = []
+        for place, (index, shape, dtype) in enumerate(zip(ctx.indices, ctx.shapes, ctx.dtypes, strict=True)):
+            signal = signals[index]
+            if (
+                signal is not None and signal.numel() != shape.numel()
+            ):  # one call a position: each its own error
+                calls, call = ctx.indices.count(index), ctx.indices[:place].count(index)
+                signal = signal.reshape(shape[0], calls, *shape[1:])[:, call]
+            kept.append(None if signal is None else signal.reshape(shape).to(dtype))
         return (None, None, None, error, *kept)
 
 
@@ -121,6 +125,16 @@ class AlignedModule(nn.Module):
         if not torch.is_grad_enabled():
             plain: Tensor = self.module(*args, **kwargs)
             return plain
+        if self.state is not None and not self.state.compiles:
+            taught: Tensor = self._forward_outside_graphs(*args, **kwargs)
+            return taught
+        return self._forward(*args, **kwargs)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _forward_outside_graphs(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self._forward(*args, **kwargs)
+
+    def _forward(self, *args: Any, **kwargs: Any) -> Tensor:
         if isinstance(self.state, GradientState):
             return self.state.run(self, args, kwargs)
         self._tape.kept = []
@@ -149,9 +163,9 @@ class AlignedModule(nn.Module):
                 self.state.end()
         if not self.rule.cuts and self._capture is None:
             return output  # type: ignore[no-any-return]  # plain autograd
-        for index, h in kept:
-            self._check_shape(self.points[index], h, output)
         indices = [index for index, _ in kept]
+        for index, h in kept:
+            self._check_shape(self.points[index], h, output, indices.count(index))
         context = (
             self.state.observe(self.module, self._tape, args, kwargs, kept, output)
             if isinstance(self.state, TeachingState)
@@ -160,7 +174,9 @@ class AlignedModule(nn.Module):
         result: Tensor = _RootFeedback.apply(self, indices, context, output, *(h for _, h in kept))  # type: ignore[no-untyped-call]
         return result
 
-    def _check_shape(self, point: Point, h: Tensor, output: Tensor) -> None:
+    def _check_shape(self, point: Point, h: Tensor, output: Tensor, calls: int) -> None:
+        if _called_at_positions(h, output, calls) and h.shape[1:] == point.shape:
+            return
         positions = output.shape[:-1] if output.ndim > 1 else output.shape
         if h.shape[-len(point.shape) :] != point.shape or h.numel() != positions.numel() * point.width:
             raise UsageError(
@@ -256,7 +272,7 @@ class AlignedModule(nn.Module):
         """B_l as the rule scales it, by feedback point, where it is fixed and known exactly: no device noise."""
         if self.backend is None or not isinstance(self.backend.noise, NoNoise):
             return None
-        if type(self.rule) is not DirectFeedbackAlignment:
+        if not vars(type(self.rule)).get("fixed_matrix", False):
             return None
         signals = self.rule.feedback(torch.eye(self.backend.in_features), self.points, self.backend)
         return {p.name: s.T.double() for p, s in zip(self.points, signals, strict=True) if s is not None}
@@ -481,9 +497,10 @@ def _layers(points: Sequence[Point]) -> list[int]:
 def _locate(names: Sequence[str], output: Tensor, kept: Sequence[tuple[int, Tensor]]) -> list[Point]:
     """The points and their shapes: of the whole output, or per position where the network has positions."""
     shapes: dict[str, tuple[int, ...]] = {}
+    called = [index for index, _ in kept]
     for index, h in kept:
         name = names[index]
-        if output.ndim > 2:
+        if output.ndim > 2 and not _called_at_positions(h, output, called.count(index)):
             if h.shape[:-1] != output.shape[:-1]:
                 raise UsageError(
                     f"feedback point {name} has shape {tuple(h.shape)} where the output has positions "
@@ -500,6 +517,11 @@ def _locate(names: Sequence[str], output: Tensor, kept: Sequence[tuple[int, Tens
         if name not in shapes:
             raise UsageError(f"feedback point {name} is never called in a forward pass")
     return [Point(name, shapes[name], 0, 0) for name in names]
+
+
+def _called_at_positions(h: Tensor, output: Tensor, calls: int) -> bool:
+    """Whether a point is called once for each position of the output, as the state of an unrolled cell is."""
+    return output.ndim == 3 and h.ndim == 2 and len(h) == len(output) and calls == output.shape[1]
 
 
 def _laid_out(points: Sequence[Point], rule: FeedbackRule) -> list[Point]:

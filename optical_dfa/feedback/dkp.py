@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from optical_dfa.feedback.learned import LearnedFeedback, LearnedState, Noted
+from optical_dfa.feedback.learned import LearnedFeedback, LearnedState, Noted, rows_of
 from optical_dfa.feedback.points import Tape
 from optical_dfa.feedback.rule import Point, Requires
 
@@ -40,7 +40,6 @@ class DirectKolenPollack(LearnedFeedback):
 class _CorrelatingState(LearnedState):
     """Notes h_l; summed over the calls of a point, as a shared weight's gradient would be."""
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def observe(
         self,
         module: nn.Module,
@@ -51,7 +50,8 @@ class _CorrelatingState(LearnedState):
         output: Tensor,
     ) -> Noted:
         noted = Noted({})
-        for index, h in kept:
-            rows = h.detach().reshape(-1, self.points[index].width)
-            noted.parts[index] = noted.parts[index] + rows if index in noted.parts else rows
+        rows = output.shape[:-1].numel() if output.ndim > 1 else len(output)
+        for index, point in enumerate(self.points):
+            calls = [h.detach() for i, h in kept if i == index]
+            noted.parts[index] = torch.stack(rows_of(calls, point.width, rows)).sum(0)
         return noted

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from noise_models.errors import UsageError
 from optical_dfa.feedback.forward_mode import check_forward_mode, directional_derivative
-from optical_dfa.feedback.learned import LearnedFeedback, LearnedState, Noted
+from optical_dfa.feedback.learned import LearnedFeedback, LearnedState, Noted, rows_of
 from optical_dfa.feedback.points import Tape
 from optical_dfa.feedback.rule import Point, Requires
 
@@ -69,7 +69,6 @@ class _EstimatingState(LearnedState):
 
     rule: ForwardDirectFeedbackAlignment
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def observe(
         self,
         module: nn.Module,
@@ -102,6 +101,6 @@ class _EstimatingState(LearnedState):
             point, matrix = self.points[index], self.matrix(self.points[index])
             rows = derivative.reshape(-1, len(matrix)).to(matrix.dtype)
             own = [u for (i, _), u in zip(kept, directions, strict=True) if i == index and u is not None]
-            products = [rows.T @ u.reshape(-1, point.width).to(matrix.dtype) for u in own]
-            noted.parts[index] = torch.stack(products).sum(0).div_(len(own) * len(rows))
+            products = [rows.T @ u.to(matrix.dtype) for u in rows_of(own, point.width, len(rows))]
+            noted.parts[index] = torch.stack(products).sum(0).div_(len(products) * len(rows))
         return noted

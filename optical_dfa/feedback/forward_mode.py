@@ -55,6 +55,36 @@ def directional_derivative(
     return found
 
 
+def parameter_derivative(
+    module: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    directions: Mapping[str, Tensor],
+    random: Tensor | None = None,
+) -> Tensor:
+    """d = J v, with J the derivative of the output by the named parameters; shaped like the output.
+
+    Args:
+        module: the plain module; buffers stay as they are.
+        args, kwargs: its inputs.
+        directions: v by the parameter's name.
+        random: as above.
+    """
+    parameters = dict(module.named_parameters())
+
+    def displaced(moved: dict[str, Tensor]) -> Tensor:
+        buffers = {name: b.detach().clone() for name, b in module.named_buffers()}
+        output: Tensor = functional_call(module, {**buffers, **moved}, tuple(args), dict(kwargs))
+        return output
+
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        if random is not None:
+            torch.set_rng_state(random)
+        primals = {name: parameters[name].detach() for name in directions}
+        derivative: Tensor = jvp(displaced, (primals,), (dict(directions),))[1]
+    return derivative
+
+
 def check_forward_mode(
     module: nn.Module, names: Sequence[str], example: Sequence[Tensor], rule: str, once: bool = False
 ) -> None:
@@ -62,7 +92,7 @@ def check_forward_mode(
 
     Args:
         module: the plain module; a copy is run.
-        names: its feedback points.
+        names: its feedback points; none where parameters are moved instead.
         example: random inputs.
         rule: its name.
         once: whether every point must be called once.
@@ -84,7 +114,11 @@ def check_forward_mode(
                     f"{rule} takes points that are called once"
                 )
         try:
-            directional_derivative(twin, tape, example, {}, [torch.zeros_like(h) for _, h in kept])
+            if kept:
+                directional_derivative(twin, tape, example, {}, [torch.zeros_like(h) for _, h in kept])
+            else:
+                moved = {name: torch.zeros_like(p) for name, p in twin.named_parameters()}
+                parameter_derivative(twin, example, {}, moved)
         except RuntimeError as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UsageError(

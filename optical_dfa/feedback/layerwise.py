@@ -125,6 +125,7 @@ class LayerwiseState(FeedbackState):
         self.active = False
         self.inputs: list[Tensor] = []
         self._anew: dict[str, Tensor] = {}
+        self.compiles = rule.draws != "every pass"  # a draw from a seed is outside of a graph
         if rule.draws == "every pass":
             self.register_buffer("passes", torch.zeros((), dtype=torch.int64))
         self.layers: dict[str, float] = {}
@@ -150,7 +151,6 @@ class LayerwiseState(FeedbackState):
             drawn = self._anew[name]
         return self.rule.matrix(weight, drawn, self.layers[name] * self.rule.scale)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # a seeded generator is outside the compiled graph
     def _draw_anew(self, name: str, weight: Tensor) -> Tensor:
         return self._draw(name, weight, f"feedback of pass {int(self.get_buffer('passes'))}")
 

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from noise_models.errors import UsageError
-from optical_dfa.backends.base import ProjectionBackend
 from optical_dfa.backends.matrix import RandomMatrix
-from optical_dfa.feedback.rule import FeedbackRule, Point
+from optical_dfa.feedback.rule import Point
 from optical_dfa.feedback.state import TeachingState, key
+from optical_dfa.feedback.stateful import StatefulRule
 
 OPTIMIZERS = ("sgd", "adam")
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # Adam's usual ones (Kingma & Ba 2015)
@@ -37,6 +37,13 @@ class Noted:
 
     parts: dict[int, Tensor]
     learned: bool = False
+
+
+def rows_of(calls: Sequence[Tensor], width: int, rows: int) -> list[Tensor]:
+    """The outputs of a point, as rows that match those of the output; one call a position makes one matrix of all."""
+    if len(calls) > 1 and sum(len(call) for call in calls) == rows != len(calls[0]):
+        calls = [torch.stack(list(calls), 1)]
+    return [call.reshape(-1, width) for call in calls]
 
 
 class LearnedState(TeachingState):
@@ -70,7 +77,6 @@ class LearnedState(TeachingState):
         """B_l of a point, shape (c, n_l), as it is now."""
         return self.get_buffer(key(point.name))
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def teach(self, error: Tensor, noted: Noted | None) -> list[Tensor | None]:
         signals: list[Tensor | None] = [error @ self.matrix(point).to(error.dtype) for point in self.points]
         if noted is not None and not noted.learned and len(error):
@@ -95,7 +101,7 @@ class LearnedState(TeachingState):
         matrix.addcdiv_(mean, (square / (1 - BETAS[1] ** count)).sqrt_().add_(EPSILON), value=-step)
 
 
-class LearnedFeedback(FeedbackRule):
+class LearnedFeedback(StatefulRule):
     """A rule with learned direct feedback; its options are the same for all.
 
     Attributes:
@@ -159,10 +165,3 @@ class LearnedFeedback(FeedbackRule):
     def state(
         self, module: nn.Module, points: Sequence[Point], output: Tensor, example: Sequence[Tensor], seed: int
     ) -> LearnedState: ...
-
-    def feedback(
-        self, error: Tensor, points: Sequence[Point], backend: ProjectionBackend | None
-    ) -> list[Tensor | None]:
-        raise RuntimeError(
-            f"rule {self.name} teaches from the state of an aligned module (LearnedState.teach)"
-        )

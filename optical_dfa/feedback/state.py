@@ -20,9 +20,12 @@ class FeedbackState(nn.Module, ABC):
     Made by `FeedbackRule.state`. Buffers, not parameters, so that the user's optimizer leaves them alone.
 
     Attributes:
+        compiles: whether `torch.compile` may trace the passes; otherwise it leaves its graph for them, and
+            `fullgraph=True` is not for the rule.
         teachers: by root of the backward pass, whose error teaches it, where that is not the network's output.
     """
 
+    compiles: bool = True
     teachers: dict[str, str]
 
     def __init__(self, seed: int) -> None:
@@ -57,8 +60,10 @@ class PassState(FeedbackState):
     """A state that takes part in every forward and backward pass, with random numbers of its own.
 
     Everything happens inside the aligned module's forward pass and in `loss.backward()`, so the user's loop is the
-    usual one. `torch.compile` leaves its graph for these parts, so `fullgraph=True` is not for such rules.
+    usual one.
     """
+
+    compiles = False
 
     def __init__(self, seed: int) -> None:
         super().__init__(seed)
@@ -71,7 +76,6 @@ class PassState(FeedbackState):
     def remove(self, module: nn.Module) -> None:
         """Nothing was put on."""
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def begin(self) -> None:
         self._random = torch.get_rng_state()  # a second pass over the batch draws the same masks
 

@@ -23,18 +23,25 @@ _RULES = {
     "drtp": "Direct Random Target Projection",
     "fa": "feedback alignment (layer by layer, through fixed random matrices)",
     "fdfa": "forward direct feedback alignment (direct feedback that follows the network's Jacobian)",
+    "fg-a": "forward gradients of its layers' outputs (no backward pass)",
+    "fg-w": "forward gradients of its weights (no backward pass)",
     "frsf": "sign symmetry of fixed random sizes",
     "gated-dfa": "Direct Feedback Alignment before the activations, with public gates",
     "grouped": "Direct Feedback Alignment within modules through grouped convolutions (a reconstruction)",
     "hybrid": "Direct Feedback Alignment within modules and backpropagation between them (a reconstruction)",
     "modular": "Direct Feedback Alignment within modules (a reconstruction)",
+    "pepita": "PEPITA (a second forward pass of inputs moved by the error)",
     "shallow": "its hidden layers frozen (the control experiment)",
     "sign-dfa": "Direct Feedback Alignment of the error's signs",
+    "sparse-recurrent": "sparse direct feedback to the states of its recurrent cells (a reconstruction)",
     "ssdfa": "Direct Feedback Alignment with sparse feedback weights",
     "ternary": "Direct Feedback Alignment of the error made ternary",
     "usf": "sign symmetry of uniform size",
 }
-_UNPROJECTED = ("bp", "brsf", "ddfa", "dkp", "fa", "fdfa", "frsf", "hybrid", "shallow", "usf")
+_UNPROJECTED = (
+    "bp", "brsf", "ddfa", "dkp", "fa", "fdfa", "fg-a", "fg-w", "frsf", "hybrid", "pepita", "shallow",
+    "usf",
+)  # fmt: skip
 _DEVICE_RELEASES = ("dark-frame", "device-entropy")
 _DEVICES = {
     "digital": "No optical device took part: the projection is a matrix product in software.",

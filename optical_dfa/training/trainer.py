@@ -48,7 +48,7 @@ from privacy.releases.dark_frame import DarkFrameNoise
 from privacy.releases.per_record import PerRecordRelease
 
 # What one training step offers a rule; a rule that requires more is refused.
-OFFERS = frozenset({Requires.ROOT_ERROR, Requires.BACKWARD, Requires.FORWARD_MODE})
+OFFERS = frozenset({Requires.ROOT_ERROR, Requires.BACKWARD, Requires.FORWARD_MODE, Requires.SECOND_FORWARD})
 _EVALUATION_ROWS = 4096
 
 
