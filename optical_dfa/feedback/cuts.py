@@ -263,8 +263,8 @@ def _check_one_matrix(
     """With default points, no root may backpropagate through one weight matrix into another unless that is meant."""
     uses = graph.matrix_uses(h)
     for node, matrix in uses.items():
-        if _operation(node) in _ADDITION:
-            continue  # e.g. the recurrent weight at a constant first state
+        if _operation(node) in _PASSES_BY:
+            continue  # e.g. the recurrent weight at a constant first state, added to or gated
         for below in graph.reach(node) & uses.keys():
             if below is not node and not meant(matrix, uses[below]):
                 first, second = owners.get(id(uses[below])), owners.get(id(matrix))

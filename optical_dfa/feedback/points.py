@@ -16,8 +16,18 @@ ACTIVATIONS: tuple[type[nn.Module], ...] = (
     nn.PReLU, nn.ReLU, nn.ReLU6, nn.RReLU, nn.SELU, nn.SiLU, nn.Sigmoid, nn.Softplus, nn.Softshrink, nn.Softsign,
     nn.Tanh, nn.Tanhshrink,
 )  # fmt: skip
+
+
+class State(nn.Identity):
+    """Marks h_t of an unrolled recurrent cell: called once a time, in the order of the positions; cut by default."""
+
+
+class Memory(nn.Identity):
+    """Marks what an unrolled cell carries over without a matrix; a rule may let errors go back along it."""
+
+
 # An embedding has no activation, and what follows it would otherwise backpropagate into it.
-DEFAULT_POINTS = (*ACTIVATIONS, nn.Embedding)
+DEFAULT_POINTS = (*ACTIVATIONS, nn.Embedding, State)
 
 
 class Tape:
