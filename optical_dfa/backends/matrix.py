@@ -57,7 +57,7 @@ class RandomMatrix:
         if distribution == "orthogonal":
             sizes = [out_features] if slices is None else list(slices)
             self.values = torch.cat([_orthogonal(part) for part in torch.split(self.values, sizes)])
-        # Ready for the usual case, so that a compiled graph does not meet the first use.
+        # Ready for the usual case, so that a compiled graph converts nothing.
         usual = (self.values.device, self.values.dtype)
         self._transposed: dict[tuple[torch.device, torch.dtype], Tensor] = {
             usual: self.values.t().contiguous()
@@ -66,9 +66,12 @@ class RandomMatrix:
     def times(self, x: Tensor) -> Tensor:
         """`x Bᵀ`, shape (m, out_features), in x's dtype and on its device."""
         place = (x.device, x.dtype)
-        if place not in self._transposed:
-            self._transposed[place] = self.values.to(device=x.device, dtype=x.dtype).t().contiguous()
-        return x @ self._transposed[place]
+        found = self._transposed.get(place)
+        if found is None:
+            found = self.values.to(device=x.device, dtype=x.dtype).t().contiguous()
+            if not torch.compiler.is_compiling():  # a compiled graph must not change what is outside it
+                self._transposed[place] = found
+        return x @ found
 
 
 def _orthogonal(normal: Tensor) -> Tensor:

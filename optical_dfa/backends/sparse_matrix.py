@@ -98,9 +98,12 @@ class _Rows:
     def times(self, x: Tensor) -> Tensor:
         """From x of shape (columns, m), shape (rows, m)."""
         place = (x.device, x.dtype)
-        if place not in self._placed:
-            self._placed[place] = (self.places.to(x.device), self.factors.to(device=x.device, dtype=x.dtype))
-        places, factors = self._placed[place]
+        found = self._placed.get(place)
+        if found is None:
+            found = self.places.to(x.device), self.factors.to(device=x.device, dtype=x.dtype)
+            if not torch.compiler.is_compiling():  # a compiled graph must not change what is outside it
+                self._placed[place] = found
+        places, factors = found
         return embedding_bag(places, x, per_sample_weights=factors, mode="sum")
 
 

@@ -35,7 +35,8 @@ class DirectRandomTargetProjection(DirectFeedbackAlignment):
         """onehot(t), shape (rows, c).
 
         Raises:
-            UsageError: an error that is below 0 in several components: another loss than is said above.
+            UsageError: an error that is below 0 in several components: another loss than is said above. In a compiled
+                graph, which cannot raise by its data, such a row is NaN.
         """
         below = error < 0
         several = below.sum(1, keepdim=True) > 1

@@ -217,9 +217,8 @@ def test_copies_teach_alike(rule: str, options: dict[str, Any], how: str) -> Non
     ("rule", "options"), [*((rule, {}) for rule in NEW), ("ssdfa", {"nonzeros": 2, "rank": 2})]
 )
 def test_compiles_into_one_graph(rule: str, options: dict[str, Any]) -> None:
-    aligned = align(mlp(), rule=rule, rule_options=options, show=None)
-    expected = gradients(aligned)
-    aligned.zero_grad()
+    expected = gradients(align(mlp(), rule=rule, rule_options=options, show=None))
+    aligned = align(mlp(), rule=rule, rule_options=options, show=None)  # whose first use is compiled
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         compiled = torch.compile(aligned, backend="aot_eager", fullgraph=True)
@@ -369,6 +368,15 @@ def test_a_target_that_cannot_be_read_off_is_refused() -> None:
         with pytest.raises(UsageError, match="without label smoothing") as error:
             loss(aligned(X)).backward()
         assert "\n" not in str(error.value)
+
+
+def test_a_compiled_graph_answers_nan_where_it_cannot_refuse() -> None:
+    aligned = align(mlp(), rule="drtp", show=None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        compiled = torch.compile(aligned, backend="aot_eager", fullgraph=True)
+        mse_loss(compiled(X), normal(M, C)).backward()
+    assert aligned.module[0].weight.grad.isnan().all()  # type: ignore[index, union-attr]
 
 
 def test_ignored_positions_teach_nothing_under_drtp() -> None:
