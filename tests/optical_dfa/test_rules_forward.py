@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -19,13 +19,6 @@ from optical_dfa.feedback.state import PassState, TeachingState
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 RULES = ["fg-a", "fg-w", "pepita"]
 M = 7
-
-
-@pytest.fixture(autouse=True)
-def _forget_graphs() -> Iterator[None]:
-    """A graph that was left makes later ones of the same code be left too."""
-    yield
-    torch._dynamo.reset()
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
