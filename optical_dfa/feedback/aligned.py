@@ -17,7 +17,7 @@ from noise_models.generator import NoiseGenerator, derive_seed
 from optical_dfa.backends import create
 from optical_dfa.backends.base import ProjectionBackend
 from optical_dfa.feedback import make_rule
-from optical_dfa.feedback.cuts import OUTPUT, Trace, trace
+from optical_dfa.feedback.cuts import OUTPUT, Trace, check_steps, trace
 from optical_dfa.feedback.points import Tape, install, remove
 from optical_dfa.feedback.rule import FeedbackRule, Point
 from optical_dfa.feedback.state import FeedbackState, TeachingState
@@ -219,6 +219,14 @@ class AlignedModule(nn.Module):
     def _feedback(self, lifted: Tensor) -> list[Tensor | None]:
         return self.rule.feedback(lifted, self.points, self.backend)
 
+    def signals(self, error: Tensor) -> list[Tensor | None]:
+        """What errors of shape (rows, c) teach at each point, learning nothing; None if they alone do not tell."""
+        if isinstance(self.state, GradientState):
+            return [None for _ in self.points]
+        if isinstance(self.state, TeachingState):
+            return self.state.teach(error, None)
+        return self._feedback(error)
+
     def projections(self, records: int) -> int:
         """How many projections a training step of so many records takes."""
         return records if self._capture is None else self._capture.projections(records)
@@ -411,6 +419,9 @@ def align(
             meant=chosen.backpropagates,
         )
     all_points = _locate(names, traced.output, traced.kept)
+    stepwise = [names[i] for i in _stepwise(traced.kept, traced.output)]
+    if stepwise:
+        check_steps(module, stepwise, inputs, traced.output.shape[1])
     located = _laid_out(chosen.taught_from_output(all_points), chosen)
     needed = max((point.start + point.outputs for point in located), default=0)
     wanted = chosen.device_inputs(_components(traced.output))
@@ -517,6 +528,13 @@ def _locate(names: Sequence[str], output: Tensor, kept: Sequence[tuple[int, Tens
         if name not in shapes:
             raise UsageError(f"feedback point {name} is never called in a forward pass")
     return [Point(name, shapes[name], 0, 0) for name in names]
+
+
+def _stepwise(kept: Sequence[tuple[int, Tensor]], output: Tensor) -> list[int]:
+    """Indices of the points that are called once for each position, in call order."""
+    called = [index for index, _ in kept]
+    found = [i for i, h in kept if _called_at_positions(h, output, called.count(i))]
+    return list(dict.fromkeys(found))
 
 
 def _called_at_positions(h: Tensor, output: Tensor, calls: int) -> bool:

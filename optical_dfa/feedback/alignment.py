@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from noise_models.errors import UsageError
 from optical_dfa.backends.base import ProjectionBackend
 from optical_dfa.feedback.aligned import AlignedModule, unalign
+from optical_dfa.feedback.layerwise import LayerwiseState
 from optical_dfa.feedback.points import ACTIVATIONS, call_order
 
 Loss = Callable[[Tensor], Tensor]
@@ -167,7 +168,12 @@ def feedback_angles(aligned: AlignedModule) -> dict[str, FeedbackAngle]:
 
     Activations between them count as the identity, as in the linear theory of alignment. B_l is what the device
     answers to the unit errors, so a device's noise widens the angle. Points below anything else are left out.
+
+    Of a layer-wise rule (feedback alignment, sign symmetry) angle(B, W) of every layer that hands errors down, whatever
+    the network is made of.
     """
+    if isinstance(aligned.state, LayerwiseState):
+        return _layer_angles(aligned)
     plain, rule = aligned.module, aligned.rule
     if not isinstance(plain, nn.Sequential) or not aligned.points or not rule.teaches_hidden:
         return {}
@@ -186,12 +192,27 @@ def feedback_angles(aligned: AlignedModule) -> dict[str, FeedbackAngle]:
         return {}
     units = torch.eye(products[located[0].name].shape[0], device=products[located[0].name].device)
     with _unmoved(aligned.backend):
-        signals = rule.feedback(units, aligned.points, aligned.backend)
+        signals = aligned.signals(units)
     angles = {}
     for point, signal in zip(aligned.points, signals, strict=True):
         if signal is not None and point in located and signal.shape == products[point.name].shape:
             way = _direction(signal.double().flatten(), products[point.name].flatten())
             angles[point.name] = FeedbackAngle(math.degrees(math.acos(way.cosine)), way.norm_ratio)
+    return angles
+
+
+def _layer_angles(aligned: AlignedModule) -> dict[str, FeedbackAngle]:
+    """By layer, without the one that is called first: it hands down nothing."""
+    state = copy.deepcopy(aligned.state)
+    assert isinstance(state, LayerwiseState)
+    called = dict.fromkeys(call_order(unalign(copy.deepcopy(aligned)), aligned.example(2), nn.Module))
+    angles = {}
+    for name in [name for name in called if name in state.layers][1:]:
+        weight = aligned.module.get_submodule(name).weight
+        assert isinstance(weight, Tensor)
+        matrix = state.matrix(name, weight.detach())
+        way = _direction(matrix.double().flatten(), weight.detach().double().flatten())
+        angles[name] = FeedbackAngle(math.degrees(math.acos(way.cosine)), way.norm_ratio)
     return angles
 
 

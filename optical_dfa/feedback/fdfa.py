@@ -32,6 +32,7 @@ class ForwardDirectFeedbackAlignment(LearnedFeedback):
 
     name = "fdfa"
     requires = frozenset({Requires.ROOT_ERROR, Requires.FORWARD_MODE})
+    extra_passes = 1
 
     def __init__(
         self,

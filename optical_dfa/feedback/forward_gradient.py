@@ -39,9 +39,15 @@ class ActivityForwardGradient(StatefulRule):
     name = "fg-a"
     requires = frozenset({Requires.ROOT_ERROR, Requires.FORWARD_MODE})
     before_activation = True
+    extra_passes = 1
 
     def default_points(self, module: nn.Module, example: Sequence[Tensor]) -> list[str]:
         return [name for name, part in module.named_modules() if isinstance(part, _WEIGHTED)]
+
+    def feedback_work(self, points: Sequence[Point], components: int) -> tuple[int, int]:
+        """e · d, and that number times u_l."""
+        units = sum(point.width for point in points)
+        return components + units, units
 
     def state(
         self, module: nn.Module, points: Sequence[Point], output: Tensor, example: Sequence[Tensor], seed: int
@@ -103,6 +109,11 @@ class WeightForwardGradient(StatefulRule):
     name = "fg-w"
     requires = frozenset({Requires.ROOT_ERROR, Requires.FORWARD_MODE})
     cuts = False
+    extra_passes = 1
+
+    def feedback_work(self, points: Sequence[Point], components: int) -> tuple[int, int]:
+        """e · d; one number teaches all."""
+        return components, 1
 
     def state(
         self, module: nn.Module, points: Sequence[Point], output: Tensor, example: Sequence[Tensor], seed: int

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,13 +15,31 @@ from noise_models.errors import UsageError
 from optical_dfa.feedback.points import Tape, install
 
 
+class RandomState:
+    """Where torch's random numbers stood, on the CPU and on the GPUs in use: a later pass can draw the same masks."""
+
+    def __init__(self) -> None:
+        self.cpu = torch.get_rng_state()
+        used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+        self.gpus = torch.cuda.get_rng_state_all() if used else []
+
+    @contextmanager
+    def again(self) -> Iterator[None]:
+        """From there again; afterwards the random numbers go on where they were."""
+        with torch.random.fork_rng(devices=range(len(self.gpus))):
+            torch.set_rng_state(self.cpu)
+            if self.gpus:
+                torch.cuda.set_rng_state_all(self.gpus)
+            yield
+
+
 def directional_derivative(
     module: nn.Module,
     tape: Tape,
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     directions: Sequence[Tensor | None],
-    random: Tensor | None = None,
+    random: RandomState | None = None,
 ) -> Tensor:
     """d = sum_k J_k u_k, with J_k the derivative of the output by the k-th call of a point; the module is not cut.
 
@@ -31,7 +50,7 @@ def directional_derivative(
         tape: of these hooks.
         args, kwargs: the module's inputs.
         directions: u_k, shaped like the point's output, in call order; None does not move that call.
-        random: state of the CPU's random numbers before the pass whose masks (dropout) this one repeats.
+        random: where random numbers stood before the pass whose masks (dropout) this one repeats; None draws others.
     Returns:
         shaped like the output.
     """
@@ -44,9 +63,7 @@ def directional_derivative(
         output: Tensor = functional_call(module, buffers, tuple(args), dict(kwargs))
         return output
 
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        if random is not None:
-            torch.set_rng_state(random)
+    with torch.no_grad(), (random or RandomState()).again():
         try:
             derivative = jvp(displaced, tuple(torch.zeros_like(u) for u in moved), tuple(moved))[1]
         finally:
@@ -60,7 +77,7 @@ def parameter_derivative(
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     directions: Mapping[str, Tensor],
-    random: Tensor | None = None,
+    random: RandomState | None = None,
 ) -> Tensor:
     """d = J v, with J the derivative of the output by the named parameters; shaped like the output.
 
@@ -77,9 +94,7 @@ def parameter_derivative(
         output: Tensor = functional_call(module, {**buffers, **moved}, tuple(args), dict(kwargs))
         return output
 
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        if random is not None:
-            torch.set_rng_state(random)
+    with torch.no_grad(), (random or RandomState()).again():
         primals = {name: parameters[name].detach() for name in directions}
         derivative: Tensor = jvp(displaced, (primals,), (dict(directions),))[1]
     return derivative

@@ -161,6 +161,11 @@ class LearnedFeedback(StatefulRule):
     def difference(self, matrix: Tensor, part: Tensor, error: Tensor) -> Tensor:
         """G_l without its decay, as a new tensor."""
 
+    def feedback_work(self, points: Sequence[Point], components: int) -> tuple[int, int]:
+        """A dense projection, and as many multiply-adds for what B_l learns from the record."""
+        work = components * sum(point.width for point in points)
+        return 2 * work, work
+
     @abstractmethod
     def state(
         self, module: nn.Module, points: Sequence[Point], output: Tensor, example: Sequence[Tensor], seed: int

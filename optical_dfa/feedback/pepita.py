@@ -29,6 +29,7 @@ class Pepita(StatefulRule):
 
     name = "pepita"
     requires = frozenset({Requires.ROOT_ERROR, Requires.SECOND_FORWARD})
+    extra_passes = 1
 
     def __init__(self, scale: float = 0.05) -> None:
         """
@@ -80,6 +81,10 @@ class _PepitaState(GradientState):
         drawn = RandomMatrix(components, size, seed, "uniform").values * math.sqrt(2.0 / size) * rule.scale
         self.register_buffer("projection", drawn.to(x))
 
+    def feedback_work(self) -> tuple[int, int]:
+        work = self.get_buffer("projection").numel()
+        return work, work
+
     def install(self, module: nn.Module) -> None:
         for name in self.names:
             module.get_submodule(name).register_forward_hook(_PointHook(self), prepend=True)
@@ -111,8 +116,7 @@ class _PepitaState(GradientState):
         buffers = {name: b.detach().clone() for name, b in module.named_buffers()}
         self.calls, tape.kept = [], []
         try:
-            with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-                torch.set_rng_state(random)  # the same masks
+            with torch.enable_grad(), random.again():  # the same masks
                 output = functional_call(module, buffers, (shifted,))
             roots, signals = [output], [error.to(output.dtype)]
             for (given, after), h in zip(self.calls, before, strict=True):

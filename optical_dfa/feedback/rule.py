@@ -71,6 +71,7 @@ class FeedbackRule(ABC):
             DFA or Kolen-Pollack). What it learns comes from private records, so a private release refuses it until
             those matrices are parameters of the module, in the clipped and noised stack (THEORY §4.3).
         captured: whether private capture can record what it teaches.
+        extra_passes: forward-mode or second forward passes of a training step.
     """
 
     name: ClassVar[str]
@@ -83,6 +84,7 @@ class FeedbackRule(ABC):
     fixed_matrix: ClassVar[bool] = False
     learns_feedback: ClassVar[bool] = False
     captured: ClassVar[bool] = True
+    extra_passes: ClassVar[int] = 0
 
     def default_points(self, module: nn.Module, example: Sequence[Tensor]) -> list[str]:
         """Names of the modules that are cut unless the user names others.

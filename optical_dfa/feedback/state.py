@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from noise_models.errors import UsageError
 from noise_models.generator import derive_seed
+from optical_dfa.feedback.forward_mode import RandomState
 from optical_dfa.feedback.points import Tape
 
 
@@ -68,7 +69,7 @@ class PassState(FeedbackState):
     def __init__(self, seed: int) -> None:
         super().__init__(seed)
         self.register_buffer("passes", torch.zeros((), dtype=torch.int64))
-        self._random: Tensor | None = None
+        self._random: RandomState | None = None
 
     def install(self, module: nn.Module) -> None:
         """Nothing: the feedback points' own hooks serve."""
@@ -77,7 +78,7 @@ class PassState(FeedbackState):
         """Nothing was put on."""
 
     def begin(self) -> None:
-        self._random = torch.get_rng_state()  # a second pass over the batch draws the same masks
+        self._random = RandomState()  # a second pass over the batch draws the same masks
 
     def draws(self, device: torch.device) -> torch.Generator:
         """The stream of this forward pass: the same after a restart from the same `state_dict`."""

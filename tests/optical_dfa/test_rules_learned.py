@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from noise_models.errors import UsageError
 from optical_dfa.feedback import AlignedModule, align, make_rule
+from optical_dfa.feedback.costs import cost
 from optical_dfa.feedback.forward_mode import directional_derivative
 from optical_dfa.feedback.learned import LearnedState, Noted
 from optical_dfa.training import checkpoint
@@ -514,3 +515,27 @@ def test_it_learns_the_digits(rule: str) -> None:
 
     config = TrainConfig(rule=rule, backend="digital", release="none", model="mlp:64,64", epochs=8)
     assert train(config)["test_accuracy"] > 0.94
+
+
+@pytest.mark.parametrize("rule", ["fdfa", "dkp"])
+def test_signals_are_asked_for_without_learning(rule: str) -> None:
+    aligned = align(mlp(), rule=rule, show=None)
+    random_matrices(aligned)
+    before = matrices(aligned)
+    error = normal(3, 4)
+    for signal, matrix in zip(aligned.signals(error), before, strict=True):
+        torch.testing.assert_close(signal, error @ matrix, **EXACT)
+    assert all(torch.equal(a, b) for a, b in zip(before, matrices(aligned), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("rule", "forward", "error", "words"),
+    [("fdfa", 2, 2 * 4 * 14, 4 * 14), ("dkp", 1, 2 * 4 * 14, 4 * 14), ("fg-a", 2, 4 + 14, 14), ("fg-w", 2, 4, 1),
+     ("pepita", 2, 5 * 4, 5 * 4), ("fa", 1, 6 * 8 + 8 * 4, 2 * (6 * 8 + 8 * 4))],
+)  # fmt: skip
+def test_what_a_step_costs(rule: str, forward: int, error: int, words: int) -> None:
+    """By the counting rule of `costs`, for 5-6-8-4."""
+    weights = 5 * 6 + 6 * 8 + 8 * 4
+    found = cost(align(mlp(), rule=rule, show=None))
+    assert (found.forward, found.weight_gradient) == (forward * weights, weights)
+    assert (found.error, found.words) == (error, words)
