@@ -59,6 +59,8 @@ class TrainConfig(BaseModel):
         features: inputs computed from the training inputs alone (`optical_dfa.data.features`), where those are public:
             releases none and label.
         model: a specification that `optical_dfa.models.build` understands.
+        transfer: folder of a run of the same network, whose convolutions are taken and frozen; not in a private run,
+            for they may have learned from the same records.
         rule: which training rule; one of `RULES`.
         backend, backend_options: the projection device and its own settings.
         rule_options: the rule's own settings.
@@ -88,6 +90,7 @@ class TrainConfig(BaseModel):
     data_dir: Folder | None = None
     features: Text | None = None
     model: Text = "mlp"
+    transfer: Folder | None = None
     rule: Text = "dfa"
     rule_options: Options = {}
     backend: Text = "simulated-opu"
@@ -178,6 +181,11 @@ class TrainConfig(BaseModel):
         elif self.max_grad_norm is not None and not SOUND_RELEASES[self.release].clips:
             raise ValueError(
                 f"max_grad_norm is {self.max_grad_norm} but release {self.release} does not clip; drop max_grad_norm"
+            )
+        if self.private and self.transfer is not None:
+            raise ValueError(
+                f"transfer is {str(self.transfer)!r} but release is {self.release}: what those layers learned from is "
+                "not covered by it; drop transfer, or use release none"
             )
         if self.private and self.diagnose and not self.unsafe_diagnostics:
             raise ValueError(
@@ -276,7 +284,7 @@ def resolve(config: TrainConfig, train_size: int) -> ResolvedConfig:
             default("max_grad_norm", shipped.max_grad_norm)
         if config.noise_multiplier is None:
             default("epsilon", shipped.epsilon)
-    for name in ("data_dir", "calibration"):
+    for name in ("data_dir", "calibration", "transfer"):
         if values[name] is not None:
             values[name] = values[name].expanduser().resolve()
     if shipped_for == OTHER_DATASET:
@@ -321,7 +329,7 @@ def read(path: Path) -> dict[str, Any]:
 def write(config: TrainConfig, path: Path) -> None:
     """The configuration as TOML; settings that are None are left out. `read` and `merge` give it back."""
     values = config.model_dump(exclude_none=True)
-    for name in ("data_dir", "calibration"):
+    for name in ("data_dir", "calibration", "transfer"):
         if name in values:
             values[name] = str(values[name])
     partial = path.with_name(path.name + ".partial")  # a crash leaves the file whole or as it was

@@ -29,6 +29,9 @@ def train(
         str | None, typer.Option(help="Inputs' principal components, such as pca:64; inputs must be public.")
     ] = None,
     model: Annotated[str | None, typer.Option(help="Network, such as mlp or mlp:512,512.")] = None,
+    transfer: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Freeze the convolutions of this run; not private.")
+    ] = None,
     rule: Annotated[
         str | None,
         typer.Option(
@@ -109,6 +112,7 @@ def train(
         "data_dir": data_dir,
         "features": features,
         "model": model,
+        "transfer": transfer,
         "rule": rule,
         "rule_options": parse_options("--rule-option", rule_option),
         "backend": backend,

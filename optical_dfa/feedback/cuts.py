@@ -312,3 +312,44 @@ def check_layerwise(
                 f"{owners.get(id(matrix), 'a matrix')} is used outside {', '.join(t.__name__ for t in layers)}, where "
                 f"rule {rule} would backpropagate through it; use those layers, or rule dfa"
             )
+
+
+def check_steps(module: nn.Module, names: Sequence[str], example: Sequence[Tensor], positions: int) -> None:
+    """Points that are called once for each position must be called in the order of the positions.
+
+    The last position of the input is changed: of a network that reads forwards only the last call may notice.
+
+    Args:
+        module: the plain module; a copy is run.
+        names: of such points.
+        example: inputs, records first, then positions.
+        positions: of the output.
+    Raises:
+        UsageError: another order, so that a call would be taught by another position's error; or no telling.
+    """
+    first, *others = example
+    if first.ndim < 2 or first.shape[1] != positions:
+        raise UsageError(
+            f"feedback point {names[0]} is called {positions} times, as often as the output has positions, but the "
+            "input has not as many; cut where the positions are the output's"
+        )
+    changed = first.clone()
+    last = changed[:, -1]
+    changed[:, -1] = last + 1 if last.is_floating_point() else (last == 0).to(last.dtype)
+    seen: list[list[Tensor]] = []
+    for given in (first, changed):
+        twin = copy.deepcopy(module).eval()
+        calls: list[Tensor] = []
+        for name in names:
+            twin.get_submodule(name).register_forward_hook(lambda _, args, out, kept=calls: kept.append(out))
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            twin(given.clone(), *(x.clone() for x in others))
+        seen.append(calls)
+    called = [name for name in names for _ in range(positions)]
+    for number, (name, before, after) in enumerate(zip(called, *seen, strict=True)):
+        if (number + 1) % positions and not torch.equal(before, after):
+            raise UsageError(
+                f"feedback point {name} sees the last position before its last call, so its calls are not in the order "
+                "of the positions and would be taught by each other's errors; cut such a layer elsewhere"
+            )

@@ -40,6 +40,7 @@ from optical_dfa.training.run_folder import (
     SUMMARY,
     RunFolder,
 )
+from optical_dfa.training.transfer import take_convolutions
 from privacy.engine import PrivacyEngine
 from privacy.guarantee import Guarantee, Kind
 from privacy.health_log import noting_failures
@@ -103,6 +104,8 @@ class _Run:
         self.calibration = None if path is None else Calibration.load(path)
         seed = self.config.seed
         network = models.build(self.config.model, self.data.input_shape, self.data.classes, seed).to(device)
+        if self.config.transfer is not None:
+            take_convolutions(network, self.config.transfer)
         secret = self.config.private and not self.config.reproducible
         self.resumed = self._ledger_before(resume)
         self.noise = (

@@ -25,6 +25,7 @@ from noise_models.generator import NoiseGenerator
 from optical_dfa.config import merge
 from optical_dfa.feedback import AlignedModule, align
 from optical_dfa.feedback.alignment import alignment, estimator, feedback_angles
+from optical_dfa.feedback.bottleneck import mask_gradients
 from optical_dfa.feedback.costs import cost
 from optical_dfa.feedback.dfa import DirectFeedbackAlignment
 from optical_dfa.models import build
@@ -164,7 +165,7 @@ class Noisy(Scaled):
 
 
 def test_an_unbiased_estimator_is_found_to_be_one() -> None:
-    net, repeats = linear(), 2000
+    net, repeats = linear(), 1000
     rule = Noisy(net, 1.0)
     rule.generator = torch.Generator().manual_seed(0)
     aligned = align(net, rule=rule, points=["1", "3"], show=None)
@@ -312,3 +313,52 @@ def test_the_progress_line_shows_the_alignment(tmp_path: Path) -> None:
     config = merge({}, {"model": "mlp:16,12", "release": "none", "epochs": 1, "diagnose": True})
     train(config, progress=Watching())
     assert len(str(seen[-1]["alignment"]).split()) == 2
+
+
+def test_angles_of_layerwise_feedback() -> None:
+    net = mlp()
+    aligned = align(net, rule="fa", show=None)
+    found = feedback_angles(aligned)
+    assert list(found) == ["2", "4"]
+    assert all(45 < angle.degrees < 135 for angle in found.values())
+    signs = feedback_angles(align(mlp(), rule="usf", show=None))
+    assert all(0 < angle.degrees < 60 for angle in signs.values())  # every sign is right
+
+
+@pytest.mark.parametrize("kept", [1, 3, 8])
+def test_a_bottleneck_lets_only_so_many_units_learn(kept: int) -> None:
+    free, narrow = mlp(), mlp()
+    handles = mask_gradients(narrow[0], kept)
+    for net in (free, narrow):
+        loss(align(net, show=None)(X)).backward()
+    learning = narrow[0].weight.grad.any(dim=1)
+    assert int(learning.sum()) == kept
+    torch.testing.assert_close(narrow[0].weight.grad[learning], free[0].weight.grad[learning])
+    assert torch.equal(narrow[0].bias.grad != 0, learning)
+    torch.testing.assert_close(narrow[2].weight.grad, free[2].weight.grad)
+    for handle in handles:
+        handle.remove()
+    with pytest.raises(UsageError, match="kept is 9"):
+        mask_gradients(narrow[0], 9)
+
+
+def test_transfer_freezes_a_runs_convolutions(tmp_path: Path) -> None:
+    cnn = {"model": "cnn:4,6", "epochs": 1, "backend": "digital"}
+    run(tmp_path / "base", **cnn, rule="bp")
+    run(tmp_path / "top", **cnn, transfer=tmp_path / "base")
+    before, after = (
+        load_safetensors((tmp_path / name / "checkpoint.safetensors").read_bytes())
+        for name in ("base", "top")
+    )
+    moved = {
+        name for name, value in before.items() if ".weight" in name and not torch.equal(value, after[name])
+    }
+    assert {name.removeprefix("module.module.") for name in moved} == {"9.weight"}
+    with pytest.raises(UsageError, match="network with convolutions"):
+        run(tmp_path / "mlp", transfer=tmp_path / "base")
+    with pytest.raises(UsageError, match="does not serve"):
+        run(tmp_path / "none", **cnn, transfer=tmp_path / "nowhere")
+    with pytest.raises(UsageError, match=r"whose 0\.weight has shape"):
+        run(tmp_path / "other", **{**cnn, "model": "cnn:8,6"}, transfer=tmp_path / "base")
+    with pytest.raises(UsageError, match=r"transfer is .* but release is digital"):
+        run(tmp_path / "private", **cnn, release="digital", transfer=tmp_path / "base")

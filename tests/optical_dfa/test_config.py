@@ -249,6 +249,7 @@ def test_written_file_is_plain_toml_with_everything(tmp_path: Path) -> None:
     assert missing == {name for name, value in config.model_dump().items() if value is None}
     assert missing == {
         "data_dir",
+        "transfer",
         "calibration",
         "noise_multiplier",
         "max_physical_batch_size",

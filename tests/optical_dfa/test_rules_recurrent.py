@@ -228,3 +228,15 @@ def test_options_out_of_range(options: dict[str, object], message: str) -> None:
 def test_a_network_without_cells_is_refused() -> None:
     with pytest.raises(UsageError, match=r"use optical_dfa\.recurrent"):
         align(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 4)), rule="sparse-recurrent", show=None)
+
+
+def test_a_layer_that_reads_backwards_is_refused() -> None:
+    """Its first call belongs to the last position: the errors would be each other's."""
+
+    class Backwards(Network):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(self.cells(x.flip(1)).flip(1))
+
+    for rule in ("sparse-recurrent", "dfa"):
+        with pytest.raises(UsageError, match="not in the order of the positions"):
+            align(Backwards("gru").double(), rule=rule, example=X, show=None)
