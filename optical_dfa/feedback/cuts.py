@@ -336,19 +336,19 @@ def check_steps(module: nn.Module, names: Sequence[str], example: Sequence[Tenso
     changed = first.clone()
     last = changed[:, -1]
     changed[:, -1] = last + 1 if last.is_floating_point() else (last == 0).to(last.dtype)
-    seen: list[list[Tensor]] = []
+    seen: list[dict[str, list[Tensor]]] = []
     for given in (first, changed):
         twin = copy.deepcopy(module).eval()
-        calls: list[Tensor] = []
-        for name in names:
-            twin.get_submodule(name).register_forward_hook(lambda _, args, out, kept=calls: kept.append(out))
+        calls: dict[str, list[Tensor]] = {name: [] for name in names}
+        for name, kept in calls.items():
+            twin.get_submodule(name).register_forward_hook(lambda _, args, out, kept=kept: kept.append(out))
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             twin(given.clone(), *(x.clone() for x in others))
         seen.append(calls)
-    called = [name for name in names for _ in range(positions)]
-    for number, (name, before, after) in enumerate(zip(called, *seen, strict=True)):
-        if (number + 1) % positions and not torch.equal(before, after):
+    for name in names:
+        before, after = (calls[name][:-1] for calls in seen)
+        if not all(torch.equal(a, b) for a, b in zip(before, after, strict=True)):
             raise UsageError(
                 f"feedback point {name} sees the last position before its last call, so its calls are not in the order "
                 "of the positions and would be taught by each other's errors; cut such a layer elsewhere"

@@ -240,3 +240,27 @@ def test_a_layer_that_reads_backwards_is_refused() -> None:
     for rule in ("sparse-recurrent", "dfa"):
         with pytest.raises(UsageError, match="not in the order of the positions"):
             align(Backwards("gru").double(), rule=rule, example=X, show=None)
+
+
+def test_layers_may_be_unrolled_together() -> None:
+    """Time by time through both layers, as well as layer by layer."""
+
+    class Together(Network):
+        def forward(self, x: Tensor) -> Tensor:
+            low, high = self.cells
+            h = [x.new_zeros(len(x), UNITS) for _ in range(2)]
+            outputs = []
+            for x_t in x.unbind(1):
+                h[0] = low.state(low.step(low.into(x_t), low.over(h[0]), h[0])[0])
+                h[1] = high.state(high.step(high.into(h[0]), high.over(h[1]), h[1])[0])
+                outputs.append(self.out(h[1]))
+            return torch.stack(outputs, 1)
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        together = Together("rnn", layers=2).double()
+    apart = network("rnn", layers=2)
+    found = [
+        gradients(align(net, rule="sparse-recurrent", example=X, show=None)) for net in (together, apart)
+    ]
+    assert_same(*found)
