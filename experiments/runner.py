@@ -32,7 +32,7 @@ def main(folder: Path, arguments: Sequence[str] | None = None) -> int:
         experiment = load(folder)
         given = _parser(folder, experiment).parse_args(arguments)
         if not given.table_only:
-            _train(folder, experiment, given.datasets, given.seeds, given.data_dir)
+            run(experiment, folder, given.data_dir, given.datasets, given.seeds)
         met = write_table(folder, experiment)
     except KeyboardInterrupt:
         print("interrupted; finished runs are kept, the same command goes on", file=sys.stderr)
@@ -44,11 +44,22 @@ def main(folder: Path, arguments: Sequence[str] | None = None) -> int:
     return 1 if False in met else 0
 
 
-def _train(
-    folder: Path, experiment: Experiment, datasets: Sequence[str], seeds: Sequence[int], data_dir: Path | None
+def run(
+    experiment: Experiment,
+    folder: Path,
+    data_dir: Path | None = None,
+    datasets: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
 ) -> None:
+    """Do the runs that have no result in `folder` yet, and write the table there after each.
+
+    Args:
+        experiment: which runs; `datasets` and `seeds` choose among them.
+        folder: of results.jsonl and table.md.
+        data_dir: folder with the data sets' files.
+    """
     results = Results(folder / RESULTS)
-    wanted = runs(experiment, datasets, seeds, data_dir)
+    wanted = runs(experiment, datasets or experiment.datasets, seeds or experiment.seeds, data_dir)
     for number, (row, config) in enumerate(wanted, start=1):
         if results.find(config) is not None:
             continue
