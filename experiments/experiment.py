@@ -31,6 +31,7 @@ class Row(BaseModel):
         settings: of `TrainConfig`, over the experiment's common ones.
         published: the same figure elsewhere, with its source; [R] marks one that was quoted from memory. Its setting
             is never exactly this one.
+        source: an earlier row, from whose run on the same data and seed the convolutions are taken (`transfer`).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -38,6 +39,7 @@ class Row(BaseModel):
     name: str
     settings: dict[str, Any]
     published: str = ""
+    source: str | None = None
 
 
 class Target(BaseModel):
@@ -86,20 +88,29 @@ class Experiment(BaseModel):
     target: tuple[Target, ...]
 
     def config(self, dataset: str, row: Row, seed: int, data_dir: Path | None = None) -> TrainConfig:
-        """The configuration of one run.
+        """The configuration of one run; its `transfer` is relative to the folder of the results.
 
         Raises:
             UsageError: a setting that does not exist or has a value that is not allowed.
         """
-        flags = {"dataset": dataset, "seed": seed, "data_dir": data_dir}
+        flags: dict[str, Any] = {"dataset": dataset, "seed": seed, "data_dir": data_dir}
+        if row.source is not None:
+            flags["transfer"] = kept_run(dataset, row.source, seed)
         return merge({**self.common, **row.settings}, flags)
 
     def quick(self) -> Experiment:
         """The same rows for one seed on the embedded data, a few steps each: whether they run, no more."""
-        rows = tuple(Row(name=row.name, settings={**row.settings, **QUICK}) for row in self.row)
+        rows = tuple(
+            Row(name=row.name, settings={**row.settings, **QUICK}, source=row.source) for row in self.row
+        )
         return self.model_copy(
             update={"datasets": (QUICK_DATASET,), "seeds": self.seeds[:1], "row": rows, "target": ()}
         )
+
+
+def kept_run(dataset: str, row: str, seed: int) -> Path:
+    """Where the run of a row that others start from is kept, relative to the folder of the results."""
+    return Path("runs") / f"{dataset}-{row}-{seed}"
 
 
 def load(folder: Path) -> Experiment:

@@ -12,13 +12,16 @@ import platform
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from experiments.experiment import RESULTS, TABLE, Experiment, Results, load, runs
+from experiments.experiment import RESULTS, TABLE, Experiment, Results, kept_run, load, runs
 from experiments.table import write_table
 from noise_models.errors import DeviceError, UsageError
-from optical_dfa.report.progress import progress_for
+from optical_dfa.config import TrainConfig
+from optical_dfa.report.progress import Progress, progress_for
+from optical_dfa.training.run_folder import SUMMARY
 from optical_dfa.training.trainer import train
 
 
@@ -60,8 +63,11 @@ def run(
     """
     results = Results(folder / RESULTS)
     wanted = runs(experiment, datasets or experiment.datasets, seeds or experiment.seeds, data_dir)
+    sources = {config.transfer for _, config in wanted if results.find(config) is None}
     for number, (row, config) in enumerate(wanted, start=1):
-        if results.find(config) is not None:
+        kept = kept_run(config.dataset, row.name, config.seed)
+        lacking = kept in sources and not (folder / kept / SUMMARY).is_file()
+        if results.find(config) is not None and not lacking:
             continue
         print(
             f"[{number}/{len(wanted)}] {config.dataset}, {row.name}, seed {config.seed}",
@@ -70,11 +76,21 @@ def run(
         )
         progress = progress_for(sys.stderr)
         try:
-            summary = train(config, progress=progress)
+            summary = _trained(config, folder, folder / kept if kept in sources else None, progress)
         finally:
             progress.finish()
         results.append(config, summary, _machine())
         write_table(folder, experiment)
+
+
+def _trained(config: TrainConfig, folder: Path, kept: Path | None, progress: Progress) -> dict[str, Any]:
+    """The summary of a run, which stays in the folder `kept` where others start from it."""
+    if config.transfer is not None:
+        config = config.model_copy(update={"transfer": folder / config.transfer})
+    if kept is None:
+        return train(config, progress=progress)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    return train(config, kept, overwrite=True, progress=progress)
 
 
 def _machine() -> dict[str, str | int]:

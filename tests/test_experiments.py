@@ -76,6 +76,34 @@ def test_a_finished_run_is_not_done_again_and_a_missed_target_is_told(
     assert (tiny / TABLE).read_text(encoding="utf-8") == table
 
 
+def test_a_row_may_start_from_anothers_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.toml").write_text(
+        TINY.split("[[row]]")[0]
+        + 'release = "none"\n[[row]]\nname = "bp"\nsettings = { rule = "bp" }\n'
+        + '[[row]]\nname = "transfer"\nsettings = { rule = "shallow" }\nsource = "bp"\n'
+        + '[[target]]\ndataset = "digits"\nrows = ["transfer"]\nat_least = 0.0\n',
+        encoding="utf-8",
+    )
+    text = (tmp_path / "config.toml").read_text(encoding="utf-8")
+    (tmp_path / "config.toml").write_text(text.replace('"mlp:8"', '"cnn-fc:4,8"'), encoding="utf-8")
+    assert runner.main(tmp_path, ["--seeds", "1"]) == 0
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["digits-bp-1"]
+    asked: list[tuple[str, Path | None]] = []
+
+    def train(config: Any, out: Path | None = None, **_: Any) -> dict[str, Any]:
+        asked.append((config.rule, out))
+        return summary_with(0.5)
+
+    monkeypatch.setattr(runner, "train", train)
+    assert runner.main(tmp_path, ["--seeds", "1"]) == 0  # wherever the folder is, both are finished
+    assert asked == []
+    lines = (tmp_path / RESULTS).read_text(encoding="utf-8").splitlines()
+    (tmp_path / RESULTS).write_text(lines[0] + "\n", encoding="utf-8")
+    (tmp_path / "runs").rename(tmp_path / "lost")
+    runner.main(tmp_path, ["--seeds", "1"])  # what it starts from is needed again
+    assert asked == [("bp", tmp_path / "runs" / "digits-bp-1"), ("shallow", None)]
+
+
 def summary_with(accuracy: float) -> dict[str, Any]:
     guarantee = {"kind": "none", "epsilon": "inf", "delta": 0.0, "device_share": None}
     return {
