@@ -17,6 +17,9 @@ from optical_dfa.data import NAMES
 from optical_dfa.defaults import DEFAULTS, OTHER_DATASET
 
 CONFIG, RESULTS, TABLE = "config.toml", "results.jsonl", "table.md"
+# What `quick` changes: the data, which need no file, and the settings that the number of records decides.
+QUICK_DATASET = "digits"
+QUICK: dict[str, Any] = {"epochs": 2, "batch_size": 128}
 Figure = Literal["test_accuracy", "epsilon", "device_share", "seconds"]
 
 
@@ -26,12 +29,17 @@ class Row(BaseModel):
     Attributes:
         name: what the table calls it.
         settings: of `TrainConfig`, over the experiment's common ones.
+        published: the same figure elsewhere, with its source; [R] marks one that was quoted from memory. Its setting
+            is never exactly this one.
+        source: an earlier row, from whose run on the same data and seed the convolutions are taken (`transfer`).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     settings: dict[str, Any]
+    published: str = ""
+    source: str | None = None
 
 
 class Target(BaseModel):
@@ -80,13 +88,29 @@ class Experiment(BaseModel):
     target: tuple[Target, ...]
 
     def config(self, dataset: str, row: Row, seed: int, data_dir: Path | None = None) -> TrainConfig:
-        """The configuration of one run.
+        """The configuration of one run; its `transfer` is relative to the folder of the results.
 
         Raises:
             UsageError: a setting that does not exist or has a value that is not allowed.
         """
-        flags = {"dataset": dataset, "seed": seed, "data_dir": data_dir}
+        flags: dict[str, Any] = {"dataset": dataset, "seed": seed, "data_dir": data_dir}
+        if row.source is not None:
+            flags["transfer"] = kept_run(dataset, row.source, seed)
         return merge({**self.common, **row.settings}, flags)
+
+    def quick(self) -> Experiment:
+        """The same rows for one seed on the embedded data, a few steps each: whether they run, no more."""
+        rows = tuple(
+            Row(name=row.name, settings={**row.settings, **QUICK}, source=row.source) for row in self.row
+        )
+        return self.model_copy(
+            update={"datasets": (QUICK_DATASET,), "seeds": self.seeds[:1], "row": rows, "target": ()}
+        )
+
+
+def kept_run(dataset: str, row: str, seed: int) -> Path:
+    """Where the run of a row that others start from is kept, relative to the folder of the results."""
+    return Path("runs") / f"{dataset}-{row}-{seed}"
 
 
 def load(folder: Path) -> Experiment:
@@ -106,10 +130,11 @@ def load(folder: Path) -> Experiment:
 def identity(config: TrainConfig) -> dict[str, Any]:
     """What makes two runs the same run (JSON types): the settings and the shipped defaults behind them.
 
-    Where the data lie is no part of it. A changed default makes a new run: its old results count no more.
+    Where the data lie is no part of it, nor what is only watched. A changed default makes a new run: its old results
+    count no more.
     """
     name = config.dataset if config.dataset in NAMES else OTHER_DATASET
-    given = config.model_dump(mode="json", exclude={"data_dir"}, exclude_none=True)
+    given = config.model_dump(mode="json", exclude={"data_dir", "diagnose"}, exclude_none=True)
     same: dict[str, Any] = json.loads(
         json.dumps({**given, "defaults": asdict(DEFAULTS[name, config.private])})
     )

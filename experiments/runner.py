@@ -12,13 +12,16 @@ import platform
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from experiments.experiment import RESULTS, TABLE, Experiment, Results, load, runs
+from experiments.experiment import RESULTS, TABLE, Experiment, Results, kept_run, load, runs
 from experiments.table import write_table
 from noise_models.errors import DeviceError, UsageError
-from optical_dfa.report.progress import progress_for
+from optical_dfa.config import TrainConfig
+from optical_dfa.report.progress import Progress, progress_for
+from optical_dfa.training.run_folder import SUMMARY
 from optical_dfa.training.trainer import train
 
 
@@ -32,7 +35,7 @@ def main(folder: Path, arguments: Sequence[str] | None = None) -> int:
         experiment = load(folder)
         given = _parser(folder, experiment).parse_args(arguments)
         if not given.table_only:
-            _train(folder, experiment, given.datasets, given.seeds, given.data_dir)
+            run(experiment, folder, given.data_dir, given.datasets, given.seeds)
         met = write_table(folder, experiment)
     except KeyboardInterrupt:
         print("interrupted; finished runs are kept, the same command goes on", file=sys.stderr)
@@ -44,13 +47,27 @@ def main(folder: Path, arguments: Sequence[str] | None = None) -> int:
     return 1 if False in met else 0
 
 
-def _train(
-    folder: Path, experiment: Experiment, datasets: Sequence[str], seeds: Sequence[int], data_dir: Path | None
+def run(
+    experiment: Experiment,
+    folder: Path,
+    data_dir: Path | None = None,
+    datasets: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
 ) -> None:
+    """Do the runs that have no result in `folder` yet, and write the table there after each.
+
+    Args:
+        experiment: which runs; `datasets` and `seeds` choose among them.
+        folder: of results.jsonl and table.md.
+        data_dir: folder with the data sets' files.
+    """
     results = Results(folder / RESULTS)
-    wanted = runs(experiment, datasets, seeds, data_dir)
+    wanted = runs(experiment, datasets or experiment.datasets, seeds or experiment.seeds, data_dir)
+    sources = {config.transfer for _, config in wanted if results.find(config) is None}
     for number, (row, config) in enumerate(wanted, start=1):
-        if results.find(config) is not None:
+        kept = kept_run(config.dataset, row.name, config.seed)
+        lacking = kept in sources and not (folder / kept / SUMMARY).is_file()
+        if results.find(config) is not None and not lacking:
             continue
         print(
             f"[{number}/{len(wanted)}] {config.dataset}, {row.name}, seed {config.seed}",
@@ -59,11 +76,21 @@ def _train(
         )
         progress = progress_for(sys.stderr)
         try:
-            summary = train(config, progress=progress)
+            summary = _trained(config, folder, folder / kept if kept in sources else None, progress)
         finally:
             progress.finish()
         results.append(config, summary, _machine())
         write_table(folder, experiment)
+
+
+def _trained(config: TrainConfig, folder: Path, kept: Path | None, progress: Progress) -> dict[str, Any]:
+    """The summary of a run, which stays in the folder `kept` where others start from it."""
+    if config.transfer is not None:
+        config = config.model_copy(update={"transfer": folder / config.transfer})
+    if kept is None:
+        return train(config, progress=progress)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    return train(config, kept, overwrite=True, progress=progress)
 
 
 def _machine() -> dict[str, str | int]:

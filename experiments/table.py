@@ -52,26 +52,52 @@ class Cell:
         return float(t.ppf(0.975, len(accuracies) - 1)) * spread
 
 
-def write_table(folder: Path, experiment: Experiment) -> list[bool | None]:
-    """Write `table.md` from `results.jsonl`, and say of every target whether it was met (None: not measured)."""
+def cells_of(folder: Path, experiment: Experiment) -> dict[tuple[str, str], Cell]:
+    """(data set, row's name) -> the finished runs in `folder`."""
     results = Results(folder / RESULTS)
     cells: dict[tuple[str, str], Cell] = {}
     for dataset in experiment.datasets:
         for row in experiment.row:
             found = [results.find(experiment.config(dataset, row, seed)) for seed in experiment.seeds]
             cells[dataset, row.name] = Cell([r for r in found if r is not None], len(experiment.seeds))
+    return cells
+
+
+def document(folder: Path, experiment: Experiment) -> dict[str, Any]:
+    """The table as JSON types: every row's figures, and whether each target was met (None: not measured)."""
+    cells = cells_of(folder, experiment)
+    published = {row.name: row.published or None for row in experiment.row}
+    rows = [
+        {
+            "dataset": dataset,
+            "run": name,
+            "test_accuracy": cell.figures("test_accuracy"),
+            "seconds": cell.figures("seconds"),
+            "seeds": len(cell.results),
+            "seeds_wanted": cell.wanted,
+            "published": published[name],
+        }
+        for (dataset, name), cell in cells.items()
+    ]
+    judged = [_judge(target, cells) for target in experiment.target]
+    targets = [{"target": text, "measured": measured, "met": met} for text, measured, met in judged]
+    return {"rows": rows, "targets": targets}
+
+
+def write_table(folder: Path, experiment: Experiment) -> list[bool | None]:
+    """Write `table.md` from `results.jsonl`, and say of every target whether it was met (None: not measured)."""
+    cells = cells_of(folder, experiment)
     judged = [_judge(target, cells) for target in experiment.target]
     private = any(experiment.config(experiment.datasets[0], row, 0).private for row in experiment.row)
     spread = "standard deviation" if experiment.spread == "std" else "half width of the 95 % t-interval"
+    targets = ["| Target | Measured | Met |", "|---|---|---|"]
+    targets += [f"| {text} | {measured} | {_MET[met]} |" for text, measured, met in judged]
     lines = [
         *_rows(experiment, cells, private),
         "",
         f"Test accuracy is the mean over {len(experiment.seeds)} seeds ± {spread}.{_circumstances(cells)}",
         "",
-        "| Target | Measured | Met |",
-        "|---|---|---|",
-        *(f"| {text} | {measured} | {_MET[met]} |" for text, measured, met in judged),
-        "",
+        *([*targets, ""] if judged else []),
         f"Made by `{experiment.command}`.",
     ]
     partial = folder / (TABLE + ".partial")
@@ -86,7 +112,8 @@ _MET = {True: "yes", False: "**no**", None: "–"}
 def _rows(experiment: Experiment, cells: dict[tuple[str, str], Cell], private: bool) -> list[str]:
     head = ["Data set", "Run", "Test accuracy"]
     head += ["ε", "Noise variance from the device"] if private else []
-    head += ["Seconds"]
+    shown = any(row.published for row in experiment.row)
+    head += ["Seconds", *(["Published"] if shown else [])]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for dataset in experiment.datasets:
         for row in experiment.row:
@@ -94,6 +121,7 @@ def _rows(experiment: Experiment, cells: dict[tuple[str, str], Cell], private: b
             figures = [_accuracy(cell, experiment.spread)]
             figures += [_epsilon(cell), _share(cell)] if private else []
             figures += [f"{cell.judged('seconds'):.0f}" if cell.results else ABSENT]
+            figures += [row.published or "–"] if shown else []
             lines.append(f"| {' | '.join([dataset, row.name, *figures])} |")
     return lines
 

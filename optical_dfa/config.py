@@ -23,11 +23,12 @@ from optical_dfa.backends import targets
 from optical_dfa.data import NAMES as DATASETS
 from optical_dfa.data.features import components
 from optical_dfa.defaults import ADAM_LR, DEFAULTS, OTHER_DATASET
+from optical_dfa.feedback import RULES as REGISTERED_RULES
 from privacy.adjacency import Adjacency
 from privacy.releases import RELEASES as SOUND_RELEASES
 from privacy.releases import refuse_unknown_options, terms
 
-RULES = ("bp", "dfa", "gated-dfa", "shallow")
+RULES = tuple(REGISTERED_RULES)
 RELEASES = ("none", *SOUND_RELEASES)
 OPTIMIZERS = ("sgd", "adam")
 
@@ -58,6 +59,8 @@ class TrainConfig(BaseModel):
         features: inputs computed from the training inputs alone (`optical_dfa.data.features`), where those are public:
             releases none and label.
         model: a specification that `optical_dfa.models.build` understands.
+        transfer: folder of a run of the same network, whose convolutions are taken and frozen; not in a private run,
+            for they may have learned from the same records.
         rule: which training rule; one of `RULES`.
         backend, backend_options: the projection device and its own settings.
         rule_options: the rule's own settings.
@@ -77,6 +80,8 @@ class TrainConfig(BaseModel):
         reproducible: seeded privacy noise: the run can be repeated and gives NO guarantee.
         unsafe_diagnostics: add the training loss and the mean batch size to the metrics; they leak
             private records, so the run gives NO guarantee.
+        diagnose: compare the rule's teaching with backpropagation's at every evaluation, on training records; a
+            private run needs unsafe_diagnostics for it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -85,6 +90,7 @@ class TrainConfig(BaseModel):
     data_dir: Folder | None = None
     features: Text | None = None
     model: Text = "mlp"
+    transfer: Folder | None = None
     rule: Text = "dfa"
     rule_options: Options = {}
     backend: Text = "simulated-opu"
@@ -108,6 +114,7 @@ class TrainConfig(BaseModel):
     max_physical_batch_size: Count | None = None
     reproducible: Flag = False
     unsafe_diagnostics: Flag = False
+    diagnose: Flag = False
 
     @property
     def private(self) -> bool:
@@ -174,6 +181,16 @@ class TrainConfig(BaseModel):
         elif self.max_grad_norm is not None and not SOUND_RELEASES[self.release].clips:
             raise ValueError(
                 f"max_grad_norm is {self.max_grad_norm} but release {self.release} does not clip; drop max_grad_norm"
+            )
+        if self.private and self.transfer is not None:
+            raise ValueError(
+                f"transfer is {str(self.transfer)!r} but release is {self.release}: what those layers learned from is "
+                "not covered by it; drop transfer, or use release none"
+            )
+        if self.private and self.diagnose and not self.unsafe_diagnostics:
+            raise ValueError(
+                f"diagnose is true, which shows figures of private records that release {self.release} does not cover; "
+                "add unsafe_diagnostics, which voids the guarantee, or drop diagnose"
             )
         if self.private:
             refuse_unknown_options(self.release, self.release_options or {})
@@ -267,7 +284,7 @@ def resolve(config: TrainConfig, train_size: int) -> ResolvedConfig:
             default("max_grad_norm", shipped.max_grad_norm)
         if config.noise_multiplier is None:
             default("epsilon", shipped.epsilon)
-    for name in ("data_dir", "calibration"):
+    for name in ("data_dir", "calibration", "transfer"):
         if values[name] is not None:
             values[name] = values[name].expanduser().resolve()
     if shipped_for == OTHER_DATASET:
@@ -312,7 +329,7 @@ def read(path: Path) -> dict[str, Any]:
 def write(config: TrainConfig, path: Path) -> None:
     """The configuration as TOML; settings that are None are left out. `read` and `merge` give it back."""
     values = config.model_dump(exclude_none=True)
-    for name in ("data_dir", "calibration"):
+    for name in ("data_dir", "calibration", "transfer"):
         if name in values:
             values[name] = str(values[name])
     partial = path.with_name(path.name + ".partial")  # a crash leaves the file whole or as it was

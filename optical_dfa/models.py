@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,10 @@ from noise_models.generator import derive_seed
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
 MAX_WIDTH = 65536
 MAX_PARAMETERS = 2 * 10**8  # 0.8 GB of weights, and several times that while training
-GRAMMAR = "mlp[:WIDTH,...], cnn[:CHANNELS,...] or resmlp[:WIDTH,WIDTH,...], then /tanh or /relu if wanted"
+GRAMMAR = (
+    "mlp[:WIDTH,...], cnn[:CHANNELS,...], cnn-fc[:CHANNELS,...,WIDTH] or resmlp[:WIDTH,WIDTH,...], then /tanh or /relu "
+    "if wanted"
+)
 
 
 class ResidualBlock(nn.Module):
@@ -73,6 +77,23 @@ def cnn(
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * height * width, classes))
 
 
+def cnn_fc(
+    input_shape: Sequence[int], classes: int, widths: Sequence[int], activation: type[nn.Module]
+) -> nn.Module:
+    """The blocks of `cnn` for all widths but the last, then a fully connected hidden layer of the last, then logits."""
+    if len(widths) < 2:
+        raise UsageError(
+            f"model cnn-fc has one width, {widths[0]}; it needs channels and then the width of its hidden layer, for "
+            "example cnn-fc:16,32,128"
+        )
+    width = widths[-1]
+    return nn.Sequential(
+        *cast(nn.Sequential, cnn(input_shape, width, widths[:-1], activation)),
+        activation(),
+        nn.Linear(width, classes),
+    )
+
+
 def resmlp(
     input_shape: Sequence[int], classes: int, widths: Sequence[int], activation: type[nn.Module]
 ) -> nn.Module:
@@ -96,6 +117,7 @@ Builder = Callable[[Sequence[int], int, Sequence[int], type[nn.Module]], nn.Modu
 MODELS: dict[str, tuple[Builder, tuple[int, ...]]] = {
     "mlp": (mlp, (512,)),
     "cnn": (cnn, (16, 32)),
+    "cnn-fc": (cnn_fc, (16, 32, 128)),
     "resmlp": (resmlp, (256, 256, 256)),
 }
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from experiments import runner
-from experiments.experiment import RESULTS, TABLE, Experiment, Results, load
+from experiments.experiment import RESULTS, TABLE, Experiment, Results, identity, load
 from experiments.table import write_table
 from noise_models.errors import UsageError
 
@@ -74,6 +74,34 @@ def test_a_finished_run_is_not_done_again_and_a_missed_target_is_told(
     monkeypatch.setattr(runner, "train", lambda *_, **__: pytest.fail("a finished run was done again"))
     assert runner.main(tiny, []) == 1
     assert (tiny / TABLE).read_text(encoding="utf-8") == table
+
+
+def test_a_row_may_start_from_anothers_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.toml").write_text(
+        TINY.split("[[row]]")[0]
+        + 'release = "none"\n[[row]]\nname = "bp"\nsettings = { rule = "bp" }\n'
+        + '[[row]]\nname = "transfer"\nsettings = { rule = "shallow" }\nsource = "bp"\n'
+        + '[[target]]\ndataset = "digits"\nrows = ["transfer"]\nat_least = 0.0\n',
+        encoding="utf-8",
+    )
+    text = (tmp_path / "config.toml").read_text(encoding="utf-8")
+    (tmp_path / "config.toml").write_text(text.replace('"mlp:8"', '"cnn-fc:4,8"'), encoding="utf-8")
+    assert runner.main(tmp_path, ["--seeds", "1"]) == 0
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["digits-bp-1"]
+    asked: list[tuple[str, Path | None]] = []
+
+    def train(config: Any, out: Path | None = None, **_: Any) -> dict[str, Any]:
+        asked.append((config.rule, out))
+        return summary_with(0.5)
+
+    monkeypatch.setattr(runner, "train", train)
+    assert runner.main(tmp_path, ["--seeds", "1"]) == 0  # wherever the folder is, both are finished
+    assert asked == []
+    lines = (tmp_path / RESULTS).read_text(encoding="utf-8").splitlines()
+    (tmp_path / RESULTS).write_text(lines[0] + "\n", encoding="utf-8")
+    (tmp_path / "runs").rename(tmp_path / "lost")
+    runner.main(tmp_path, ["--seeds", "1"])  # what it starts from is needed again
+    assert asked == [("bp", tmp_path / "runs" / "digits-bp-1"), ("shallow", None)]
 
 
 def summary_with(accuracy: float) -> dict[str, Any]:
@@ -187,18 +215,28 @@ def test_an_experiment_that_is_none_is_one_line(tmp_path: Path, capsys: pytest.C
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
-def test_a_published_experiment_is_sound_and_its_table_is_its_results(folder: Path, tmp_path: Path) -> None:
+def test_an_experiment_is_sound(folder: Path) -> None:
     experiment: Experiment = load(folder)
     names = {row.name for row in experiment.row}
+    assert len(names) == len(experiment.row)
     for target in experiment.target:
         assert set(target.rows) <= names
         assert target.dataset in experiment.datasets
         limits = (target.at_least, target.at_most, target.within, target.below_by)
         assert sum(limit is not None for limit in limits) == 1
+    for which in (experiment, experiment.quick()):
+        configs = [which.config(name, row, 0) for name in which.datasets for row in which.row]
+        assert len({json.dumps(identity(config)) for config in configs}) == len(configs)
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_a_published_table_is_its_results(folder: Path, tmp_path: Path) -> None:
+    if not (folder / RESULTS).is_file():
+        assert not (folder / TABLE).exists()  # nothing was measured yet
+        return
     (tmp_path / "config.toml").write_bytes((folder / "config.toml").read_bytes())
-    if (folder / RESULTS).is_file():
-        (tmp_path / RESULTS).write_bytes((folder / RESULTS).read_bytes())
-    write_table(tmp_path, experiment)
+    (tmp_path / RESULTS).write_bytes((folder / RESULTS).read_bytes())
+    write_table(tmp_path, load(folder))
     assert (tmp_path / TABLE).read_text(encoding="utf-8") == (folder / TABLE).read_text(encoding="utf-8")
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from optical_dfa.backends.base import ProjectionBackend
 
 ENTRY_POINT_GROUP: Final = "optical_dfa.backends"
-_NO_OPTIONS: Final = ("in_features", "out_features", "seed", "noise")
+NO_OPTIONS: Final = ("in_features", "out_features", "seed", "noise")
 
 BACKENDS: Final[dict[str, str]] = {
     "digital": "optical_dfa.backends.digital:DigitalBackend",
@@ -89,7 +89,7 @@ def create(
         DeviceError: the device, or the library that drives it, is not there.
     """
     cls = backend_class(name)
-    chosen = options_of.checked(f"backend {name}", cls, options, _NO_OPTIONS)
+    chosen = options_of.checked(f"backend {name}", cls, options, NO_OPTIONS)
     build: Any = cls
     device: ProjectionBackend = build(in_features, out_features, seed=seed, noise=noise, **chosen)
     return device

@@ -38,6 +38,7 @@ class ProjectionBackend(ABC):
         name: the registered name.
         in_features, out_features: sizes of the projection.
         std: standard deviation of B's entries, in the units `project` answers in.
+        distribution: law of B's entries; that of light is normal.
         noise: the readout's noise model.
         dark_pixels: pixels in one dark frame; 0 for a device without a camera.
         frame_shape: rows and columns of such a frame; their product is dark_pixels.
@@ -51,6 +52,7 @@ class ProjectionBackend(ABC):
 
     name: ClassVar[str]
     std: float = 1.0
+    distribution: str = "normal"
     dark_pixels: int = 0
     frame_shape: tuple[int, int] = (0, 0)
     frames_per_record: int = 0

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar, Final
 
 from torch import Tensor
 
 from noise_models.base import NoNoise
+from noise_models.errors import UsageError
 from noise_models.generator import NoiseGenerator
 from optical_dfa.backends.base import ProjectionBackend
-from optical_dfa.backends.matrix import RandomMatrix
+from optical_dfa.backends.matrix import DISTRIBUTIONS, RandomMatrix
+from optical_dfa.backends.sparse_matrix import SparseMatrix
+
+SPARSE: Final = "sparse"
 
 
 class DigitalBackend(ProjectionBackend):
-    """Exact `B e` with a seeded B of unit-variance entries (Nøkland 2016, arXiv:1609.01596)."""
+    """Exact `B e` with a seeded B of unit-variance entries (Nøkland 2016, arXiv:1609.01596), or a sparse one."""
 
     name: ClassVar[str] = "digital"
 
@@ -25,22 +30,56 @@ class DigitalBackend(ProjectionBackend):
         seed: int,
         noise: NoiseGenerator,
         distribution: str = "normal",
+        nonzeros: int | None = None,
+        rank: int | None = None,
+        slices: Sequence[int] | None = None,
     ) -> None:
         """
         Args:
             seed: determines B.
             noise: unused, there is none.
-            distribution: of B's entries, "normal" or "uniform".
+            distribution: law of B, "normal", "uniform", "binary", "orthogonal" (`RandomMatrix`) or "sparse"
+                (`SparseMatrix`).
+            nonzeros: of each row of a sparse B; None is 1.
+            rank: of each slice of a sparse B; None is unrestricted.
+            slices: numbers of outputs that are drawn together where the law is of a whole matrix (orthogonal, and
+                sparse of a rank); `align` gives those of the layers. None is all outputs together.
 
         Raises:
             UsageError: sizes or distribution are not allowed.
         """
         super().__init__(in_features, out_features)
+        if distribution != SPARSE:
+            for option, value in (("nonzeros", nonzeros), ("rank", rank)):
+                if value is not None:
+                    raise UsageError(
+                        f"{option} is {value} but distribution is {distribution}; it is of distribution=sparse"
+                    )
+            if distribution not in DISTRIBUTIONS:
+                raise UsageError(
+                    f"distribution of the feedback matrix is {distribution!r}; "
+                    f"it must be one of: {', '.join((*DISTRIBUTIONS, SPARSE))}"
+                )
         self.noise = NoNoise()
+        self.distribution = distribution
         self._seed = seed
         self._generator = noise
-        self._distribution = distribution
-        self._matrix = RandomMatrix(in_features, out_features, seed, distribution)
+        self._options: dict[str, Any] = {
+            "distribution": distribution,
+            "nonzeros": 1 if nonzeros is None and distribution == SPARSE else nonzeros,
+            "rank": rank,
+            "slices": _slices(slices, out_features),
+        }
+        self._matrix: RandomMatrix | SparseMatrix
+        if distribution == SPARSE:
+            sparse = SparseMatrix(
+                in_features, out_features, seed, self._options["nonzeros"], rank, self._options["slices"]
+            )
+            self._matrix, self.std = sparse, sparse.std
+        else:
+            self._matrix = RandomMatrix(
+                in_features, out_features, seed, distribution, self._options["slices"]
+            )
 
     def _project(self, e: Tensor) -> Tensor:
         return self._matrix.times(e)
@@ -49,23 +88,45 @@ class DigitalBackend(ProjectionBackend):
         return self._matrix.values
 
     def describe(self) -> dict[str, Any]:
-        return {
+        described = {
             "backend": self.name,
             "in_features": self.in_features,
             "out_features": self.out_features,
             "seed": self._seed,
-            "distribution": self._distribution,
+            "distribution": self.distribution,
             "std": self.std,
             "noise": self.noise.describe(),
         }
+        rank = self._options["rank"]
+        if self.distribution == SPARSE:
+            described.update(nonzeros=self._options["nonzeros"], rank=rank)
+        if self.distribution == "orthogonal" or rank is not None:
+            described["slices"] = self._options["slices"]
+        return described
 
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
         return _restore, (
-            type(self), self.in_features, self.out_features, self._seed, self._generator, self._distribution,
+            type(self), self.in_features, self.out_features, self._seed, self._generator, self._options,
         )  # fmt: skip
 
 
+def _slices(slices: Sequence[int] | None, out_features: int) -> list[int]:
+    if slices is None:
+        return [out_features]
+    sizes = list(slices) if isinstance(slices, list | tuple) else []
+    if not all(type(size) is int and size > 0 for size in sizes) or sum(sizes) != out_features:
+        raise UsageError(
+            f"slices is {slices!r}; it must be a list of positive numbers of outputs, {out_features} together"
+        )
+    return sizes
+
+
 def _restore(
-    cls: type[DigitalBackend], n_in: int, n_out: int, seed: int, noise: NoiseGenerator, distribution: str
+    cls: type[DigitalBackend],
+    n_in: int,
+    n_out: int,
+    seed: int,
+    noise: NoiseGenerator,
+    options: dict[str, Any],
 ) -> DigitalBackend:
-    return cls(n_in, n_out, seed=seed, noise=noise, distribution=distribution)
+    return cls(n_in, n_out, seed=seed, noise=noise, **options)

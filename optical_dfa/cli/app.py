@@ -27,6 +27,7 @@ COMMANDS = {
     "bench": "optical_dfa.cli.bench:bench",
     "calibrate": "optical_dfa.cli.calibrate:calibrate",
     "report": "optical_dfa.cli.report:report",
+    "reproduce": "optical_dfa.cli.reproduce:reproduce",
 }
 
 # click's base class of "the command line cannot be understood"; typer vendors click from 0.26 on.

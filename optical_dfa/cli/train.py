@@ -30,7 +30,17 @@ def train(
         str | None, typer.Option(help="Inputs' principal components, such as pca:64; inputs must be public.")
     ] = None,
     model: Annotated[str | None, typer.Option(help="Network, such as mlp or mlp:512,512.")] = None,
-    rule: Annotated[str | None, typer.Option(help="Training rule: dfa, gated-dfa, bp, shallow.")] = None,
+    transfer: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Freeze the convolutions of this run; not private.")
+    ] = None,
+    rule: Annotated[
+        str | None,
+        typer.Option(
+            help="Training rule: dfa, sign-dfa, ternary, bdfa, ssdfa, drtp, gated-dfa, cdfa, modular, dilated, "
+            "grouped, hybrid, sparse-recurrent, fa, usf, frsf, brsf, fdfa (or ddfa), dkp, fg-a, fg-w, "
+            "pepita, bp, shallow."
+        ),
+    ] = None,
     rule_option: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="Repeatable.")] = None,
     backend: Annotated[
         str | None, typer.Option(help="Projection device; see `optical-dfa backends`.")
@@ -75,6 +85,10 @@ def train(
         bool,
         typer.Option("--unsafe-diagnostics", help="Keep training loss and batch size too: NO guarantee."),
     ] = False,
+    diagnose: Annotated[
+        bool,
+        typer.Option("--diagnose", help="Compare the rule with backpropagation; needs no privacy."),
+    ] = False,
     out: Annotated[
         str | None, typer.Option(metavar="DIR", help="Run folder; none is kept without it.")
     ] = None,
@@ -99,6 +113,7 @@ def train(
         "data_dir": data_dir,
         "features": features,
         "model": model,
+        "transfer": transfer,
         "rule": rule,
         "rule_options": parse_options("--rule-option", rule_option),
         "backend": backend,
@@ -122,6 +137,7 @@ def train(
         "device": device,
         "reproducible": reproducible or None,
         "unsafe_diagnostics": unsafe_diagnostics or None,
+        "diagnose": diagnose or None,
     }
     source = folder / CONFIG if resume and folder is not None and config is None else config
     merged = settings.merge(settings.read(source) if source is not None else {}, flags)
@@ -145,6 +161,20 @@ def train(
         print_json(summary)
     else:
         _show(summary, folder)
+    if merged.diagnose and folder is not None:
+        _tell_of_tensorboard(folder)
+
+
+def _tell_of_tensorboard(folder: Path) -> None:
+    """Where TensorBoard's files are, or why there are none; on standard error."""
+    from optical_dfa.training.diagnosis import TensorBoard
+    from optical_dfa.training.run_folder import TENSORBOARD
+
+    if TensorBoard.installed():
+        text = f"see the diagnosis with: tensorboard --logdir {folder / TENSORBOARD}"
+    else:
+        text = f"no TensorBoard files: pip install tensorboard, or read the diagnosis in {folder}"
+    print(text, file=sys.stderr)
 
 
 def parse_options(flag: str, given: Sequence[str] | None) -> dict[str, Any] | None:

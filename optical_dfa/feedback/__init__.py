@@ -17,10 +17,31 @@ if TYPE_CHECKING:
     from optical_dfa.feedback.rule import FeedbackRule
 
 RULES: dict[str, str] = {
+    "bdfa": "optical_dfa.feedback.bdfa:BinaryFeedbackAlignment",
     "bp": "optical_dfa.feedback.bp:Backpropagation",
+    "brsf": "optical_dfa.feedback.sign_symmetry:BatchRandomSignSymmetry",
+    "cdfa": "optical_dfa.feedback.cdfa:ConvolutionalFeedbackAlignment",
+    "ddfa": "optical_dfa.feedback.fdfa:ForwardDirectFeedbackAlignment",
     "dfa": "optical_dfa.feedback.dfa:DirectFeedbackAlignment",
+    "dilated": "optical_dfa.feedback.dilated:DilatedFeedback",
+    "dkp": "optical_dfa.feedback.dkp:DirectKolenPollack",
+    "drtp": "optical_dfa.feedback.drtp:DirectRandomTargetProjection",
+    "fa": "optical_dfa.feedback.fa:FeedbackAlignment",
+    "fdfa": "optical_dfa.feedback.fdfa:ForwardDirectFeedbackAlignment",
+    "fg-a": "optical_dfa.feedback.forward_gradient:ActivityForwardGradient",
+    "fg-w": "optical_dfa.feedback.forward_gradient:WeightForwardGradient",
+    "frsf": "optical_dfa.feedback.sign_symmetry:FixedRandomSignSymmetry",
     "gated-dfa": "optical_dfa.feedback.gated:GatedFeedbackAlignment",
+    "grouped": "optical_dfa.feedback.grouped:GroupedFeedback",
+    "hybrid": "optical_dfa.feedback.hybrid:HybridFeedback",
+    "modular": "optical_dfa.feedback.modular:ModularFeedbackAlignment",
+    "pepita": "optical_dfa.feedback.pepita:Pepita",
     "shallow": "optical_dfa.feedback.shallow:Shallow",
+    "sign-dfa": "optical_dfa.feedback.sign_dfa:SignFeedbackAlignment",
+    "sparse-recurrent": "optical_dfa.feedback.sparse_recurrent:SparseRecurrentFeedback",
+    "ssdfa": "optical_dfa.feedback.ssdfa:SparseFeedbackAlignment",
+    "ternary": "optical_dfa.feedback.ternary:TernaryFeedbackAlignment",
+    "usf": "optical_dfa.feedback.sign_symmetry:UniformSignSymmetry",
 }
 
 __all__ = ["RULES", "AlignedModule", "align", "make_rule", "unalign"]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -17,10 +17,11 @@ from noise_models.generator import NoiseGenerator, derive_seed
 from optical_dfa.backends import create
 from optical_dfa.backends.base import ProjectionBackend
 from optical_dfa.feedback import make_rule
-from optical_dfa.feedback.cuts import OUTPUT, Trace, trace
-from optical_dfa.feedback.dfa import DirectFeedbackAlignment
+from optical_dfa.feedback.cuts import OUTPUT, Trace, check_steps, trace
 from optical_dfa.feedback.points import Tape, install, remove
 from optical_dfa.feedback.rule import FeedbackRule, Point
+from optical_dfa.feedback.state import FeedbackState, TeachingState
+from optical_dfa.feedback.stateful import GradientState
 from optical_dfa.training.aggregated import AggregatedCapture
 from optical_dfa.training.capture import Capture
 from optical_dfa.training.gated import GatedCapture
@@ -39,7 +40,7 @@ class _RootFeedback(torch.autograd.Function):
         ctx: Any,
         aligned: AlignedModule,
         indices: Sequence[int],
-        context: Tensor | None,
+        context: Any,
         output: Tensor,
         *kept: Tensor,
     ) -> Tensor:
@@ -54,10 +55,15 @@ class _RootFeedback(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         error, signals = ctx.aligned.teach(grad, ctx.context)
-        kept = [
-            None if signals[index] is None else signals[index].reshape(shape).to(dtype)
-            for index, shape, dtype in zip(ctx.indices, ctx.shapes, ctx.dtypes, strict=True)
-        ]
+        kept: list[Tensor | None] = []
+        for place, (index, shape, dtype) in enumerate(zip(ctx.indices, ctx.shapes, ctx.dtypes, strict=True)):
+            signal = signals[index]
+            if (
+                signal is not None and signal.numel() != shape.numel()
+            ):  # one call a position: each its own error
+                calls, call = ctx.indices.count(index), ctx.indices[:place].count(index)
+                signal = signal.reshape(shape[0], calls, *shape[1:])[:, call]
+            kept.append(None if signal is None else signal.reshape(shape).to(dtype))
         return (None, None, None, error, *kept)
 
 
@@ -71,6 +77,7 @@ class AlignedModule(nn.Module):
         module: the plain module.
         rule, backend: the rule, and its device (None for rules that do not project).
         points: the feedback points.
+        state: what the rule keeps of its own (None for most rules).
         cuts: what every root trains, as verified on autograd's graph.
     """
 
@@ -83,13 +90,15 @@ class AlignedModule(nn.Module):
         traced: Trace,
         loss_reduction: LossReduction,
         example: Sequence[Tensor],
+        state: FeedbackState | None = None,
     ) -> None:
         super().__init__()
         self.module = module
         self.rule = rule
         self.backend = backend
         self.points = tuple(points)
-        self.cuts = tuple(traced.cuts)
+        teachers = {} if state is None else state.teachers
+        self.cuts = tuple(replace(cut, teacher=teachers.get(cut.root, OUTPUT)) for cut in traced.cuts)
         self.loss_reduction = loss_reduction
         self._example = [(tuple(x.shape[1:]), x.dtype) for x in example]  # shapes only: no record is kept
         self._uses = traced.uses
@@ -98,6 +107,9 @@ class AlignedModule(nn.Module):
         self._capture: Capture | None = None
         if rule.cuts:
             install(module, [point.name for point in points], self._tape)
+        self.state = state
+        if state is not None:
+            state.install(module)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """The module's output; its backward pass is the rule's.
@@ -113,7 +125,21 @@ class AlignedModule(nn.Module):
         if not torch.is_grad_enabled():
             plain: Tensor = self.module(*args, **kwargs)
             return plain
+        if self.state is not None and not self.state.compiles:
+            taught: Tensor = self._forward_outside_graphs(*args, **kwargs)
+            return taught
+        return self._forward(*args, **kwargs)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _forward_outside_graphs(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self._forward(*args, **kwargs)
+
+    def _forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        if isinstance(self.state, GradientState):
+            return self.state.run(self, args, kwargs)
         self._tape.kept = []
+        if self.state is not None:
+            self.state.begin()
         try:
             if self._capture is None:
                 output = self.module(*args, **kwargs)
@@ -133,16 +159,24 @@ class AlignedModule(nn.Module):
             kept = self._tape.kept if self.rule.teaches_hidden else []
         finally:
             self._tape.kept = None
+            if self.state is not None:
+                self.state.end()
         if not self.rule.cuts and self._capture is None:
             return output  # type: ignore[no-any-return]  # plain autograd
-        for index, h in kept:
-            self._check_shape(self.points[index], h, output)
         indices = [index for index, _ in kept]
-        context = self.rule.context(args, output)
+        for index, h in kept:
+            self._check_shape(self.points[index], h, output, indices.count(index))
+        context = (
+            self.state.observe(self.module, self._tape, args, kwargs, kept, output)
+            if isinstance(self.state, TeachingState)
+            else self.rule.context(args, output)
+        )
         result: Tensor = _RootFeedback.apply(self, indices, context, output, *(h for _, h in kept))  # type: ignore[no-untyped-call]
         return result
 
-    def _check_shape(self, point: Point, h: Tensor, output: Tensor) -> None:
+    def _check_shape(self, point: Point, h: Tensor, output: Tensor, calls: int) -> None:
+        if _called_at_positions(h, output, calls) and h.shape[1:] == point.shape:
+            return
         positions = output.shape[:-1] if output.ndim > 1 else output.shape
         if h.shape[-len(point.shape) :] != point.shape or h.numel() != positions.numel() * point.width:
             raise UsageError(
@@ -150,14 +184,14 @@ class AlignedModule(nn.Module):
                 f"laid out for {list(point.shape)}; give records shaped like align()'s example"
             )
 
-    def teach(self, grad: Tensor, context: Tensor | None = None) -> tuple[Tensor, list[Tensor | None]]:
+    def teach(self, grad: Tensor, context: Any = None) -> tuple[Tensor, list[Tensor | None]]:
         """From the loss gradient at the output, what goes on to the output and to each point.
 
         Args:
             grad: dL/dz, shape (m, ...). A mean loss is undone with the realised m first, so that the device sees
                 the error of single records; a private capture keeps it undone (sum of records), otherwise the
                 mean is put back, on output and hidden layers alike.
-            context: what the rule noted of the forward pass (`FeedbackRule.context`).
+            context: what the rule noted of the forward pass (`FeedbackRule.context`, or `TeachingState.observe`).
         """
         records = grad.shape[0] if self.loss_reduction == "mean" else 1
         error = grad * records if records != 1 else grad
@@ -165,12 +199,15 @@ class AlignedModule(nn.Module):
         if self.points and self.rule.teaches_hidden:
             rows = error.reshape(-1, _components(error))
             rows = rows if rows.dtype in (torch.float32, torch.float64) else rows.float()
-            lifted = self.rule.lift(rows, context)
-            signals = (
-                self._feedback(lifted)
-                if self._capture is None
-                else self._capture.signals(lifted, self._feedback)
-            )
+            if isinstance(self.state, TeachingState):
+                signals = self.state.teach(rows, context)
+            else:
+                lifted = self.rule.lift(rows, context)
+                signals = (
+                    self._feedback(lifted)
+                    if self._capture is None
+                    else self._capture.signals(lifted, self._feedback)
+                )
         if self._capture is not None:
             return error, signals
         if records > 1:
@@ -181,6 +218,14 @@ class AlignedModule(nn.Module):
 
     def _feedback(self, lifted: Tensor) -> list[Tensor | None]:
         return self.rule.feedback(lifted, self.points, self.backend)
+
+    def signals(self, error: Tensor) -> list[Tensor | None]:
+        """What errors of shape (rows, c) teach at each point, learning nothing; None if they alone do not tell."""
+        if isinstance(self.state, GradientState):
+            return [None for _ in self.points]
+        if isinstance(self.state, TeachingState):
+            return self.state.teach(error, None)
+        return self._feedback(error)
 
     def projections(self, records: int) -> int:
         """How many projections a training step of so many records takes."""
@@ -214,6 +259,11 @@ class AlignedModule(nn.Module):
                 f"rule {self.rule.name} learns its feedback from the records, outside the clipped and noised stack; "
                 "use a rule with fixed feedback"
             )
+        if not self.rule.captured:
+            raise UsageError(
+                f"rule {self.rule.name} does not teach layer by layer from one pass, so its contributions cannot be "
+                "recorded; use rule dfa"
+            )
         self._check_taught_apart()
         probed = self.module, self.trained_parameters(), self.example, self._uses
         if kind == "aggregate":
@@ -230,7 +280,7 @@ class AlignedModule(nn.Module):
         """B_l as the rule scales it, by feedback point, where it is fixed and known exactly: no device noise."""
         if self.backend is None or not isinstance(self.backend.noise, NoNoise):
             return None
-        if type(self.rule) is not DirectFeedbackAlignment:
+        if not vars(type(self.rule)).get("fixed_matrix", False):
             return None
         signals = self.rule.feedback(torch.eye(self.backend.in_features), self.points, self.backend)
         return {p.name: s.T.double() for p, s in zip(self.points, signals, strict=True) if s is not None}
@@ -288,6 +338,7 @@ class AlignedModule(nn.Module):
             "backend": None if self.backend is None else self.backend.describe(),
             "fingerprint": None if self.backend is None else self.backend.fingerprint(),
             "points": [[point.name, list(point.shape)] for point in self.points],
+            "teachers": {cut.root: cut.teacher for cut in self.cuts if cut.teacher != OUTPUT},
         }
 
     def get_extra_state(self) -> Tensor:
@@ -303,7 +354,7 @@ class AlignedModule(nn.Module):
         """
         saved = json.loads(bytes(state.tolist()).decode())
         here = json.loads(json.dumps(self.describe()))
-        for key in ("rule", "rule_options", "points", "fingerprint"):
+        for key in ("rule", "rule_options", "points", "teachers", "fingerprint"):
             if saved[key] != here[key]:
                 raise UsageError(
                     f"this state was trained with {key} {saved[key]}, not {here[key]}; "
@@ -335,7 +386,7 @@ def align(
         points: names of the modules to cut at; by default what the rule cuts, mostly the activation
             modules and embeddings.
         loss_reduction: "mean" if the loss averages over the records, "sum" if it adds them.
-        seed: seeds the device's transmission matrix (only where `backend` is a name).
+        seed: seeds the device's transmission matrix (only where `backend` is a name), and what the rule draws.
         rule_options, backend_options: options of a rule or device given by name.
         noise: generator of a simulated device's noise; by default a cryptographic one.
         show: is given the list of cuts, a line each; None keeps quiet.
@@ -350,7 +401,7 @@ def align(
         raise UsageError(f"loss_reduction is {loss_reduction!r}; it must be 'mean' or 'sum'")
     chosen = make_rule(rule, rule_options) if isinstance(rule, str) else rule
     inputs = _example_inputs(module, example)
-    names = list(points) if points is not None else chosen.default_points(module)
+    names = list(points) if points is not None else chosen.default_points(module, inputs)
     if not chosen.cuts:
         names = []
     traced = trace(module, names, inputs, strict=False, before_activation=chosen.before_activation)
@@ -360,10 +411,19 @@ def align(
         names = [name for name in names if name in useful and name not in traced.ends]
     if chosen.cuts:
         traced = trace(
-            module, names, inputs, strict=points is None, before_activation=chosen.before_activation
+            module,
+            names,
+            inputs,
+            strict=points is None,
+            before_activation=chosen.before_activation,
+            meant=chosen.backpropagates,
         )
-    located = _locate(names, traced.output, traced.kept)
-    needed = sum(point.width for point in located)
+    all_points = _locate(names, traced.output, traced.kept)
+    stepwise = [names[i] for i in _stepwise(traced.kept, traced.output)]
+    if stepwise:
+        check_steps(module, stepwise, inputs, traced.output.shape[1])
+    located = _laid_out(chosen.taught_from_output(all_points), chosen)
+    needed = max((point.start + point.outputs for point in located), default=0)
     wanted = chosen.device_inputs(_components(traced.output))
     device: ProjectionBackend | None = None
     if chosen.projects and located:
@@ -374,16 +434,18 @@ def align(
                 out_features=needed,
                 seed=derive_seed(seed, "feedback"),
                 noise=noise or NoiseGenerator.secure("device"),
-                options=backend_options,
+                options=chosen.device_options(backend, backend_options or {}, _layers(located)),
             )
         else:
             device = backend
+        chosen.check_device(device)
         if device.in_features != wanted or device.out_features < needed:
             raise UsageError(
                 f"the device projects {device.in_features} -> {device.out_features}, but the network needs "
-                f"{wanted} -> {needed} (the sum of the widths at its feedback points)"
+                f"{wanted} -> {needed} (what its feedback points read of a frame)"
             )
-    aligned = AlignedModule(module, chosen, device, located, traced, loss_reduction, inputs)
+    state = chosen.state(module, all_points, traced.output, inputs, derive_seed(seed, "feedback state"))
+    aligned = AlignedModule(module, chosen, device, located, traced, loss_reduction, inputs, state)
     if show is not None:
         show("\n".join(str(cut) for cut in aligned.cuts))
     return aligned
@@ -392,6 +454,8 @@ def align(
 def unalign(aligned: AlignedModule) -> nn.Module:
     """The plain module, without hooks, trained as it is."""
     remove(aligned.module, aligned._tape)
+    if aligned.state is not None:
+        aligned.state.remove(aligned.module)
     aligned.stop_capture()
     aligned._unaligned = True
     return aligned.module
@@ -433,12 +497,21 @@ def _components(output: Tensor) -> int:
     return output.shape[-1] if output.ndim > 1 else 1
 
 
+def _layers(points: Sequence[Point]) -> list[int]:
+    """Sizes of the distinct parts of the frame; points that share their components share a part."""
+    ends: dict[int, int] = {}
+    for point in points:
+        ends[point.start] = max(ends.get(point.start, 0), point.outputs)
+    return list(ends.values())
+
+
 def _locate(names: Sequence[str], output: Tensor, kept: Sequence[tuple[int, Tensor]]) -> list[Point]:
-    """Where each point reads the frame: dense over its output, or per position where the network has positions."""
+    """The points and their shapes: of the whole output, or per position where the network has positions."""
     shapes: dict[str, tuple[int, ...]] = {}
+    called = [index for index, _ in kept]
     for index, h in kept:
         name = names[index]
-        if output.ndim > 2:
+        if output.ndim > 2 and not _called_at_positions(h, output, called.count(index)):
             if h.shape[:-1] != output.shape[:-1]:
                 raise UsageError(
                     f"feedback point {name} has shape {tuple(h.shape)} where the output has positions "
@@ -451,11 +524,25 @@ def _locate(names: Sequence[str], output: Tensor, kept: Sequence[tuple[int, Tens
             raise UsageError(
                 f"feedback point {name} is called with shapes {shapes[name]} and {shape}; it needs one"
             )
-    points = []
-    start = 0
     for name in names:
         if name not in shapes:
             raise UsageError(f"feedback point {name} is never called in a forward pass")
-        points.append(Point(name, shapes[name], start))
-        start += math.prod(shapes[name])
-    return points
+    return [Point(name, shapes[name], 0, 0) for name in names]
+
+
+def _stepwise(kept: Sequence[tuple[int, Tensor]], output: Tensor) -> list[int]:
+    """Indices of the points that are called once for each position, in call order."""
+    called = [index for index, _ in kept]
+    found = [i for i, h in kept if _called_at_positions(h, output, called.count(i))]
+    return list(dict.fromkeys(found))
+
+
+def _called_at_positions(h: Tensor, output: Tensor, calls: int) -> bool:
+    """Whether a point is called once for each position of the output, as the state of an unrolled cell is."""
+    return output.ndim == 3 and h.ndim == 2 and len(h) == len(output) and calls == output.shape[1]
+
+
+def _laid_out(points: Sequence[Point], rule: FeedbackRule) -> list[Point]:
+    """The points with their slices of the frame."""
+    slices = rule.layout([point.shape for point in points])
+    return [Point(p.name, p.shape, *place) for p, place in zip(points, slices, strict=True)]

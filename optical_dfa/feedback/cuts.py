@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,17 @@ _NONLINEAR = (
     "Softshrink", "Tanh", "Threshold",
 )  # fmt: skip
 _ADDITION = ("Add", "Sub", "Cat", "Stack")  # what is added passes no gradient on to the other terms
+# Where a parameter of several axes enters without mixing what passes: an addition, a gain, a table of embeddings.
+_PASSES_BY = (
+    *_ADDITION,
+    "Embedding",
+    "Mul",
+    "Div",
+    "NativeLayerNorm",
+    "NativeGroupNorm",
+    "NativeBatchNorm",
+    "PreluKernel",
+)
 _MATRIX = ("Addmm", "Mm", "Bmm", "Baddbmm", "Convolution", "Embedding", "Linear", "Mv", "Addmv")
 
 
@@ -34,14 +46,17 @@ class Cut:
         root: the feedback point's name, or "output".
         shape: shape of the tensor at the root, without the record axis.
         parameters: names of the parameters this root trains.
+        teacher: what the root's signal is formed from: "output", the network's error; or another root, that one's.
     """
 
     root: str
     shape: tuple[int, ...]
     parameters: tuple[str, ...]
+    teacher: str = OUTPUT
 
     def __str__(self) -> str:
-        return f"{self.root} {list(self.shape)} <- {', '.join(self.parameters) or 'nothing to train'}"
+        source = f" (taught from {self.teacher})" if self.teacher != OUTPUT else ""
+        return f"{self.root} {list(self.shape)}{source} <- {', '.join(self.parameters) or 'nothing to train'}"
 
 
 @dataclass
@@ -70,6 +85,7 @@ def trace(
     *,
     strict: bool,
     before_activation: bool = False,
+    meant: Callable[[Tensor, Tensor], bool] = lambda upper, lower: False,
 ) -> Trace:
     """Run a copy of `module` on `example` with hooks at `names`, and check every root's graph.
 
@@ -79,6 +95,7 @@ def trace(
         example: inputs, records in the first dimension.
         strict: refuse two weight matrices in series under one root (backpropagation between them).
         before_activation: points before a nonlinearity are meant so.
+        meant: whether backpropagation through one matrix into another below it is what the rule is about.
     Raises:
         UsageError: the graph still connects two roots (a skip around a point), or a nonlinearity after the point
             of a layer drops its derivative, or (strict) a root backpropagates through a second matrix.
@@ -109,7 +126,7 @@ def trace(
         reached = {id(p) for p in graph.parameters(h)}
         trained[root].update((name, None) for known, name in owners.items() if known in reached)
         if strict:
-            _check_one_matrix(graph, h, root, owners)
+            _check_one_matrix(graph, h, root, owners, meant)
     shapes = {root: tuple(h.shape[1:]) for root, h in roots}
     cuts = [Cut(root, shapes[root], tuple(params)) for root, params in trained.items() if root in shapes]
     uses = {
@@ -203,6 +220,11 @@ def _operation(node: Node) -> str:
     return node.name().removesuffix("0").removesuffix("Backward")
 
 
+def _copies_a_leaf(graph: _Graph, node: Node) -> bool:
+    """Whether this is trace's own clone of a cut copy or of an input."""
+    return _operation(node) == "Clone" and all(_variable(child) is not None for child in graph.below[node])
+
+
 def _check_separate(graph: _Graph, roots: Sequence[tuple[str, Tensor]]) -> None:
     """No node that carries data lies below two roots: otherwise one of them leaks backpropagation."""
     owner: dict[Node, str] = {}
@@ -210,7 +232,7 @@ def _check_separate(graph: _Graph, roots: Sequence[tuple[str, Tensor]]) -> None:
         if h.grad_fn is None:
             continue
         for node in graph.reach(h.grad_fn) & graph.data:
-            if _variable(node) is not None:
+            if _variable(node) is not None or _copies_a_leaf(graph, node):
                 continue  # a cut copy or an input: gradients end there
             other = owner.setdefault(node, root)
             if other != root:
@@ -235,16 +257,99 @@ def _check_derivative_kept(graph: _Graph, marker: Tensor, name: str) -> None:
                 todo.append(consumer)
 
 
-def _check_one_matrix(graph: _Graph, h: Tensor, root: str, owners: dict[int, str]) -> None:
-    """With default points, no root may backpropagate through one weight matrix into another."""
+def _check_one_matrix(
+    graph: _Graph, h: Tensor, root: str, owners: dict[int, str], meant: Callable[[Tensor, Tensor], bool]
+) -> None:
+    """With default points, no root may backpropagate through one weight matrix into another unless that is meant."""
     uses = graph.matrix_uses(h)
     for node, matrix in uses.items():
-        if _operation(node) in _ADDITION:
-            continue  # e.g. the recurrent weight at a constant first state
+        if _operation(node) in _PASSES_BY:
+            continue  # e.g. the recurrent weight at a constant first state, added to or gated
         for below in graph.reach(node) & uses.keys():
-            if below is not node:
+            if below is not node and not meant(matrix, uses[below]):
                 first, second = owners.get(id(uses[below])), owners.get(id(matrix))
                 raise UsageError(
                     f"{first} and {second} are in one segment below {root}: the gradient would be backpropagated "
                     "between them; use activation modules (nn.Tanh, not torch.tanh), or name the points= yourself"
                 )
+
+
+def check_layerwise(
+    module: nn.Module, example: Sequence[Tensor], layers: tuple[type[nn.Module], ...], rule: str
+) -> None:
+    """Every weight matrix that data passes must be a layer's own, called as such: only there is a rule's matrix used.
+
+    Args:
+        module: the plain module; a copy is run.
+        example: inputs, records in the first dimension.
+        layers: types of the layers that a rule gives another matrix.
+        rule: its name.
+    Raises:
+        UsageError: naming the matrix through which the error would be backpropagated.
+    """
+    twin = copy.deepcopy(module)
+    called: dict[int, int] = defaultdict(int)
+
+    def count(layer: nn.Module, args: Any, output: Any) -> None:
+        called[id(layer.weight)] += 1
+
+    for part in twin.modules():
+        if isinstance(part, layers):
+            part.register_forward_hook(count)
+    for p in twin.parameters():
+        p.requires_grad_(p.is_floating_point())
+    inputs = [x.clone().requires_grad_() if x.is_floating_point() else x for x in example]
+    with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        output = twin(*[x.clone() for x in inputs])
+    graph = _Graph([output], [x for x in inputs if x.requires_grad])
+    owners = {id(p): name for name, p in twin.named_parameters()}
+    for node, matrix in graph.matrix_uses(output).items():
+        if _operation(node) in _PASSES_BY:
+            continue
+        called[id(matrix)] -= 1
+        if called[id(matrix)] < 0:
+            raise UsageError(
+                f"{owners.get(id(matrix), 'a matrix')} is used outside {', '.join(t.__name__ for t in layers)}, where "
+                f"rule {rule} would backpropagate through it; use those layers, or rule dfa"
+            )
+
+
+def check_steps(module: nn.Module, names: Sequence[str], example: Sequence[Tensor], positions: int) -> None:
+    """Points that are called once for each position must be called in the order of the positions.
+
+    The last position of the input is changed: of a network that reads forwards only the last call may notice.
+
+    Args:
+        module: the plain module; a copy is run.
+        names: of such points.
+        example: inputs, records first, then positions.
+        positions: of the output.
+    Raises:
+        UsageError: another order, so that a call would be taught by another position's error; or no telling.
+    """
+    first, *others = example
+    if first.ndim < 2 or first.shape[1] != positions:
+        raise UsageError(
+            f"feedback point {names[0]} is called {positions} times, as often as the output has positions, but the "
+            "input has not as many; cut where the positions are the output's"
+        )
+    changed = first.clone()
+    last = changed[:, -1]
+    changed[:, -1] = last + 1 if last.is_floating_point() else (last == 0).to(last.dtype)
+    seen: list[dict[str, list[Tensor]]] = []
+    for given in (first, changed):
+        twin = copy.deepcopy(module).eval()
+        calls: dict[str, list[Tensor]] = {name: [] for name in names}
+        for name, kept in calls.items():
+            twin.get_submodule(name).register_forward_hook(lambda _, args, out, kept=kept: kept.append(out))
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            twin(given.clone(), *(x.clone() for x in others))
+        seen.append(calls)
+    for name in names:
+        before, after = (calls[name][:-1] for calls in seen)
+        if not all(torch.equal(a, b) for a, b in zip(before, after, strict=True)):
+            raise UsageError(
+                f"feedback point {name} sees the last position before its last call, so its calls are not in the order "
+                "of the positions and would be taught by each other's errors; cut such a layer elsewhere"
+            )

@@ -21,7 +21,6 @@ from noise_models.errors import UsageError
 from noise_models.generator import NoiseGenerator
 from optical_dfa.backends.base import ProjectionBackend
 from optical_dfa.feedback.dfa import DirectFeedbackAlignment
-from optical_dfa.feedback.rule import Point
 
 MOST_GATES = 4096
 _WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d)
@@ -56,7 +55,7 @@ class GatedFeedbackAlignment(DirectFeedbackAlignment):
         self.gates = gates
         self.gate_seed = gate_seed
 
-    def default_points(self, module: nn.Module) -> list[str]:
+    def default_points(self, module: nn.Module, example: Sequence[Tensor]) -> list[str]:
         return [name for name, part in module.named_modules() if isinstance(part, _WEIGHTED)]
 
     def device_inputs(self, components: int) -> int:
@@ -81,8 +80,8 @@ class GatedFeedbackAlignment(DirectFeedbackAlignment):
             return error
         return (context.to(error.dtype).unsqueeze(2) * error.unsqueeze(1)).flatten(1)
 
-    def entry_scale(self, point: Point, backend: ProjectionBackend) -> float:
-        return super().entry_scale(point, backend) / math.sqrt((self.gates + 1) / 2)
+    def entry_scale(self, addends: int, backend: ProjectionBackend) -> float:
+        return super().entry_scale(addends, backend) / math.sqrt((self.gates + 1) / 2)
 
 
 @lru_cache(maxsize=8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,8 +16,18 @@ ACTIVATIONS: tuple[type[nn.Module], ...] = (
     nn.PReLU, nn.ReLU, nn.ReLU6, nn.RReLU, nn.SELU, nn.SiLU, nn.Sigmoid, nn.Softplus, nn.Softshrink, nn.Softsign,
     nn.Tanh, nn.Tanhshrink,
 )  # fmt: skip
+
+
+class State(nn.Identity):
+    """Marks h_t of an unrolled recurrent cell: called once a time, in the order of the positions; cut by default."""
+
+
+class Memory(nn.Identity):
+    """Marks what an unrolled cell carries over without a matrix; a rule may let errors go back along it."""
+
+
 # An embedding has no activation, and what follows it would otherwise backpropagate into it.
-DEFAULT_POINTS = (*ACTIVATIONS, nn.Embedding)
+DEFAULT_POINTS = (*ACTIVATIONS, nn.Embedding, State)
 
 
 class Tape:
@@ -25,14 +36,16 @@ class Tape:
     Attributes:
         kept: None outside the aligned module's forward pass.
         markers: when tracing, the detached copies, which then require grad and so mark the graph.
+        added: in a forward-mode pass, which is not cut, what is added at each call of a point (None adds nothing).
     """
 
     def __init__(self) -> None:
         self.kept: list[tuple[int, Tensor]] | None = None
         self.markers: list[Tensor] | None = None
+        self.added: list[Tensor | None] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"kept": None, "markers": None}  # a copy or a pickle starts between two passes
+        return {"kept": None, "markers": None, "added": None}  # a copy or a pickle starts between two passes
 
 
 class PointHook:
@@ -47,6 +60,9 @@ class PointHook:
         self.name = name
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+        if self.tape.added is not None:
+            addition = self.tape.added.pop(0)
+            return None if addition is None else output + addition
         if not torch.is_grad_enabled():
             return None
         if self.tape.kept is None:
@@ -69,6 +85,20 @@ class PointHook:
 def default_points(module: nn.Module) -> list[str]:
     """Names of the modules whose outputs are cut unless the caller names others: activations and embeddings."""
     return [name for name, part in module.named_modules() if isinstance(part, DEFAULT_POINTS)]
+
+
+def call_order(
+    module: nn.Module, example: Sequence[Tensor], kinds: type[nn.Module] | tuple[type[nn.Module], ...]
+) -> list[str]:
+    """Names of the parts of these kinds, in the order in which a forward pass calls them, once for each call."""
+    twin = copy.deepcopy(module)
+    called: list[str] = []
+    for name, part in twin.named_modules():
+        if isinstance(part, kinds):
+            part.register_forward_hook(lambda *_, name=name: called.append(name))
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        twin(*[x.clone() for x in example])
+    return called
 
 
 def install(module: nn.Module, names: Sequence[str], tape: Tape) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from optical_dfa.backends.base import ProjectionBackend
 from optical_dfa.feedback.points import default_points
+from optical_dfa.feedback.state import FeedbackState
 
 
 class Requires(StrEnum):
@@ -33,11 +35,13 @@ class Point:
         name: the module's dotted name.
         shape: its output's shape without the record axis (per position where the network's output has positions).
         start: first component of its slice of the device's frame.
+        outputs: number of components of that slice.
     """
 
     name: str
     shape: tuple[int, ...]
     start: int
+    outputs: int
 
     @property
     def width(self) -> int:
@@ -61,9 +65,13 @@ class FeedbackRule(ABC):
             dropped on purpose.
         sums_over_records: whether the update is a sum of per-record contributions (THEORY T3); a private
             release refuses a rule without it.
+        fixed_matrix: whether a signal is B_l e with B_l fixed, without anything done to e first. Each class says so of
+            itself: it is not inherited.
         learns_feedback: whether the rule changes its feedback as it teaches (learned matrices, as in forward-mode
             DFA or Kolen-Pollack). What it learns comes from private records, so a private release refuses it until
             those matrices are parameters of the module, in the clipped and noised stack (THEORY §4.3).
+        captured: whether private capture can record what it teaches.
+        extra_passes: forward-mode or second forward passes of a training step.
     """
 
     name: ClassVar[str]
@@ -73,15 +81,59 @@ class FeedbackRule(ABC):
     projects: ClassVar[bool] = False
     before_activation: ClassVar[bool] = False
     sums_over_records: ClassVar[bool] = True
+    fixed_matrix: ClassVar[bool] = False
     learns_feedback: ClassVar[bool] = False
+    captured: ClassVar[bool] = True
+    extra_passes: ClassVar[int] = 0
 
-    def default_points(self, module: nn.Module) -> list[str]:
-        """Names of the modules that are cut unless the user names others."""
+    def default_points(self, module: nn.Module, example: Sequence[Tensor]) -> list[str]:
+        """Names of the modules that are cut unless the user names others.
+
+        Args:
+            module: the module to train.
+            example: inputs of the shapes it takes, for rules that must see it run.
+        """
         return default_points(module)
+
+    def backpropagates(self, upper: Tensor, lower: Tensor) -> bool:
+        """Whether the gradient is meant to go back through the matrix `upper` into `lower` in one segment."""
+        return False
 
     def device_inputs(self, components: int) -> int:
         """Components that the device projects where the network's output has so many."""
         return components
+
+    def layout(self, shapes: Sequence[tuple[int, ...]]) -> list[tuple[int, int]]:
+        """(first component, number of components) that points of these shapes read of the device's frame.
+
+        By default one component a unit, one point after the other.
+        """
+        found, start = [], 0
+        for shape in shapes:
+            found.append((start, math.prod(shape)))
+            start += math.prod(shape)
+        return found
+
+    def taught_from_output(self, points: Sequence[Point]) -> list[Point]:
+        """Those of the points that the network's error teaches; the others are left to the rule's `state`."""
+        return list(points)
+
+    def device_options(
+        self, backend: str, given: Mapping[str, Any], outputs: Sequence[int]
+    ) -> dict[str, Any]:
+        """The options with which a device given by name is built.
+
+        Args:
+            backend: its name.
+            given: the user's own options.
+            outputs: numbers of components that are one layer's matrix, in the order of the frame.
+        Raises:
+            UsageError: the device cannot be as the rule needs it.
+        """
+        return dict(given)
+
+    def check_device(self, device: ProjectionBackend) -> None:  # noqa: B027 - most rules take any
+        """Refuse a device that cannot serve the rule, by UsageError."""
 
     def context(self, inputs: Sequence[object], output: Tensor) -> Tensor | None:
         """What `lift` needs to know of a forward pass: a public function of each record's input, records first.
@@ -95,6 +147,32 @@ class FeedbackRule(ABC):
     def lift(self, error: Tensor, context: Tensor | None) -> Tensor:
         """What the device projects, shape (rows, device_inputs), from the errors of shape (rows, c)."""
         return error
+
+    def state(
+        self, module: nn.Module, points: Sequence[Point], output: Tensor, example: Sequence[Tensor], seed: int
+    ) -> FeedbackState | None:
+        """What the rule keeps of its own on this module, beside its options; None where it keeps nothing.
+
+        Args:
+            module: the plain module.
+            points: its feedback points.
+            output: what it returns for `example`.
+            example: two random records.
+            seed: of what the rule draws.
+        Raises:
+            UsageError: the rule is not defined on this module.
+        """
+        return None
+
+    def feedback_work(self, points: Sequence[Point], components: int) -> tuple[int, int]:
+        """(multiply-adds, words of errors received) of one record's teaching signals, by the rule of `costs`.
+
+        Args:
+            points: the feedback points.
+            components: c, of one record (or position).
+        """
+        work = components * sum(point.width for point in points) if self.projects else 0
+        return work, work
 
     @abstractmethod
     def feedback(

@@ -10,6 +10,7 @@ from typing import Any
 
 from noise_models.errors import UsageError
 from optical_dfa.report import plots, statement
+from optical_dfa.report.diagnosis import diagnosis_html
 from optical_dfa.report.run_folder import Run, flatten, number, read_runs
 from optical_dfa.report.style import CSS
 from privacy.guarantee import Guarantee, Kind, rounded_up
@@ -44,6 +45,7 @@ def single_page(run: Run) -> str:
         f'<p class="note">{escape(statement.device(run))}</p>',
         _key_figures(run),
         _curves([run]),
+        diagnosis_html(run),
         _calibration(run),
         _privacy(run.guarantee),
         _settings("Configuration", flatten(run.config) or _configuration_of(run.summary)),
@@ -289,7 +291,11 @@ def _differences(runs: Sequence[Run]) -> str:
 
 def _configuration_of(summary: Mapping[str, Any]) -> dict[str, Any]:
     """The summary's own settings, for a folder without a configuration file."""
-    return {key: value for key, value in summary.items() if key not in {"guarantee", "versions"}}
+    return {
+        key: value
+        for key, value in summary.items()
+        if key not in {"guarantee", "versions", "cost_per_record"}
+    }
 
 
 def _versions(summary: Mapping[str, Any]) -> dict[str, Any]:

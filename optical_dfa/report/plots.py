@@ -62,7 +62,7 @@ def accuracy_svg(runs: Sequence[Run], prefix: str) -> str | None:
     """Test accuracy over steps, one line a run; None where no run recorded any."""
     drawn = [run for run in runs if run.series("test_accuracy")[0].size]
     return (
-        _svg(prefix, (5.0, 2.9), lambda figure: draw_accuracy(figure.add_subplot(), drawn)) if drawn else None
+        svg(prefix, (5.0, 2.9), lambda figure: draw_accuracy(figure.add_subplot(), drawn)) if drawn else None
     )
 
 
@@ -70,7 +70,7 @@ def epsilon_svg(runs: Sequence[Run], prefix: str) -> str | None:
     """ε over steps with the budget; None where no run has a finite ε (nominal ones are labelled so)."""
     drawn = [run for run in runs if _epsilons(run)[0].size]
     return (
-        _svg(prefix, (5.0, 2.9), lambda figure: draw_epsilon(figure.add_subplot(), drawn)) if drawn else None
+        svg(prefix, (5.0, 2.9), lambda figure: draw_epsilon(figure.add_subplot(), drawn)) if drawn else None
     )
 
 
@@ -80,7 +80,7 @@ def calibration_svg(calibration: Calibration, prefix: str) -> str:
     def draw(figure: Figure) -> None:
         _draw_calibration(figure, calibration)
 
-    return _svg(prefix, (5.0, 3.5), draw)
+    return svg(prefix, (5.0, 3.5), draw)
 
 
 def plot_picture(run_dir: Path, out_png: Path) -> None:
@@ -265,7 +265,7 @@ def drawing_style() -> Any:
     return matplotlib.rc_context(_STYLE)
 
 
-def _svg(prefix: str, size: tuple[float, float], draw: Callable[[Figure], None]) -> str:
+def svg(prefix: str, size: tuple[float, float], draw: Callable[[Figure], None]) -> str:
     """Draw on a fresh figure of `size` inches and return SVG to be inlined; `prefix` keeps its ids apart."""
     with drawing_style():
         from matplotlib.backends.backend_svg import FigureCanvasSVG

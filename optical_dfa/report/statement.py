@@ -12,11 +12,36 @@ from privacy.guarantee import Guarantee, Kind, rounded_up
 from privacy.releases import RELEASES
 
 _RULES = {
+    "bdfa": "Direct Feedback Alignment with binary feedback weights (a reconstruction)",
     "bp": "backpropagation",
+    "brsf": "sign symmetry whose sizes are drawn anew every step",
+    "cdfa": "Direct Feedback Alignment of its fully connected layers, and backpropagation inside its convolutions",
+    "ddfa": "forward direct feedback alignment (direct feedback that follows the network's Jacobian)",
     "dfa": "Direct Feedback Alignment",
+    "dilated": "Direct Feedback Alignment within modules through dilated convolutions (a reconstruction)",
+    "dkp": "direct Kolen-Pollack (direct feedback that learns beside the output layer)",
+    "drtp": "Direct Random Target Projection",
+    "fa": "feedback alignment (layer by layer, through fixed random matrices)",
+    "fdfa": "forward direct feedback alignment (direct feedback that follows the network's Jacobian)",
+    "fg-a": "forward gradients of its layers' outputs (no backward pass)",
+    "fg-w": "forward gradients of its weights (no backward pass)",
+    "frsf": "sign symmetry of fixed random sizes",
     "gated-dfa": "Direct Feedback Alignment before the activations, with public gates",
+    "grouped": "Direct Feedback Alignment within modules through grouped convolutions (a reconstruction)",
+    "hybrid": "Direct Feedback Alignment within modules and backpropagation between them (a reconstruction)",
+    "modular": "Direct Feedback Alignment within modules (a reconstruction)",
+    "pepita": "PEPITA (a second forward pass of inputs moved by the error)",
     "shallow": "its hidden layers frozen (the control experiment)",
+    "sign-dfa": "Direct Feedback Alignment of the error's signs",
+    "sparse-recurrent": "sparse direct feedback to the states of its recurrent cells (a reconstruction)",
+    "ssdfa": "Direct Feedback Alignment with sparse feedback weights",
+    "ternary": "Direct Feedback Alignment of the error made ternary",
+    "usf": "sign symmetry of uniform size",
 }
+_UNPROJECTED = (
+    "bp", "brsf", "ddfa", "dkp", "fa", "fdfa", "fg-a", "fg-w", "frsf", "hybrid", "pepita", "shallow",
+    "usf",
+)  # fmt: skip
 _DEVICE_RELEASES = ("dark-frame", "device-entropy")
 _DEVICES = {
     "digital": "No optical device took part: the projection is a matrix product in software.",
@@ -39,7 +64,11 @@ def trained(run: Run) -> str:
     noise = "without privacy noise" if release == "none" else f"release {release}"
     if release in RELEASES:
         noise = f"with privacy {RELEASES[release].summary}"
-    projected = f", its errors projected by the {summary.get('backend')} backend" if _projects(rule) else ""
+    projected = (
+        f", its errors projected by the {summary.get('backend')} backend"
+        if _projects(rule, run.config)
+        else ""
+    )
     return (
         f"The network {summary.get('model')} was trained on {summary.get('dataset')} with "
         f"{_RULES.get(rule, rule)}{projected}, {noise}{length}."
@@ -49,7 +78,8 @@ def trained(run: Run) -> str:
 def device(run: Run) -> str:
     """Whether the projection was digital, simulated or hardware, or whether there was none."""
     summary = run.summary
-    return _device(str(summary.get("rule")), str(summary.get("release")), str(summary.get("backend")))
+    projects = _projects(str(summary.get("rule")), run.config)
+    return _device(projects, str(summary.get("release")), str(summary.get("backend")))
 
 
 def device_words(header: Mapping[str, Any]) -> str:
@@ -60,20 +90,22 @@ def device_words(header: Mapping[str, Any]) -> str:
     name = backend.get("backend") if isinstance(backend, Mapping) else None
     if name is None and described.get("rule") is None:
         return "The ledger does not say which device took part."
-    return _device(str(described.get("rule")), str(header.get("release")), str(name))
+    return _device(_projects(str(described.get("rule")), described), str(header.get("release")), str(name))
 
 
-def _device(rule: str, release: str, backend: str) -> str:
-    if not _projects(rule) and release not in _DEVICE_RELEASES:
+def _device(projects: bool, release: str, backend: str) -> str:
+    if not projects and release not in _DEVICE_RELEASES:
         return "No projection device took part."
     return _DEVICES.get(
         backend, f"The backend {backend} is not one of this program's own; its documentation says what it is."
     )
 
 
-def _projects(rule: str) -> bool:
-    """Whether the rule sends errors through the projection device."""
-    return rule not in ("bp", "shallow")
+def _projects(rule: str, settings: Mapping[str, Any]) -> bool:
+    """Whether the rule, with the `rule_options` in these settings, sends errors through the projection device."""
+    options = settings.get("rule_options")
+    between = options.get("between") if isinstance(options, Mapping) else None
+    return rule not in _UNPROJECTED and between != "bp"
 
 
 def headline(guarantee: Guarantee) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,22 @@ CALIBRATION = "calibration.json"  # histogram of the start-up's dark frames
 CAMERA = "camera-calibration.json"  # the calibration that the ledger names
 CERTIFICATE = "certificate.json"  # which assumptions of the published proof fail (release per-record)
 REPORT = "report.html"
+TENSORBOARD = "tensorboard"  # a folder, where `--diagnose` found that package
 FILES = (
     *(CONFIG, METRICS, SUMMARY, REPORT, CALIBRATION, CAMERA, CERTIFICATE, CHECKPOINT),
     *(LEDGER, f"{LEDGER}-wal", f"{LEDGER}-shm"),
 )
 # What may change when a run is resumed; the budget, noise and clipping norm are the ledger's to check.
 RESUMED_ANEW = {
-    *("epsilon", "delta", "noise_multiplier", "max_grad_norm", "reproducible", "unsafe_diagnostics"),
+    *(
+        "epsilon",
+        "delta",
+        "noise_multiplier",
+        "max_grad_norm",
+        "reproducible",
+        "unsafe_diagnostics",
+        "diagnose",
+    ),
     *(
         "epochs",
         "lr",
@@ -97,6 +107,7 @@ class RunFolder:
             if not resume:
                 for name in FILES:
                     (self.path / name).unlink(missing_ok=True)
+                shutil.rmtree(self.path / TENSORBOARD, ignore_errors=True)
             settings.write(config, self.path / CONFIG)
         except OSError as error:
             raise UsageError(

@@ -30,6 +30,7 @@ from optical_dfa.feedback.aligned import AlignedModule, align
 from optical_dfa.feedback.rule import Requires
 from optical_dfa.report.progress import Progress, SilentProgress
 from optical_dfa.training import checkpoint
+from optical_dfa.training.diagnosis import Diagnosis
 from optical_dfa.training.run_folder import (
     CALIBRATION,
     CAMERA,
@@ -39,6 +40,7 @@ from optical_dfa.training.run_folder import (
     SUMMARY,
     RunFolder,
 )
+from optical_dfa.training.transfer import take_convolutions
 from privacy.engine import PrivacyEngine
 from privacy.guarantee import Guarantee, Kind
 from privacy.health_log import noting_failures
@@ -47,7 +49,7 @@ from privacy.releases.dark_frame import DarkFrameNoise
 from privacy.releases.per_record import PerRecordRelease
 
 # What one training step offers a rule; a rule that requires more is refused.
-OFFERS = frozenset({Requires.ROOT_ERROR, Requires.BACKWARD})
+OFFERS = frozenset({Requires.ROOT_ERROR, Requires.BACKWARD, Requires.FORWARD_MODE, Requires.SECOND_FORWARD})
 _EVALUATION_ROWS = 4096
 
 
@@ -102,6 +104,8 @@ class _Run:
         self.calibration = None if path is None else Calibration.load(path)
         seed = self.config.seed
         network = models.build(self.config.model, self.data.input_shape, self.data.classes, seed).to(device)
+        if self.config.transfer is not None:
+            take_convolutions(network, self.config.transfer)
         secret = self.config.private and not self.config.reproducible
         self.resumed = self._ledger_before(resume)
         self.noise = (
@@ -128,6 +132,11 @@ class _Run:
         self.optimizer: Optimizer = _optimizer(self.config, self.module)
         self.x, self.y = self.data.x_train.to(device), self.data.y_train.to(device)
         self.x_test, self.y_test = self.data.x_test.to(device), self.data.y_test.to(device)
+        self.diagnosis = (
+            Diagnosis(self.module, self.x, self.y, out if self.folder is not None else None)
+            if self.config.diagnose
+            else None
+        )
         self.engine: PrivacyEngine | None = None
         self.ledger: Ledger | None = None
         self.position = checkpoint.Position(0, 0, "", 0.0)
@@ -331,6 +340,8 @@ class _Run:
             row["training_loss"] = loss if math.isfinite(loss) else None  # JSON has no NaN
             row["mean_batch_size"] = sum(self._records) / len(self._records)
             self._losses, self._records = [], []
+        if self.diagnosis is not None:
+            row.update(self.diagnosis.row(step, self.module))
         if self.engine is not None:
             stated = self._guarantee().to_dict()
             name = _EPSILON[stated["kind"]]
@@ -344,9 +355,10 @@ class _Run:
         self._last = row
 
     def _shown(self) -> dict[str, float | str]:
-        """What the progress line may show of a private run: public figures only."""
+        """What the progress line may show of a private run: public figures only, unless the user insists."""
         names = ("test_accuracy", *_EPSILON.values())
-        return {name.replace("_", " "): self._last[name] for name in names if name in self._last}
+        shown = {name.replace("_", " "): self._last[name] for name in names if name in self._last}
+        return shown if self.diagnosis is None else {**shown, **self.diagnosis.shown()}
 
     def _evaluate(self) -> float:
         self.module.eval()
@@ -401,12 +413,16 @@ class _Run:
                 "python": platform.python_version(),
             },
         }
+        if self.diagnosis is not None:
+            summary["cost_per_record"] = self.diagnosis.costs
         if self.folder is not None:
             self.folder.write_json(SUMMARY, summary)
         return summary
 
     def close(self) -> None:
         """Close ledger and device."""
+        if self.diagnosis is not None:
+            self.diagnosis.close()
         if self.engine is not None:
             self.engine.close()
         if self.ledger is not None:

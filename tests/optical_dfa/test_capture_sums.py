@@ -192,7 +192,7 @@ def clip(stacks: Tensor, norm: float) -> Tensor:
     return stacks * (norm / stacks.norm(dim=1, keepdim=True)).clamp_max(1.0)
 
 
-@pytest.mark.parametrize("rule", ["dfa", "bp", "shallow"])
+@pytest.mark.parametrize("rule", ["dfa", "bp", "shallow", "fa", "usf"])
 @pytest.mark.parametrize("case", list(CASES))
 def test_sum_of_each_record_alone(case: str, rule: str) -> None:
     make, inputs = CASES[case]
@@ -284,7 +284,7 @@ def test_contributions_do_not_know_the_batch_size(reduction: str) -> None:
 
 @pytest.mark.parametrize("case", ["mlp", "cnn", "a weight at several times", "layer norm", "groups"])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("rule", ["dfa", "bp"])
+@pytest.mark.parametrize("rule", ["dfa", "bp", "fa"])
 def test_a_record_that_is_not_finite_adds_exactly_nothing(case: str, value: float, rule: str) -> None:
     make, inputs = CASES[case]
     aligned = align(seeded(make), rule=rule, example=inputs, show=None)

@@ -61,7 +61,7 @@ def refusal(**flags: Any) -> str:
         ("backend_options", [3, "a=1"]),
         ("rule_options", [[1]]),
         ("dataset", ["imagenet", "", "data.csv", 3]),
-        ("rule", ["DFA", "fa", ""]),
+        ("rule", ["DFA", "hebb", ""]),
         ("release", ["labels", "device_entropy", "per_record", "dark_frame"]),
         ("backend", ["optical", ""]),
         ("optimizer", ["sdg", "lbfgs"]),
@@ -249,6 +249,7 @@ def test_written_file_is_plain_toml_with_everything(tmp_path: Path) -> None:
     assert missing == {name for name, value in config.model_dump().items() if value is None}
     assert missing == {
         "data_dir",
+        "transfer",
         "calibration",
         "noise_multiplier",
         "max_physical_batch_size",

@@ -1,0 +1,142 @@
+"""Forward mode: how the output moves when the feedback points' outputs do, by one Jacobian-vector product."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jvp
+
+from noise_models.errors import UsageError
+from optical_dfa.feedback.points import Tape, install
+
+
+class RandomState:
+    """Where torch's random numbers stood, on the CPU and on the GPUs in use: a later pass can draw the same masks."""
+
+    def __init__(self) -> None:
+        self.cpu = torch.get_rng_state()
+        used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+        self.gpus = torch.cuda.get_rng_state_all() if used else []
+
+    @contextmanager
+    def again(self) -> Iterator[None]:
+        """From there again; afterwards the random numbers go on where they were."""
+        with torch.random.fork_rng(devices=range(len(self.gpus))):
+            torch.set_rng_state(self.cpu)
+            if self.gpus:
+                torch.cuda.set_rng_state_all(self.gpus)
+            yield
+
+
+def directional_derivative(
+    module: nn.Module,
+    tape: Tape,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    directions: Sequence[Tensor | None],
+    random: RandomState | None = None,
+) -> Tensor:
+    """d = sum_k J_k u_k, with J_k the derivative of the output by the k-th call of a point; the module is not cut.
+
+    Buffers stay as they are, and the stream of random numbers where it was.
+
+    Args:
+        module: the plain module, with the points' hooks on it.
+        tape: of these hooks.
+        args, kwargs: the module's inputs.
+        directions: u_k, shaped like the point's output, in call order; None does not move that call.
+        random: where random numbers stood before the pass whose masks (dropout) this one repeats; None draws others.
+    Returns:
+        shaped like the output.
+    """
+    moved = [u for u in directions if u is not None]
+
+    def displaced(*additions: Tensor) -> Tensor:
+        given = iter(additions)
+        buffers = {name: b.detach().clone() for name, b in module.named_buffers()}
+        tape.added = [None if u is None else next(given) for u in directions]
+        output: Tensor = functional_call(module, buffers, tuple(args), dict(kwargs))
+        return output
+
+    with torch.no_grad(), (random or RandomState()).again():
+        try:
+            derivative = jvp(displaced, tuple(torch.zeros_like(u) for u in moved), tuple(moved))[1]
+        finally:
+            tape.added = None
+    found: Tensor = derivative
+    return found
+
+
+def parameter_derivative(
+    module: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    directions: Mapping[str, Tensor],
+    random: RandomState | None = None,
+) -> Tensor:
+    """d = J v, with J the derivative of the output by the named parameters; shaped like the output.
+
+    Args:
+        module: the plain module; buffers stay as they are.
+        args, kwargs: its inputs.
+        directions: v by the parameter's name.
+        random: as above.
+    """
+    parameters = dict(module.named_parameters())
+
+    def displaced(moved: dict[str, Tensor]) -> Tensor:
+        buffers = {name: b.detach().clone() for name, b in module.named_buffers()}
+        output: Tensor = functional_call(module, {**buffers, **moved}, tuple(args), dict(kwargs))
+        return output
+
+    with torch.no_grad(), (random or RandomState()).again():
+        primals = {name: parameters[name].detach() for name in directions}
+        derivative: Tensor = jvp(displaced, (primals,), (dict(directions),))[1]
+    return derivative
+
+
+def check_forward_mode(
+    module: nn.Module, names: Sequence[str], example: Sequence[Tensor], rule: str, once: bool = False
+) -> None:
+    """A forward-mode pass must be possible.
+
+    Args:
+        module: the plain module; a copy is run.
+        names: its feedback points; none where parameters are moved instead.
+        example: random inputs.
+        rule: its name.
+        once: whether every point must be called once.
+    Raises:
+        UsageError: a layer has no forward-mode derivative, or a point is called several times.
+    """
+    twin, tape = copy.deepcopy(module), Tape()
+    install(twin, names, tape)
+    with torch.random.fork_rng(devices=[]):
+        tape.kept = []
+        with torch.enable_grad():
+            twin(*[x.clone() for x in example])
+        kept, tape.kept = tape.kept, None
+        calls = [index for index, _ in kept]
+        for index in calls:
+            if once and calls.count(index) > 1:
+                raise UsageError(
+                    f"feedback point {names[index]} is called {calls.count(index)} times in a forward pass; rule "
+                    f"{rule} takes points that are called once"
+                )
+        try:
+            if kept:
+                directional_derivative(twin, tape, example, {}, [torch.zeros_like(h) for _, h in kept])
+            else:
+                moved = {name: torch.zeros_like(p) for name, p in twin.named_parameters()}
+                parameter_derivative(twin, example, {}, moved)
+        except RuntimeError as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UsageError(
+                f"rule {rule} needs a forward-mode pass, which a layer here cannot make ({reason[:120]}); write that "
+                "layer out (LSTM: cells, attention: products), or use rule dfa"
+            ) from None

@@ -1,0 +1,172 @@
+"""Rules whose direct feedback matrices are learned: g_l = e B_l, with B_l changed after every backward pass.
+
+    B_l <- B_l - rate · G_l        (or Adam on G_l),    G_l the rule's own pseudo-gradient
+
+The signals of a step are formed from the B_l before the step's change.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from noise_models.errors import UsageError
+from optical_dfa.backends.matrix import RandomMatrix
+from optical_dfa.feedback.rule import Point
+from optical_dfa.feedback.state import TeachingState, key
+from optical_dfa.feedback.stateful import StatefulRule
+
+OPTIMIZERS = ("sgd", "adam")
+BETAS, EPSILON = (0.9, 0.999), 1e-8  # Adam's usual ones (Kingma & Ba 2015)
+
+
+@dataclass
+class Noted:
+    """Of one forward pass.
+
+    Attributes:
+        parts: what the rule noted of each point that learns from this pass, by the point's index.
+        learned: whether a backward pass has used it: one forward pass teaches the matrices once.
+    """
+
+    parts: dict[int, Tensor]
+    learned: bool = False
+
+
+def rows_of(calls: Sequence[Tensor], width: int, rows: int) -> list[Tensor]:
+    """The outputs of a point, as rows that match those of the output; one call a position makes one matrix of all."""
+    if len(calls) > 1 and sum(len(call) for call in calls) == rows != len(calls[0]):
+        calls = [torch.stack(list(calls), 1)]
+    return [call.reshape(-1, width) for call in calls]
+
+
+class LearnedState(TeachingState):
+    """B_l, shape (c, n_l), by the point's name, and Adam's two averages where it is used."""
+
+    def __init__(self, rule: LearnedFeedback, points: Sequence[Point], output: Tensor, seed: int) -> None:
+        """
+        Args:
+            rule: whose matrices these are.
+            points: the feedback points.
+            output: of the module, for c and its type.
+            seed: of the first matrices and of the directions.
+        """
+        super().__init__(seed)
+        self.rule = rule
+        self.points = tuple(points)
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+        components = output.shape[-1] if output.ndim > 1 else 1
+        dtype = torch.promote_types(output.dtype, torch.float32)
+        for index, point in enumerate(points):
+            first = torch.zeros(components, point.width, dtype=dtype, device=output.device)
+            if rule.initial_scale:
+                drawn = RandomMatrix(components, point.width, seed + index, "normal").values.T
+                first.copy_(drawn).mul_(rule.initial_scale / math.sqrt(point.width))
+            self.register_buffer(key(point.name), first)
+            if rule.optimizer == "adam":
+                self.register_buffer(key(point.name) + ":mean", torch.zeros_like(first))
+                self.register_buffer(key(point.name) + ":square", torch.zeros_like(first))
+
+    def matrix(self, point: Point) -> Tensor:
+        """B_l of a point, shape (c, n_l), as it is now."""
+        return self.get_buffer(key(point.name))
+
+    def teach(self, error: Tensor, noted: Noted | None) -> list[Tensor | None]:
+        signals: list[Tensor | None] = [error @ self.matrix(point).to(error.dtype) for point in self.points]
+        if noted is not None and not noted.learned and len(error):
+            noted.learned = True
+            self.get_buffer("updates").add_(1)
+            for index, part in noted.parts.items():
+                found = self.matrix(self.points[index])
+                self._descend(
+                    self.points[index], self.rule.pseudo_gradient(found, part, error.to(found.dtype))
+                )
+        return signals
+
+    def _descend(self, point: Point, gradient: Tensor) -> None:
+        rule, matrix = self.rule, self.matrix(point)
+        if rule.optimizer == "sgd":
+            matrix.sub_(gradient, alpha=rule.rate)
+            return
+        mean = self.get_buffer(key(point.name) + ":mean").lerp_(gradient, 1 - BETAS[0])
+        square = self.get_buffer(key(point.name) + ":square").lerp_(gradient.square(), 1 - BETAS[1])
+        count = int(self.get_buffer("updates"))
+        step = rule.rate / (1 - BETAS[0] ** count)
+        matrix.addcdiv_(mean, (square / (1 - BETAS[1] ** count)).sqrt_().add_(EPSILON), value=-step)
+
+
+class LearnedFeedback(StatefulRule):
+    """A rule with learned direct feedback; its options are the same for all.
+
+    Attributes:
+        default_rate: of optimizer sgd, where the user gives none.
+        default_decay: likewise lambda.
+    """
+
+    learns_feedback = True
+    default_rate: ClassVar[float] = 0.01
+    default_decay: ClassVar[float] = 0.0
+
+    def __init__(
+        self,
+        optimizer: str = "sgd",
+        rate: float | None = None,
+        decay: float | None = None,
+        initial_scale: float = 0.0,
+    ) -> None:
+        """
+        Args:
+            optimizer: of B_l, "sgd" or "adam".
+            rate: its learning rate; by default `default_rate` for sgd and 1e-4 for adam.
+            decay: lambda, which adds lambda B_l to the pseudo-gradient.
+            initial_scale: standard deviation of the first B_l's entries times sqrt(n_l). At 0 hidden layers learn
+                nothing in the first step.
+        Raises:
+            UsageError: an option out of its range.
+        """
+        if optimizer not in OPTIMIZERS:
+            raise UsageError(
+                f"rule option optimizer={optimizer!r}: it must be one of {', '.join(OPTIMIZERS)}"
+            )
+        self.optimizer = optimizer
+        self.rate = (self.default_rate if optimizer == "sgd" else 1e-4) if rate is None else float(rate)
+        self.decay = self.default_decay if decay is None else float(decay)
+        self.initial_scale = float(initial_scale)
+        if not 0 < self.rate < math.inf:
+            raise UsageError(f"rule option rate={rate!r}: it must be a positive number")
+        if optimizer == "sgd" and self.rate > 1:
+            raise UsageError(f"rule option rate={rate!r}: with optimizer sgd it must be at most 1")
+        for option, value in (("decay", self.decay), ("initial_scale", self.initial_scale)):
+            if not 0 <= value < math.inf:
+                raise UsageError(f"rule option {option}={value!r}: it must be zero or a positive number")
+
+    def pseudo_gradient(self, matrix: Tensor, part: Tensor, error: Tensor) -> Tensor:
+        """G_l with its decay, shape (c, n_l).
+
+        Args:
+            matrix: B_l.
+            part: what `Noted` has of the point.
+            error: shape (rows, c), of single records.
+        """
+        found = self.difference(matrix, part, error)
+        return found.add_(matrix, alpha=self.decay) if self.decay else found
+
+    @abstractmethod
+    def difference(self, matrix: Tensor, part: Tensor, error: Tensor) -> Tensor:
+        """G_l without its decay, as a new tensor."""
+
+    def feedback_work(self, points: Sequence[Point], components: int) -> tuple[int, int]:
+        """A dense projection, and as many multiply-adds for what B_l learns from the record."""
+        work = components * sum(point.width for point in points)
+        return 2 * work, work
+
+    @abstractmethod
+    def state(
+        self, module: nn.Module, points: Sequence[Point], output: Tensor, example: Sequence[Tensor], seed: int
+    ) -> LearnedState: ...

@@ -1,0 +1,136 @@
+"""What a rule keeps beside its options: matrices of its own, learned or layer by layer, saved with the module."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from noise_models.errors import UsageError
+from noise_models.generator import derive_seed
+from optical_dfa.feedback.forward_mode import RandomState
+from optical_dfa.feedback.points import Tape
+
+
+class FeedbackState(nn.Module, ABC):
+    """Buffers of a rule on one aligned module: they are in its `state_dict`, and follow it to another device.
+
+    Made by `FeedbackRule.state`. Buffers, not parameters, so that the user's optimizer leaves them alone.
+
+    Attributes:
+        compiles: whether `torch.compile` may trace the passes; otherwise it leaves its graph for them, and
+            `fullgraph=True` is not for the rule.
+        teachers: by root of the backward pass, whose error teaches it, where that is not the network's output.
+    """
+
+    compiles: bool = True
+    teachers: dict[str, str]
+
+    def __init__(self, seed: int) -> None:
+        """
+        Args:
+            seed: of all the state draws; 0 to 2^63 - 1.
+        """
+        super().__init__()
+        self.teachers = {}
+        self.register_buffer("seed", torch.tensor(seed, dtype=torch.int64))
+
+    @abstractmethod
+    def install(self, module: nn.Module) -> None:
+        """Put the rule's hooks on the plain module."""
+
+    @abstractmethod
+    def remove(self, module: nn.Module) -> None:
+        """Take them off again."""
+
+    def feedback_work(self) -> tuple[int, int]:
+        """(multiply-adds, words of errors received) of what it does for one record, by the rule of `costs`."""
+        return 0, 0
+
+    def begin(self) -> None:
+        """A forward pass with gradients begins."""
+
+    def end(self) -> None:
+        """It is over, or has failed."""
+
+
+class PassState(FeedbackState):
+    """A state that takes part in every forward and backward pass, with random numbers of its own.
+
+    Everything happens inside the aligned module's forward pass and in `loss.backward()`, so the user's loop is the
+    usual one.
+    """
+
+    compiles = False
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        self.register_buffer("passes", torch.zeros((), dtype=torch.int64))
+        self._random: RandomState | None = None
+
+    def install(self, module: nn.Module) -> None:
+        """Nothing: the feedback points' own hooks serve."""
+
+    def remove(self, module: nn.Module) -> None:
+        """Nothing was put on."""
+
+    def begin(self) -> None:
+        self._random = RandomState()  # a second pass over the batch draws the same masks
+
+    def draws(self, device: torch.device) -> torch.Generator:
+        """The stream of this forward pass: the same after a restart from the same `state_dict`."""
+        seed = derive_seed(
+            int(self.get_buffer("seed")), f"directions of pass {int(self.get_buffer('passes'))}"
+        )
+        return torch.Generator(device=device).manual_seed(seed)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_random": None}
+
+
+class TeachingState(PassState):
+    """A state that forms the teaching signals itself, from what it learned or noted of the forward pass."""
+
+    @abstractmethod
+    def observe(
+        self,
+        module: nn.Module,
+        tape: Tape,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        kept: Sequence[tuple[int, Tensor]],
+        output: Tensor,
+    ) -> Any:
+        """What the backward pass needs to know of a forward pass that has just been made.
+
+        Args:
+            module, tape: the plain module, and the tape of its points' hooks.
+            args, kwargs: its inputs.
+            kept: (index of the point, its output), in call order.
+            output: what it returned.
+        """
+
+    @abstractmethod
+    def teach(self, error: Tensor, noted: Any) -> list[Tensor | None]:
+        """The teaching signal at each point, as `FeedbackRule.feedback` gives it; then the state may learn.
+
+        Args:
+            error: shape (rows, c), of single records.
+            noted: from `observe`; None asks for the signals alone.
+        """
+
+
+def key(name: str) -> str:
+    """The name of a buffer for the module called `name`; torch keeps the dot for itself."""
+    return name.replace(".", "/") or "module"
+
+
+def called_directly(name: str) -> UsageError:
+    """The error of a call that goes around the aligned module."""
+    return UsageError(
+        f"the module inside an aligned module was called directly (at {name}); call the aligned module, or "
+        "unalign() it first"
+    )
