@@ -37,13 +37,14 @@ def reproduce(
             metavar="DIR", help="Folder of results.jsonl and table.md.  [default: runs/reproduce/NAME]"
         ),
     ] = None,
+    jobs: Annotated[int, typer.Option(min=1, max=64, help="Runs side by side; they share the threads.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
     """Do the runs of a published table again, and judge its targets; exit code 1 where one is missed.
 
     Finished runs are kept in the folder: interrupted, the same command goes on.
 
-    Example: optical-dfa reproduce rules-mnist --data-dir DIR
+    Example: optical-dfa reproduce rules-mnist --data-dir DIR --jobs 2
     """
     folders = experiments()
     if listed:
@@ -65,7 +66,7 @@ def reproduce(
     try:
         with notes_to_stderr(as_json):
             _prepare(folders[name])
-            run(experiment, kept, data_dir)
+            run(experiment, kept, data_dir, jobs=jobs)
     except KeyboardInterrupt as error:
         raise UserInterruptError("interrupted; finished runs are kept, the same command goes on") from error
     met = write_table(kept, experiment)

@@ -195,6 +195,17 @@ def test_interrupted_it_goes_on(
     assert done == [("bp", 0), ("shallow", 0), ("bp", 1), ("stop", 0), ("shallow", 1)]
 
 
+def test_side_by_side_the_results_are_the_same(toy: Path) -> None:
+    assert main(["reproduce", "toy-rules", "--quick"]) == 0
+    assert main(["reproduce", "toy-rules", "--quick", "--jobs", "2", "--out", "two"]) == 0
+    one, two = (
+        {r["identity"]["rule"]: r["test_accuracy"] for r in map(json.loads, path.read_text().splitlines())}
+        for path in (toy.parent / "runs/reproduce/toy-rules-quick" / RESULTS, toy.parent / "two" / RESULTS)
+    )
+    assert one == two
+    assert set(one) == {"bp", "shallow"}
+
+
 def test_a_data_set_that_is_not_there_is_one_line(
     toy: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
