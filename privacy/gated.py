@@ -6,9 +6,11 @@ g_i itself needs the three factors: `signal = (B_l e_i) ⊙ φ'(a_i)`, `gate = �
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, Self
 
+import torch
 from torch import Tensor
 
 from privacy.protocols import Contributions
@@ -37,6 +39,42 @@ class GatedLayer:
     signal: Tensor
     gate: Tensor
     point: str | None
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """The layer with every factor, records first, changed alike."""
+        return replace(
+            self,
+            inputs=change(self.inputs),
+            taught=change(self.taught),
+            signal=change(self.signal),
+            gate=change(self.gate),
+        )
+
+    def parameters(self, update: Tensor) -> dict[str, Tensor]:
+        """The flat updates of weight and bias, by name, from that of their joint matrix, shape (n, d)."""
+        found: dict[str, Tensor] = {}
+        if self.bias is not None:
+            found[self.bias] = update[:, -1]
+            update = update[:, :-1]
+        if self.weight is not None:
+            found[self.weight] = update.flatten()
+        return found
+
+
+def joined(batches: Sequence[Sequence[GatedLayer]]) -> list[GatedLayer]:
+    """The layers of a step from those of its physical batches."""
+    if len(batches) == 1:
+        return list(batches[0])
+    return [
+        replace(
+            parts[0],
+            inputs=torch.cat([part.inputs for part in parts]),
+            taught=torch.cat([part.taught for part in parts]),
+            signal=torch.cat([part.signal for part in parts]),
+            gate=torch.cat([part.gate for part in parts]),
+        )
+        for parts in zip(*batches, strict=True)
+    ]
 
 
 class GatedContributions(Contributions, Protocol):

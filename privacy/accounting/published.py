@@ -25,9 +25,8 @@ import math
 from collections.abc import Mapping
 from functools import lru_cache
 
-from scipy.special import gammaln, logsumexp
-
 from noise_models.errors import UsageError
+from privacy.accounting.amplification import subsampled
 from privacy.accounting.discretisation import Group
 from privacy.adjacency import Adjacency
 from privacy.ledger import Release
@@ -80,22 +79,9 @@ def epsilon(tally: Mapping[Release, int], delta: float, adjacency: Adjacency, ac
 def renyi(sample_rate: float, noise_multiplier: float, order: int) -> float:
     """Rényi divergence of one Poisson-subsampled Gaussian step, whole orders (Mironov et al. 2019, arXiv 1908.10530).
 
-    `log Σ_k C(α, k) (1-q)^(α-k) q^k exp((k² - k) / (2 z²)) / (α - 1)`.
-
     Args:
         sample_rate: q, 0 < q <= 1.
-        noise_multiplier: z > 0.
+        noise_multiplier: z > 0; unsampled, D_k = k / (2 z²).
         order: α >= 2.
     """
-    if sample_rate == 1.0:
-        return order / (2 * noise_multiplier**2)
-    terms = [
-        gammaln(order + 1)
-        - gammaln(k + 1)
-        - gammaln(order - k + 1)
-        + (order - k) * math.log1p(-sample_rate)
-        + k * math.log(sample_rate)
-        + (k * k - k) / (2 * noise_multiplier**2)
-        for k in range(order + 1)
-    ]
-    return float(logsumexp(terms)) / (order - 1)
+    return float(subsampled((order,), sample_rate, lambda k: k / (2 * noise_multiplier**2))[0])

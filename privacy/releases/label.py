@@ -43,7 +43,7 @@ from torch import Tensor
 
 from noise_models.errors import UsageError
 from noise_models.generator import NORMAL_TAIL_MASS
-from privacy.gated import GatedContributions, GatedLayer
+from privacy.gated import GatedContributions, GatedLayer, joined
 from privacy.ledger import Release
 from privacy.leverage import leverages
 from privacy.releases.digital import DigitalNoise
@@ -52,7 +52,6 @@ from privacy.releases.step import StepRelease
 
 COVERAGE = 0.95  # share of a batch's records whose signal keeps its full weight
 _TOLERANCE = 1e-3  # of probabilities; far above float32's rounding, far below any other loss's error
-_FACTORS = ("inputs", "taught", "signal", "gate")
 _MARGIN = 1e-9  # relative, on M_i: rounding of sums in float64
 
 ASSUMPTIONS = (
@@ -150,7 +149,8 @@ class LabelRelease(StepRelease):
             self._batches = []
         self._update = None
         if self.contributions.expected_records():
-            layers = [_on_cpu(layer) for layer in self.contributions.gated()]
+            # The noise is drawn on the CPU, and the sums are taken there in float64.
+            layers = [layer.mapped(Tensor.cpu) for layer in self.contributions.gated()]
             errors = _errors(self.contributions.logits().cpu(), layers)
             _refuse_other_signals(layers, errors, self.contributions.matrices)
             self._batches.append(_Batch(layers, errors))
@@ -159,7 +159,7 @@ class LabelRelease(StepRelease):
         """Form the noised update of the step; UsageError where a public input, activation or gate is not finite."""
         found: dict[str, Tensor] = {}
         if self._batches:
-            layers = _joined([batch.layers for batch in self._batches])
+            layers = joined([batch.layers for batch in self._batches])
             errors = torch.cat([batch.errors for batch in self._batches])
             if len(errors) > self._most_records:
                 raise UsageError(
@@ -171,7 +171,7 @@ class LabelRelease(StepRelease):
             for layer, matrix, scale in zip(layers, matrices, scales, strict=True):
                 rows = (weights.unsqueeze(1) * errors) @ matrix.T
                 self.source.add_rows(rows, noise_multiplier * scale)
-                found.update(_parameters(layer, (rows * layer.gate.double()).T @ layer.inputs.double()))
+                found.update(layer.parameters((rows * layer.gate.double()).T @ layer.inputs.double()))
         parts = []
         for name, p in self.contributions.parameters.items():
             parts.append(found[name].to(p) if name in found else torch.zeros_like(p).flatten())
@@ -280,33 +280,6 @@ def _matrix(layer: GatedLayer, matrices: dict[str, Tensor] | None) -> Tensor:
         return torch.eye(layer.taught.shape[1], dtype=torch.float64)
     assert matrices is not None  # make() refuses
     return matrices[layer.point]
-
-
-def _on_cpu(layer: GatedLayer) -> GatedLayer:
-    """The noise is drawn on the CPU, and the sums are taken there in float64."""
-    moved = {name: getattr(layer, name).cpu() for name in _FACTORS}
-    return replace(layer, **moved)
-
-
-def _joined(batches: list[list[GatedLayer]]) -> list[GatedLayer]:
-    """The layers of a step that was handed out in parts."""
-    if len(batches) == 1:
-        return batches[0]
-    return [
-        replace(parts[0], **{name: torch.cat([getattr(part, name) for part in parts]) for name in _FACTORS})
-        for parts in zip(*batches, strict=True)
-    ]
-
-
-def _parameters(layer: GatedLayer, update: Tensor) -> dict[str, Tensor]:
-    """The flat updates of weight and bias from that of their joint matrix."""
-    found: dict[str, Tensor] = {}
-    if layer.bias is not None:
-        found[layer.bias] = update[:, -1]
-        update = update[:, :-1]
-    if layer.weight is not None:
-        found[layer.weight] = update.flatten()
-    return found
 
 
 def make(parts: Parts) -> LabelRelease:

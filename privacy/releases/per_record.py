@@ -17,16 +17,15 @@ Its epsilon is NOT a bound: the kind is always `conditional`; `privacy.certifica
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from noise_models.errors import UsageError
 from privacy.certificates import Certificate, Finding, public_findings, realised_findings
-from privacy.gated import GatedContributions, GatedLayer
+from privacy.gated import GatedContributions, GatedLayer, joined
 from privacy.ledger import Release
 from privacy.releases.clipped import (
     CAP_MASS,
@@ -44,8 +43,6 @@ from privacy.releases.step import RECORD_ASSUMPTIONS, StepRelease
 # the mean of φ'² h² over records at a typical coordinate, so (1) of the accounting holds there; it fails at others,
 # which the certificate counts.
 FLOOR = 0.5
-
-_FACTORS = ("inputs", "taught", "signal", "gate")
 
 
 class ProjectionNoise(DigitalNoise):
@@ -167,12 +164,8 @@ class PerRecordRelease(StepRelease):
 
     def _add(self, total: Tensor, layer: GatedLayer, rows: Tensor) -> None:
         """`total += ` the layer's update `rows^T inputs`, at its parameters' places."""
-        update = rows.T @ layer.inputs
-        if layer.bias is not None:
-            total[self._places[layer.bias]] += update[:, -1]
-            update = update[:, :-1]
-        if layer.weight is not None:
-            total[self._places[layer.weight]] += update.flatten()
+        for name, update in layer.parameters(rows.T @ layer.inputs).items():
+            total[self._places[name]] += update
 
     def noise_std(self, noise_multiplier: float) -> float:
         """sigma, the standard deviation of g."""
@@ -184,7 +177,7 @@ class PerRecordRelease(StepRelease):
         self._sum.add_(self._noise, alpha=self.noise_std(noise_multiplier))
         if self._looked:
             found = realised_findings(
-                [_joined(parts) for parts in zip(*self._looked, strict=True)],
+                joined(self._looked),
                 self.activation_floor,
                 self.derivative_floor,
                 noise_std=self.noise_std(noise_multiplier),
@@ -211,16 +204,7 @@ def _silenced(layer: GatedLayer, kept: Tensor) -> GatedLayer:
     if bool(kept.all()):
         return layer
     zero = torch.zeros((), dtype=layer.signal.dtype, device=layer.signal.device)
-    clean: dict[str, Any] = {
-        name: torch.where(kept.unsqueeze(1), getattr(layer, name), zero) for name in _FACTORS
-    }
-    return replace(layer, **clean)
-
-
-def _joined(parts: Sequence[GatedLayer]) -> GatedLayer:
-    """One step's records from its physical batches."""
-    whole: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts]) for name in _FACTORS}
-    return replace(parts[0], **whole)
+    return layer.mapped(lambda factor: torch.where(kept.unsqueeze(1), factor, zero))
 
 
 def make(parts: Parts) -> PerRecordRelease:

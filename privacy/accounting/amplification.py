@@ -1,0 +1,53 @@
+"""Rényi divergences of Poisson-sampled steps from those of the steps themselves, for symmetric noise.
+
+Poisson sampling, add or remove one record, orders a = 2, 3, ...: with L = dP/dQ of the unsampled pair
+    D_a((1-q) Q + q P || Q) = ln(sum_k C(a,k) (1-q)^(a-k) q^k exp((k-1) D_k(P||Q))) / (a-1)
+exactly (binomial theorem; Zhu and Wang 2019, arXiv 1904.10082, for this direction without their factor 3). The
+other direction is no larger: symmetric noise has a reflection that exchanges P and Q, and then
+D_a(Q || R) <= D_a(R || Q), R = (1-q) Q + q P (Mironov, Talwar, Zhang 2019, arXiv 1908.10530, theorem 5; for
+counting measure the same proof holds, docs/theory.md).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import gammaln
+
+Array = NDArray[np.float64]
+
+
+def subsampled(orders: tuple[int, ...], sample_rate: float, divergence: Callable[[int], float]) -> Array:
+    """Rényi divergences at `orders` under Poisson sampling, add or remove one record, of symmetric noise.
+
+    Args:
+        orders: whole numbers >= 2.
+        sample_rate: 0 < q <= 1.
+        divergence: D_k of the unsampled pair, an upper bound, for every whole k from 2 to the largest order.
+
+    Returns:
+        Shape (len(orders),).
+    """
+    largest = max(orders)
+    if sample_rate == 1:
+        return np.asarray([divergence(order) for order in orders])
+    # exp((k-1) D_k): k = 0 and 1 give 1.
+    loss = np.asarray([0.0, 0.0, *((k - 1) * divergence(k) for k in range(2, largest + 1))])
+    k = np.arange(largest + 1)
+    log_rate, log_rest = math.log(sample_rate), math.log1p(-sample_rate)
+    result = np.empty(len(orders))
+    for index, order in enumerate(orders):
+        j = k[: order + 1]
+        log_choose = gammaln(order + 1.0) - gammaln(j + 1.0) - gammaln(order - j + 1.0)
+        # sum of the weights is 1, so ln(1 + sum w (e^loss - 1)) keeps what a plain sum rounds away.
+        weights = log_choose + (order - j) * log_rest + j * log_rate
+        exponent = loss[: order + 1]
+        if float((weights + exponent).max()) < 30 and float(exponent.max()) < 600:
+            total = math.log1p(float(np.exp(weights) @ np.expm1(exponent)))
+        else:
+            total = float(np.logaddexp.reduce(weights + exponent))
+        result[index] = total / (order - 1)
+    return result
