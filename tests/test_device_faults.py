@@ -178,7 +178,11 @@ def wrong(calibration: Calibration, how: str) -> Calibration:
         case "of another camera":
             return replace(calibration, camera_fingerprint="0123456789abcdef")
         case "expired":
-            return replace(calibration, expires_at=(now - timedelta(seconds=1)).isoformat())
+            return replace(  # taken before: the fixture's own may be younger than a second
+                calibration,
+                taken_at=(now - timedelta(days=1)).isoformat(),
+                expires_at=(now - timedelta(seconds=1)).isoformat(),
+            )
         case "more noise than there is":
             factor = 1.1
         case _:  # "less noise than there is", under this camera's name
