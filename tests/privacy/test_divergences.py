@@ -51,7 +51,7 @@ def one_dimension(ratio: float, shift: float, epsilon: float) -> float:
 
     def excess(x: float) -> float:
         first = norm.pdf(x, shift, math.sqrt(ratio))
-        return float(first * max(0.0, -math.expm1(epsilon - float(loss(pair, np.asarray([x]))))))
+        return float(first * -math.expm1(min(0.0, epsilon - float(loss(pair, np.asarray([x]))))))
 
     return sum(
         quad(excess, low, high, epsabs=1e-13, epsrel=1e-11, limit=200)[0] for low, high in pairwise(edges)
