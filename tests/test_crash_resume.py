@@ -88,6 +88,8 @@ def serve() -> None:
     from optical_dfa.cli import main
 
     torch.set_num_threads(1)
+    # A shell that runs the tests in the background has them, and so this program, ignore Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     # One run here, so that the children need not import what is imported on first use.
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         warm = ["--batch-size", "1000", "--epochs", "1", "--release", "digital", "--backend", "digital"]
