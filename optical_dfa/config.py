@@ -31,6 +31,7 @@ from privacy.releases import refuse_unknown_options, terms
 RULES = tuple(REGISTERED_RULES)
 RELEASES = ("none", *SOUND_RELEASES)
 OPTIMIZERS = ("sgd", "adam")
+SCHEDULES = ("constant", "cosine")
 
 Positive = Annotated[float, Field(gt=0, description="a finite number above 0")]
 Probability = Annotated[float, Field(gt=0, lt=1, description="a number strictly between 0 and 1")]
@@ -75,6 +76,8 @@ class TrainConfig(BaseModel):
         public_size: the number N of training records that is declared public (THEORY §4.1); None: the actual
             one.
         epochs: passes over the data, in expectation: the run has epochs * N / batch_size steps.
+        lr_schedule: one of `SCHEDULES`: lr throughout (None: likewise), or falling from lr to 0 over the planned steps
+            along half a cosine.
         momentum: of SGD; None with Adam.
         max_physical_batch_size: records processed at once; a memory limit without effect on the result.
         reproducible: seeded privacy noise: the run can be repeated and gives NO guarantee.
@@ -106,6 +109,7 @@ class TrainConfig(BaseModel):
     public_size: Count | None = None
     epochs: Count | None = None
     lr: Rate | None = None
+    lr_schedule: Text | None = None
     momentum: Fraction | None = None
     optimizer: Text = "sgd"
     weight_decay: Decay = 0.0
@@ -142,6 +146,11 @@ class TrainConfig(BaseModel):
     @classmethod
     def _known_optimizer(cls, value: str) -> str:
         return _one_of("optimizer", value, OPTIMIZERS)
+
+    @field_validator("lr_schedule")
+    @classmethod
+    def _known_schedule(cls, value: str | None) -> str | None:
+        return value if value is None else _one_of("lr_schedule", value, SCHEDULES)
 
     @field_validator("backend")
     @classmethod

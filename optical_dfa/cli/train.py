@@ -71,6 +71,9 @@ def train(
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the data.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
+    lr_schedule: Annotated[
+        str | None, typer.Option(help="constant, or cosine: falls to 0 over the run.")
+    ] = None,
     momentum: Annotated[float | None, typer.Option(help="Momentum of SGD.")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="Weight decay.")] = None,
     optimizer: Annotated[str | None, typer.Option(help="sgd or adam.")] = None,
@@ -130,6 +133,7 @@ def train(
         "public_size": public_size,
         "epochs": epochs,
         "lr": lr,
+        "lr_schedule": lr_schedule,
         "momentum": momentum,
         "weight_decay": weight_decay,
         "optimizer": optimizer,

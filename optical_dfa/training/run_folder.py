@@ -41,6 +41,7 @@ RESUMED_ANEW = {
     *(
         "epochs",
         "lr",
+        "lr_schedule",
         "momentum",
         "weight_decay",
         "data_dir",

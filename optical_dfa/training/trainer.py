@@ -278,6 +278,7 @@ class _Run:
             for x, y in self._batches(step):
                 if taken >= planned or (self.engine is not None and self.engine.steps_left() == 0):
                     break
+                self._set_rate(taken / planned)
                 self.optimizer.zero_grad()
                 loss = nn.functional.cross_entropy(self.module(x), y)
                 torch.autograd.backward(loss)
@@ -297,6 +298,12 @@ class _Run:
                     raise KeyboardInterrupt
         if self.position.step != step or math.isnan(self.accuracy):
             self._keep(step, before + time.perf_counter() - begun)
+
+    def _set_rate(self, done: float) -> None:
+        """The learning rate where a share `done` of the planned steps was taken."""
+        if self.config.lr_schedule == "cosine":
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.config.lr * 0.5 * (1 + math.cos(math.pi * done))
 
     def _pass_time(self) -> None:
         """Let the device grow older by the time a step takes on hardware: by the EXPECTED number of records."""

@@ -29,8 +29,8 @@ _ANNOUNCED = {
 }
 # Settings that the header cannot contradict: it does not hold them.
 _UNHELD = (
-    *("dataset", "model", "features", "epochs", "optimizer", "lr", "momentum", "weight_decay", "seed"),
-    *("rule", "backend"),
+    *("dataset", "model", "features", "epochs", "optimizer", "lr", "lr_schedule", "momentum", "weight_decay"),
+    *("seed", "rule", "backend"),
 )
 # Settings that a summary repeats and that a resumed run may not change.
 _REPEATED = ("dataset", "model", "rule", "backend", "release", "seed")

@@ -65,6 +65,7 @@ def refusal(**flags: Any) -> str:
         ("release", ["labels", "device_entropy", "per_record", "dark_frame"]),
         ("backend", ["optical", ""]),
         ("optimizer", ["sdg", "lbfgs"]),
+        ("lr_schedule", ["linear", ""]),
         ("device", ["gpu", "cuda:", "cuda:x", "cpu\n"]),
     ],
 )
@@ -249,6 +250,7 @@ def test_written_file_is_plain_toml_with_everything(tmp_path: Path) -> None:
     assert missing == {name for name, value in config.model_dump().items() if value is None}
     assert missing == {
         "data_dir",
+        "lr_schedule",
         "transfer",
         "calibration",
         "noise_multiplier",
