@@ -96,7 +96,11 @@ def cnn_pooled(phi: type[nn.Module] = nn.Tanh) -> nn.Sequential:
 
 def cnn_shallow() -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(1, 3, 3, bias=False), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(12, CLASSES, bias=False)
+        nn.Conv2d(1, 3, 3, bias=False),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(12, CLASSES, bias=False),
     )
 
 
@@ -237,7 +241,9 @@ def test_biotorch_dfa(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
         bound = math.sqrt(6 / (math.prod(shape[2:]) * (shape[0] + shape[1])))  # Xavier, fans of the kernel
         kernel = bound * centred(case, f"feedback {name}", *shape).flatten(1)
         space = 4 * 5 if len(shape) > 2 else 1
-        matrices.append(kernel * math.sqrt(kernel.shape[1] * space))  # n_l of a flat point, times taps of another
+        matrices.append(
+            kernel * math.sqrt(kernel.shape[1] * space)
+        )  # n_l of a flat point, times taps of another
     hand(monkeypatch, "backends.digital", frame(matrices))
     options = {"conv": "shared-kernel", "kernel": 3}
     aligned = align(net, rule="dfa", rule_options=options, example=x, show=None)
@@ -367,7 +373,9 @@ def test_pepita_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
     hand(monkeypatch, "feedback.pepita", [ROOT3 * centred(case, "feedback", 36, CLASSES)])
     found = gradients(align(net, rule="pepita", example=x, show=None), x, y)
     places = 4 * 4
-    assert_stored(case, "changes", {"0.weight": found["0.weight"] / places, "4.weight": -RECORDS * found["4.weight"]})
+    assert_stored(
+        case, "changes", {"0.weight": found["0.weight"] / places, "4.weight": -RECORDS * found["4.weight"]}
+    )
 
 
 # ---- the stored numbers themselves
