@@ -1,9 +1,10 @@
 """Our rules against public implementations: the numbers these gave stand in `public_implementations.json`.
 
 Each case there was made once, outside of this repository: a network of `NETWORKS`, run in the public code's own
-classes, was given the numbers that `draw` draws here, made its own backward pass, and its gradients were stored. No line
-of that code is here. Here the same network is aligned with our rule, our rule is handed the same random numbers where it
-asks for its own, and must come to the same gradients. What an implementation and a rule do not share stands at each test.
+classes, was given the numbers that `draw` draws here, made its own backward pass, and its gradients were stored. No
+line of that code is here. Here the same network is aligned with our rule, our rule is handed the same random numbers
+where it asks for its own, and must come to the same gradients. What an implementation and a rule do not share stands at
+each test.
 
 A tensor is stored as [its norm, its product with cos(0), cos(1), cos(2), ..., its first four entries].
 """

@@ -309,7 +309,7 @@ def test_a_module_converted_after_make_private() -> None:
 
 
 def test_a_rule_that_draws_its_feedback_anew_in_every_pass() -> None:
-    """One record more moved the sum of a batch in parts by 1.3 clipping norms, and all later passes to other matrices."""
+    """One record more moved the sum of a batch in parts by 1.3 clipping norms, and later passes to other matrices."""
 
     class Fresh(LayerwiseFeedback):
         name = "fresh"
