@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from inspect import signature
 from typing import Any, Literal
 
 import torch
@@ -27,6 +28,13 @@ from optical_dfa.training.capture import Capture
 from optical_dfa.training.gated import GatedCapture
 
 LossReduction = Literal["mean", "sum"]
+
+# What torch.compile says of it under fullgraph=True, from version 2.7 on.
+_OUTSIDE_GRAPHS = (
+    {"reason": "the feedback rule draws or learns in a pass, which no graph holds; leave out fullgraph=True"}
+    if "reason" in signature(torch.compiler.disable).parameters
+    else {}
+)
 
 # The forms in which releases take what records contribute.
 CAPTURES: dict[str, type[Capture]] = {"records": Capture, "gated": GatedCapture}
@@ -130,7 +138,7 @@ class AlignedModule(nn.Module):
             return taught
         return self._forward(*args, **kwargs)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @torch.compiler.disable(**_OUTSIDE_GRAPHS)  # type: ignore[untyped-decorator, no-untyped-call]
     def _forward_outside_graphs(self, *args: Any, **kwargs: Any) -> Tensor:
         return self._forward(*args, **kwargs)
 

@@ -85,6 +85,7 @@ class GatedFeedbackAlignment(DirectFeedbackAlignment):
 
 
 @lru_cache(maxsize=8)
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # a graph cannot draw them
 def hyperplanes(count: int, width: int, seed: int) -> Tensor:
     """Normals of random hyperplanes through the origin, shape (count, width), float32; the same on every machine."""
     return NoiseGenerator.seeded(seed, "gates").normal_(torch.empty(count, width))

@@ -204,6 +204,16 @@ class LayerwiseFeedback(FeedbackRule):
     draws: ClassVar[Draws] = "once"
     law = "normal"
 
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        """A matrix of every pass tells records of one pass from those of the next.
+
+        A private batch comes in as many passes as it is large: one record more moves others to another pass, and all
+        later passes to other matrices.
+        """
+        super().__init_subclass__(**arguments)
+        if cls.draws == "every pass":
+            cls.sums_over_records = False
+
     def __init__(self, scale: float = 1.0) -> None:
         """
         Args:

@@ -35,7 +35,8 @@ class FixedRandomSignSymmetry(LayerwiseFeedback):
 class BatchRandomSignSymmetry(FixedRandomSignSymmetry):
     """`brsf`: as `frsf`, with M_l drawn anew for every forward pass that has gradients.
 
-    `torch.compile` leaves its graph for the draw, so `fullgraph=True` is not for this rule.
+    `torch.compile` leaves its graph for the draw, so `fullgraph=True` is not for this rule. Nor are private releases:
+    in how many passes a batch comes, and with which records a record shares its matrix, depends on the other records.
     """
 
     name = "brsf"

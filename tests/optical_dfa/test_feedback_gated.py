@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -149,6 +150,20 @@ def test_it_learns() -> None:
     }
     assert accuracy["gated-dfa"] > 0.9
     assert accuracy["gated-dfa"] > accuracy["shallow"]
+
+
+@pytest.mark.parametrize("gates", [1, 5])
+def test_it_compiles_into_one_graph(gates: int) -> None:
+    """The hyperplanes, which no graph can draw, are a constant there."""
+    hyperplanes.cache_clear()
+    aligned = aligned_with(gates)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        compiled = torch.compile(aligned, backend="aot_eager", fullgraph=True)
+        cross_entropy(compiled(X), Y).backward()
+    expected = by_hand(aligned.module, aligned, gates, M)  # type: ignore[arg-type]
+    for name, p in aligned.module.named_parameters():
+        torch.testing.assert_close(p.grad, expected[name], **EXACT, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def test_a_checkpoint_names_the_gates() -> None:

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from noise_models.errors import DeviceError, UsageError
 from optical_dfa import align
 from optical_dfa.backends.base import ProjectionBackend
+from optical_dfa.feedback.layerwise import LayerwiseFeedback
 from optical_dfa.feedback.rule import FeedbackRule, Point, Requires
 from privacy import PrivacyEngine
 
@@ -305,3 +306,21 @@ def test_a_module_converted_after_make_private() -> None:
         optimizer.step()
     assert engine.ledger is not None
     assert engine.ledger.count() == 0
+
+
+def test_a_rule_that_draws_its_feedback_anew_in_every_pass() -> None:
+    """One record more moved the sum of a batch in parts by 1.3 clipping norms, and later passes to other matrices."""
+
+    class Fresh(LayerwiseFeedback):
+        name = "fresh"
+        draws = "every pass"
+
+        def matrix(self, weight: Tensor, drawn: Tensor | None, size: float) -> Tensor:
+            assert drawn is not None
+            return drawn * size
+
+    for rule in ("brsf", Fresh()):
+        with pytest.raises(UsageError, match=r"rule (brsf|fresh) is not a sum over records") as error:
+            private(rule=rule)
+        assert "\n" not in str(error.value)
+    private(rule="frsf")
