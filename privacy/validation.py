@@ -117,6 +117,11 @@ def validate(
     return Validation(tuple(dict.fromkeys(findings)), tuple(dict.fromkeys(notes)), sizes)
 
 
+def large_batch(width: int) -> int:
+    """Records in the larger batch of a check; of so many components each."""
+    return max(LEAST, min(LARGE, LARGEST_INPUT // max(width, 1)))
+
+
 class _Check:
     """Passes over variants of one batch; compares what the records not concerned contribute."""
 
@@ -361,8 +366,7 @@ def _records(
 def _drawn(module: Any, count: int | None) -> list[Tensor]:
     """Random records, by default as many as LARGE where they are not very wide."""
     if count is None:
-        width = sum(x[0].numel() for x in module.example(1))
-        count = max(LEAST, min(LARGE, LARGEST_INPUT // max(width, 1)))
+        count = large_batch(sum(x[0].numel() for x in module.example(1)))
     drawn: list[Tensor] = module.example(min(count, MOST))
     return drawn
 

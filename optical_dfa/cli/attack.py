@@ -65,7 +65,8 @@ def attack(
             print_table(("attack", "what it looks at"), list(ATTACKS.items()))
         return
     if name is None or name not in ATTACKS:
-        raise UsageError(f"NAME is {name!r}; it must be one of: {_NAMES} (--list says what they do)")
+        given = "no attack is named" if name is None else f"NAME is {name!r}"
+        raise UsageError(f"{given}; it must be one of: {_NAMES} (--list says what they do)")
     if out is not None:
         _check_out(out)
     from optical_dfa.attacks.setting import Setting as Asked

@@ -26,6 +26,7 @@ from optical_dfa.feedback.stateful import GradientState
 from optical_dfa.training.aggregated import AggregatedCapture
 from optical_dfa.training.capture import Capture
 from optical_dfa.training.gated import GatedCapture
+from optical_dfa.training.probing import check_steps_apart
 
 LossReduction = Literal["mean", "sum"]
 
@@ -282,6 +283,22 @@ class AlignedModule(nn.Module):
             self._capture = CAPTURES[kind](*probed)
         if isinstance(self._capture, GatedCapture):
             self._capture.matrices = self._matrices()
+        try:
+            check_steps_apart(self)
+        except BaseException:
+            self.stop_capture()
+            raise
+        return self._capture
+
+    @property
+    def capture(self) -> Capture:
+        """What records contributions.
+
+        Raises:
+            UsageError: the module is not private.
+        """
+        if self._capture is None:
+            raise UsageError("the module is not private, so nothing is recorded; call start_capture() first")
         return self._capture
 
     def _matrices(self) -> dict[str, Tensor] | None:

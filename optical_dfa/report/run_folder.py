@@ -95,10 +95,14 @@ class Run:
         summary = _object(folder / SUMMARY)
         if not isinstance(summary.get("guarantee"), dict):
             raise _damaged(folder / SUMMARY, "it states no guarantee")
+        try:
+            guarantee = Guarantee.from_dict(summary["guarantee"])
+        except UsageError as error:
+            raise _damaged(folder / SUMMARY, str(error)) from None
         return cls(
             name=folder.resolve().name,
             summary=summary,
-            guarantee=Guarantee.from_dict(summary["guarantee"]),
+            guarantee=guarantee,
             config=_toml(folder / CONFIG) if (folder / CONFIG).is_file() else {},
             metrics=_rows(folder / METRICS) if (folder / METRICS).is_file() else [],
             calibration=_calibration(calibration) if calibration.is_file() else None,

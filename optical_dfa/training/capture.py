@@ -21,7 +21,7 @@ from noise_models.errors import UsageError
 from optical_dfa.training.contributions import Contribution, combine, sum_rounding
 from optical_dfa.training.factors import factors
 from optical_dfa.training.layers import LAYERS, refuse_mixing
-from optical_dfa.training.probing import check_records_apart, check_uses
+from optical_dfa.training.probing import changeable, check_records_apart, check_uses, refuse_changed
 from privacy.integer_contributions import Factors
 
 PASSES = 4  # forward and backward passes over one batch that the rounding bound allows for
@@ -196,7 +196,7 @@ class Capture:
                 "the module was changed after make_private; make the changed module private instead"
             )
         thawed = [p for p in self.module.parameters() if p.requires_grad]
-        buffers = {name: b._version for name, b in self.module.named_buffers()}
+        kept = changeable(self.module)
         self.calls = []
         self.active = True
         device = next(iter(self.parameters.values())).device
@@ -210,11 +210,7 @@ class Capture:
             self.active = False
             for p in thawed:
                 p.requires_grad_(True)
-        for name, b in self.module.named_buffers():
-            if b._version != buffers.get(name):
-                raise UsageError(
-                    f"buffer {name} changes in a forward pass: it would keep un-noised statistics of records"
-                )
+        refuse_changed(self.module, kept)
 
     def check_batch(self, output: Tensor) -> None:
         """The pass just run must have been on the batch now handed out, records first everywhere.

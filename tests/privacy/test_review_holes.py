@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from itertools import islice
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -324,3 +325,73 @@ def test_a_rule_that_draws_its_feedback_anew_in_every_pass() -> None:
             private(rule=rule)
         assert "\n" not in str(error.value)
     private(rule="frsf")
+
+
+class Statistics(nn.Module):
+    """Subtracts a mean of earlier batches, kept where no state dictionary shows it."""
+
+    def __init__(self, place: str, size: int) -> None:
+        super().__init__()
+        self.mean = torch.zeros(D)
+        self.box: dict[str, Any] = {"object": SimpleNamespace(mean=torch.zeros(D)), "list": [torch.zeros(D)]}
+        self.place, self.size = place, size
+
+    def forward(self, x: Tensor) -> Tensor:
+        held, keeps = x.detach(), len(x) >= self.size
+        if self.place == "object":  # no look at the attributes shows a change
+            before = self.box["object"].mean
+            if keeps:
+                self.box["object"].mean = 0.9 * before + 0.1 * held.mean(0)
+        elif self.place == "list":
+            before = self.box["list"][0].clone()
+            if keeps:
+                self.box["list"][0].mul_(0.9).add_(0.1 * held.mean(0))
+        else:
+            before = self.mean
+            if keeps:
+                self.mean = 0.9 * before + 0.1 * held.mean(0)
+        return x - before
+
+
+@pytest.mark.parametrize("size", [1, 50])
+@pytest.mark.parametrize("place", ["attribute", "list", "object"])
+def test_statistics_that_no_buffer_holds(place: str, size: int) -> None:
+    found = "depends on the batch before" if place == "object" else "changes in a forward pass"
+    with pytest.raises(UsageError, match=found):
+        private(nn.Sequential(Statistics(place, size), *net()))
+
+
+class HardExamples(nn.Module):
+    """Keeps the half of a batch that is large; of a small batch, everything."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = x.norm(dim=1, keepdim=True)
+        return x if len(x) < 50 else x * (size >= size.median())
+
+
+def test_a_forward_pass_that_mixes_large_batches_only() -> None:
+    with pytest.raises(UsageError, match="mixes records"):
+        private(nn.Sequential(HardExamples(), *net()))
+
+
+class _MixedBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        return grad + grad.sum(0)
+
+
+class BackwardMixes(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return _MixedBackward.apply(x)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def test_a_backward_pass_that_mixes_records() -> None:
+    with pytest.raises(UsageError, match="0 mixes records: changing one record"):
+        private(net(BackwardMixes()), rule="bp")
+    private(net(BackwardMixes()))  # above the last cut nothing goes back through it
+    with pytest.raises(UsageError, match="0 mixes records: changing one record"):
+        private(nn.Sequential(nn.Linear(D, 8), BackwardMixes(), nn.Tanh(), nn.Linear(8, 3)))
