@@ -44,7 +44,7 @@ def train(
     rule_option: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="Repeatable.")] = None,
     points: Annotated[
         str | None,
-        typer.Option(metavar="NAME,...", help="Modules that are taught directly; activations, embeddings."),
+        typer.Option(metavar="NAME,...", help="Modules to teach directly; default: activations, embeddings."),
     ] = None,
     backend: Annotated[
         str | None, typer.Option(help="Projection device; see `optical-dfa backends`.")

@@ -32,7 +32,8 @@ def load_npz(path: Path) -> Dataset:
     their number. Where it is absent the largest label decides, which declares that number public.
 
     `cardinalities` makes columns of a table categorical: one whole number a column, its number of categories,
-    or 0 where it is numeric. Nothing of such a table is scaled.
+    or 0 where it is numeric. Nothing of such a table is scaled. These numbers are public: give those that there are,
+    not those that occur in the records.
 
     Raises:
         UsageError: one line: what is wrong with which array.
