@@ -8,7 +8,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from experiments.online.__main__ import RULES, Row, differences, half_width, table, verdict
+from experiments.online.__main__ import (
+    CHOOSING,
+    RULES,
+    STREAMS,
+    Chosen,
+    Row,
+    best,
+    differences,
+    half_width,
+    table,
+    verdict,
+)
 from experiments.online.digits import HELD_OUT, learn_digits, make_digits
 from experiments.online.scene import BOX, SIDE, Stream, _paint, make_stream
 from experiments.online.tracker import (
@@ -197,7 +208,7 @@ def rows(gap: float) -> list[Row]:
     return [
         Row(
             rule,
-            0.03,
+            Chosen(0.03, {"scale": 0.1} if rule == "bdfa" else {}),
             [b + (gap + w if rule == "bdfa" else 0.0) for b, w in zip(base, wiggle, strict=True)],
             base,
         )
@@ -214,9 +225,22 @@ def test_differences_are_paired_and_judged_by_students_interval() -> None:
     assert said == "bdfa is above bp in 2 of 5 settings, below it in 1, and not told from it in 2"
 
 
+def test_rates_and_scales_are_chosen_on_streams_that_the_table_does_not_have() -> None:
+    asked: set[int] = set()
+
+    def run(chosen: Chosen, seed: int) -> float:
+        asked.add(seed)
+        return -abs(chosen.rate - 0.1) + chosen.options.get("scale", 0.0)
+
+    assert best("bp", run, float) == Chosen(0.1, {})
+    assert best("bdfa", run, float) == Chosen(0.1, {"scale": 1.0})
+    assert len(asked) == CHOOSING
+    assert asked.isdisjoint(range(STREAMS))
+
+
 def test_the_table_shows_each_row() -> None:
     text = table({8: rows(0.1)}, {4: rows(-0.1)})
-    (line,) = (line for line in text.splitlines() if line.startswith("| 8 | bdfa | 0.03 | 75.0 % ± "))
+    (line,) = (line for line in text.splitlines() if line.startswith("| 8 | bdfa | 0.03, 0.1 | 75.0 % ± "))
     assert line.endswith(" | 65.0 % ± 20.5 | +10.0 % ± 1.3 |")
     assert "| 4 | bp | 0.03 | 65.0 % ± 20.5 | 65.0 % ± 20.5 | – |" in text
     assert "[R]. Here: bdfa is above bp in 1 of 2 settings, below it in 1," in text

@@ -1,6 +1,7 @@
 """`python -m experiments.online`: rules that learn from a stream of few records. Writes table.md and a picture.
 
-The learning rate of every row is chosen by the command itself on streams that the table does not have.
+The learning rate of every row, and a DFA rule's feedback scale, are chosen by the command itself on streams that the
+table does not have.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from scipy.stats import t
@@ -33,10 +34,22 @@ Result = TypeVar("Result")
 RULES = ("bp", "dfa", "bdfa", "shallow")
 NEVER = "bp, never updated"
 RATES = (0.01, 0.03, 0.1, 0.3)
-STREAMS, CHOOSING = 20, 6  # streams of the table, and others, on which rates are chosen
+SCALES = (0.1, 1.0)  # of the feedback, for the rules that have one
+SCALED = ("dfa", "bdfa")
+STREAMS, CHOOSING = 20, 5  # streams of the table, and others, on which rates and scales are chosen
 LENGTH = 60  # frames of a tracking stream
 PATCHES = (8, 32)
 SHOTS = (4, 16, 40)
+
+
+class Chosen(NamedTuple):
+    """What is chosen for a row."""
+
+    rate: float
+    options: dict[str, float]
+
+    def __str__(self) -> str:
+        return ", ".join(f"{value:g}" for value in (self.rate, *self.options.values()))
 
 
 @dataclass(frozen=True)
@@ -44,11 +57,12 @@ class Row:
     """One rule's outcome on the streams of the table.
 
     Attributes:
-        first, second: two figures a stream; the rate was chosen by the mean of the first.
+        chosen: learning rate, and feedback scale where the rule has one: by the mean of the first figure.
+        first, second: two figures a stream.
     """
 
     rule: str
-    rate: float
+    chosen: Chosen
     first: list[float]
     second: list[float]
 
@@ -78,8 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def measure(progress: Progress) -> tuple[str, dict[str, list[Track]]]:
     """The text of the table but for its end, and every track with the larger number of patches, by row."""
-    a_row = CHOOSING * len(RATES) + STREAMS
-    progress.start(len(RULES) * a_row * (len(PATCHES) + len(SHOTS)) + STREAMS * len(PATCHES))
+    each = sum(CHOOSING * len(grid(rule)) + STREAMS for rule in RULES)
+    progress.start(each * (len(PATCHES) + len(SHOTS)) + STREAMS * len(PATCHES))
     done = 0
 
     def count() -> None:
@@ -95,15 +109,16 @@ def measure(progress: Progress) -> tuple[str, dict[str, list[Track]]]:
             taught, update = ("bp", False) if rule == NEVER else (rule, True)
 
             def run(
-                rate: float, seed: int, rule: str = taught, patches: int = patches, update: bool = update
+                chosen: Chosen, seed: int, rule: str = taught, patches: int = patches, update: bool = update
             ) -> Track:
                 count()
-                return follow(make_stream(seed, LENGTH), learner_of(rule, rate, seed), seed, patches, update)
+                learner = learner_of(rule, chosen.rate, seed, **chosen.options)
+                return follow(make_stream(seed, LENGTH), learner, seed, patches, update)
 
             # The control is the row of backpropagation without its updates.
-            rate = rows[0].rate if rule == NEVER else best(run, Track.mean_overlap)
-            found = [run(rate, seed) for seed in range(STREAMS)]
-            rows.append(Row(rule, rate, [f.mean_overlap() for f in found], [f.success() for f in found]))
+            chosen = rows[0].chosen if rule == NEVER else best(rule, run, Track.mean_overlap)
+            found = [run(chosen, seed) for seed in range(STREAMS)]
+            rows.append(Row(rule, chosen, [f.mean_overlap() for f in found], [f.success() for f in found]))
             tracks[rule] = found
         tracking[patches] = rows
     digits: dict[int, list[Row]] = {}
@@ -111,25 +126,31 @@ def measure(progress: Progress) -> tuple[str, dict[str, list[Track]]]:
         digits[shots] = []
         for rule in RULES:
 
-            def learn(rate: float, seed: int, rule: str = rule, shots: int = shots) -> Outcome:
+            def learn(chosen: Chosen, seed: int, rule: str = rule, shots: int = shots) -> Outcome:
                 count()
-                return learn_digits(rule, rate, seed, shots)
+                return learn_digits(rule, chosen.rate, seed, shots, **chosen.options)
 
-            rate = best(learn, lambda outcome: outcome.prequential)
-            outcomes = [learn(rate, seed) for seed in range(STREAMS)]
+            chosen = best(rule, learn, lambda outcome: outcome.prequential)
+            outcomes = [learn(chosen, seed) for seed in range(STREAMS)]
             digits[shots].append(
-                Row(rule, rate, [o.prequential for o in outcomes], [o.final for o in outcomes])
+                Row(rule, chosen, [o.prequential for o in outcomes], [o.final for o in outcomes])
             )
     return table(tracking, digits), tracks
 
 
-def best(run: Callable[[float, int], Result], figure: Callable[[Result], float]) -> float:
-    """The rate of the largest mean figure on streams that the table does not have."""
+def grid(rule: str) -> list[Chosen]:
+    """What is chosen among."""
+    scales: list[dict[str, float]] = [{"scale": scale} for scale in SCALES] if rule in SCALED else [{}]
+    return [Chosen(rate, options) for rate in RATES for options in scales]
 
-    def mean(rate: float) -> float:
-        return statistics.fmean(figure(run(rate, 1000 + seed)) for seed in range(CHOOSING))
 
-    return max(RATES, key=mean)
+def best(rule: str, run: Callable[[Chosen, int], Result], figure: Callable[[Result], float]) -> Chosen:
+    """That of the largest mean figure on streams that the table does not have."""
+
+    def mean(chosen: Chosen) -> float:
+        return statistics.fmean(figure(run(chosen, 1000 + seed)) for seed in range(CHOOSING))
+
+    return max(grid(rule), key=mean)
 
 
 def table(tracking: Mapping[int, Sequence[Row]], digits: Mapping[int, Sequence[Row]]) -> str:
@@ -148,7 +169,8 @@ def table(tracking: Mapping[int, Sequence[Row]], digits: Mapping[int, Sequence[R
             "",
             f"Both: mean over {STREAMS} streams ± half width of the 95 % t-interval. The last column is the mean of "
             "the differences to bp on the same streams, of the first figure. Learning rates were chosen for each row "
-            f"among {', '.join(f'{rate:g}' for rate in RATES)} by that figure on {CHOOSING} other streams. Han and Yoo "
+            f"among {', '.join(f'{rate:g}' for rate in RATES)}, and feedback scales among "
+            f"{', '.join(f'{scale:g}' for scale in SCALES)}, by that figure on {CHOOSING} other streams. Han and Yoo "
             "2019 report binary DFA (bdfa) above BP in their abstract, especially where data are few; the streams, the "
             f"front end and the rule are reconstructions [R]. Here: {verdict([*tracking.values(), *digits.values()])}.",
             "",
@@ -159,7 +181,7 @@ def table(tracking: Mapping[int, Sequence[Row]], digits: Mapping[int, Sequence[R
 
 def lines(size: str, first: str, second: str, parts: Mapping[int, Sequence[Row]]) -> list[str]:
     """One table."""
-    head = (size, "Rule", "Learning rate", first, second, "Against bp, paired")
+    head = (size, "Rule", "Learning rate, feedback scale", first, second, "Against bp, paired")
     out = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for number, rows in parts.items():
         for row in rows:
@@ -167,7 +189,7 @@ def lines(size: str, first: str, second: str, parts: Mapping[int, Sequence[Row]]
             cells = (
                 f"{number}",
                 row.rule,
-                f"{row.rate:g}",
+                str(row.chosen),
                 interval(row.first),
                 interval(row.second),
                 "–" if row.rule == "bp" else interval(apart, signed=True),

@@ -55,11 +55,11 @@ def make_digits(seed: int, shots: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return x[chosen], y[chosen], x[held], y[held]
 
 
-def learn_digits(rule: str, lr: float, seed: int, shots: int) -> Outcome:
+def learn_digits(rule: str, lr: float, seed: int, shots: int, **rule_options: float) -> Outcome:
     """One pass over the stream of `seed`."""
     x, y, x_held, y_held = make_digits(seed, shots)
     network = models.build(MODEL, tuple(x.shape[1:]), CLASSES, seed)
-    learner = OnlineLearner(network, rule=rule, lr=lr, seed=seed, example=x[:1])
+    learner = OnlineLearner(network, rule=rule, lr=lr, seed=seed, example=x[:1], rule_options=rule_options)
     right = 0
     for records, labels in zip(torch.split(x, FRAME), torch.split(y, FRAME), strict=True):
         right += int((learner.observe(records, labels).argmax(1) == labels).sum())

@@ -47,10 +47,11 @@ class Track:
         return float((self.overlap[1:] >= SUCCESS).double().mean())
 
 
-def learner_of(rule: str, lr: float, seed: int) -> OnlineLearner:
+def learner_of(rule: str, lr: float, seed: int, **rule_options: float) -> OnlineLearner:
     """A fresh classifier of patches."""
     network = models.build(MODEL, (FEATURES,), 2, seed)
-    return OnlineLearner(network, rule=rule, lr=lr, seed=seed, example=torch.zeros(1, FEATURES))
+    example = torch.zeros(1, FEATURES)
+    return OnlineLearner(network, rule=rule, lr=lr, seed=seed, example=example, rule_options=rule_options)
 
 
 def follow(stream: Stream, learner: OnlineLearner, seed: int, patches: int, update: bool = True) -> Track:
