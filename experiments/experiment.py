@@ -17,10 +17,10 @@ from optical_dfa.data import NAMES
 from optical_dfa.defaults import DEFAULTS, OTHER_DATASET
 
 CONFIG, RESULTS, TABLE = "config.toml", "results.jsonl", "table.md"
-# What `quick` changes: the data, which need no file, and the settings that the number of records decides.
+# What `quick` changes: data that need a file, and the settings that the number of records decides.
 QUICK_DATASET = "digits"
 QUICK: dict[str, Any] = {"epochs": 2, "batch_size": 128}
-Figure = Literal["test_accuracy", "epsilon", "device_share", "seconds"]
+Figure = Literal["test_accuracy", "test_auc", "epsilon", "device_share", "seconds"]
 
 
 class Row(BaseModel):
@@ -48,8 +48,8 @@ class Target(BaseModel):
     Attributes:
         dataset, rows: what is judged; every row by itself for `at_least` and `at_most`, the last against the first
             for `below_by`.
-        figure: accuracy and seconds are judged by their means over the seeds, epsilon and the device's share of
-            the noise variance by the worst seed.
+        figure: accuracy, area under the ROC curve and seconds are judged by their means over the seeds, epsilon and
+            the device's share of the noise variance by the worst seed.
         at_least, at_most: limit of the figure.
         within: largest difference between any two rows.
         below_by: least distance below the first row, which must also have a disjoint 95 % interval.
@@ -71,10 +71,12 @@ class Experiment(BaseModel):
 
     Attributes:
         command: the line that produces the table.
+        datasets: names, or paths of .npz files that the package's `prepare()` makes.
         seeds: of weights, feedback and device; never of privacy noise, which is secret in every run.
         spread: what follows the mean accuracy: the standard deviation over the seeds, or the half width of
             Student's 95 % interval of the mean.
         common: settings of every run.
+        note: a paragraph under the table.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -86,6 +88,7 @@ class Experiment(BaseModel):
     common: dict[str, Any]
     row: tuple[Row, ...]
     target: tuple[Target, ...]
+    note: str = ""
 
     def config(self, dataset: str, row: Row, seed: int, data_dir: Path | None = None) -> TrainConfig:
         """The configuration of one run; its `transfer` is relative to the folder of the results.
@@ -99,12 +102,22 @@ class Experiment(BaseModel):
         return merge({**self.common, **row.settings}, flags)
 
     def quick(self) -> Experiment:
-        """The same rows for one seed on the embedded data, a few steps each: whether they run, no more."""
+        """The same rows for one seed on data that need no file, a few steps each: whether they run, no more.
+
+        Those are the embedded digits, or a table that the experiment makes itself.
+        """
+        own = tuple(name for name in self.datasets if name not in NAMES)
         rows = tuple(
             Row(name=row.name, settings={**row.settings, **QUICK}, source=row.source) for row in self.row
         )
         return self.model_copy(
-            update={"datasets": (QUICK_DATASET,), "seeds": self.seeds[:1], "row": rows, "target": ()}
+            update={
+                "datasets": own or (QUICK_DATASET,),
+                "seeds": self.seeds[:1],
+                "row": rows,
+                "target": (),
+                "note": "",
+            }
         )
 
 
@@ -171,6 +184,7 @@ class Results:
         result = {
             "identity": identity(config),
             "test_accuracy": summary["test_accuracy"],
+            **({"test_auc": summary["test_auc"]} if summary.get("test_auc") is not None else {}),
             "kind": guarantee["kind"],
             "epsilon": guarantee["epsilon"],
             "delta": guarantee["delta"],

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from experiments.experiment import RESULTS, TABLE, Experiment, Figure, Results, Target
+from optical_dfa.data import NAMES
 from privacy.guarantee import Kind, rounded_up
 
 ABSENT = "not measured"
@@ -28,7 +29,7 @@ class Cell:
         """The figure of every finished run; a run without a worst-case guarantee has an infinite epsilon."""
         if name == "epsilon":
             return [float(r["epsilon"]) if r["kind"] in WORST_CASE else math.inf for r in self.results]
-        return [float(r[name] or 0.0) for r in self.results]
+        return [float(r.get(name) or 0.0) for r in self.results]
 
     def judged(self, name: Figure) -> float:
         """The one number that a target is about: a mean, or the worst seed of a guarantee."""
@@ -41,15 +42,15 @@ class Cell:
     def whole(self) -> bool:
         return len(self.results) == self.wanted
 
-    def half_width(self) -> float:
-        """Half of Student's 95 % interval of the mean accuracy; infinite for one seed."""
+    def half_width(self, name: Figure = "test_accuracy") -> float:
+        """Half of Student's 95 % interval of a figure's mean; infinite for one seed."""
         from scipy.stats import t
 
-        accuracies = self.figures("test_accuracy")
-        if len(accuracies) < 2:
+        values = self.figures(name)
+        if len(values) < 2:
             return math.inf
-        spread = statistics.stdev(accuracies) / math.sqrt(len(accuracies))
-        return float(t.ppf(0.975, len(accuracies) - 1)) * spread
+        spread = statistics.stdev(values) / math.sqrt(len(values))
+        return float(t.ppf(0.975, len(values) - 1)) * spread
 
 
 def cells_of(folder: Path, experiment: Experiment) -> dict[tuple[str, str], Cell]:
@@ -72,6 +73,7 @@ def document(folder: Path, experiment: Experiment) -> dict[str, Any]:
             "dataset": dataset,
             "run": name,
             "test_accuracy": cell.figures("test_accuracy"),
+            **({"test_auc": cell.figures("test_auc")} if _has_auc([cell]) else {}),
             "seconds": cell.figures("seconds"),
             "seeds": len(cell.results),
             "seeds_wanted": cell.wanted,
@@ -95,8 +97,9 @@ def write_table(folder: Path, experiment: Experiment) -> list[bool | None]:
     lines = [
         *_rows(experiment, cells, private),
         "",
-        f"Test accuracy is the mean over {len(experiment.seeds)} seeds ± {spread}.{_circumstances(cells)}",
+        f"{_measured(cells)} the mean over {len(experiment.seeds)} seeds ± {spread}.{_circumstances(cells)}",
         "",
+        *([experiment.note, ""] if experiment.note else []),
         *([*targets, ""] if judged else []),
         f"Made by `{experiment.command}`.",
     ]
@@ -110,7 +113,8 @@ _MET = {True: "yes", False: "**no**", None: "–"}
 
 
 def _rows(experiment: Experiment, cells: dict[tuple[str, str], Cell], private: bool) -> list[str]:
-    head = ["Data set", "Run", "Test accuracy"]
+    areas = _has_auc(cells.values())
+    head = ["Data set", "Run", "Test accuracy", *(["Test AUC"] if areas else [])]
     head += ["ε", "Noise variance from the device"] if private else []
     shown = any(row.published for row in experiment.row)
     head += ["Seconds", *(["Published"] if shown else [])]
@@ -119,11 +123,37 @@ def _rows(experiment: Experiment, cells: dict[tuple[str, str], Cell], private: b
         for row in experiment.row:
             cell = cells[dataset, row.name]
             figures = [_accuracy(cell, experiment.spread)]
+            figures += [_area(cell, experiment.spread)] if areas else []
             figures += [_epsilon(cell), _share(cell)] if private else []
             figures += [f"{cell.judged('seconds'):.0f}" if cell.results else ABSENT]
             figures += [row.published or "–"] if shown else []
-            lines.append(f"| {' | '.join([dataset, row.name, *figures])} |")
+            lines.append(f"| {' | '.join([_title(dataset), row.name, *figures])} |")
     return lines
+
+
+def _title(dataset: str) -> str:
+    """A data set's name; of a file, its own."""
+    return dataset if dataset in NAMES else Path(dataset).stem
+
+
+def _has_auc(cells: Iterable[Cell]) -> bool:
+    return any("test_auc" in result for cell in cells for result in cell.results)
+
+
+def _measured(cells: dict[tuple[str, str], Cell]) -> str:
+    if not _has_auc(cells.values()):
+        return "Test accuracy is"
+    return "Test accuracy, and the area under the ROC curve on the test set (AUC), are each"
+
+
+def _area(cell: Cell, spread: str) -> str:
+    values = cell.figures("test_auc")
+    if not values:
+        return ABSENT
+    text = f"{statistics.fmean(values):.4f}"
+    if len(values) > 1:
+        text += f" ± {statistics.stdev(values) if spread == 'std' else cell.half_width('test_auc'):.4f}"
+    return text
 
 
 def _accuracy(cell: Cell, spread: str) -> str:
@@ -162,26 +192,28 @@ def _circumstances(cells: dict[tuple[str, str], Cell]) -> str:
 def _judge(target: Target, cells: dict[tuple[str, str], Cell]) -> tuple[str, str, bool | None]:
     """(the target in words, what was measured, whether it was met or None)."""
     found = [cells[target.dataset, name] for name in target.rows]
-    text = f"{target.dataset}: {_wanted(target)}"
+    text = f"{_title(target.dataset)}: {_wanted(target)}"
+    figure = target.figure
     if not all(cell.whole for cell in found):
         return text, ABSENT, None
-    values = [cell.judged(target.figure) for cell in found]
+    values = [cell.judged(figure) for cell in found]
     if target.within is not None:
         apart = max((abs(a - b) for a, b in combinations(values, 2)), default=0.0)
-        return text, _difference(apart), apart <= target.within
+        return text, _difference(figure, apart), apart <= target.within
     if target.below_by is not None:
         below = values[0] - values[-1]
-        disjoint = below > found[0].half_width() + found[-1].half_width()
-        measured = f"{_difference(below)}, intervals {'disjoint' if disjoint else 'overlap'}"
+        disjoint = below > found[0].half_width(figure) + found[-1].half_width(figure)
+        measured = f"{_difference(figure, below)}, intervals {'disjoint' if disjoint else 'overlap'}"
         return text, measured, below >= target.below_by and disjoint
     worst = min(values) if target.at_least is not None else max(values)
     low = -math.inf if target.at_least is None else target.at_least
     high = math.inf if target.at_most is None else target.at_most
-    return text, _shown(target.figure, worst), low <= worst <= high
+    return text, _shown(figure, worst), low <= worst <= high
 
 
 _FIGURES = {
     "test_accuracy": "mean test accuracy",
+    "test_auc": "mean test AUC",
     "epsilon": "ε",
     "device_share": "share of the noise variance from the device",
     "seconds": "seconds a run",
@@ -189,11 +221,15 @@ _FIGURES = {
 
 
 def _wanted(target: Target) -> str:
+    of = "AUC" if target.figure == "test_auc" else "accuracy"
     if target.within is not None:
-        return f"{'; '.join(target.rows)}: accuracy within {_difference(target.within)} of each other"
+        return (
+            f"{'; '.join(target.rows)}: {of} within {_difference(target.figure, target.within)} of each other"
+        )
     if target.below_by is not None:
         first, last = target.rows[0], target.rows[-1]
-        return f"{last} at least {_difference(target.below_by)} below {first} in accuracy, 95 % intervals disjoint"
+        least = _difference(target.figure, target.below_by)
+        return f"{last} at least {least} below {first} in {of}, 95 % intervals disjoint"
     name, rows = _FIGURES[target.figure], "; ".join(target.rows)
     if target.at_least is not None:
         return f"{rows}: {name} at least {_shown(target.figure, target.at_least)}"
@@ -203,10 +239,12 @@ def _wanted(target: Target) -> str:
 def _shown(figure: Figure, value: float) -> str:
     if figure in ("test_accuracy", "device_share"):
         return f"{100 * value:.2f} %"
+    if figure == "test_auc":
+        return f"{value:.4f}"
     if figure == "seconds":
         return f"{value:.0f}"
     return "no guarantee" if math.isinf(value) else rounded_up(value)
 
 
-def _difference(value: float) -> str:
-    return f"{100 * value:.2f} points"
+def _difference(figure: Figure, value: float) -> str:
+    return f"{value:.4f}" if figure == "test_auc" else f"{100 * value:.2f} points"

@@ -47,6 +47,7 @@ Text = Annotated[str, Field(description="text in quotes")]
 Folder = Annotated[Path, Field(strict=False, description="the path of a folder")]
 File = Annotated[Path, Field(strict=False, description="the path of a file")]
 Options = Annotated[dict[str, Any], Field(description="a table of name = value")]
+Names = Annotated[list[Text], Field(min_length=1, description="a list of modules' names")]
 
 
 class TrainConfig(BaseModel):
@@ -65,6 +66,8 @@ class TrainConfig(BaseModel):
         rule: which training rule; one of `RULES`.
         backend, backend_options: the projection device and its own settings.
         rule_options: the rule's own settings.
+        points: names of the network's modules whose outputs are the feedback points; None: the rule's own choice,
+            mostly the activations and embeddings ("micro"). Fewer points leave backpropagation in between ("macro").
         release: how a step is made private; one of `RELEASES`.
         release_options: the release's own settings (`privacy.releases.Terms.options`).
         calibration: file that `optical-dfa calibrate` wrote of the device; release dark-frame then credits what was
@@ -96,6 +99,7 @@ class TrainConfig(BaseModel):
     transfer: Folder | None = None
     rule: Text = "dfa"
     rule_options: Options = {}
+    points: Names | None = None
     backend: Text = "simulated-opu"
     backend_options: Options = {}
     release: Text = "dark-frame"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import cast
 
@@ -16,13 +17,14 @@ from torch import Tensor, nn
 
 from noise_models.errors import UsageError
 from noise_models.generator import derive_seed
+from optical_dfa.tabular import embed
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
 MAX_WIDTH = 65536
 MAX_PARAMETERS = 2 * 10**8  # 0.8 GB of weights, and several times that while training
 GRAMMAR = (
-    "mlp[:WIDTH,...], cnn[:CHANNELS,...], cnn-fc[:CHANNELS,...,WIDTH] or resmlp[:WIDTH,WIDTH,...], then /tanh or /relu "
-    "if wanted"
+    "mlp[:WIDTH,...], cnn[:CHANNELS,...], cnn-fc[:CHANNELS,...,WIDTH], resmlp[:WIDTH,WIDTH,...] or "
+    "embed[:DIM,WIDTH,...], then /tanh or /relu if wanted"
 )
 
 
@@ -119,13 +121,16 @@ MODELS: dict[str, tuple[Builder, tuple[int, ...]]] = {
     "cnn": (cnn, (16, 32)),
     "cnn-fc": (cnn_fc, (16, 32, 128)),
     "resmlp": (resmlp, (256, 256, 256)),
+    "embed": (embed, (8, 128, 128)),
 }
 
 
-def build(spec: str, input_shape: Sequence[int], classes: int, seed: int) -> nn.Module:
+def build(
+    spec: str, input_shape: Sequence[int], classes: int, seed: int, cardinalities: Sequence[int] = ()
+) -> nn.Module:
     """A network with PyTorch's default initialisation, drawn from the stream "weights" of `seed`.
 
-    The weights depend on (spec, input_shape, classes, seed) alone: the same for every rule, backend and
+    The weights depend on (spec, input_shape, classes, seed, cardinalities) alone: the same for every rule, backend and
     release, and torch's global generator is neither read nor moved.
 
     Args:
@@ -133,12 +138,15 @@ def build(spec: str, input_shape: Sequence[int], classes: int, seed: int) -> nn.
         input_shape: shape of one record.
         classes: number of logits, 2 or more.
         seed: of the run.
+        cardinalities: number of categories of every column of a table, 0 for a numeric one (`Dataset.cardinalities`).
     Returns:
         a float32 module on the CPU that maps (m, *input_shape) to (m, classes), any m including 0.
     Raises:
         UsageError: unknown specification, or one that does not fit the records.
     """
     builder, widths, activation = parse(spec)
+    if builder is embed:
+        builder = partial(embed, cardinalities=cardinalities)
     if classes < 2:
         raise UsageError(f"the data set has {classes} class; a classifier needs 2 or more")
     if not input_shape or min(input_shape) < 1:
@@ -183,5 +191,7 @@ def _draw(module: nn.Module, generator: torch.Generator) -> None:
         if module.bias is not None:
             bound = 1 / math.sqrt(module.weight[0].numel())
             nn.init.uniform_(module.bias, -bound, bound, generator=generator)
+    elif isinstance(module, nn.Embedding):
+        nn.init.normal_(module.weight, generator=generator)
     elif isinstance(module, nn.GroupNorm):
         module.reset_parameters()

@@ -42,6 +42,10 @@ def train(
         ),
     ] = None,
     rule_option: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="Repeatable.")] = None,
+    points: Annotated[
+        str | None,
+        typer.Option(metavar="NAME,...", help="Modules to teach directly; default: activations, embeddings."),
+    ] = None,
     backend: Annotated[
         str | None, typer.Option(help="Projection device; see `optical-dfa backends`.")
     ] = None,
@@ -119,6 +123,7 @@ def train(
         "transfer": transfer,
         "rule": rule,
         "rule_options": parse_options("--rule-option", rule_option),
+        "points": None if points is None else points.split(","),
         "backend": backend,
         "backend_options": parse_options("--backend-option", backend_option),
         "release": release,
@@ -246,6 +251,8 @@ def _show(summary: Mapping[str, Any], out: Path | None) -> None:
     facts["steps"] = f"{summary.get('steps')} in {summary.get('epochs')} epochs"
     if accuracy is not None:
         facts["test accuracy"] = f"{100 * accuracy:.2f} %"
+    if summary.get("test_auc") is not None:
+        facts["test AUC"] = f"{summary['test_auc']:.4f}"
     if seconds is not None:
         facts["time"] = f"{seconds:.1f} s" + (
             f", {1000 * per_step:.3g} ms a step" if per_step is not None else ""

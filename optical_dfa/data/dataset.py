@@ -28,6 +28,8 @@ class Dataset:
         classes: number of classes.
         input_shape: shape of one record.
         public: what was read off the private records and is thereby declared public; one sentence each.
+        cardinalities: of a table, number of categories of each column, 0 for a numeric one; empty where none is
+            categorical. A categorical column holds whole numbers in 0 ... cardinality - 1.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Dataset:
     classes: int
     input_shape: tuple[int, ...]
     public: tuple[str, ...] = ()
+    cardinalities: tuple[int, ...] = ()
 
 
 def scaled(pixels: NDArray[np.uint8], full: float, centre: Sequence[float], scale: Sequence[float]) -> Tensor:

@@ -66,6 +66,7 @@ def with_features(data: Dataset, spec: str) -> Dataset:
         x_train=(train / scale).float(),
         x_test=(test / scale).float(),
         input_shape=(count,),
+        cardinalities=(),
     )
 
 

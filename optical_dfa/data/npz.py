@@ -1,4 +1,4 @@
-"""Data of one's own: an .npz file with x_train, y_train, x_test, y_test and, if wanted, classes."""
+"""Data of one's own: an .npz file with x_train, y_train, x_test, y_test and, if wanted, classes, cardinalities."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from noise_models.errors import UsageError
 from optical_dfa.data.dataset import Dataset, check_labels
 
 REQUIRED = ("x_train", "y_train", "x_test", "y_test")
+OPTIONAL = ("classes", "cardinalities")
 MAX_CLASSES = 65536
+MAX_CARDINALITY = 2**24  # float32 has every whole number up to there
 # Pixels become (x/255 - 1/2) / (1/2).
 HALF = 127.5
 
@@ -29,6 +31,10 @@ def load_npz(path: Path) -> Dataset:
     do not come from private records. y_train, y_test have shape (N,) and integer labels from 0; `classes` is
     their number. Where it is absent the largest label decides, which declares that number public.
 
+    `cardinalities` makes columns of a table categorical: one whole number a column, its number of categories,
+    or 0 where it is numeric. Nothing of such a table is scaled. These numbers are public: give those that there are,
+    not those that occur in the records.
+
     Raises:
         UsageError: one line: what is wrong with which array.
     """
@@ -36,7 +42,10 @@ def load_npz(path: Path) -> Dataset:
     for name in REQUIRED:
         if name not in arrays:
             raise UsageError(f"{path} has no array {name}; it must have {', '.join(REQUIRED)}: add it")
-    x_train, x_test = (_records(arrays[name], f"{name} of {path}") for name in ("x_train", "x_test"))
+    cardinalities = _cardinalities(arrays, path)
+    x_train, x_test = (
+        _records(arrays[name], f"{name} of {path}", cardinalities) for name in ("x_train", "x_test")
+    )
     if x_train.shape[1:] != x_test.shape[1:]:
         raise UsageError(
             f"{path} has records of shape {tuple(x_train.shape[1:])} in x_train "
@@ -58,7 +67,8 @@ def load_npz(path: Path) -> Dataset:
     y_train, y_test = (
         check_labels(arrays[name], classes, f"{name} of {path}") for name in ("y_train", "y_test")
     )
-    return Dataset(str(path), x_train, y_train, x_test, y_test, classes, tuple(x_train.shape[1:]), public)
+    shape = tuple(x_train.shape[1:])
+    return Dataset(str(path), x_train, y_train, x_test, y_test, classes, shape, public, cardinalities)
 
 
 def _read(path: Path) -> dict[str, NDArray[np.generic]]:
@@ -70,7 +80,7 @@ def _read(path: Path) -> dict[str, NDArray[np.generic]]:
         if not zipfile.is_zipfile(path):
             raise UsageError(f"{path} is no .npz file; write it with numpy.savez")
         with np.load(path, allow_pickle=False) as stored:
-            return {name: stored[name] for name in (*REQUIRED, "classes") if name in stored}
+            return {name: stored[name] for name in (*REQUIRED, *OPTIONAL) if name in stored}
     except UsageError:
         raise
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
@@ -80,7 +90,7 @@ def _read(path: Path) -> dict[str, NDArray[np.generic]]:
         ) from None
 
 
-def _records(x: NDArray[np.generic], what: str) -> Tensor:
+def _records(x: NDArray[np.generic], what: str, cardinalities: tuple[int, ...]) -> Tensor:
     if x.dtype.kind not in "uif":
         raise UsageError(f"{what} is of type {x.dtype}; it must be integers or floating-point numbers")
     if x.ndim < 2 or 0 in x.shape:
@@ -89,7 +99,8 @@ def _records(x: NDArray[np.generic], what: str) -> Tensor:
         raise UsageError(f"{what} has shape {x.shape}; channels come first: use x.transpose(0, 3, 1, 2)")
     if x.ndim == 3:
         x = x[:, None]
-    pixels = x.dtype == np.uint8 or (x.dtype.kind in "ui" and x.ndim == 4)
+    _check_categories(x, what, cardinalities)
+    pixels = not cardinalities and (x.dtype == np.uint8 or (x.dtype.kind in "ui" and x.ndim == 4))
     if pixels and (x.min() < 0 or x.max() > 255):
         raise UsageError(f"{what} has pixels from {x.min()} to {x.max()}; they must be 0 ... 255, or floats")
     with np.errstate(over="ignore"):  # too large for float32: refused below
@@ -101,6 +112,47 @@ def _records(x: NDArray[np.generic], what: str) -> Tensor:
             f"{what} has values that are not finite (NaN, infinite or beyond float32): correct the file"
         )
     return out
+
+
+def _cardinalities(arrays: dict[str, NDArray[np.generic]], path: Path) -> tuple[int, ...]:
+    """Those of the file, checked against the shape of its records; empty where no column is categorical."""
+    if "cardinalities" not in arrays:
+        return ()
+    stored, records = arrays["cardinalities"], arrays["x_train"]
+    if records.ndim != 2:
+        raise UsageError(
+            f"{path} has cardinalities for records of shape {records.shape[1:]}; they are for tables "
+            "(records, columns): leave them out"
+        )
+    if stored.dtype.kind not in "ui" or stored.shape != records.shape[1:]:
+        raise UsageError(
+            f"cardinalities of {path} is {stored.dtype} of shape {stored.shape}; it must be one whole number for each "
+            f"of the {records.shape[1]} columns, 0 for a numeric one: correct it"
+        )
+    counts: list[int] = stored.tolist()
+    wrong = [count for count in counts if not 0 <= count <= MAX_CARDINALITY]
+    if wrong:
+        raise UsageError(
+            f"cardinalities of {path} has {wrong[0]}; they must be 0 (numeric) or a number of categories up to "
+            f"{MAX_CARDINALITY}: correct it"
+        )
+    return tuple(counts) if any(counts) else ()
+
+
+def _check_categories(x: NDArray[np.generic], what: str, cardinalities: tuple[int, ...]) -> None:
+    """Every categorical column of `x` has whole numbers in 0 ... cardinality - 1."""
+    if len(cardinalities) != x.shape[1]:
+        return  # none; or refused for its shape
+    for column, entries in enumerate(cardinalities):
+        if not entries:
+            continue
+        found = x[:, column].astype(np.float64)
+        outside = found[~((found >= 0) & (found < entries) & (found == np.floor(found)))]
+        if outside.size:
+            raise UsageError(
+                f"{what} has {outside[0]:g} in column {column}, which has {entries} categories; they must be whole "
+                f"numbers 0 ... {entries - 1}: correct the file"
+            )
 
 
 def _classes(arrays: dict[str, NDArray[np.generic]], path: Path) -> tuple[int, tuple[str, ...]]:

@@ -103,7 +103,9 @@ class _Run:
         path = self.config.calibration
         self.calibration = None if path is None else Calibration.load(path)
         seed = self.config.seed
-        network = models.build(self.config.model, self.data.input_shape, self.data.classes, seed).to(device)
+        network = models.build(
+            self.config.model, self.data.input_shape, self.data.classes, seed, self.data.cardinalities
+        ).to(device)
         if self.config.transfer is not None:
             take_convolutions(network, self.config.transfer)
         secret = self.config.private and not self.config.reproducible
@@ -118,6 +120,7 @@ class _Run:
             rule=self.config.rule,
             backend=self.config.backend,
             example=self.data.x_train[:1],
+            points=self.config.points,
             seed=seed,
             rule_options=self.config.rule_options,
             backend_options=self.config.backend_options,
@@ -376,6 +379,19 @@ class _Run:
         self.module.train()
         return float((predicted == self.y_test).double().mean())
 
+    def _auc(self) -> float | None:
+        """Area under the ROC curve of the test set's two classes; None where it is not defined."""
+        from sklearn.metrics import roc_auc_score
+
+        self.module.eval()
+        with torch.no_grad():
+            logits = torch.cat([self.module(x) for x in torch.split(self.x_test, _EVALUATION_ROWS)])
+        self.module.train()
+        score = (logits[:, 1] - logits[:, 0]).double().cpu()
+        if not bool(score.isfinite().all()) or len(set(self.y_test.tolist())) < 2:
+            return None
+        return float(roc_auc_score(self.y_test.cpu().numpy(), score.numpy()))
+
     # ---- what is said at the end
 
     def _guarantee(self) -> Guarantee:
@@ -405,6 +421,7 @@ class _Run:
             "sample_rate": header.get("sample_rate"),
             "seed": config.seed,
             "test_accuracy": self.accuracy,
+            "test_auc": self._auc() if self.data.classes == 2 else None,
             "guarantee": stated.to_dict(),
             "target_epsilon": config.epsilon,
             "noise_multiplier": header.get("noise_multiplier"),

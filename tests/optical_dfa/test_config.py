@@ -257,6 +257,7 @@ def test_written_file_is_plain_toml_with_everything(tmp_path: Path) -> None:
         "max_physical_batch_size",
         "release_options",
         "features",
+        "points",
     }
 
 

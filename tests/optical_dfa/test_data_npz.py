@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from noise_models.errors import UsageError
 from optical_dfa.data import load
+from optical_dfa.data.features import with_features
 from optical_dfa.data.npz import load_npz
 
 
@@ -68,6 +69,22 @@ def test_which_arrays_are_pixels(
     assert data.x_test.unique().tolist() == ([-1.0] if is_pixels else [0.0])
 
 
+def test_categorical_columns_are_kept_and_not_scaled(tmp_path: Path) -> None:
+    x = np.tile(np.arange(20, dtype=np.uint8)[:, None], (1, 2))
+    data = load_npz(saved(tmp_path, x_train=x, x_test=x[:7], cardinalities=np.array([20, 0])))
+    assert data.cardinalities == (20, 0)
+    assert torch.equal(data.x_train, torch.arange(20.0)[:, None].expand(20, 2))
+    assert load_npz(saved(tmp_path, cardinalities=np.zeros(5, int))).cardinalities == ()
+    assert with_features(data, "pca:1").cardinalities == ()  # what columns meant is lost
+
+
+def test_the_largest_category_is_exact(tmp_path: Path) -> None:
+    x = np.array([[0.0], [2**24 - 1], [2**24 - 2]])
+    y = np.array([0, 1, 1])
+    data = load_npz(saved(tmp_path, x_train=x, x_test=x, y_train=y, y_test=y, cardinalities=[2**24]))
+    assert data.x_train.long().tolist() == [[0], [2**24 - 1], [2**24 - 2]]
+
+
 @given(record=st.lists(st.floats(-1e3, 1e3, width=32), min_size=5, max_size=5))
 def test_a_record_does_not_move_the_others(
     tmp_path_factory: pytest.TempPathFactory, record: list[float]
@@ -85,6 +102,8 @@ def test_a_record_does_not_move_the_others(
 
 BAD_X = arrays()["x_train"].copy()
 BAD_X[3, 2] = np.nan
+BAD_CATEGORY = np.zeros((20, 5))
+BAD_CATEGORY[7, 0] = 3
 HUGE_X = arrays()["x_train"].copy()
 HUGE_X[3, 2] = 1e300
 
@@ -112,6 +131,24 @@ HUGE_X[3, 2] = 1e300
         ({"y_test": np.full(7, 2**40)}, ["labels up to", "65536"]),
         ({"y_test": np.full(7, 2**64 - 1, np.uint64)}, ["labels up to", "65536"]),
         ({"y_train": np.zeros(20, int), "y_test": np.zeros(7, int)}, ["labels up to 0", "2 to"]),
+        ({"cardinalities": [3, 0, 0, 0]}, ["cardinalities", "(4,)", "5 columns"]),
+        ({"cardinalities": [3.0, 0, 0, 0, 0]}, ["cardinalities", "float64", "whole number"]),
+        ({"cardinalities": [-1, 0, 0, 0, 0]}, ["cardinalities", "-1", "0 (numeric)"]),
+        ({"cardinalities": [2**24 + 1, 0, 0, 0, 0]}, ["cardinalities", "16777217", "16777216"]),
+        ({"cardinalities": [3, 0, 0, 0, 0]}, ["x_train", "column 0", "3 categories", "0 ... 2"]),
+        ({"cardinalities": [3, 0, 0, 0, 0], "x_train": BAD_CATEGORY}, ["has 3 in column 0", "3 categories"]),
+        (
+            {"cardinalities": [0, 0, 9, 0, 0], "x_train": np.full((20, 5), np.nan)},
+            ["has nan in column 2", "9 categories"],
+        ),
+        (
+            {"cardinalities": [4], "x_train": np.zeros((20, 1)), "x_test": np.full((7, 1), -1)},
+            ["x_test", "has -1 in column 0", "4 categories"],
+        ),
+        (
+            {"cardinalities": [4], "x_train": np.zeros((20, 1, 2)), "x_test": np.zeros((7, 1, 2))},
+            ["cardinalities", "tables"],
+        ),
         ({"classes": 1}, ["classes", "2 to"]),
         ({"classes": 3.0}, ["classes", "whole number"]),
         ({"x_train": np.array([[object()] * 5] * 20)}, ["cannot be read"]),

@@ -137,6 +137,16 @@ def test_cnn_pools_before_the_activation_without_changing_the_function() -> None
     assert math.prod(tanh(pool(norm(conv(x)))).shape[1:]) == 6 * 4 * 4
 
 
+def test_embeddings_have_pytorchs_initial_law_too() -> None:
+    ours = build("embed:4,6", (3,), 2, seed=11, cardinalities=(5, 0, 7))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(11, "weights"))
+        reference = [nn.Embedding(5, 4), nn.Embedding(7, 4), nn.Linear(9, 6), nn.Linear(6, 2)]
+        wanted = [p for module in reference for p in module.parameters()]
+        for a, b in zip(ours.parameters(), wanted, strict=True):
+            assert torch.equal(a, b)
+
+
 @pytest.mark.parametrize(
     "spec",
     [
@@ -158,6 +168,7 @@ def test_unknown_specifications(spec: str) -> None:
         ("cnn", (1, 8, 3), 4, "4 pixels"),
         ("cnn:2,2,2,2", (1, 8, 8), 4, "16 pixels"),
         ("cnn-fc:7", (1, 8, 8), 4, "one width, 7"),
+        ("embed:4,6", (5,), 4, "array cardinalities"),
         ("mlp", (5,), 1, "1 class"),
         ("mlp", (), 4, "shape"),
         ("mlp", (0,), 4, "shape"),

@@ -1,0 +1,10 @@
+"""`python -m experiments.tabular`: see `config.toml`. Makes the table first."""
+
+import sys
+
+from experiments.runner import main
+from experiments.tabular import FOLDER, prepare
+
+if __name__ == "__main__":
+    prepare()
+    sys.exit(main(FOLDER))
