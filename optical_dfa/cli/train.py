@@ -38,7 +38,7 @@ def train(
         typer.Option(
             help="Training rule: dfa, sign-dfa, ternary, bdfa, ssdfa, drtp, gated-dfa, cdfa, modular, dilated, "
             "grouped, hybrid, sparse-recurrent, fa, usf, frsf, brsf, fdfa (or ddfa), dkp, fg-a, fg-w, "
-            "pepita, bp, shallow."
+            "lg-fg-a, pepita, bp, shallow."
         ),
     ] = None,
     rule_option: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="Repeatable.")] = None,

@@ -34,6 +34,7 @@ RULES: dict[str, str] = {
     "gated-dfa": "optical_dfa.feedback.gated:GatedFeedbackAlignment",
     "grouped": "optical_dfa.feedback.grouped:GroupedFeedback",
     "hybrid": "optical_dfa.feedback.hybrid:HybridFeedback",
+    "lg-fg-a": "optical_dfa.feedback.local_greedy:LocalGreedyForwardGradient",
     "modular": "optical_dfa.feedback.modular:ModularFeedbackAlignment",
     "pepita": "optical_dfa.feedback.pepita:Pepita",
     "shallow": "optical_dfa.feedback.shallow:Shallow",

@@ -11,7 +11,7 @@ import contextlib
 import copy
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,8 @@ _PASSED_ON = (nn.Flatten, nn.Identity, nn.Dropout, *ACTIVATIONS)
 @dataclass(frozen=True)
 class PointAlignment:
     """The teaching signals at one hidden output, g_i of record i against BP's dL/dh_i.
+
+    Of a rule that teaches the inputs of its points, those at such an input.
 
     Attributes:
         cosine: mean over the records of cos(g_i, dL/dh_i), signed.
@@ -111,9 +113,10 @@ def alignment(aligned: AlignedModule, inputs: Tensor | Sequence[Tensor], loss: L
     given = [inputs] if isinstance(inputs, Tensor) else list(inputs)
     taught, plain = _copies(aligned)
     names = _observed(aligned, plain, given)
+    at_inputs = {point.name for point in aligned.points} if aligned.rule.teaches_inputs else set()
     with _unmoved(aligned.backend):
-        found, gradients = _gradients(taught, taught.module, names, given, loss)
-    exact, expected = _gradients(plain, plain, names, given, loss)
+        found, gradients = _gradients(taught, taught.module, names, given, loss, at_inputs)
+    exact, expected = _gradients(plain, plain, names, given, loss, at_inputs)
     points = {name: _compare(found.get(name), exact[name]) for name in names if name in exact}
     pairs = {
         name: (gradients.get(name, torch.zeros_like(g)).double().flatten(), g.double().flatten())
@@ -238,10 +241,14 @@ def _observed(aligned: AlignedModule, plain: nn.Module, given: Sequence[Tensor])
 
 
 class _Observer:
-    """Forward hook that lets an output keep its gradient."""
+    """Hook that lets a part's output, or its first input, keep its gradient."""
 
     def __init__(self) -> None:
         self.outputs: list[Tensor] = []
+
+    def before(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        kept = self(module, args, args[0]) if args else None
+        return None if kept is None else (kept, *args[1:])
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Tensor | None:
         if not isinstance(output, Tensor) or not output.requires_grad:
@@ -253,11 +260,21 @@ class _Observer:
 
 
 def _gradients(
-    caller: nn.Module, module: nn.Module, names: Sequence[str], given: Sequence[Tensor], loss: Loss
+    caller: nn.Module,
+    module: nn.Module,
+    names: Sequence[str],
+    given: Sequence[Tensor],
+    loss: Loss,
+    at_inputs: Collection[str] = (),
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """dL/dh at the named outputs, a record a row (calls side by side), and every parameter's gradient."""
+    """dL/dh at the named outputs (or inputs), a record a row (calls side by side), and every parameter's gradient."""
     observers = {name: _Observer() for name in names}
-    hooks = [module.get_submodule(n).register_forward_hook(o, prepend=True) for n, o in observers.items()]
+    hooks = [
+        module.get_submodule(name).register_forward_pre_hook(observer.before, prepend=True)
+        if name in at_inputs
+        else module.get_submodule(name).register_forward_hook(observer, prepend=True)
+        for name, observer in observers.items()
+    ]
     devices = sorted({x.device for x in given if x.device.type == "cuda"}, key=str)
     caller.zero_grad()
     try:

@@ -32,18 +32,25 @@ class DirectRandomTargetProjection(DirectFeedbackAlignment):
         return operations - max((point.start + point.outputs for point in points), default=0), words
 
     def lift(self, error: Tensor, context: Tensor | None) -> Tensor:
-        """onehot(t), shape (rows, c).
+        return onehot_targets(error, self.name)
 
-        Raises:
-            UsageError: an error that is below 0 in several components: another loss than is said above. In a compiled
-                graph, which cannot raise by its data, such a row is NaN.
-        """
-        below = error < 0
-        several = below.sum(1, keepdim=True) > 1
-        if not torch.compiler.is_compiling() and bool(several.any()):
-            raise UsageError(
-                f"rule {self.name} reads a record's target off its error, which must be below 0 for the target alone; "
-                "use cross_entropy without label smoothing, or binary cross-entropy with one-hot targets"
-            )
-        broken = several | ~error.isfinite().all(1, keepdim=True)
-        return below.to(error.dtype).masked_fill(broken, torch.nan)
+
+def onehot_targets(error: Tensor, rule: str) -> Tensor:
+    """onehot(t) from errors of shape (rows, c), as `DirectRandomTargetProjection` says; 0 for rows without a target.
+
+    Args:
+        error: dL/dz, a row for each record or position.
+        rule: name of the rule that asks.
+    Raises:
+        UsageError: an error that is below 0 in several components: another loss than is said there. In a compiled
+            graph, which cannot raise by its data, such a row is NaN.
+    """
+    below = error < 0
+    several = below.sum(1, keepdim=True) > 1
+    if not torch.compiler.is_compiling() and bool(several.any()):
+        raise UsageError(
+            f"rule {rule} reads a record's target off its error, which must be below 0 for the target alone; "
+            "use cross_entropy without label smoothing, or binary cross-entropy with one-hot targets"
+        )
+    broken = several | ~error.isfinite().all(1, keepdim=True)
+    return below.to(error.dtype).masked_fill(broken, torch.nan)

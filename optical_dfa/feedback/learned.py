@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -47,7 +47,7 @@ def rows_of(calls: Sequence[Tensor], width: int, rows: int) -> list[Tensor]:
 
 
 class LearnedState(TeachingState):
-    """B_l, shape (c, n_l), by the point's name, and Adam's two averages where it is used."""
+    """B_l, shape (c, columns), by the point's name, and Adam's two averages where it is used."""
 
     def __init__(self, rule: LearnedFeedback, points: Sequence[Point], output: Tensor, seed: int) -> None:
         """
@@ -64,30 +64,41 @@ class LearnedState(TeachingState):
         components = output.shape[-1] if output.ndim > 1 else 1
         dtype = torch.promote_types(output.dtype, torch.float32)
         for index, point in enumerate(points):
-            first = torch.zeros(components, point.width, dtype=dtype, device=output.device)
+            columns = rule.columns(point)
+            first = torch.zeros(components, columns, dtype=dtype, device=output.device)
             if rule.initial_scale:
-                drawn = RandomMatrix(components, point.width, seed + index, "normal").values.T
-                first.copy_(drawn).mul_(rule.initial_scale / math.sqrt(point.width))
+                drawn = RandomMatrix(components, columns, seed + index, "normal").values.T
+                first.copy_(drawn).mul_(rule.initial_scale / math.sqrt(columns))
             self.register_buffer(key(point.name), first)
             if rule.optimizer == "adam":
                 self.register_buffer(key(point.name) + ":mean", torch.zeros_like(first))
                 self.register_buffer(key(point.name) + ":square", torch.zeros_like(first))
 
     def matrix(self, point: Point) -> Tensor:
-        """B_l of a point, shape (c, n_l), as it is now."""
+        """B_l of a point, shape (c, columns), as it is now."""
         return self.get_buffer(key(point.name))
 
     def teach(self, error: Tensor, noted: Noted | None) -> list[Tensor | None]:
         signals: list[Tensor | None] = [error @ self.matrix(point).to(error.dtype) for point in self.points]
-        if noted is not None and not noted.learned and len(error):
-            noted.learned = True
-            self.get_buffer("updates").add_(1)
-            for index, part in noted.parts.items():
-                found = self.matrix(self.points[index])
-                self._descend(
-                    self.points[index], self.rule.pseudo_gradient(found, part, error.to(found.dtype))
-                )
+        if noted is not None and len(error):
+            self.learn(noted, dict.fromkeys(noted.parts, error))
         return signals
+
+    def learn(self, noted: Noted, errors: Mapping[int, Tensor]) -> None:
+        """Change the matrices, once for a forward pass.
+
+        Args:
+            noted: of that pass.
+            errors: what each learns from beside its part, by the point's index, shape (rows, c).
+        """
+        if noted.learned:
+            return
+        noted.learned = True
+        self.get_buffer("updates").add_(1)
+        for index, part in noted.parts.items():
+            found = self.matrix(self.points[index])
+            error = errors[index].to(found.dtype)
+            self._descend(self.points[index], self.rule.pseudo_gradient(found, part, error))
 
     def _descend(self, point: Point, gradient: Tensor) -> None:
         rule, matrix = self.rule, self.matrix(point)
@@ -146,8 +157,12 @@ class LearnedFeedback(StatefulRule):
             if not 0 <= value < math.inf:
                 raise UsageError(f"rule option {option}={value!r}: it must be zero or a positive number")
 
+    def columns(self, point: Point) -> int:
+        """Columns of the point's matrix: n_l, unless the rule says otherwise."""
+        return point.width
+
     def pseudo_gradient(self, matrix: Tensor, part: Tensor, error: Tensor) -> Tensor:
-        """G_l with its decay, shape (c, n_l).
+        """G_l with its decay, shape (c, columns).
 
         Args:
             matrix: B_l.

@@ -63,6 +63,7 @@ class FeedbackRule(ABC):
         projects: whether the rule sends the error through a projection device.
         before_activation: whether a point is a layer's own output, before the nonlinearity, whose derivative is then
             dropped on purpose.
+        teaches_inputs: whether a point's signal is one for its input, before the nonlinearity that the point is.
         sums_over_records: whether the update is a sum of per-record contributions (THEORY T3); a private
             release refuses a rule without it.
         fixed_matrix: whether a signal is B_l e with B_l fixed, without anything done to e first. Each class says so of
@@ -80,6 +81,7 @@ class FeedbackRule(ABC):
     teaches_hidden: ClassVar[bool] = True
     projects: ClassVar[bool] = False
     before_activation: ClassVar[bool] = False
+    teaches_inputs: ClassVar[bool] = False
     sums_over_records: ClassVar[bool] = True
     fixed_matrix: ClassVar[bool] = False
     learns_feedback: ClassVar[bool] = False

@@ -29,6 +29,7 @@ _RULES = {
     "gated-dfa": "Direct Feedback Alignment before the activations, with public gates",
     "grouped": "Direct Feedback Alignment within modules through grouped convolutions (a reconstruction)",
     "hybrid": "Direct Feedback Alignment within modules and backpropagation between them (a reconstruction)",
+    "lg-fg-a": "forward gradients of losses of its layers' own (auxiliary classifiers; no backward pass)",
     "modular": "Direct Feedback Alignment within modules (a reconstruction)",
     "pepita": "PEPITA (a second forward pass of inputs moved by the error)",
     "shallow": "its hidden layers frozen (the control experiment)",
@@ -39,8 +40,8 @@ _RULES = {
     "usf": "sign symmetry of uniform size",
 }
 _UNPROJECTED = (
-    "bp", "brsf", "ddfa", "dkp", "fa", "fdfa", "fg-a", "fg-w", "frsf", "hybrid", "pepita", "shallow",
-    "usf",
+    "bp", "brsf", "ddfa", "dkp", "fa", "fdfa", "fg-a", "fg-w", "frsf", "hybrid", "lg-fg-a", "pepita",
+    "shallow", "usf",
 )  # fmt: skip
 _DEVICE_RELEASES = ("dark-frame", "device-entropy")
 _DEVICES = {
