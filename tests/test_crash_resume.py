@@ -339,9 +339,9 @@ def test_kill_9_between_the_row_that_names_the_weights_and_their_file(
     for nth in (1, 2, 1):
         assert program(*given, place=["Ledger.append_event", "return", nth]) == -signal.SIGKILL
         given = ["train", "--resume", "--out", str(run)]
-        report = audit(run)
-        assert report.findings == ()
-        assert private == (examine(run) > 0)
+        assert audit(run).findings == ()
+        if private:
+            assert examine(run) > 0
         kept.append(checkpoint(run))
         with Ledger.open(run / "ledger.sqlite", read_only=True) as ledger:
             named.append(len(ledger.events("checkpoint")))
