@@ -88,4 +88,6 @@ def _other_weights(filed: Mapping[str, Any], run: Path, report: AuditReport, not
         return []
     if now is None:
         return ["the weights of the filed statement are not there, or cannot be read"]
-    return [] if now == then else ["the weights are not those of the filed statement, though the ledger is"]
+    return (
+        [] if now == then else ["the weights are not those of the filed statement, though its releases are"]
+    )
