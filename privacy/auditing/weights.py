@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from noise_models.errors import UsageError
 from privacy.ledger import Ledger
 from privacy.weights import names_weights, tensors_digest
 
@@ -69,7 +70,10 @@ def read_weights(path: Path, ledger: Ledger, header: Mapping[str, Any], notes: l
             )
         elif "releases" in metadata and said != recorded:
             findings.append(f"{path.name} counts {said} releases, the ledger had {recorded} at its head")
-    named = names_weights(ledger, head, tensors, step)
+    try:
+        named = names_weights(ledger, head, tensors, step)
+    except UsageError as error:
+        return Weights([*findings, str(error)], file, tensors)
     if named is False:
         findings.append(
             f"{path.name} does not hold the weights that the ledger names at that head and step {step}: they are of "

@@ -186,6 +186,16 @@ def test_a_release_that_cannot_be_read_is_a_finding(tmp_path: Path, body: str) -
     json.dumps(report.to_dict(), allow_nan=False)
 
 
+@pytest.mark.parametrize("body", ["{", "3", "[]", "{}", '{"sha256":null,"step":50}'])
+def test_a_row_of_weights_that_cannot_be_read_is_a_finding(tmp_path: Path, body: str) -> None:
+    run = make_run(tmp_path / "run")
+    tamper(run, f"UPDATE entries SET body = '{body}' WHERE kind = 'checkpoint'")
+    found = audit(run).findings
+    said = "unreadable checkpoint row" if body == "{" else "does not hold the weights"
+    assert any("fit the chain" in line for line in found), found
+    assert any(said in line for line in found), found
+
+
 def test_a_key_that_cannot_be_read_is_a_finding(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     tamper(run, "UPDATE entries SET body = '{' WHERE seq = 1")
