@@ -40,6 +40,7 @@ from privacy.releases.source import NoiseSource, Parts
 from privacy.releases.step import StepRelease
 from privacy.sampling import PoissonLoader, PrivateLoader, PublicLoader
 from privacy.validation import Validation, validate
+from privacy.weights import ANNOUNCED
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -485,7 +486,8 @@ class PrivacyEngine:
                     )
         if self._before_writing is not None:
             self._before_writing()
-        return Ledger.create(self._path, header) if resumed is None else resumed
+        # A ledger of before weights were named goes on without: it is the beginning that announces them.
+        return Ledger.create(self._path, {**header, ANNOUNCED: True}) if resumed is None else resumed
 
 
 def _private_face(module: nn.Module) -> PrivateModule:

@@ -2,8 +2,9 @@
 
 One table, one chain: the header, every release, event and key is a row whose SHA-256 covers the row before
 it, so an edited, removed or inserted row shows. A cut-off tail leaves a valid chain; it shows because every
-checkpoint names the head at its time. The chain is not signed: who rewrites it whole must also rewrite the
-checkpoints.
+checkpoint names the head at its time, and a row below that head names the checkpoint's tensors
+(`privacy.weights`). The chain is not signed: who writes to the ledger can cut off its tail and append a row
+that names the weights. A statement filed before the cut contradicts (`privacy.auditing.filed`).
 """
 
 from __future__ import annotations
@@ -98,9 +99,9 @@ class Ledger:
     The header describes the run: `release`, `adjacency`, `delta`, `target_epsilon`, `sample_rate`,
     `noise_multiplier`, `max_grad_norm`, `nominal_size` (N, declared public), `batch_size` (expected),
     `reproducible`, `accountant`, `backend`, `backend_fingerprint`, `credit`, `calibration_beta` (THEORY T8),
-    `calibration` (which one the credit rests on), `assumptions`, `version`. `privacy.auditing` reads them. Rows of
-    kind "health" say what the device's tests found: a start-up that passed before every part of the run, and
-    every failure.
+    `calibration` (which one the credit rests on), `names_weights`, `assumptions`, `version`. `privacy.auditing` reads
+    them. Rows of kind "health" say what the device's tests found: a start-up that passed before every part of the
+    run, and every failure. Rows of kind "checkpoint" name the weights that were kept.
     """
 
     def __init__(self, connection: sqlite3.Connection, where: str) -> None:
@@ -315,6 +316,24 @@ class Ledger:
             return None
         query = "SELECT COUNT(*) FROM entries WHERE kind = 'release' AND seq <= ?"
         return int(self._connection.execute(query, row).fetchone()[0])
+
+    def newest_at(self, head: str, kind: str) -> Any:
+        """Payload of the newest row of a kind when `head` was the head; None where there was none.
+
+        Raises:
+            UsageError: it is no JSON (a damaged ledger).
+        """
+        query = (
+            "SELECT body FROM entries WHERE kind = ? AND seq <= (SELECT seq FROM entries WHERE hash = ?) "
+            "ORDER BY seq DESC LIMIT 1"
+        )
+        row = self._connection.execute(query, (kind, head)).fetchone()
+        try:
+            return None if row is None else json.loads(row[0])
+        except (TypeError, ValueError) as error:
+            raise UsageError(
+                f"ledger {self._where} has an unreadable {kind} row ({error}): it was damaged"
+            ) from error
 
     def verify(self) -> list[str]:
         """Recomputes the chain from its first row; one line per finding, none for an intact ledger."""

@@ -25,9 +25,12 @@ from noise_models.calibration import Calibration, Limits
 from noise_models.generator import NoiseGenerator
 from optical_dfa.backends.simulated_opu import SimulatedOpuBackend
 from optical_dfa.cli import main
+from privacy.accounting import epsilon
 from privacy.auditing.audit import audit
 from privacy.auditing.statement import statement
+from privacy.guarantee import rounded_up
 from privacy.ledger import Ledger
+from privacy.weights import ANNOUNCED, name_weights, tensors_digest
 
 Row = tuple[int, str, dict[str, Any], str]  # number, kind, payload, nonce
 Change = Callable[[Path], None]
@@ -252,6 +255,8 @@ def in_settings(run: Path, before: str, after: str) -> None:
         (lambda run: in_metrics(run, epsilon=9.0), "releases are missing in it"),
         (lambda run: in_metrics(run, step=STEPS + 1), "metrics.jsonl reports step 7"),
         (lambda run: (run / "checkpoint.safetensors").unlink(), "without checkpoint.safetensors"),
+        (lambda run: (run / "metrics.jsonl").unlink(), "summary.json without a row of metrics.jsonl"),
+        (lambda run: (run / "metrics.jsonl").write_text(""), "summary.json without a row of metrics.jsonl"),
     ],
 )  # fmt: skip
 def test_what_the_other_files_say_is_what_the_ledger_bears_out(
@@ -271,7 +276,7 @@ def test_an_invented_assumption_is_found(run: Path, capsys: pytest.CaptureFixtur
 
 def test_a_cut_ledger_without_weights_does_not_hold(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Weights and summary gone, the tail cut off: the metrics tell. With them gone too, the verdict has a reserve."""
-    without(run, lambda rows: rows[:-3])
+    without(run, lambda rows: rows[:-4])  # three releases and the row that names the weights
     for name in ("checkpoint.safetensors", "summary.json"):
         (run / name).unlink()
     found = findings(run, capsys)
@@ -357,18 +362,212 @@ def test_a_filed_statement_knows_its_run_later(
     assert main(["audit", str(run), "--statement", paper]) == 0
     weights = (run / "checkpoint.safetensors").read_bytes()
     train(run, "--release", "digital", "--backend", "digital", "--resume", "--epochs", "2")
-    capsys.readouterr()
-    assert main(["audit", str(run), "--filed", paper]) == 0
-    assert "went on since the statement was filed: 6 more releases" in capsys.readouterr().out
+    code, said = against(paper, run, capsys)
+    assert code == 1
+    assert f"no longer the filed run: {STEPS} more releases were made since. Filed was epsilon " in said
+    then, now = json.loads(Path(paper).read_text())["guarantee"]["epsilon"], rounded_up(audit(run).epsilon)
+    assert float(then) < float(now)
+    assert f"{then} at delta 0.0001, kind record-dp; it is now epsilon {now} at delta 0.0001" in said
     assert main(["audit", str(run), "--statement", paper]) == 0
     (run / "checkpoint.safetensors").write_bytes(weights)  # an earlier step's: honest, and not what was filed
     assert audit(run).consistent
+    code, said = against(paper, run, capsys)
+    assert (code, "the weights are not those of the filed statement" in said) == (1, True)
+
+
+def against(paper: str | Path, run: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """Exit code and words of the audit against a filed statement."""
     capsys.readouterr()
-    assert main(["audit", str(run), "--filed", paper]) == 1
-    assert "the weights are not those of the filed statement" in capsys.readouterr().out
+    code = main(["audit", str(run), "--filed", str(paper)])
+    return code, capsys.readouterr().out
 
 
-@pytest.mark.parametrize("content", [None, "{", "[]", '{"evidence": {}}', '{"evidence": {"ledger_head": 3}}'])
+def other_weights(run: Path, **metadata: str) -> None:
+    """Other tensors in the checkpoint's place, and what is changed in its metadata."""
+    path = run / "checkpoint.safetensors"
+    with safe_open(path, framework="np") as stored:
+        kept = dict(stored.metadata())
+    tensors = {name: value + (value.dtype.kind == "f") for name, value in load_file(path).items()}
+    save_file(tensors, path, kept | metadata)
+
+
+def named_anew(run: Path) -> None:
+    """Append the row that names the weights as they lie there, and make the checkpoint name that head."""
+    path = run / "checkpoint.safetensors"
+    with (
+        safe_open(path, framework="pt") as stored,
+        Ledger.open(run / "ledger.sqlite") as ledger,
+    ):
+        digest = tensors_digest(stored.keys(), stored.get_tensor)
+        name_weights(ledger, digest, int(stored.metadata()["step"]))
+    fit_checkpoint(run)
+
+
+@pytest.mark.parametrize("older", [False, True], ids=["", "statement of an earlier version"])
+def test_a_filed_statement_is_of_its_weights_whatever_rows_were_added(
+    older: bool, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paper = tmp_path / "filed.json"
+    assert main(["audit", str(run), "--statement", str(paper)]) == 0
+    if older:
+        stated = json.loads(paper.read_text())
+        del stated["evidence"]["tensors_sha256"]
+        paper.write_text(json.dumps(stated))
+    with Ledger.open(run / "ledger.sqlite") as ledger:
+        ledger.append_event("note", {"text": "nothing"})
+        head = ledger.head()
+    code, said = against(paper, run, capsys)
+    assert (code, "more rows than when the statement was filed" in said) == (0, True)
+    other_weights(run, ledger_head=head)
+    code, said = against(paper, run, capsys)
+    assert (code, "the weights are not those of the filed statement" in said) == (1, True)
+    named_anew(run)  # now the folder by itself does not contradict them
+    assert audit(run).consistent
+    code, said = against(paper, run, capsys)
+    assert (code, "the weights are not those of the filed statement" in said) == (1, True)
+
+
+def test_a_run_resumed_without_a_step_is_the_filed_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its file is another, its tensors are the same; the simulated device's and the optimizer's are among them."""
+    more = ("--release", "digital", "--backend", "simulated-opu", "--momentum", "0.5")
+    run, paper = train(tmp_path / "run", *more), tmp_path / "filed.json"
+    assert main(["audit", str(run), "--statement", str(paper)]) == 0
+    filed = audit(run)
+    train(run, *more, "--resume")
+    now = audit(run)
+    assert now.checkpoint_digest != filed.checkpoint_digest
+    assert now.tensors_digest == filed.tensors_digest
+    code, said = against(paper, run, capsys)
+    assert (code, "none of them a release" in said) == (0, True)
+
+
+def test_filed_weights_that_are_not_there(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paper, bare = tmp_path / "filed.json", tmp_path / "bare.json"
+    assert main(["audit", str(run), "--statement", str(paper)]) == 0
+    assert main(["audit", str(run / "ledger.sqlite"), "--statement", str(bare)]) == 0
+    code, said = against(bare, run, capsys)
+    assert (code, "speaks of no weights" in said) == (0, True)
+    code, said = against(paper, run / "ledger.sqlite", capsys)
+    assert (code, "the weights of the filed statement were not compared" in said) == (0, True)
+    for name in ("checkpoint.safetensors", "summary.json", "metrics.jsonl"):
+        (run / name).unlink()
+    assert audit(run).consistent
+    code, said = against(paper, run, capsys)
+    assert (code, "the weights of the filed statement are not there" in said) == (1, True)
+
+
+# ---- weights are bound to the ledger
+
+
+@pytest.fixture(scope="module")
+def twice(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    more = ("--release", "digital", "--backend", "digital", "--epochs", "2")
+    return train(tmp_path_factory.mktemp("twice") / "run", *more)
+
+
+@pytest.mark.parametrize("left", [8, 2], ids=["later than a checkpoint", "before the first checkpoint"])
+def test_weights_that_saw_more_than_a_cut_ledger_are_found(
+    left: int, twice: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The tail is cut, chain and head fit, the summary claims what is left: the weights are not those of that head."""
+    run, paper = Path(shutil.copytree(twice, tmp_path / "run")), tmp_path / "filed.json"
+    assert findings(run, capsys) == []
+    assert main(["audit", str(run), "--statement", str(paper)]) == 0
+    spent, rows = audit(run).epsilon, rows_of(run)
+    last = [number for number, row in enumerate(rows) if row[1] == "release"][left - 1]
+    raw(f"DELETE FROM entries WHERE seq > {last}")(run)
+    fit_checkpoint(run)
+    path = run / "checkpoint.safetensors"
+    with safe_open(path, framework="np") as stored:
+        metadata = dict(stored.metadata()) | {"step": str(left)}
+    save_file(load_file(path), path, metadata)
+    (run / "metrics.jsonl").write_text(json.dumps({"step": left, "test_accuracy": 0.5}) + "\n")
+    with Ledger.open(run / "ledger.sqlite", read_only=True) as ledger:
+        assert (ledger.verify(), ledger.count()) == ([], left)
+        cost = epsilon(ledger.releases(), 1e-4)
+    in_summary(run, steps=left, releases=left)
+    in_summary(run, "guarantee", epsilon=cost)
+    found = findings(run, capsys)
+    assert any("does not hold the weights that the ledger names at that head" in line for line in found), (
+        found
+    )
+    assert audit(run).guarantee.kind.value == "none"
+    # The chain is not signed: with a row of the forger's own nothing contradicts, but a statement filed before.
+    named_anew(run)
+    assert audit(run).consistent
+    assert audit(run).epsilon < 0.9 * spent
+    code, said = against(paper, run, capsys)
+    assert (code, "which this ledger never had" in said) == (1, True)
+
+
+def test_no_run_goes_on_from_weights_that_its_ledger_does_not_name(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Or the program itself would name them."""
+    rows = rows_of(run)
+    other_weights(run)
+    assert any("does not hold the weights" in line for line in findings(run, capsys))
+    again = [
+        *TRAIN,
+        "--release",
+        "digital",
+        "--backend",
+        "digital",
+        "--out",
+        str(run),
+        "--resume",
+        "--epochs",
+        "2",
+    ]
+    assert main(again) == 2
+    assert "does not hold the weights that its ledger names" in capsys.readouterr().err
+    assert rows_of(run) == rows
+
+
+def test_weights_of_a_run_without_release_are_named_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = ("--dataset", "digits", "--model", "mlp:8", "--batch-size", "256", "--epochs", "1", "--json")
+    run = tmp_path / "run"
+    assert main(["train", *sizes, "--release", "none", "--backend", "digital", "--out", str(run)]) == 0
+    assert findings(run, capsys) == []
+    other_weights(run)
+    assert any("does not hold the weights" in line for line in findings(run, capsys))
+
+
+def test_a_ledger_of_before_weights_were_named_holds_with_a_reserve(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def earlier(rows: list[Row]) -> list[Row]:
+        header = {name: value for name, value in rows[0][2].items() if name != ANNOUNCED}
+        return [(0, "header", header, rows[0][3]), *(row for row in rows[1:] if row[1] != "checkpoint")]
+
+    without(run, lambda rows: [row for row in rows if row[1] != "checkpoint"])
+    fit_checkpoint(run)
+    assert any("does not hold the weights" in line for line in findings(run, capsys))  # it announces rows
+    without(run, earlier)
+    fit_checkpoint(run)
+    assert findings(run, capsys) == []
+    report = audit(run)
+    assert any("of a version that named no weights" in note for note in report.notes)
+    assert statement(report, "run", "No device.")["verdict"].startswith("HOLDS FOR THIS LEDGER ONLY")
+    train(run, "--release", "digital", "--backend", "digital", "--resume", "--epochs", "2")
+    assert findings(run, capsys) == []
+    assert audit(run).reserved is False  # it goes on, and its newest weights are named
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(None, "{", "[]", '{"evidence": {}}', '{"evidence": {"ledger_head": 3}}'),
+        '{"evidence": {"ledger_head": "3"}, "guarantee": []}',
+        '{"evidence": {"ledger_head": "3"}, "guarantee": {"epsilon": "1"}}',
+    ],
+)
 def test_what_is_no_filed_statement(
     content: str | None, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -455,8 +654,8 @@ def test_an_older_version_is_a_note(run: Path, capsys: pytest.CaptureFixture[str
 
 def test_rows_of_several_mechanisms_support_nothing(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = rows_of(run)
-    seq, kind, payload, nonce = rows[-1]
-    rechained(run, [*rows[:-1], (seq, kind, payload | {"mechanism": "published"}, nonce)])
+    seq, kind, payload, nonce = rows[-2]  # the last release; the row after it names the weights
+    rechained(run, [*rows[:-2], (seq, kind, payload | {"mechanism": "published"}, nonce), rows[-1]])
     fit_checkpoint(run)
     found = findings(run, capsys)
     assert any("several mechanisms" in line for line in found), found
@@ -652,8 +851,8 @@ def test_label_rows_whose_epochs_go_back_or_repeat(
     assert findings(train(tmp_path / "resumed", *more), capsys) == []
     rows = rows_of(run)
     assert [payload["epoch"] for _, kind, payload, _ in rows if kind == "release"] == [0] * 6 + [1] * 6
-    seq, kind, payload, nonce = rows[-1]
-    rechained(run, [*rows[:-1], (seq, kind, payload | {"epoch": 0}, nonce)])
+    seq, kind, payload, nonce = rows[-2]  # the last release; the row after it names the weights
+    rechained(run, [*rows[:-2], (seq, kind, payload | {"epoch": 0}, nonce), rows[-1]])
     fit_checkpoint(run)
     found = findings(run, capsys)
     assert any("epochs never go back" in line for line in found), found

@@ -193,10 +193,20 @@ def tensors(run: Path) -> dict[str, np.ndarray]:
     return load_file(run / "checkpoint.safetensors")
 
 
+def digest(run: Path) -> str:
+    from safetensors.torch import load_file
+
+    from privacy.weights import tensors_digest
+
+    kept = load_file(run / "checkpoint.safetensors")
+    return tensors_digest(kept, kept.__getitem__)
+
+
 def examine(run: Path) -> int:
     """What must hold of a run folder at any moment. Returns the number of recorded releases."""
     from privacy.auditing.audit import audit
     from privacy.ledger import Ledger
+    from privacy.weights import names_weights
 
     kept = checkpoint(run)
     if not (run / "ledger.sqlite").exists():
@@ -211,6 +221,7 @@ def examine(run: Path) -> int:
             recorded = ledger.count_at(kept["ledger_head"])
             assert recorded == int(kept["releases"])
             assert int(kept["step"]) <= recorded <= releases
+            assert names_weights(ledger, kept["ledger_head"], digest(run), int(kept["step"])) is True
     assert releases <= PLANNED
     report = audit(run)
     assert report.findings == ()
@@ -249,7 +260,7 @@ STEP_PLACES = [
     "Ledger._append",
     "StepRelease.release",
 ]
-KEEP_PLACES = ["_Run._keep", "save", "RunFolder.add_metrics"]
+KEEP_PLACES = ["_Run._keep", "save", "Ledger.append_event", "RunFolder.add_metrics"]
 
 
 @pytest.mark.parametrize("event", ["call", "return"])
@@ -272,7 +283,7 @@ def test_kill_9_while_a_run_starts(event: str, program: Program, data: str, tmp_
 
 
 def test_kill_9_anywhere_stays_within_the_budget(program: Program, data: str, tmp_path: Path) -> None:
-    """Thirty kills at seeded random places of one run; then it finishes, with every lost step paid for."""
+    """Thirty-two kills at seeded random places of one run; then it finishes, with every lost step paid for."""
     rng = random.Random(20240611)
     run = tmp_path / "run"
     given = arguments(data, run, *PRIVATE, "--epsilon", str(TARGET))
@@ -295,7 +306,7 @@ def test_kill_9_anywhere_stays_within_the_budget(program: Program, data: str, tm
         if number == len(jobs) // 2:
             assert program("train", "--resume", "--out", str(run), place=["save", "return", 1]) < 0
             shutil.copy(run / "ledger.sqlite", older)
-    assert killed >= 28  # of 30; the timed ones may come too late
+    assert killed >= 30  # of 32; the timed ones may come too late
     assert releases < PLANNED  # or the last kills were of a finished run
     summary = finished(program, run)
     assert summary["releases"] == PLANNED
@@ -310,6 +321,36 @@ def test_kill_9_anywhere_stays_within_the_budget(program: Program, data: str, tm
     assert program("train", "--resume", "--out", str(run)) == 2
     assert "newer than its ledger" in program.errors.read_text()
     assert program("audit", str(run)) == 1
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_kill_9_between_the_row_that_names_the_weights_and_their_file(
+    private: bool, program: Program, data: str, tmp_path: Path
+) -> None:
+    """The ledger knows weights that are not there; what is there are the ones before, or none, and known as well."""
+    from privacy.auditing.audit import audit
+    from privacy.ledger import Ledger
+
+    run = tmp_path / "run"
+    more = [*PRIVATE, "--noise-multiplier", "2"] if private else ["--release", "none"]
+    given = arguments(data, run, *more, "--epochs", "4")
+    kept: list[dict[str, str] | None] = []
+    named: list[int] = []
+    for nth in (1, 2, 1):
+        assert program(*given, place=["Ledger.append_event", "return", nth]) == -signal.SIGKILL
+        given = ["train", "--resume", "--out", str(run)]
+        assert audit(run).findings == ()
+        if private:
+            assert examine(run) > 0
+        kept.append(checkpoint(run))
+        with Ledger.open(run / "ledger.sqlite", read_only=True) as ledger:
+            named.append(len(ledger.events("checkpoint")))
+    assert named == [1, 3, 4]
+    assert kept[0] is None
+    assert kept[1] == kept[2] is not None
+    assert int((kept[2] or {})["step"]) == STEPS_AN_EPOCH
+    assert program(*given) == 0, program.errors.read_text()
+    assert audit(run).findings == ()
 
 
 def test_ctrl_c_loses_no_step(program: Program, data: str, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from noise_models.errors import UsageError
+from privacy.ledger import Ledger
+from privacy.weights import name_weights, names_weights, tensors_digest
 
 _OPTIMIZER = "optimizer."
 _MODULE = "module."
@@ -28,7 +30,7 @@ class Position:
     Attributes:
         step: steps the weights have seen.
         releases: releases in the ledger at that time (0 without one).
-        ledger_head: the ledger's head at that time, "" without one.
+        ledger_head: the ledger's head at that time, whose row names these very tensors; "" without one.
         seconds: time spent training so far.
         noise_position: where the stream of the device's seeded noise stood, 0 where its key is secret.
     """
@@ -40,8 +42,14 @@ class Position:
     noise_position: int = 0
 
 
-def save(path: Path, module: nn.Module, optimizer: Optimizer, position: Position) -> None:
-    """Write a checkpoint whole or not at all: a crash leaves the one before."""
+def save(path: Path, module: nn.Module, optimizer: Optimizer, position: Position, ledger: Ledger) -> Position:
+    """Write a checkpoint whole or not at all: a crash leaves the one before.
+
+    The ledger names its tensors first, so that no weights lie beside a ledger that does not know them.
+
+    Returns:
+        the position, at the head of that row.
+    """
     tensors = {_MODULE + name: _plain(value) for name, value in module.state_dict().items()}
     state = optimizer.state_dict()["state"]
     numbers: dict[str, Any] = {}
@@ -51,6 +59,8 @@ def save(path: Path, module: nn.Module, optimizer: Optimizer, position: Position
                 tensors[f"{_OPTIMIZER}{index}.{name}"] = _plain(value)
             else:
                 numbers[f"{index}.{name}"] = value
+    head = name_weights(ledger, tensors_digest(tensors, tensors.__getitem__), position.step)
+    position = replace(position, ledger_head=head)
     metadata = {
         "step": str(position.step),
         "releases": str(position.releases),
@@ -64,13 +74,14 @@ def save(path: Path, module: nn.Module, optimizer: Optimizer, position: Position
     with partial.open("rb") as file:
         os.fsync(file.fileno())
     partial.replace(path)
+    return position
 
 
-def load(path: Path, module: nn.Module, optimizer: Optimizer) -> Position:
+def load(path: Path, module: nn.Module, optimizer: Optimizer, ledger: Ledger | None) -> Position:
     """Put module and optimizer where the checkpoint left them.
 
     Raises:
-        UsageError: an unreadable file, or one of another network, rule or device.
+        UsageError: an unreadable file, one of another network, rule or device, or one that `ledger` does not know.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -102,8 +113,25 @@ def load(path: Path, module: nn.Module, optimizer: Optimizer) -> Position:
         raise UsageError(
             f"checkpoint {path} is of another network ({_line(error)}); restore it, or train again"
         ) from None
+    _refuse_unknown(path, position, tensors, ledger)
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
     return position
+
+
+def _refuse_unknown(
+    path: Path, position: Position, tensors: Mapping[str, Tensor], ledger: Ledger | None
+) -> None:
+    if ledger is None or not ledger.contains(position.ledger_head):
+        raise UsageError(
+            f"{path} is newer than its ledger: releases are missing there, so the budget is unknown; restore "
+            "the ledger, or train again with --overwrite"
+        )
+    digest = tensors_digest(tensors, tensors.__getitem__)
+    if names_weights(ledger, position.ledger_head, digest, position.step) is False:
+        raise UsageError(
+            f"{path} does not hold the weights that its ledger names at step {position.step}, so what they have seen "
+            "is unknown; restore the checkpoint, or train again with --overwrite"
+        )
 
 
 def _optimizer_state(

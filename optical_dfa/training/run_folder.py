@@ -24,7 +24,7 @@ CERTIFICATE = "certificate.json"  # which assumptions of the published proof fai
 REPORT = "report.html"
 TENSORBOARD = "tensorboard"  # a folder, where `--diagnose` found that package
 FILES = (
-    *(CONFIG, METRICS, SUMMARY, REPORT, CALIBRATION, CAMERA, CERTIFICATE, CHECKPOINT),
+    *(CONFIG, SUMMARY, METRICS, REPORT, CALIBRATION, CAMERA, CERTIFICATE, CHECKPOINT),
     *(LEDGER, f"{LEDGER}-wal", f"{LEDGER}-shm"),
 )
 # What may change when a run is resumed; the budget, noise and clipping norm are the ledger's to check.

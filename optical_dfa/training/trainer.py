@@ -47,6 +47,7 @@ from privacy.health_log import noting_failures
 from privacy.ledger import Ledger
 from privacy.releases.dark_frame import DarkFrameNoise
 from privacy.releases.per_record import PerRecordRelease
+from privacy.weights import ANNOUNCED
 
 # What one training step offers a rule; a rule that requires more is refused.
 OFFERS = frozenset({Requires.ROOT_ERROR, Requires.BACKWARD, Requires.FORWARD_MODE, Requires.SECOND_FORWARD})
@@ -196,18 +197,10 @@ class _Run:
         """Load the checkpoint of the run that is resumed, if it got that far."""
         if self.folder is None or not (path := self.folder.path / CHECKPOINT).is_file():
             return
-        self.position = checkpoint.load(path, self.module, self.optimizer)
+        with nullcontext() if self.resumed is None else Ledger.open(self.resumed, read_only=True) as ledger:
+            self.position = checkpoint.load(path, self.module, self.optimizer, ledger)
         if not self.config.private:  # its noise goes on where it was; a private run draws under new keys
             self.noise.seek(self.position.noise_position)
-        known = False
-        if self.resumed is not None:
-            with Ledger.open(self.resumed, read_only=True) as ledger:
-                known = ledger.contains(self.position.ledger_head)
-        if not known:
-            raise UsageError(
-                f"{path} is newer than its ledger: releases are missing there, so the budget is unknown; restore "
-                "the ledger, or train again with --overwrite"
-            )
 
     def _begin(self, resume: bool) -> None:
         if self.folder is not None:
@@ -220,7 +213,8 @@ class _Run:
         path = None if self.folder is None else self.folder.path / LEDGER
         loader: DataLoader[Any] = DataLoader(TensorDataset(self.x, self.y), batch_size=config.batch_size)
         if not config.private:
-            header = {"release": "none", "reproducible": False, "module": self.module.describe()}
+            about = {"module": self.module.describe(), ANNOUNCED: True}
+            header = {"release": "none", "reproducible": False, **about}
             begin()
             self.ledger = Ledger.open(path) if self.resumed and path else Ledger.create(path, header)
             self.steps_an_epoch = math.ceil(len(self.x) / config.batch_size)
@@ -335,10 +329,8 @@ class _Run:
 
     def _keep(self, step: int, seconds: float) -> None:
         """Evaluate, note a row of metrics, write a checkpoint."""
-        ledger = self.engine.ledger if self.engine is not None else self.ledger
-        head = ledger.head() if ledger is not None else ""
         drawn = 0 if self.noise.secret else self.noise.position
-        self.position = checkpoint.Position(step, self._releases(), head, seconds, drawn)
+        self.position = checkpoint.Position(step, self._releases(), "", seconds, drawn)
         self.accuracy = self._evaluate()
         row: dict[str, Any] = {
             "step": step,
@@ -358,7 +350,10 @@ class _Run:
             row[name] = stated["nominal_epsilon" if name == "nominal_epsilon" else "epsilon"]
         if self.folder is not None:
             inner = getattr(self.optimizer, "original", self.optimizer)
-            checkpoint.save(self.folder.path / CHECKPOINT, self.module, inner, self.position)
+            ledger = self.engine.ledger if self.engine is not None else self.ledger
+            assert ledger is not None  # a run with a folder has one
+            path = self.folder.path / CHECKPOINT
+            self.position = checkpoint.save(path, self.module, inner, self.position, ledger)
             self.folder.add_metrics(row)
             if self.engine is not None and isinstance(self.engine.step, PerRecordRelease):
                 self.folder.write_json(CERTIFICATE, self.engine.step.certificate.to_dict())

@@ -29,18 +29,16 @@ from privacy.auditing.claim import (
 )
 from privacy.auditing.device import check_device
 from privacy.auditing.folder import (
-    CHECKPOINT_FILE,
     METRICS_FILE,
     SETTINGS_FILE,
-    check_checkpoint,
     check_repeated,
     check_settings,
-    file_digest,
     read_settings,
 )
 from privacy.auditing.header import check_terms, check_version, read_header
 from privacy.auditing.rows import check_keys, check_rows, refuse_unreadable
 from privacy.auditing.shown import check_missing, check_progress, check_shown, read_metrics
+from privacy.auditing.weights import CHECKPOINT_FILE, Weights, read_weights
 from privacy.auditing.wording import one_line
 from privacy.guarantee import Guarantee, Kind
 from privacy.ledger import Ledger, Release
@@ -67,10 +65,11 @@ class AuditReport:
         ledger_head: hash of its last row, which stands for all of them.
         settings: what was asked for, empty where the folder does not say.
         checkpoint_digest: SHA-256 of the file of the weights, None without one.
+        tensors_digest: SHA-256 of its tensors (`privacy.weights`), None where there are none to read.
         period: first and last date in the ledger, None where no row has one.
         confirmed: the same guarantee by the accountant that the run stopped by, where that is the smaller of two
             upper bounds that agree; None otherwise.
-        reserved: True where no weights were compared with the ledger, so that a cut-off tail would not show.
+        reserved: True where the ledger names no weights that are there, so that a cut-off tail would not show.
     """
 
     guarantee: Guarantee
@@ -85,6 +84,7 @@ class AuditReport:
     ledger_head: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
     checkpoint_digest: str | None = None
+    tensors_digest: str | None = None
     period: tuple[str, str] | None = None
     confirmed: Guarantee | None = None
     reserved: bool = False
@@ -132,6 +132,7 @@ class AuditReport:
             "guarantee": guarantee,
             "ledger_head": self.ledger_head,
             "checkpoint_sha256": self.checkpoint_digest,
+            "tensors_sha256": self.tensors_digest,
         }
 
 
@@ -148,11 +149,13 @@ def audit(run: Path | str, delta: float | None = None) -> AuditReport:
     run = Path(run)
     folder = run if run.is_dir() else None
     settings, claim, metrics = dict[str, Any](), None, list[dict[str, Any]]()
+    weights = Weights([])
     with Ledger.open(ledger_of(run), read_only=True) as ledger:
         header, notes = read_header(ledger, run), list[str]()
         findings = ledger.verify()
         if folder is not None:
-            findings += check_checkpoint(folder / CHECKPOINT_FILE, ledger, header, notes)
+            weights = read_weights(folder / CHECKPOINT_FILE, ledger, header, notes)
+            findings += weights.findings
         intact = not findings
         findings += check_terms(header) + check_version(header, notes)
         if folder is not None:
@@ -181,7 +184,6 @@ def audit(run: Path | str, delta: float | None = None) -> AuditReport:
     findings += _check_budget_and_progress(header, rows.releases, metrics, claim, guarantee, intact)
     if claim is not None and not findings and rows.releases is not None:
         own = confirmed(claim, header, rows.releases, guarantee, notes)
-    digest = None if folder is None else file_digest(folder / CHECKPOINT_FILE)
     return AuditReport(
         guarantee=guarantee,
         consistent=not findings,
@@ -194,10 +196,11 @@ def audit(run: Path | str, delta: float | None = None) -> AuditReport:
         header=header,
         ledger_head=head,
         settings=settings,
-        checkpoint_digest=digest,
+        checkpoint_digest=weights.file,
+        tensors_digest=weights.tensors,
         period=rows.period,
         confirmed=own,
-        reserved=digest is None and header["release"] != "none",
+        reserved=not weights.named and header["release"] != "none",
     )
 
 

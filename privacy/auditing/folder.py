@@ -1,17 +1,13 @@
-"""The other files of a run folder against its ledger: checkpoint and settings."""
+"""The settings of a run folder against its ledger."""
 
 from __future__ import annotations
 
-import hashlib
 import math
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from privacy.ledger import Ledger
-
-CHECKPOINT_FILE = "checkpoint.safetensors"
 SETTINGS_FILE = "config.toml"
 METRICS_FILE = "metrics.jsonl"
 
@@ -34,41 +30,6 @@ _UNHELD = (
 )
 # Settings that a summary repeats and that a resumed run may not change.
 _REPEATED = ("dataset", "model", "rule", "backend", "release", "seed")
-
-
-def check_checkpoint(path: Path, ledger: Ledger, header: Mapping[str, Any], notes: list[str]) -> list[str]:
-    """Whether the weights are of this ledger, and no newer than it.
-
-    A cut-off tail leaves a valid chain, and so does a chain that was written anew: both lack the head that the
-    checkpoint names.
-    """
-    if not path.exists():
-        notes.append(f"no {path.name}: a cut-off ledger tail would not show")
-        return []
-    if header["release"] == "none":
-        return []
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="np") as checkpoint:
-            metadata = checkpoint.metadata() or {}
-        head, step = metadata["ledger_head"], int(metadata["step"])
-        said = int(metadata.get("releases", step))
-    except (OSError, SafetensorError) as error:
-        return [f"{path.name} is unreadable ({error})"]
-    except (KeyError, ValueError) as error:
-        return [f"{path.name} does not name its ledger head and step ({error!r})"]
-    recorded = ledger.count_at(head)
-    if recorded is None:
-        return [
-            f"{path.name} names ledger head {head[:16]}…, which this ledger never had: "
-            "it is newer than the ledger, whose tail was cut off, or the ledger was rewritten"
-        ]
-    if recorded < step:
-        return [f"{path.name} is of step {step}, but the ledger had {recorded} releases at its head"]
-    if "releases" in metadata and said != recorded:
-        return [f"{path.name} counts {said} releases, the ledger had {recorded} at its head"]
-    return []
 
 
 def read_settings(path: Path, notes: list[str]) -> tuple[dict[str, Any], list[str]]:
@@ -134,14 +95,6 @@ def _held(header: Mapping[str, Any]) -> dict[str, Any]:
         "backend": backend.get("backend") if isinstance(backend, Mapping) else None,
     }
     return {name: value for name, value in named.items() if isinstance(value, str)}
-
-
-def file_digest(path: Path) -> str | None:
-    """SHA-256 of a file, in hexadecimal digits; None where there is none."""
-    if not path.is_file():
-        return None
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _equal(said: object, stands: object) -> bool:

@@ -95,6 +95,7 @@ def markdown(stated: Mapping[str, Any]) -> str:
             {
                 "Ledger head (SHA-256 chain)": evidence["ledger_head"],
                 "Weights (SHA-256 of checkpoint.safetensors)": evidence["checkpoint_sha256"] or "no file",
+                "Tensors of the weights (SHA-256)": evidence["tensors_sha256"] or "no file",
                 "Program that trained": evidence["written_by_version"],
                 "Program that audited": evidence["audited_by_version"],
             }

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from privacy.auditing.claim import SUMMARY_FILE, TOLERANCE, Claim
-from privacy.auditing.folder import CHECKPOINT_FILE, METRICS_FILE
+from privacy.auditing.folder import METRICS_FILE
+from privacy.auditing.weights import CHECKPOINT_FILE
 from privacy.guarantee import Guarantee, Kind
 
 # Under which name a row of metrics gives epsilon.
@@ -139,16 +140,23 @@ def check_progress(
 def check_missing(
     folder: Path, header: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], claim: Claim | None
 ) -> list[str]:
-    """The weights are written before metrics and summary, so neither can be there without them."""
-    if header["release"] == "none" or (folder / CHECKPOINT_FILE).is_file():
+    """Weights are written before metrics, and metrics before the summary: none can be there without those before."""
+    if header["release"] == "none":
         return []
+    weights, findings = (folder / CHECKPOINT_FILE).is_file(), []
     shown = [name for name, there in ((METRICS_FILE, metrics), (SUMMARY_FILE, claim)) if there]
-    if not shown:
-        return []
-    return [
-        f"{' and '.join(shown)} without {CHECKPOINT_FILE}, which is written first: it was taken away, and what the "
-        "ledger has cannot be compared with it"
-    ]
+    if shown and not weights:
+        findings.append(_taken_away(" and ".join(shown), CHECKPOINT_FILE))
+    if claim is not None and not metrics:
+        findings.append(_taken_away(SUMMARY_FILE, f"a row of {METRICS_FILE}"))
+    return findings
+
+
+def _taken_away(shown: str, before: str) -> str:
+    return (
+        f"{shown} without {before}, which is written first: it was taken away, and what the ledger has cannot be "
+        "compared with it"
+    )
 
 
 def _is_count(value: object) -> bool:

@@ -31,7 +31,7 @@ def statement(report: AuditReport, run: str, device: str, issued: datetime | Non
     """
     guarantee, header = report.guarantee, report.header
     private = header["release"] != "none"
-    epsilon = _stated_epsilon(report)
+    epsilon = stated_epsilon(report)
     mechanism = RELEASES[header["release"]].mechanism if private else "none"
     relies = (
         report.consistent
@@ -98,6 +98,7 @@ def statement(report: AuditReport, run: str, device: str, issued: datetime | Non
         "evidence": {
             "ledger_head": report.ledger_head,
             "checkpoint_sha256": report.checkpoint_digest,
+            "tensors_sha256": report.tensors_digest,
             "written_by_version": header.get("version"),
             "audited_by_version": _installed(),
         },
@@ -107,7 +108,7 @@ def statement(report: AuditReport, run: str, device: str, issued: datetime | Non
     }
 
 
-def _stated_epsilon(report: AuditReport) -> float:
+def stated_epsilon(report: AuditReport) -> float:
     """The larger of what the run reported and what the ledger gives, where both speak of the same thing.
 
     Every accountant's value is an upper bound: where the run's own is confirmed from the ledger, it stands.

@@ -18,6 +18,7 @@ from optical_dfa.feedback.costs import cost
 from optical_dfa.feedback.forward_mode import directional_derivative
 from optical_dfa.feedback.learned import LearnedState, Noted
 from optical_dfa.training import checkpoint
+from privacy.ledger import Ledger
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 M = 7
@@ -295,8 +296,9 @@ def test_a_checkpoint_keeps_the_matrices(tmp_path: object) -> None:
     gradients(first)
     optimizers = [torch.optim.SGD(a.parameters(), lr=0.1) for a in (first, second)]
     path = tmp_path / "checkpoint.safetensors"  # type: ignore[operator]
-    checkpoint.save(path, first, optimizers[0], checkpoint.Position(1, 0, "", 0.0))
-    checkpoint.load(path, second, optimizers[1])
+    with Ledger.create(None, {}) as ledger:
+        kept = checkpoint.save(path, first, optimizers[0], checkpoint.Position(1, 0, "", 0.0), ledger)
+        assert checkpoint.load(path, second, optimizers[1], ledger) == kept
     expected = gradients(first)
     assert all(torch.equal(value, expected[name]) for name, value in gradients(second).items())
     assert [p.shape for p in second.parameters()] == [

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tomli_w
+import torch
 from hypothesis import given
 from hypothesis import settings as settings_of_hypothesis
 from hypothesis import strategies as st
@@ -31,6 +32,7 @@ from privacy.auditing.markdown import markdown
 from privacy.auditing.statement import statement
 from privacy.guarantee import Guarantee, Kind
 from privacy.ledger import Ledger, Release
+from privacy.weights import name_weights, tensors_digest
 
 N, BATCH, SIGMA, DELTA, STEPS = 1000, 20, 1.5, 1e-5, 50
 STEP = Release("gaussian", "dark-frame", BATCH / N, SIGMA, 1.0, 500, device_share=0.9)
@@ -48,14 +50,19 @@ HEADER: dict[str, Any] = {
     "calibration": None,
     "assumptions": ["the read noise is Gaussian"],
     "version": version("optical-dfa"),
+    "names_weights": True,
 }
 
 PASSED = {"phase": "start-up", "passed": True, "at": "2030-01-02T00:00:00+00:00"}
 
 
-def checkpoint(run: Path, head: str, step: int) -> None:
+def checkpoint(run: Path, ledger: Ledger, step: int) -> None:
+    """Weights as the trainer keeps them: named by a row first."""
+    weights = np.full(3, float(step))
+    head = name_weights(ledger, tensors_digest(["weight"], lambda _: torch.from_numpy(weights)), step)
     metadata = {"ledger_head": head, "step": str(step)}
-    save_file({"weight": np.zeros(3)}, run / "checkpoint.safetensors", metadata)
+    save_file({"weight": weights}, run / "checkpoint.safetensors", metadata)
+    (run / "metrics.jsonl").write_text(json.dumps({"step": step, "test_accuracy": 0.5}) + "\n")
 
 
 def summary(run: Path, guarantee: Guarantee, steps: int = STEPS) -> None:
@@ -78,7 +85,7 @@ def make_run(run: Path, steps: int = STEPS, step: Release = STEP, **header: Any)
         ledger.append_event("health", PASSED)
         for _ in range(steps):
             ledger.append_release(step)
-        checkpoint(run, ledger.head(), steps)
+        checkpoint(run, ledger, steps)
     summary(run, claim(), steps)
     settings(run, {**HEADER, **header})
     return run
@@ -179,6 +186,16 @@ def test_a_release_that_cannot_be_read_is_a_finding(tmp_path: Path, body: str) -
     json.dumps(report.to_dict(), allow_nan=False)
 
 
+@pytest.mark.parametrize("body", ["{", "3", "[]", "{}", '{"sha256":null,"step":50}'])
+def test_a_row_of_weights_that_cannot_be_read_is_a_finding(tmp_path: Path, body: str) -> None:
+    run = make_run(tmp_path / "run")
+    tamper(run, f"UPDATE entries SET body = '{body}' WHERE kind = 'checkpoint'")
+    found = audit(run).findings
+    said = "unreadable checkpoint row" if body == "{" else "does not hold the weights"
+    assert any("fit the chain" in line for line in found), found
+    assert any(said in line for line in found), found
+
+
 def test_a_key_that_cannot_be_read_is_a_finding(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     tamper(run, "UPDATE entries SET body = '{' WHERE seq = 1")
@@ -221,7 +238,7 @@ def cut_and_continue(run: Path) -> None:
 
 def checkpoint_ahead(run: Path) -> None:
     with Ledger.open(run / "ledger.sqlite") as ledger:
-        checkpoint(run, ledger.head(), STEPS + 1)
+        checkpoint(run, ledger, STEPS + 1)
 
 
 def checkpoint_silent(run: Path) -> None:
@@ -395,7 +412,7 @@ def make_tested_run(run: Path, rows: list[Any], **header: Any) -> Path:
             else:
                 for _ in range(row):
                     ledger.append_release(STEP)
-        checkpoint(run, ledger.head(), STEPS)
+        checkpoint(run, ledger, STEPS)
     summary(run, claim(), STEPS)
     return run
 
