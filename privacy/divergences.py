@@ -16,7 +16,7 @@ of 1e-30 along an axis is a variance, and zero is zero. With every coordinate in
 
 * a direction whose variance is above that rounding is treated as it stands, its share of the result being known to
   rounding / variance relative; one whose ratio of variances is lost in rounding tells the worlds apart: inf;
-* a covariance that is indefinite beyond it is known less well than that: inf;
+* a covariance that is asymmetric or indefinite beyond it is known less well than that: inf;
 * along a direction whose variance is within it, a mean difference that rounding of the means and of the covariance cannot make
   tells the worlds apart: inf, even if the variance were not quite zero; a smaller one, and how the variances compare,
   cannot be told from nothing and count as nothing, as they must where two singular supports are one.
@@ -109,13 +109,12 @@ class GaussianPair:
             return cls(np.ones(0), np.zeros(0))
         unit = np.sqrt(variance[noised])
         shift, blurred = shift[noised] / unit, blurred[noised] / unit
-        first, second = (
-            (value[np.ix_(noised, noised)] / unit / unit[:, None]) for value in covariances
-        )
+        first, second = ((value[np.ix_(noised, noised)] / unit / unit[:, None]) for value in covariances)
         scale, basis = np.linalg.eigh((first + second) / 2)
         rounding = len(unit) * tolerance  # of `scale`: the norm of what the entries' errors can make
-        if min(np.linalg.eigvalsh(value)[0] for value in (first, second)) < -rounding:
-            return apart
+        for value in (first, second):
+            if np.abs(value - value.T).max() > rounding or np.linalg.eigvalsh(value)[0] < -rounding:
+                return apart
         present = scale > rounding
         along = basis.T @ shift
         # An absent direction is off by rounding / scale towards each that is present.
