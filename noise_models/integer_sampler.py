@@ -133,10 +133,26 @@ class SkellamSampler(SymmetricSampler):
         Raises:
             UsageError: not positive, or so large that the table does not fit.
         """
-        if not 0 < mean < 1e18:
-            raise UsageError(f"the mean of a Poisson count is {float(mean)}; it must lie between 0 and 1e18")
+        table_size(mean)
         self.mean = Fraction(mean)
         super().__init__(skellam_weights(self.mean))
+
+
+def table_size(mean: Fraction | float) -> int:
+    """How many magnitudes a table of Skellam noise has, both Poisson counts of this mean.
+
+    Raises:
+        UsageError: not positive, or so large that the table does not fit.
+    """
+    if not 0 < mean < 1e18:
+        raise UsageError(f"the mean of a Poisson count is {float(mean)}; it must lie between 0 and 1e18")
+    last = largest_magnitude(float(mean))
+    if last >= _MOST_CELLS:
+        raise UsageError(
+            f"noise of standard deviation {math.sqrt(2 * mean):.3g} grid steps needs a table of {last} magnitudes "
+            f"and one holds {_MOST_CELLS}; take a coarser grid or less noise"
+        )
+    return last + 1
 
 
 def skellam_weights(mean: Fraction) -> list[int]:
@@ -145,12 +161,7 @@ def skellam_weights(mean: Fraction) -> list[int]:
     `P(K = k) = e^(-2 mu) I_k(2 mu)`, and `I_(k-1) = I_(k+1) + (k / mu) I_k` is stable downwards (Miller's algorithm;
     Olver 1964): all terms are positive, so relative errors add up, and a wrong start dies out.
     """
-    last = largest_magnitude(float(mean))
-    if last >= _MOST_CELLS:
-        raise UsageError(
-            f"noise of standard deviation {math.sqrt(2 * mean):.3g} grid steps needs a table of {last} magnitudes "
-            f"and one holds {_MOST_CELLS}; take a coarser grid or less noise"
-        )
+    last = table_size(mean) - 1
     start = (
         largest_magnitude(float(mean), _TAIL_BITS + 90) + 16
     )  # its square is what a wrong start costs at `last`

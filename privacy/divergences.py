@@ -10,6 +10,17 @@ through the saddle point, where the integrand is smallest; one coordinate, and e
 Stated error: 1e-8 absolute ("Normal Distributions Indistinguishability Spectrum", arXiv 2309.01243, has the same
 quantity by other means).
 
+Whether a variance is zero cannot be decided below the rounding of the covariance that holds it. An entry S_ij is taken
+to be known to ENTRY_ERROR sqrt(S_ii S_jj), as sums of products are: the size of a coordinate does not matter, a variance
+of 1e-30 along an axis is a variance, and zero is zero. With every coordinate in units of its own standard deviation:
+
+* a direction whose variance is above that rounding is treated as it stands, its share of the result being known to
+  rounding / variance relative; one whose ratio of variances is lost in rounding tells the worlds apart: inf;
+* a covariance that is asymmetric or indefinite beyond it is known less well than that: inf;
+* along a direction whose variance is within it, a mean difference that rounding of the means and of the covariance cannot make
+  tells the worlds apart: inf, even if the variance were not quite zero; a smaller one, and how the variances compare,
+  cannot be told from nothing and count as nothing, as they must where two singular supports are one.
+
 What is computed from a REALISED batch depends on the data: a diagnostic, never a guarantee.
 """
 
@@ -29,11 +40,13 @@ from privacy.accounting.gdp import gaussian_delta
 
 Array = NDArray[np.float64]
 
-# Directions whose variance (sum over both worlds) is below this part of the largest do not exist; a mean difference
-# along one leaves the support. Within the rest, a direction that one world lacks to this precision is one that the
-# supports differ in: the answer is then inf / 1, so a diagnostic errs towards alarm.
-RANK_TOLERANCE = 1e-10
+ENTRY_ERROR = 64 * float(np.finfo(float).eps)  # of a covariance's entries, and of means, relative
+ROUNDING = 4 * float(np.finfo(float).eps)  # of a factor, relative, for each row or column
 
+# Beyond this D_(1/2) delta counts as 1 and epsilon as inf: min(p, e^eps q) <= e^(eps/2) sqrt(p q), so that
+# delta(eps) >= 1 - e^((eps - D_(1/2)) / 2), and an epsilon above it says nothing.
+_FAR = 1e7
+_CERTAIN = 80.0  # where D_(1/2) - eps is larger, 1 - delta is below 5e-18
 _RELATIVE = 1e-10  # of the integral, in units of the integrand's height at the saddle times a unit of y
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(24)
 _MOST_PANELS = 60_000
@@ -69,36 +82,54 @@ class GaussianPair:
         second_mean: ArrayLike,
         second_covariance: ArrayLike,
         *,
-        tolerance: float = RANK_TOLERANCE,
+        tolerance: float = ENTRY_ERROR,
     ) -> Self:
-        """The pair N1 = N(first), N2 = N(second), with the ranks decided at relative `tolerance`.
+        """The pair N1 = N(first), N2 = N(second); the module's head says what counts as zero.
 
         Args:
             first_mean, second_mean: shape (n,).
             first_covariance, second_covariance: shape (n, n), symmetric, positive semidefinite.
-            tolerance: see `RANK_TOLERANCE`.
+            tolerance: to which an entry S_ij is known in units of sqrt(S_ii S_jj), and a mean's in its own; about
+                m 1e-16 for a sum of m products.
 
         Raises:
             UsageError: shapes that do not fit, values that are not finite, a covariance that is none.
         """
         means = [np.asarray(mean, dtype=np.float64) for mean in (first_mean, second_mean)]
         covariances = [np.asarray(value, dtype=np.float64) for value in (first_covariance, second_covariance)]
-        n = means[0].size
-        _check(means, covariances, n, tolerance)
-        scale, basis = np.linalg.eigh((covariances[0] + covariances[1]) / 2)
-        present = scale > tolerance * max(float(scale[-1]), 0.0)
-        shift = basis.T @ (means[0] - means[1])
-        largest = math.sqrt(max(float(scale[-1]), 0.0))
-        if np.abs(shift[~present]).max(initial=0.0) > math.sqrt(tolerance) * largest:
-            return cls(np.ones(0), np.zeros(0), singular=True)
+        _check(means, covariances, means[0].size, tolerance)
+        apart = cls(np.ones(0), np.zeros(0), singular=True)
+        # Halves first: neither a sum nor a difference of large values overflows.
+        variance = sum(np.maximum(np.diag(value), 0.0) / 2 for value in covariances)
+        noised = variance > 0
+        shift, blurred = means[0] - means[1], tolerance * (np.abs(means[0]) + np.abs(means[1]))
+        if (np.abs(shift) > blurred)[~noised].any() or any(value[~noised].any() for value in covariances):
+            return apart
+        if not noised.any():
+            return cls(np.ones(0), np.zeros(0))
+        unit = np.sqrt(variance[noised])
+        shift, blurred = shift[noised] / unit, blurred[noised] / unit
+        first, second = ((value[np.ix_(noised, noised)] / unit / unit[:, None]) for value in covariances)
+        scale, basis = np.linalg.eigh((first + second) / 2)
+        rounding = len(unit) * tolerance  # of `scale`: the norm of what the entries' errors can make
+        for value in (first, second):
+            if np.abs(value - value.T).max() > rounding or np.linalg.eigvalsh(value)[0] < -rounding:
+                return apart
+        present = scale > rounding
+        along = basis.T @ shift
+        # An absent direction is off by rounding / scale towards each that is present.
+        turned = rounding * float(np.sum(np.abs(along[present]) / scale[present]))
+        if np.linalg.norm(along[~present]) > np.linalg.norm(blurred) + turned:
+            return apart
         whitener = basis[:, present] / np.sqrt(scale[present])
-        share, rotation = np.linalg.eigh(whitener.T @ covariances[0] @ whitener / 2)
-        # N1 has the variance 2 share, N2 2 (1 - share). Rounding of the shares grows with the condition.
-        condition = largest**2 / float(scale[present].min(initial=largest**2 or 1.0))
-        blur = max(math.sqrt(np.finfo(float).eps), 16 * n * np.finfo(float).eps * condition)
+        share, rotation = np.linalg.eigh(whitener.T @ first @ whitener / 2)
+        # N1 has the variance 2 share, N2 2 (1 - share), each with the entries' errors as the direction weighs them.
+        blur = np.maximum(
+            math.sqrt(np.finfo(float).eps), 2 * tolerance * np.abs(whitener @ rotation).sum(axis=0) ** 2
+        )
         if ((share < blur) | (share > 1 - blur)).any():
-            return cls(np.ones(0), np.zeros(0), singular=True)
-        whitened = rotation.T @ (shift[present] / np.sqrt(scale[present]))
+            return apart
+        whitened = rotation.T @ (along[present] / np.sqrt(scale[present]))
         return cls(share / (1 - share), whitened / np.sqrt(2 * (1 - share)))
 
     @classmethod
@@ -152,23 +183,25 @@ class GaussianPair:
             epsilon < 0
         ):  # N1(A) - e^eps N2(A) = 1 - e^eps + e^eps (N2(B) - e^-eps N1(B)) for B the complement of A
             return -math.expm1(epsilon) + math.exp(epsilon) * self.reversed().hockey_stick(-epsilon)
+        if self.renyi(0.5) > min(epsilon + _CERTAIN, _FAR):
+            return 1.0
         moving = (np.abs(self.ratios - 1) > 1e-13) | (self.shifts != 0)
         ratio, shift = self.ratios[moving], self.shifts[moving]
         if (np.abs(ratio - 1) <= 1e-13).all():
-            return gaussian_delta(float(np.linalg.norm(shift)), epsilon)
+            return max(0.0, gaussian_delta(float(np.linalg.norm(shift)), epsilon))
         if len(ratio) == 1:
             return _one_coordinate(float(ratio[0]), float(shift[0]), epsilon)
         return _inverted(ratio, shift, epsilon)
 
     def epsilon(self, delta: float) -> float:
-        """Smallest epsilon >= 0 with delta(epsilon) <= delta in this direction; inf for different supports.
+        """Smallest epsilon >= 0 with delta(epsilon) <= delta in this direction; inf for different supports, or above 1e7.
 
         Raises:
             UsageError: a delta outside (0, 1).
         """
         if not 0 < delta < 1:
             raise UsageError(f"delta = {delta!r}: give a probability with 0 < delta < 1")
-        if self.singular:
+        if self.singular or self.renyi(0.5) > _FAR:
             return math.inf
         if self.hockey_stick(0.0) <= delta:
             return 0.0
@@ -211,26 +244,37 @@ def batch_pair(
             f"record = {record!r} of {len(rows)}, noise_std = {noise_std!r}: give a record of the batch, a noise > 0"
         )
     live = np.flatnonzero(slope[record])
-    leverage = np.asarray([_leverage(slope[:, k, None] * rows, record) for k in live], dtype=np.float64)
-    if (leverage >= 1).any():
+    odds = np.asarray([_odds(slope[:, k, None] * rows, record) for k in live], dtype=np.float64)
+    if not np.isfinite(odds).all():
         return GaussianPair(np.ones(0), np.zeros(0), singular=True)
-    return GaussianPair(1 / (1 - leverage), error[live] / noise_std * np.sqrt(leverage / (1 - leverage)))
+    return GaussianPair(1 + odds, error[live] / noise_std * np.sqrt(odds))
 
 
-def _leverage(rows: Array, record: int) -> float:
-    """1 - (distance from the span of the others) terms: h^T (H^T H)^+ h, 1 where the record leaves their span."""
-    others = np.delete(rows, record, axis=0)
-    own = rows[record]
+def _odds(rows: Array, record: int) -> float:
+    """tau / (1 - tau) = h^T (sum over the others)^+ h of the record's leverage tau; inf outside the others' span.
+
+    From the factors, columns in units of the others' norms, which changes no leverage: rounding is a few eps there, not
+    of its square. A column that is zero on all others is exactly that. Otherwise the record counts as inside the
+    span if changes of the rows by rounding put it there; directions within rounding of absence are absent.
+    """
+    others, own = np.delete(rows, record, axis=0), rows[record]
+    lit = (others != 0).any(axis=0)
+    if own[~lit].any():
+        return math.inf
+    if not own.any():
+        return 0.0
+    others, own = others[:, lit], own[lit]
+    largest = np.abs(others).max(axis=0)
+    unit = largest * np.linalg.norm(others / largest, axis=0)
+    others, own = others / unit, own / unit
     _, values, axes = np.linalg.svd(others, full_matrices=False)
-    largest = max(float(values.max(initial=0.0)), float(np.linalg.norm(own)))
-    kept = (
-        values > math.sqrt(RANK_TOLERANCE) * largest
-    )  # ill-conditioned directions count as absent: towards alarm
+    rounding = ROUNDING * max(others.shape) * float(values[0])
+    kept = values > rounding
     along = axes[kept] @ own
-    if np.linalg.norm(own - axes[kept].T @ along) > math.sqrt(RANK_TOLERANCE) * np.linalg.norm(own):
-        return 1.0
-    odds = float(np.sum((along / values[kept]) ** 2))  # h^T (sum over the others)^-1 h = tau / (1 - tau)
-    return odds / (1 + odds)
+    weights = along / values[kept]  # of the others: the record is their sum with the least squares
+    odds = float(np.sum(weights**2))
+    backward = rounding * math.sqrt(odds) + ROUNDING * float(np.linalg.norm(own))
+    return odds if np.linalg.norm(own - axes[kept].T @ along) <= backward else math.inf
 
 
 def _check(means: list[Array], covariances: list[Array], n: int, tolerance: float) -> None:

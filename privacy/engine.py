@@ -296,6 +296,7 @@ class PrivacyEngine:
             self._beta = source.beta
             self._rate = 1.0 if self._terms.public_batches else plan.sample_rate
             sigma = noise_multiplier(step)
+            step.check_noise(sigma)
             event = step.event(self._rate, sigma)
             self._refuse_worthless(event, target_delta)
             header = self._header(face, event, step, plan, max_grad_norm, target_epsilon, target_delta)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from noise_models.errors import UsageError
 from noise_models.generator import NoiseGenerator
-from noise_models.integer_sampler import TABLE_MASS, SkellamSampler
+from noise_models.integer_sampler import TABLE_MASS, SkellamSampler, table_size
 from privacy.integer_contributions import EXACT_FLOAT32, Factors, add_exactly, integers, least_bound
 from privacy.protocols import Contributions
 from privacy.releases.clipped import refuse_imprecise_products
@@ -68,11 +68,16 @@ class SkellamNoise(NoiseSource):
         Raises:
             UsageError: the noise has too many values for a table.
         """
-        mean = Fraction(std) ** 2 / 2
+        mean = _poisson_mean(std)
         if self._sampler is None or self._sampler.mean != mean:
             self._sampler = SkellamSampler(mean)
         drawn = torch.from_numpy(self._sampler.sample(total.numel(), self._noise))
         total += drawn.to(total.device)
+
+
+def _poisson_mean(std: float) -> Fraction:
+    """Of either count whose difference has this standard deviation, exactly."""
+    return Fraction(std) ** 2 / 2
 
 
 class SkellamRelease(StepRelease):
@@ -133,6 +138,15 @@ class SkellamRelease(StepRelease):
         first = next(iter(contributions.parameters.values()))
         self._dtype = first.dtype
         self._sum = torch.zeros(self.dimension, dtype=torch.float64, device=first.device)
+
+    def check_noise(self, noise_multiplier: float) -> None:
+        try:
+            table_size(_poisson_mean(noise_multiplier * self.sensitivity))
+        except UsageError as error:
+            raise UsageError(
+                f"noise multiplier {noise_multiplier:g} on a grid of {self._steps} steps a clipping norm: {error} "
+                "(a larger epsilon, or release option grid_steps)"
+            ) from error
 
     def _absorb(self, *, first: bool) -> None:
         refuse_imprecise_products()

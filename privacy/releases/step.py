@@ -86,6 +86,13 @@ class StepRelease(ABC):
         """
         return {self.event(sample_rate, noise_multiplier): steps} if steps else {}
 
+    def check_noise(self, noise_multiplier: float) -> None:  # noqa: B027 - most noise can be drawn whatever its size
+        """Before anything is released or written: can noise of this size be drawn?
+
+        Raises:
+            UsageError: it cannot.
+        """
+
     def absorb(self, *, first: bool) -> None:
         """Take in the contributions of the batch now handed out.
 

@@ -149,6 +149,34 @@ def test_two_accountants_agree_and_are_no_better_than_a_gaussian_pld(
     assert min(paper, exact) > epsilon({gaussian(q, sigma): steps}, DELTA)
 
 
+@pytest.mark.parametrize(
+    ("budget", "delta", "q", "steps"),
+    [
+        (0.05, 1e-5, 256 / 1437, 6),
+        (0.07, 1e-7, 256 / 1437, 6),
+        (0.02, 1e-5, 1.0, 10),
+        (0.02, 1e-7, 0.001, 1000),
+    ],
+)
+def test_an_audit_does_not_contradict_an_honest_run_of_small_epsilon(
+    budget: float, delta: float, q: float, steps: int
+) -> None:
+    """The noise of the default accountant, judged by the audit's; the best order is about 2 ln(1/delta) / epsilon."""
+    from privacy.accounting import epsilon, least_noise
+    from privacy.auditing.claim import TOLERANCE
+
+    sigma = least_noise(budget, delta, lambda multiplier: {row(q, multiplier, 300.0): steps})
+    assert epsilon({row(q, sigma, 300.0): steps}, delta, accountant="skellam-exact") <= budget * (
+        1 + TOLERANCE
+    )
+
+
+def test_many_orders_are_held_a_few_at_a_time() -> None:
+    orders = np.linspace(1.5, 400.0, 60)
+    alone = np.concatenate([renyi_shift([order], 30.0, 40) for order in orders])
+    assert renyi_shift(orders, 30.0, 40) == pytest.approx(alone, rel=1e-12)
+
+
 def test_coarse_grids_cost_more_in_the_bound_and_less_in_truth() -> None:
     """At l2 = 2 grid units the paper's l1 term shows; the exact law is no worse than the Gaussian."""
     tally = {row(1.0, 2.0, 2.0): 10}

@@ -3,6 +3,7 @@
 import math
 from itertools import pairwise
 
+import mpmath
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -325,6 +326,127 @@ def test_densities_are_what_the_losses_say() -> None:
     error = float(value.std()) / 200
     exact = GaussianPair.of(m1, s1, m2, s2).hockey_stick(0.5)
     assert abs(float(value.mean()) - exact) <= float(norm.isf(5e-7)) * error
+
+
+@pytest.mark.parametrize("variance", [1e-9, 1e-12, 1e-20, 1e-200])
+def test_a_variance_along_an_axis_counts_whatever_its_size(variance: float) -> None:
+    """In its own units it is like any other: THEORY T2 knows no smallest variance."""
+    for scale in (0.5, 3.0):
+        covariances = np.diag([1.0, variance]), np.diag([2.0, 1.5 * variance])
+        shift = np.asarray([0.0, scale * math.sqrt(variance)])
+        pair = GaussianPair.of(shift, covariances[0], np.zeros(2), covariances[1])
+        plain = GaussianPair(np.asarray([0.5, 1 / 1.5]), np.asarray([0.0, scale / math.sqrt(1.5)]))
+        assert pair.renyi(2.0) == pytest.approx(plain.renyi(2.0), rel=1e-9)
+        assert pair.hockey_stick(0.5) == pytest.approx(plain.hockey_stick(0.5), abs=1e-8)
+
+
+@given(seeds, st.floats(-11.0, -2.0), st.integers(2, 5))
+@settings(max_examples=40, deadline=None)
+def test_a_small_variance_across_the_axes_counts(seed: int, exponent: float, n: int) -> None:
+    """To rounding over the variance: its entries hold no more."""
+    rng = np.random.default_rng(seed)
+    turn = np.linalg.qr(rng.standard_normal((n, n)))[0]
+    variances = np.append(np.ones(n - 1), 10.0**exponent)
+    shift = 2 * np.sqrt(variances[-1]) * turn[:, -1]
+    covariance = (turn * variances) @ turn.T
+    pair = GaussianPair.of(shift, covariance, np.zeros(n), (covariance + covariance.T) / 2)
+    assert pair.renyi(2.0) == pytest.approx(4.0, rel=1e-13 / variances[-1])
+
+
+@pytest.mark.parametrize("shift", [2e-5, 9e-6, 1e-12, 1e-300])
+def test_a_shift_where_there_is_no_noise_is_seen_whatever_its_size(shift: float) -> None:
+    line = np.diag([1.0, 0.0])
+    pair = GaussianPair.of([5.0, shift], line, [0.0, 0.0], line)
+    assert pair.renyi(2.0) == math.inf
+    assert pair.hockey_stick(1.0) == 1.0
+
+
+@given(seeds, st.integers(1, 4), st.floats(-10.0, 0.0))
+@settings(max_examples=60, deadline=None)
+def test_a_shift_off_a_singular_support_is_seen(seed: int, n: int, exponent: float) -> None:
+    """Above rounding; the same pair without it has a common support."""
+    rng = np.random.default_rng(seed)
+    m1, s1, m2, s2 = random_covariances(rng, n)
+    frame = np.linalg.qr(rng.standard_normal((n + 3, n + 3)))[0]
+    into, off = frame[:, :n], frame[:, n]
+    covariances = into @ s1 @ into.T, into @ s2 @ into.T
+    inside = GaussianPair.of(into @ m1, covariances[0], into @ m2, covariances[1])
+    beside = GaussianPair.of(into @ m1 + 10.0**exponent * off, covariances[0], into @ m2, covariances[1])
+    assert not inside.singular
+    assert beside.singular
+
+
+def test_what_is_no_covariance_at_its_own_scale_errs_towards_alarm() -> None:
+    tiny = np.diag([1.0, 1e-10])
+    for other in (np.diag([1.0, -1e-10]), [[1.0, 1e-10], [1e-10, 0.0]], [[1.0, 1e-10], [0.0, 1e-20]]):
+        assert GaussianPair.of(np.zeros(2), tiny, np.zeros(2), other).singular
+        assert GaussianPair.of(np.zeros(2), other, np.zeros(2), other).singular
+
+
+@pytest.mark.parametrize("lit", [1e-3, 5e-6, 1e-12, 1e-300])
+def test_a_pixel_lit_on_the_record_alone_is_seen_however_faint(lit: float) -> None:
+    rng = np.random.default_rng(0)
+    inputs = np.hstack([rng.standard_normal((20, 4)), np.zeros((20, 1))])
+    inputs[7, 4] = lit
+    pair = batch_pair(np.ones((20, 3)), inputs, np.ones(3), 7, 1.0)
+    assert pair.epsilon(1e-5) == math.inf
+    inputs[3, 4] = lit  # as faint on another one: it hides the record as well as a bright one would
+    faint = batch_pair(np.ones((20, 3)), inputs, np.ones(3), 7, 1.0)
+    inputs[[3, 7], 4] = 1.0
+    bright = batch_pair(np.ones((20, 3)), inputs, np.ones(3), 7, 1.0)
+    assert faint.renyi(1.0) == pytest.approx(bright.renyi(1.0), rel=1e-9)
+
+
+@given(seeds, st.integers(1, 6), st.floats(-9.0, 0.0))
+@settings(max_examples=60, deadline=None)
+def test_a_record_is_inside_the_others_span_or_outside(seed: int, rank: int, exponent: float) -> None:
+    """Records and columns of very different sizes; a step of 1e-9 of the record's size off the span is seen."""
+    rng = np.random.default_rng(seed)
+    sizes = 10.0 ** rng.uniform(-6, 6, rank + 2)
+    base = rng.standard_normal((rank + 1, rank + 2))
+    inputs = rng.standard_normal((rank + 4, rank)) @ base[:rank]
+    inside = batch_pair(np.ones((rank + 4, 1)), inputs * sizes, np.ones(1), 0, 1.0)
+    assert not inside.singular
+    inputs[0] += 10.0**exponent * base[rank]
+    assert batch_pair(np.ones((rank + 4, 1)), inputs * sizes, np.ones(1), 0, 1.0).singular
+
+
+@given(seeds, st.floats(-7.0, 7.0))
+@settings(max_examples=25, deadline=None)
+def test_odds_of_a_leverage_against_forty_digits(seed: int, exponent: float) -> None:
+    rng = np.random.default_rng(seed)
+    inputs = rng.standard_normal((7, 4)) * np.asarray([1.0, 10.0**exponent, 1e-9, 1e5])
+    inputs[0] *= 10.0**exponent
+    pair = batch_pair(np.ones((7, 1)), inputs, np.ones(1), 0, 0.5)
+    with mpmath.workdps(40):
+        own, others = mpmath.matrix(inputs[0].tolist()), mpmath.matrix(inputs[1:].tolist())
+        odds = float((own.T * mpmath.lu_solve(others.T * others, own))[0])
+    assert pair.ratios[0] - 1 == pytest.approx(odds, rel=1e-8, abs=1e-15)
+    assert pair.shifts[0] == pytest.approx(2 * math.sqrt(odds), rel=1e-8)
+
+
+@given(seeds, st.integers(1, 4), st.floats(0.0, 12.0), st.floats(0.0, 1e9))
+@settings(max_examples=40, deadline=None)
+def test_far_apart_is_certain_and_nothing_is_below_zero(
+    seed: int, n: int, spread: float, epsilon: float
+) -> None:
+    """Without an overflow on the way."""
+    rng = np.random.default_rng(seed)
+    pair = GaussianPair(10.0 ** rng.uniform(-spread, spread, n), 10.0 ** rng.uniform(-3, spread, n))
+    for way in (pair, pair.reversed()):
+        found = [way.hockey_stick(level) for level in (0.0, 1.0, 1.0 + epsilon)]
+        assert all(b <= a + 1e-8 for a, b in pairwise(found))
+        assert all(math.copysign(1.0, value) == 1.0 and value <= 1.0 for value in found)
+        if way.renyi(0.5) > 100:
+            assert found[:2] == [1.0, 1.0]
+    still = GaussianPair(np.ones(2), np.zeros(2)).hockey_stick(1.0)
+    assert math.copysign(1.0, still) == 1.0
+
+
+def test_the_certain_is_continuous_with_the_computed() -> None:
+    for mu in (17.7, 18.1):  # on either side of D_(1/2) = 80
+        pair = GaussianPair(np.ones(1), np.asarray([mu]))
+        assert pair.hockey_stick(0.0) == pytest.approx(gaussian_delta(mu, 0.0), abs=1e-15)
 
 
 @pytest.mark.parametrize(

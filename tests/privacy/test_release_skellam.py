@@ -113,6 +113,14 @@ def test_it_stands_for_the_clipped_average(net: Any) -> None:
     assert bound == GRID
 
 
+def test_noise_beyond_the_samplers_table_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    config = {"dataset": "digits", "release": "skellam", "backend": "digital", "epsilon": 0.02, "delta": 1e-5}
+    with pytest.raises(UsageError, match="needs a table") as refused:
+        train(TrainConfig(**config, epochs=1), out=tmp_path / "run")
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "run").exists()
+
+
 def tokens() -> nn.Module:
     return nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 5), nn.Tanh(), nn.Flatten(), nn.Linear(15, CLASSES))
 
@@ -359,9 +367,6 @@ def test_the_grid_is_a_public_option() -> None:
             make(release_options={"grid_steps": value})
 
 
-def test_noise_that_no_table_holds_stops_the_step() -> None:
-    made = make(noise_multiplier=1e5)
+def test_noise_that_no_table_holds_makes_no_engine() -> None:
     with pytest.raises(UsageError, match="coarser grid or less noise"):
-        step(made)
-    assert made[0].ledger is not None
-    assert made[0].ledger.count() == 0
+        make(noise_multiplier=1e5)
