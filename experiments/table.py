@@ -28,6 +28,8 @@ class Cell:
         """The figure of every finished run; a run without a worst-case guarantee has an infinite epsilon."""
         if name == "epsilon":
             return [float(r["epsilon"]) if r["kind"] in WORST_CASE else math.inf for r in self.results]
+        if name == "test_loss":  # none where it was not finite
+            return [math.inf if r[name] is None else float(r[name]) for r in self.results]
         return [float(r[name] or 0.0) for r in self.results]
 
     def judged(self, name: Figure) -> float:
@@ -41,15 +43,15 @@ class Cell:
     def whole(self) -> bool:
         return len(self.results) == self.wanted
 
-    def half_width(self) -> float:
-        """Half of Student's 95 % interval of the mean accuracy; infinite for one seed."""
+    def half_width(self, name: Figure) -> float:
+        """Half of Student's 95 % interval of the figure's mean; infinite for one seed."""
         from scipy.stats import t
 
-        accuracies = self.figures("test_accuracy")
-        if len(accuracies) < 2:
+        values = self.figures(name)
+        if len(values) < 2:
             return math.inf
-        spread = statistics.stdev(accuracies) / math.sqrt(len(accuracies))
-        return float(t.ppf(0.975, len(accuracies) - 1)) * spread
+        spread = statistics.stdev(values) / math.sqrt(len(values))
+        return float(t.ppf(0.975, len(values) - 1)) * spread
 
 
 def cells_of(folder: Path, experiment: Experiment) -> dict[tuple[str, str], Cell]:
@@ -71,7 +73,7 @@ def document(folder: Path, experiment: Experiment) -> dict[str, Any]:
         {
             "dataset": dataset,
             "run": name,
-            "test_accuracy": cell.figures("test_accuracy"),
+            experiment.figure: cell.figures(experiment.figure),
             "seconds": cell.figures("seconds"),
             "seeds": len(cell.results),
             "seeds_wanted": cell.wanted,
@@ -92,10 +94,11 @@ def write_table(folder: Path, experiment: Experiment) -> list[bool | None]:
     spread = "standard deviation" if experiment.spread == "std" else "half width of the 95 % t-interval"
     targets = ["| Target | Measured | Met |", "|---|---|---|"]
     targets += [f"| {text} | {measured} | {_MET[met]} |" for text, measured, met in judged]
+    over = f"{_HEADS[experiment.figure]} is the mean over {len(experiment.seeds)} seeds ± {spread}."
     lines = [
         *_rows(experiment, cells, private),
         "",
-        f"Test accuracy is the mean over {len(experiment.seeds)} seeds ± {spread}.{_circumstances(cells)}",
+        over + _circumstances(cells),
         "",
         *([*targets, ""] if judged else []),
         f"Made by `{experiment.command}`.",
@@ -106,11 +109,12 @@ def write_table(folder: Path, experiment: Experiment) -> list[bool | None]:
     return [met for _, _, met in judged]
 
 
+_HEADS = {"test_accuracy": "Test accuracy", "test_loss": "Test loss"}
 _MET = {True: "yes", False: "**no**", None: "–"}
 
 
 def _rows(experiment: Experiment, cells: dict[tuple[str, str], Cell], private: bool) -> list[str]:
-    head = ["Data set", "Run", "Test accuracy"]
+    head = ["Data set", "Run", _HEADS[experiment.figure]]
     head += ["ε", "Noise variance from the device"] if private else []
     shown = any(row.published for row in experiment.row)
     head += ["Seconds", *(["Published"] if shown else [])]
@@ -118,7 +122,7 @@ def _rows(experiment: Experiment, cells: dict[tuple[str, str], Cell], private: b
     for dataset in experiment.datasets:
         for row in experiment.row:
             cell = cells[dataset, row.name]
-            figures = [_accuracy(cell, experiment.spread)]
+            figures = [_figure(cell, experiment)]
             figures += [_epsilon(cell), _share(cell)] if private else []
             figures += [f"{cell.judged('seconds'):.0f}" if cell.results else ABSENT]
             figures += [row.published or "–"] if shown else []
@@ -126,13 +130,14 @@ def _rows(experiment: Experiment, cells: dict[tuple[str, str], Cell], private: b
     return lines
 
 
-def _accuracy(cell: Cell, spread: str) -> str:
-    values = cell.figures("test_accuracy")
+def _figure(cell: Cell, experiment: Experiment) -> str:
+    values = cell.figures(experiment.figure)
     if not values:
         return ABSENT
-    text = f"{100 * statistics.fmean(values):.2f} %"
+    text = _shown(experiment.figure, statistics.fmean(values))
     if len(values) > 1:
-        text += f" ± {100 * (statistics.stdev(values) if spread == 'std' else cell.half_width()):.2f}"
+        apart = statistics.stdev(values) if experiment.spread == "std" else cell.half_width(experiment.figure)
+        text += f" ± {apart:.3f}" if experiment.figure == "test_loss" else f" ± {100 * apart:.2f}"
     return text if cell.whole else f"{text} ({len(values)} of {cell.wanted} seeds)"
 
 
@@ -171,9 +176,12 @@ def _judge(target: Target, cells: dict[tuple[str, str], Cell]) -> tuple[str, str
         return text, _difference(apart), apart <= target.within
     if target.below_by is not None:
         below = values[0] - values[-1]
-        disjoint = below > found[0].half_width() + found[-1].half_width()
+        disjoint = below > sum(cell.half_width(target.figure) for cell in (found[0], found[-1]))
         measured = f"{_difference(below)}, intervals {'disjoint' if disjoint else 'overlap'}"
         return text, measured, below >= target.below_by and disjoint
+    if target.above is not None:
+        above = values[-1] / values[0] - 1
+        return text, f"{100 * above:+.2f} %", above <= target.above
     worst = min(values) if target.at_least is not None else max(values)
     low = -math.inf if target.at_least is None else target.at_least
     high = math.inf if target.at_most is None else target.at_most
@@ -182,6 +190,7 @@ def _judge(target: Target, cells: dict[tuple[str, str], Cell]) -> tuple[str, str
 
 _FIGURES = {
     "test_accuracy": "mean test accuracy",
+    "test_loss": "mean test loss",
     "epsilon": "ε",
     "device_share": "share of the noise variance from the device",
     "seconds": "seconds a run",
@@ -195,6 +204,8 @@ def _wanted(target: Target) -> str:
         first, last = target.rows[0], target.rows[-1]
         return f"{last} at least {_difference(target.below_by)} below {first} in accuracy, 95 % intervals disjoint"
     name, rows = _FIGURES[target.figure], "; ".join(target.rows)
+    if target.above is not None:
+        return f"{target.rows[-1]}: {name} at most {100 * target.above:g} % above that of {target.rows[0]}"
     if target.at_least is not None:
         return f"{rows}: {name} at least {_shown(target.figure, target.at_least)}"
     return f"{rows}: {name} at most {_shown(target.figure, target.at_most or 0.0)}"
@@ -203,6 +214,8 @@ def _wanted(target: Target) -> str:
 def _shown(figure: Figure, value: float) -> str:
     if figure in ("test_accuracy", "device_share"):
         return f"{100 * value:.2f} %"
+    if figure == "test_loss":
+        return f"{value:.3f}"
     if figure == "seconds":
         return f"{value:.0f}"
     return "no guarantee" if math.isinf(value) else rounded_up(value)

@@ -21,8 +21,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from noise_models.errors import UsageError
 from optical_dfa.backends import targets
 from optical_dfa.data import NAMES as DATASETS
+from optical_dfa.data import SUFFIXES
 from optical_dfa.data.features import components
-from optical_dfa.defaults import ADAM_LR, DEFAULTS, OTHER_DATASET
+from optical_dfa.defaults import ADAM_LR, DEFAULTS, shipped_for
 from optical_dfa.feedback import RULES as REGISTERED_RULES
 from privacy.adjacency import Adjacency
 from privacy.releases import RELEASES as SOUND_RELEASES
@@ -31,6 +32,7 @@ from privacy.releases import refuse_unknown_options, terms
 RULES = tuple(REGISTERED_RULES)
 RELEASES = ("none", *SOUND_RELEASES)
 OPTIMIZERS = ("sgd", "adam")
+POINTS = ("macro", "micro")
 
 Positive = Annotated[float, Field(gt=0, description="a finite number above 0")]
 Probability = Annotated[float, Field(gt=0, lt=1, description="a number strictly between 0 and 1")]
@@ -53,7 +55,7 @@ class TrainConfig(BaseModel):
     (`optical_dfa.defaults`).
 
     Attributes:
-        dataset: a name of `optical_dfa.data.NAMES`, or a path ending in .npz.
+        dataset: a name of `optical_dfa.data.NAMES`, or a path ending in .npz or .txt.
         data_dir: folder in which the files of the data set are; None: OPTICAL_DFA_DATA, the cache, or a
             download.
         features: inputs computed from the training inputs alone (`optical_dfa.data.features`), where those are public:
@@ -61,6 +63,8 @@ class TrainConfig(BaseModel):
         model: a specification that `optical_dfa.models.build` understands.
         transfer: folder of a run of the same network, whose convolutions are taken and frozen; not in a private run,
             for they may have learned from the same records.
+        points: where the rule cuts a Transformer's blocks, one of `POINTS`: at their outputs (macro, the default), or
+            also after attention and the activation (micro).
         rule: which training rule; one of `RULES`.
         backend, backend_options: the projection device and its own settings.
         rule_options: the rule's own settings.
@@ -91,6 +95,7 @@ class TrainConfig(BaseModel):
     features: Text | None = None
     model: Text = "mlp"
     transfer: Folder | None = None
+    points: Text | None = None
     rule: Text = "dfa"
     rule_options: Options = {}
     backend: Text = "simulated-opu"
@@ -124,14 +129,19 @@ class TrainConfig(BaseModel):
     @field_validator("dataset")
     @classmethod
     def _known_dataset(cls, value: str) -> str:
-        if value.lower().endswith(".npz"):
+        if value.lower().endswith(SUFFIXES):
             return value
-        return _one_of("dataset", value, DATASETS, "or a path ending in .npz")
+        return _one_of("dataset", value, DATASETS, f"or a path ending in {' or '.join(SUFFIXES)}")
 
     @field_validator("rule")
     @classmethod
     def _known_rule(cls, value: str) -> str:
         return _one_of("rule", value, RULES)
+
+    @field_validator("points")
+    @classmethod
+    def _known_points(cls, value: str | None) -> str | None:
+        return None if value is None else _one_of("points", value, POINTS)
 
     @field_validator("release")
     @classmethod
@@ -264,8 +274,7 @@ def resolve(config: TrainConfig, train_size: int) -> ResolvedConfig:
     if train_size < 1:
         raise UsageError(f"the data set has {train_size} training records; at least 1 is needed")
     size = config.public_size if config.public_size is not None else train_size
-    shipped_for = config.dataset if config.dataset in DATASETS else OTHER_DATASET
-    shipped = DEFAULTS[shipped_for, config.private]
+    shipped = DEFAULTS[shipped_for(config.dataset), config.private]
     values: dict[str, Any] = config.model_dump()
 
     def default(key: str, value: Any) -> None:
@@ -287,7 +296,7 @@ def resolve(config: TrainConfig, train_size: int) -> ResolvedConfig:
     for name in ("data_dir", "calibration", "transfer"):
         if values[name] is not None:
             values[name] = values[name].expanduser().resolve()
-    if shipped_for == OTHER_DATASET:
+    if config.dataset not in DATASETS:
         values["dataset"] = str(Path(values["dataset"]).expanduser().resolve())
 
     if values["batch_size"] > size:

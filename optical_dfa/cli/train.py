@@ -21,7 +21,10 @@ def train(
         Path | None, typer.Option(metavar="FILE", help="TOML file of settings; flags win.")
     ] = None,
     dataset: Annotated[
-        str | None, typer.Option(help="digits, mnist, fashion-mnist, cifar10, or a .npz path.")
+        str | None,
+        typer.Option(
+            help="digits, mnist, fashion-mnist, cifar10, tiny-shakespeare, or a path to .npz or .txt."
+        ),
     ] = None,
     data_dir: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder with the data set's files.")
@@ -29,7 +32,12 @@ def train(
     features: Annotated[
         str | None, typer.Option(help="Inputs' principal components, such as pca:64; inputs must be public.")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="Network, such as mlp or mlp:512,512.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Network, such as mlp:512,512, or gru:128 for text.")
+    ] = None,
+    points: Annotated[
+        str | None, typer.Option(help="Where a transformer's blocks are cut: macro or micro.")
+    ] = None,
     transfer: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Freeze the convolutions of this run; not private.")
     ] = None,
@@ -114,6 +122,7 @@ def train(
         "features": features,
         "model": model,
         "transfer": transfer,
+        "points": points,
         "rule": rule,
         "rule_options": parse_options("--rule-option", rule_option),
         "backend": backend,
@@ -242,6 +251,8 @@ def _show(summary: Mapping[str, Any], out: Path | None) -> None:
     facts["steps"] = f"{summary.get('steps')} in {summary.get('epochs')} epochs"
     if accuracy is not None:
         facts["test accuracy"] = f"{100 * accuracy:.2f} %"
+    if summary.get("test_loss") is not None:
+        facts["test loss"] = f"{summary['test_loss']:.4f} nats"
     if seconds is not None:
         facts["time"] = f"{seconds:.1f} s" + (
             f", {1000 * per_step:.3g} ms a step" if per_step is not None else ""

@@ -31,6 +31,7 @@ from optical_dfa.feedback.rule import Requires
 from optical_dfa.report.progress import Progress, SilentProgress
 from optical_dfa.training import checkpoint
 from optical_dfa.training.diagnosis import Diagnosis
+from optical_dfa.training.loss import cross_entropy
 from optical_dfa.training.run_folder import (
     CALIBRATION,
     CAMERA,
@@ -41,16 +42,18 @@ from optical_dfa.training.run_folder import (
     RunFolder,
 )
 from optical_dfa.training.transfer import take_convolutions
+from privacy.adjacency import Adjacency
 from privacy.engine import PrivacyEngine
 from privacy.guarantee import Guarantee, Kind
 from privacy.health_log import noting_failures
 from privacy.ledger import Ledger
+from privacy.releases import terms
 from privacy.releases.dark_frame import DarkFrameNoise
 from privacy.releases.per_record import PerRecordRelease
 
 # What one training step offers a rule; a rule that requires more is refused.
 OFFERS = frozenset({Requires.ROOT_ERROR, Requires.BACKWARD, Requires.FORWARD_MODE, Requires.SECOND_FORWARD})
-_EVALUATION_ROWS = 4096
+_EVALUATION_POSITIONS = 4096  # at once
 
 
 def train(
@@ -103,7 +106,10 @@ class _Run:
         path = self.config.calibration
         self.calibration = None if path is None else Calibration.load(path)
         seed = self.config.seed
-        network = models.build(self.config.model, self.data.input_shape, self.data.classes, seed).to(device)
+        self._refuse_labels_that_are_inputs()
+        network = models.build(
+            self.config.model, self.data.input_shape, self.data.classes, seed, text=self.data.text
+        ).to(device)
         if self.config.transfer is not None:
             take_convolutions(network, self.config.transfer)
         secret = self.config.private and not self.config.reproducible
@@ -118,6 +124,7 @@ class _Run:
             rule=self.config.rule,
             backend=self.config.backend,
             example=self.data.x_train[:1],
+            points=models.feedback_points(network, self.config.points),
             seed=seed,
             rule_options=self.config.rule_options,
             backend_options=self.config.backend_options,
@@ -140,7 +147,7 @@ class _Run:
         self.engine: PrivacyEngine | None = None
         self.ledger: Ledger | None = None
         self.position = checkpoint.Position(0, 0, "", 0.0)
-        self.accuracy = math.nan
+        self.accuracy = self.test_loss = math.nan
         # What training itself computes from records is shown of unprivate runs, or where the user insists.
         self._diagnoses = not self.config.private or self.config.unsafe_diagnostics
         self._losses: list[Tensor] = []
@@ -152,6 +159,14 @@ class _Run:
             raise
 
     # ---- putting it together
+
+    def _refuse_labels_that_are_inputs(self) -> None:
+        release = self.config.release
+        if self.data.text and release != "none" and terms(release).adjacency is Adjacency.LABEL:
+            raise UsageError(
+                f"release {release} protects labels and takes the inputs for public, but the targets of text are its "
+                "own next characters; use release digital"
+            )
 
     def _ledger_before(self, resume: bool) -> Path | None:
         path = None if self.folder is None else self.folder.path / LEDGER
@@ -279,7 +294,7 @@ class _Run:
                 if taken >= planned or (self.engine is not None and self.engine.steps_left() == 0):
                     break
                 self.optimizer.zero_grad()
-                loss = nn.functional.cross_entropy(self.module(x), y)
+                loss = cross_entropy(self.module(x), y)
                 torch.autograd.backward(loss)
                 self.optimizer.step()
                 if self._diagnoses and len(x):
@@ -329,15 +344,15 @@ class _Run:
         head = ledger.head() if ledger is not None else ""
         drawn = 0 if self.noise.secret else self.noise.position
         self.position = checkpoint.Position(step, self._releases(), head, seconds, drawn)
-        self.accuracy = self._evaluate()
+        self.accuracy, self.test_loss = self._evaluate()
         row: dict[str, Any] = {
             "step": step,
             "epoch": step / self.steps_an_epoch,
             "test_accuracy": self.accuracy,
+            "test_loss": _finite(self.test_loss),
         }
         if self._losses:
-            loss = float(torch.stack(self._losses).mean())
-            row["training_loss"] = loss if math.isfinite(loss) else None  # JSON has no NaN
+            row["training_loss"] = _finite(float(torch.stack(self._losses).mean()))
             row["mean_batch_size"] = sum(self._records) / len(self._records)
             self._losses, self._records = [], []
         if self.diagnosis is not None:
@@ -360,14 +375,19 @@ class _Run:
         shown = {name.replace("_", " "): self._last[name] for name in names if name in self._last}
         return shown if self.diagnosis is None else {**shown, **self.diagnosis.shown()}
 
-    def _evaluate(self) -> float:
+    def _evaluate(self) -> tuple[float, float]:
+        """Accuracy and mean cross entropy (nats) on the test set, over all positions."""
         self.module.eval()
+        positions = max(1, self.y_test.numel() // len(self.y_test))
+        rows = max(1, _EVALUATION_POSITIONS // positions)
+        right, loss = 0, 0.0
         with torch.no_grad():
-            predicted = torch.cat(
-                [self.module(x).argmax(1) for x in torch.split(self.x_test, _EVALUATION_ROWS)]
-            )
+            for x, y in zip(torch.split(self.x_test, rows), torch.split(self.y_test, rows), strict=True):
+                logits = self.module(x)
+                right += int((logits.argmax(-1) == y).sum())
+                loss += float(cross_entropy(logits, y, "sum"))
         self.module.train()
-        return float((predicted == self.y_test).double().mean())
+        return right / self.y_test.numel(), loss / self.y_test.numel()
 
     # ---- what is said at the end
 
@@ -398,6 +418,7 @@ class _Run:
             "sample_rate": header.get("sample_rate"),
             "seed": config.seed,
             "test_accuracy": self.accuracy,
+            "test_loss": _finite(self.test_loss),
             "guarantee": stated.to_dict(),
             "target_epsilon": config.epsilon,
             "noise_multiplier": header.get("noise_multiplier"),
@@ -449,6 +470,11 @@ def _optimizer(config: ResolvedConfig, module: nn.Module) -> Optimizer:
     return torch.optim.SGD(
         parameters, lr=config.lr, momentum=config.momentum or 0.0, weight_decay=config.weight_decay
     )
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no NaN."""
+    return value if math.isfinite(value) else None
 
 
 def _device(name: str) -> torch.device:

@@ -20,10 +20,18 @@ _EPSILON = {
     Kind.NONE: "nominal_epsilon",
 }
 # Figures that follow from the weights, the settings and public data; any other may come from private records.
-_PUBLIC_METRICS = {"step", "epoch", "test_accuracy", *_EPSILON.values()}
+_PUBLIC_METRICS = {"step", "epoch", "test_accuracy", "test_loss", *_EPSILON.values()}
 _PUBLIC_SUMMARY = {
     *("dataset", "model", "rule", "backend", "release", "epochs", "steps", "releases", "batch_size"),
-    *("sample_rate", "seed", "test_accuracy", "target_epsilon", "noise_multiplier", "max_grad_norm"),
+    *(
+        "sample_rate",
+        "seed",
+        "test_accuracy",
+        "test_loss",
+        "target_epsilon",
+        "noise_multiplier",
+        "max_grad_norm",
+    ),
     *("parameters", "seconds", "seconds_per_step", "data_frames", "hardware_seconds"),
 }
 _PUBLIC_PARTS = {
