@@ -26,8 +26,9 @@ from optical_dfa.config import ResolvedConfig, TrainConfig, resolve
 from optical_dfa.data import load as load_data
 from optical_dfa.data.dataset import Dataset
 from optical_dfa.data.features import with_features
+from optical_dfa.feedback import make_rule
 from optical_dfa.feedback.aligned import AlignedModule, align
-from optical_dfa.feedback.rule import Requires
+from optical_dfa.feedback.rule import FeedbackRule, Requires
 from optical_dfa.report.progress import Progress, SilentProgress
 from optical_dfa.training import checkpoint
 from optical_dfa.training.diagnosis import Diagnosis
@@ -119,14 +120,14 @@ class _Run:
             if secret
             else NoiseGenerator.seeded(seed, f"device from release {self._count_before()}")
         )
+        rule = make_rule(self.config.rule, self.config.rule_options)
         self.module: AlignedModule = align(
             network,
-            rule=self.config.rule,
+            rule=rule,
             backend=self.config.backend,
             example=self.data.x_train[:1],
-            points=models.feedback_points(network, self.config.points),
+            points=_points(network, rule, self.config.points),
             seed=seed,
-            rule_options=self.config.rule_options,
             backend_options=self.config.backend_options,
             noise=self.noise,
             show=None,
@@ -461,6 +462,16 @@ _EPSILON = {
     Kind.CONDITIONAL: "conditional_epsilon",
     Kind.NONE: "nominal_epsilon",
 }
+
+
+def _points(network: nn.Module, rule: FeedbackRule, level: str | None) -> list[str] | None:
+    """Where the network is cut: as its kind says, unless the rule has a mind of its own (None)."""
+    own = type(rule).default_points is not FeedbackRule.default_points
+    if level is not None and (own or not rule.cuts):
+        raise UsageError(
+            f"points is {level!r}, but rule {rule.name} {'cuts where it must' if own else 'cuts nothing'}; drop points"
+        )
+    return None if own else models.feedback_points(network, level)
 
 
 def _optimizer(config: ResolvedConfig, module: nn.Module) -> Optimizer:
