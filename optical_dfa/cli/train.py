@@ -33,7 +33,7 @@ def train(
         str | None, typer.Option(help="Inputs' principal components, such as pca:64; inputs must be public.")
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="Network, such as mlp:512,512, or gru:128 for text.")
+        str | None, typer.Option(help="Network, such as mlp or mlp:512,512; for text gru:128.")
     ] = None,
     points: Annotated[
         str | None, typer.Option(help="Where a transformer's blocks are cut: macro or micro.")
