@@ -118,12 +118,14 @@ class Experiment(BaseModel):
     def quick(self) -> Experiment:
         """The same rows for one seed on data that need no file, a few steps each: whether they run, no more."""
         few = {"epochs": QUICK_EPOCHS, "batch_size": self.quick_run.batch_size}
-        rows = tuple(
-            Row(name=row.name, settings={**row.settings, **few}, source=row.source) for row in self.row
-        )
+        rows: list[Row] = []
+        for row in self.row:
+            short = Row(name=row.name, settings={**row.settings, **few}, source=row.source)
+            if all((short.settings, short.source) != (other.settings, other.source) for other in rows):
+                rows.append(short)  # rows that differ in their epochs alone are one
         datasets = (self.quick_run.dataset,)
         return self.model_copy(
-            update={"datasets": datasets, "seeds": self.seeds[:1], "row": rows, "target": ()}
+            update={"datasets": datasets, "seeds": self.seeds[:1], "row": tuple(rows), "target": ()}
         )
 
 

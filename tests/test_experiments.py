@@ -226,6 +226,13 @@ def test_quick_takes_a_file_beside_the_settings(tiny: Path) -> None:
     assert {(row.settings["epochs"], row.settings["batch_size"]) for row in quick.row} == {(2, 16)}
 
 
+def test_quick_does_rows_that_differ_in_their_epochs_once(tiny: Path) -> None:
+    longer = '[[row]]\nname = "longer"\nsettings = { release = "none", rule = "shallow", epochs = 9 }\n\n'
+    (tiny / "config.toml").write_text(TINY.replace("[[target]]", longer + "[[target]]", 1), encoding="utf-8")
+    assert [row.name for row in load(tiny).row] == ["private", "plain", "longer"]
+    assert [row.name for row in load(tiny).quick().row] == ["private", "plain"]
+
+
 @pytest.mark.parametrize(
     ("accuracies", "target", "met"),
     [
