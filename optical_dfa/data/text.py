@@ -79,7 +79,10 @@ def in_records(name: str, text: str) -> Dataset:
         raise UsageError(f"{name} has {len(known)} different characters; it must have 2 to {MOST_CHARACTERS}")
     test = len(codes) // TEST_PART
     (x_train, y_train), (x_test, y_test) = (_cut(part) for part in (places[:-test], places[-test:]))
-    public = (f"the {len(known)} different characters were read off the text and are declared public",)
+    public = (
+        f"the {len(known)} different characters were read off the text and are declared public",
+        f"a record is {LENGTH + 1} characters in a row; what is longer, or said again, is several records",
+    )
     return Dataset(name, x_train, y_train, x_test, y_test, len(known), (LENGTH,), public)
 
 

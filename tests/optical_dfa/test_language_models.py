@@ -296,6 +296,7 @@ def test_a_sequence_is_a_record_of_a_private_run(book: Path, given: dict[str, An
     )
     assert summary["guarantee"]["epsilon"] <= 5.0
     assert any("different characters were read off" in text for text in summary["guarantee"]["assumptions"])
+    assert any("65 characters in a row" in text for text in summary["guarantee"]["assumptions"])
 
 
 @pytest.mark.parametrize(
