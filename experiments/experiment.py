@@ -7,20 +7,20 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from noise_models.errors import UsageError
 from optical_dfa.config import TrainConfig, merge
 from optical_dfa.data import NAMES
-from optical_dfa.defaults import DEFAULTS, OTHER_DATASET
+from optical_dfa.defaults import DEFAULTS, shipped_for
 
 CONFIG, RESULTS, TABLE = "config.toml", "results.jsonl", "table.md"
-# What `quick` changes: data that need a file, and the settings that the number of records decides.
-QUICK_DATASET = "digits"
-QUICK: dict[str, Any] = {"epochs": 2, "batch_size": 128}
-Figure = Literal["test_accuracy", "test_auc", "epsilon", "device_share", "seconds"]
+QUICK_EPOCHS = 2
+Figure = Literal["test_accuracy", "test_auc", "test_loss", "epsilon", "device_share", "seconds"]
+Shown = Literal["test_accuracy", "test_auc", "test_loss"]
+SHOWN: tuple[Shown, ...] = get_args(Shown)
 
 
 class Row(BaseModel):
@@ -48,11 +48,12 @@ class Target(BaseModel):
     Attributes:
         dataset, rows: what is judged; every row by itself for `at_least` and `at_most`, the last against the first
             for `below_by`.
-        figure: accuracy, area under the ROC curve and seconds are judged by their means over the seeds, epsilon and
-            the device's share of the noise variance by the worst seed.
+        figure: accuracy, area under the ROC curve, loss and seconds are judged by their means over the seeds, epsilon
+            and the device's share of the noise variance by the worst seed.
         at_least, at_most: limit of the figure.
         within: largest difference between any two rows.
         below_by: least distance below the first row, which must also have a disjoint 95 % interval.
+        above: most that the last row may lie above the first, as a share of the first: 0.05 is 5 %.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -64,6 +65,21 @@ class Target(BaseModel):
     at_most: float | None = None
     within: float | None = None
     below_by: float | None = None
+    above: float | None = None
+
+
+class Quick(BaseModel):
+    """What `quick` runs instead: data that need no file, and a batch that fits them.
+
+    Attributes:
+        dataset: a name, or a file in the experiment's folder.
+        batch_size: of every run.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dataset: str = "digits"
+    batch_size: int = 128
 
 
 class Experiment(BaseModel):
@@ -73,10 +89,12 @@ class Experiment(BaseModel):
         command: the line that produces the table.
         datasets: names, or paths of .npz files that the package's `prepare()` makes.
         seeds: of weights, feedback and device; never of privacy noise, which is secret in every run.
-        spread: what follows the mean accuracy: the standard deviation over the seeds, or the half width of
+        figures: what the table gives of a row beside the seconds.
+        spread: what follows the mean of a figure: the standard deviation over the seeds, or the half width of
             Student's 95 % interval of the mean.
         common: settings of every run.
         note: a paragraph under the table.
+        quick_run: what `quick` changes.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -84,11 +102,13 @@ class Experiment(BaseModel):
     command: str
     datasets: tuple[str, ...]
     seeds: tuple[int, ...]
+    figures: tuple[Shown, ...] = ("test_accuracy",)
     spread: Literal["std", "interval"]
     common: dict[str, Any]
     row: tuple[Row, ...]
     target: tuple[Target, ...]
     note: str = ""
+    quick_run: Quick = Quick()
 
     def config(self, dataset: str, row: Row, seed: int, data_dir: Path | None = None) -> TrainConfig:
         """The configuration of one run; its `transfer` is relative to the folder of the results.
@@ -104,17 +124,20 @@ class Experiment(BaseModel):
     def quick(self) -> Experiment:
         """The same rows for one seed on data that need no file, a few steps each: whether they run, no more.
 
-        Those are the embedded digits, or a table that the experiment makes itself.
+        Those are `quick_run`'s, or a table that the experiment makes itself.
         """
+        few = {"epochs": QUICK_EPOCHS, "batch_size": self.quick_run.batch_size}
+        rows: list[Row] = []
+        for row in self.row:
+            short = Row(name=row.name, settings={**row.settings, **few}, source=row.source)
+            if all((short.settings, short.source) != (other.settings, other.source) for other in rows):
+                rows.append(short)  # rows that differ in their epochs alone are one
         own = tuple(name for name in self.datasets if name not in NAMES)
-        rows = tuple(
-            Row(name=row.name, settings={**row.settings, **QUICK}, source=row.source) for row in self.row
-        )
         return self.model_copy(
             update={
-                "datasets": own or (QUICK_DATASET,),
+                "datasets": own or (self.quick_run.dataset,),
                 "seeds": self.seeds[:1],
-                "row": rows,
+                "row": tuple(rows),
                 "target": (),
                 "note": "",
             }
@@ -134,10 +157,14 @@ def load(folder: Path) -> Experiment:
     """
     path = folder / CONFIG
     try:
-        return Experiment.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        found = Experiment.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
     except (OSError, tomllib.TOMLDecodeError, ValidationError) as error:
         reason = " ".join(str(error).split())
         raise UsageError(f"experiment {path}: {reason}; correct that file") from None
+    beside = folder / found.quick_run.dataset
+    if not beside.is_file():
+        return found
+    return found.model_copy(update={"quick_run": found.quick_run.model_copy(update={"dataset": str(beside)})})
 
 
 def identity(config: TrainConfig) -> dict[str, Any]:
@@ -146,10 +173,9 @@ def identity(config: TrainConfig) -> dict[str, Any]:
     Where the data lie is no part of it, nor what is only watched. A changed default makes a new run: its old results
     count no more.
     """
-    name = config.dataset if config.dataset in NAMES else OTHER_DATASET
     given = config.model_dump(mode="json", exclude={"data_dir", "diagnose"}, exclude_none=True)
     same: dict[str, Any] = json.loads(
-        json.dumps({**given, "defaults": asdict(DEFAULTS[name, config.private])})
+        json.dumps({**given, "defaults": asdict(DEFAULTS[shipped_for(config.dataset), config.private])})
     )
     return same
 
@@ -181,10 +207,10 @@ class Results:
     def append(self, config: TrainConfig, summary: Mapping[str, Any], machine: Mapping[str, Any]) -> None:
         """Keep one finished run, in one write: parts of a table may run side by side."""
         guarantee = summary["guarantee"]
+        shown: dict[str, float] = {name: summary[name] for name in SHOWN if summary.get(name) is not None}
         result = {
             "identity": identity(config),
-            "test_accuracy": summary["test_accuracy"],
-            **({"test_auc": summary["test_auc"]} if summary.get("test_auc") is not None else {}),
+            **shown,
             "kind": guarantee["kind"],
             "epsilon": guarantee["epsilon"],
             "delta": guarantee["delta"],

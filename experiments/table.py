@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -29,6 +29,8 @@ class Cell:
         """The figure of every finished run; a run without a worst-case guarantee has an infinite epsilon."""
         if name == "epsilon":
             return [float(r["epsilon"]) if r["kind"] in WORST_CASE else math.inf for r in self.results]
+        if name == "test_loss":  # none where it was not finite
+            return [math.inf if r.get(name) is None else float(r[name]) for r in self.results]
         return [float(r.get(name) or 0.0) for r in self.results]
 
     def judged(self, name: Figure) -> float:
@@ -42,7 +44,7 @@ class Cell:
     def whole(self) -> bool:
         return len(self.results) == self.wanted
 
-    def half_width(self, name: Figure = "test_accuracy") -> float:
+    def half_width(self, name: Figure) -> float:
         """Half of Student's 95 % interval of a figure's mean; infinite for one seed."""
         from scipy.stats import t
 
@@ -72,8 +74,7 @@ def document(folder: Path, experiment: Experiment) -> dict[str, Any]:
         {
             "dataset": dataset,
             "run": name,
-            "test_accuracy": cell.figures("test_accuracy"),
-            **({"test_auc": cell.figures("test_auc")} if _has_auc([cell]) else {}),
+            **{name: cell.figures(name) for name in experiment.figures},
             "seconds": cell.figures("seconds"),
             "seeds": len(cell.results),
             "seeds_wanted": cell.wanted,
@@ -97,7 +98,7 @@ def write_table(folder: Path, experiment: Experiment) -> list[bool | None]:
     lines = [
         *_rows(experiment, cells, private),
         "",
-        f"{_measured(cells)} the mean over {len(experiment.seeds)} seeds ± {spread}.{_circumstances(cells)}",
+        f"{_measured(experiment)} the mean over {len(experiment.seeds)} seeds ± {spread}.{_circumstances(cells)}",
         "",
         *([experiment.note, ""] if experiment.note else []),
         *([*targets, ""] if judged else []),
@@ -109,12 +110,16 @@ def write_table(folder: Path, experiment: Experiment) -> list[bool | None]:
     return [met for _, _, met in judged]
 
 
+_HEADS = {
+    "test_accuracy": "Test accuracy",
+    "test_auc": "Test AUC",
+    "test_loss": "Test loss",
+}
 _MET = {True: "yes", False: "**no**", None: "–"}
 
 
 def _rows(experiment: Experiment, cells: dict[tuple[str, str], Cell], private: bool) -> list[str]:
-    areas = _has_auc(cells.values())
-    head = ["Data set", "Run", "Test accuracy", *(["Test AUC"] if areas else [])]
+    head = ["Data set", "Run", *(_HEADS[name] for name in experiment.figures)]
     head += ["ε", "Noise variance from the device"] if private else []
     shown = any(row.published for row in experiment.row)
     head += ["Seconds", *(["Published"] if shown else [])]
@@ -122,8 +127,7 @@ def _rows(experiment: Experiment, cells: dict[tuple[str, str], Cell], private: b
     for dataset in experiment.datasets:
         for row in experiment.row:
             cell = cells[dataset, row.name]
-            figures = [_accuracy(cell, experiment.spread)]
-            figures += [_area(cell, experiment.spread)] if areas else []
+            figures = [_figure(cell, experiment, name) for name in experiment.figures]
             figures += [_epsilon(cell), _share(cell)] if private else []
             figures += [f"{cell.judged('seconds'):.0f}" if cell.results else ABSENT]
             figures += [row.published or "–"] if shown else []
@@ -136,33 +140,20 @@ def _title(dataset: str) -> str:
     return dataset if dataset in NAMES else Path(dataset).stem
 
 
-def _has_auc(cells: Iterable[Cell]) -> bool:
-    return any("test_auc" in result for cell in cells for result in cell.results)
+def _measured(experiment: Experiment) -> str:
+    names = [_HEADS[name] for name in experiment.figures]
+    first = " and ".join([names[0], *(name[0].lower() + name[1:] for name in names[1:])])
+    return f"{first} is" if len(names) == 1 else f"{first} are each"
 
 
-def _measured(cells: dict[tuple[str, str], Cell]) -> str:
-    if not _has_auc(cells.values()):
-        return "Test accuracy is"
-    return "Test accuracy, and the area under the ROC curve on the test set (AUC), are each"
-
-
-def _area(cell: Cell, spread: str) -> str:
-    values = cell.figures("test_auc")
+def _figure(cell: Cell, experiment: Experiment, name: Figure) -> str:
+    values = cell.figures(name)
     if not values:
         return ABSENT
-    text = f"{statistics.fmean(values):.4f}"
+    text = _shown(name, statistics.fmean(values))
     if len(values) > 1:
-        text += f" ± {statistics.stdev(values) if spread == 'std' else cell.half_width('test_auc'):.4f}"
-    return text
-
-
-def _accuracy(cell: Cell, spread: str) -> str:
-    values = cell.figures("test_accuracy")
-    if not values:
-        return ABSENT
-    text = f"{100 * statistics.fmean(values):.2f} %"
-    if len(values) > 1:
-        text += f" ± {100 * (statistics.stdev(values) if spread == 'std' else cell.half_width()):.2f}"
+        apart = statistics.stdev(values) if experiment.spread == "std" else cell.half_width(name)
+        text += f" ± {_shown(name, apart).removesuffix(' %')}"
     return text if cell.whole else f"{text} ({len(values)} of {cell.wanted} seeds)"
 
 
@@ -205,6 +196,9 @@ def _judge(target: Target, cells: dict[tuple[str, str], Cell]) -> tuple[str, str
         disjoint = below > found[0].half_width(figure) + found[-1].half_width(figure)
         measured = f"{_difference(figure, below)}, intervals {'disjoint' if disjoint else 'overlap'}"
         return text, measured, below >= target.below_by and disjoint
+    if target.above is not None:
+        above = values[-1] / values[0] - 1
+        return text, f"{100 * above:+.2f} %", above <= target.above
     worst = min(values) if target.at_least is not None else max(values)
     low = -math.inf if target.at_least is None else target.at_least
     high = math.inf if target.at_most is None else target.at_most
@@ -214,6 +208,7 @@ def _judge(target: Target, cells: dict[tuple[str, str], Cell]) -> tuple[str, str
 _FIGURES = {
     "test_accuracy": "mean test accuracy",
     "test_auc": "mean test AUC",
+    "test_loss": "mean test loss",
     "epsilon": "ε",
     "device_share": "share of the noise variance from the device",
     "seconds": "seconds a run",
@@ -221,7 +216,7 @@ _FIGURES = {
 
 
 def _wanted(target: Target) -> str:
-    of = "AUC" if target.figure == "test_auc" else "accuracy"
+    of = {"test_auc": "AUC", "test_loss": "loss"}.get(target.figure, "accuracy")
     if target.within is not None:
         return (
             f"{'; '.join(target.rows)}: {of} within {_difference(target.figure, target.within)} of each other"
@@ -231,6 +226,8 @@ def _wanted(target: Target) -> str:
         least = _difference(target.figure, target.below_by)
         return f"{last} at least {least} below {first} in {of}, 95 % intervals disjoint"
     name, rows = _FIGURES[target.figure], "; ".join(target.rows)
+    if target.above is not None:
+        return f"{target.rows[-1]}: {name} at most {100 * target.above:g} % above that of {target.rows[0]}"
     if target.at_least is not None:
         return f"{rows}: {name} at least {_shown(target.figure, target.at_least)}"
     return f"{rows}: {name} at most {_shown(target.figure, target.at_most or 0.0)}"
@@ -241,10 +238,12 @@ def _shown(figure: Figure, value: float) -> str:
         return f"{100 * value:.2f} %"
     if figure == "test_auc":
         return f"{value:.4f}"
+    if figure == "test_loss":
+        return f"{value:.3f}"
     if figure == "seconds":
         return f"{value:.0f}"
     return "no guarantee" if math.isinf(value) else rounded_up(value)
 
 
 def _difference(figure: Figure, value: float) -> str:
-    return f"{value:.4f}" if figure == "test_auc" else f"{100 * value:.2f} points"
+    return f"{100 * value:.2f} points" if figure == "test_accuracy" else _shown(figure, value)

@@ -13,7 +13,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -21,8 +21,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from noise_models.errors import UsageError
 from optical_dfa.backends import targets
 from optical_dfa.data import NAMES as DATASETS
+from optical_dfa.data import SUFFIXES
 from optical_dfa.data.features import components
-from optical_dfa.defaults import ADAM_LR, DEFAULTS, OTHER_DATASET
+from optical_dfa.defaults import ADAM_LR, DEFAULTS, shipped_for
 from optical_dfa.feedback import RULES as REGISTERED_RULES
 from privacy.adjacency import Adjacency
 from privacy.releases import RELEASES as SOUND_RELEASES
@@ -47,7 +48,10 @@ Text = Annotated[str, Field(description="text in quotes")]
 Folder = Annotated[Path, Field(strict=False, description="the path of a folder")]
 File = Annotated[Path, Field(strict=False, description="the path of a file")]
 Options = Annotated[dict[str, Any], Field(description="a table of name = value")]
-Names = Annotated[list[Text], Field(min_length=1, description="a list of modules' names")]
+Points = Annotated[
+    Literal["macro", "micro"] | Annotated[list[str], Field(min_length=1)],
+    Field(description="macro, micro, or a list of modules' names"),
+]
 
 
 class TrainConfig(BaseModel):
@@ -55,7 +59,7 @@ class TrainConfig(BaseModel):
     (`optical_dfa.defaults`).
 
     Attributes:
-        dataset: a name of `optical_dfa.data.NAMES`, or a path ending in .npz.
+        dataset: a name of `optical_dfa.data.NAMES`, or a path ending in .npz or .txt.
         data_dir: folder in which the files of the data set are; None: OPTICAL_DFA_DATA, the cache, or a
             download.
         features: inputs computed from the training inputs alone (`optical_dfa.data.features`), where those are public:
@@ -66,8 +70,9 @@ class TrainConfig(BaseModel):
         rule: which training rule; one of `RULES`.
         backend, backend_options: the projection device and its own settings.
         rule_options: the rule's own settings.
-        points: names of the network's modules whose outputs are the feedback points; None: the rule's own choice,
-            mostly the activations and embeddings ("micro"). Fewer points leave backpropagation in between ("macro").
+        points: where the rule cuts: macro or micro, a Transformer's blocks at their outputs (macro, the default) or
+            inside, a table's network at its activations (macro) or at its embeddings too (micro, the default); or names
+            of modules. None: the network's or the rule's own choice, mostly activations and embeddings.
         release: how a step is made private; one of `RELEASES`.
         release_options: the release's own settings (`privacy.releases.Terms.options`).
         calibration: file that `optical-dfa calibrate` wrote of the device; release dark-frame then credits what was
@@ -99,7 +104,7 @@ class TrainConfig(BaseModel):
     transfer: Folder | None = None
     rule: Text = "dfa"
     rule_options: Options = {}
-    points: Names | None = None
+    points: Points | None = None
     backend: Text = "simulated-opu"
     backend_options: Options = {}
     release: Text = "dark-frame"
@@ -132,9 +137,9 @@ class TrainConfig(BaseModel):
     @field_validator("dataset")
     @classmethod
     def _known_dataset(cls, value: str) -> str:
-        if value.lower().endswith(".npz"):
+        if value.lower().endswith(SUFFIXES):
             return value
-        return _one_of("dataset", value, DATASETS, "or a path ending in .npz")
+        return _one_of("dataset", value, DATASETS, f"or a path ending in {' or '.join(SUFFIXES)}")
 
     @field_validator("rule")
     @classmethod
@@ -277,8 +282,7 @@ def resolve(config: TrainConfig, train_size: int) -> ResolvedConfig:
     if train_size < 1:
         raise UsageError(f"the data set has {train_size} training records; at least 1 is needed")
     size = config.public_size if config.public_size is not None else train_size
-    shipped_for = config.dataset if config.dataset in DATASETS else OTHER_DATASET
-    shipped = DEFAULTS[shipped_for, config.private]
+    shipped = DEFAULTS[shipped_for(config.dataset), config.private]
     values: dict[str, Any] = config.model_dump()
 
     def default(key: str, value: Any) -> None:
@@ -300,7 +304,7 @@ def resolve(config: TrainConfig, train_size: int) -> ResolvedConfig:
     for name in ("data_dir", "calibration", "transfer"):
         if values[name] is not None:
             values[name] = values[name].expanduser().resolve()
-    if shipped_for == OTHER_DATASET:
+    if config.dataset not in DATASETS:
         values["dataset"] = str(Path(values["dataset"]).expanduser().resolve())
 
     if values["batch_size"] > size:

@@ -1,13 +1,15 @@
 """Reference networks in which every feedback point is an activation MODULE that nothing skips.
 
 A functional activation after a feedback point would drop φ' from DFA's update, and a point inside a residual
-branch would let back-propagation leak through the skip (both tested); here neither can occur.
+branch would let back-propagation leak through the skip (both tested); here neither can occur. Those for text are in
+`optical_dfa.language_models`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from typing import cast
@@ -17,14 +19,18 @@ from torch import Tensor, nn
 
 from noise_models.errors import UsageError
 from noise_models.generator import derive_seed
-from optical_dfa.tabular import embed
+from optical_dfa.feedback.points import ACTIVATIONS as CUT_ACTIVATIONS
+from optical_dfa.language_models import RecurrentNetwork, Transformer, transformer
+from optical_dfa.recurrent import GRU, LSTM, RNN, Unrolled
+from optical_dfa.tabular import ColumnEmbeddings, embed
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
 MAX_WIDTH = 65536
 MAX_PARAMETERS = 2 * 10**8  # 0.8 GB of weights, and several times that while training
 GRAMMAR = (
     "mlp[:WIDTH,...], cnn[:CHANNELS,...], cnn-fc[:CHANNELS,...,WIDTH], resmlp[:WIDTH,WIDTH,...] or "
-    "embed[:DIM,WIDTH,...], then /tanh or /relu if wanted"
+    "embed[:DIM,WIDTH,...], or for text transformer[:WIDTH,BLOCKS], then /tanh or /relu if wanted; or gru, lstm or "
+    "rnn[:UNITS,...]"
 )
 
 
@@ -115,18 +121,55 @@ def resmlp(
 
 
 Builder = Callable[[Sequence[int], int, Sequence[int], type[nn.Module]], nn.Module]
-# name -> how it is built, default widths
-MODELS: dict[str, tuple[Builder, tuple[int, ...]]] = {
-    "mlp": (mlp, (512,)),
-    "cnn": (cnn, (16, 32)),
-    "cnn-fc": (cnn_fc, (16, 32, 128)),
-    "resmlp": (resmlp, (256, 256, 256)),
-    "embed": (embed, (8, 128, 128)),
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of network.
+
+    Attributes:
+        builder: of (shape of a record, classes, widths, activation).
+        widths: default ones.
+        activation: the default one; None where the network has none to choose.
+        text: whether its records are text.
+    """
+
+    builder: Builder
+    widths: tuple[int, ...]
+    activation: str | None = "tanh"
+    text: bool = False
+
+
+def _recurrent(cell: type[Unrolled]) -> Kind:
+    def network(
+        shape: Sequence[int], characters: int, units: Sequence[int], activation: type[nn.Module]
+    ) -> nn.Module:
+        return RecurrentNetwork(characters, units, cell)
+
+    return Kind(network, (128,), activation=None, text=True)
+
+
+MODELS: dict[str, Kind] = {
+    "mlp": Kind(mlp, (512,)),
+    "cnn": Kind(cnn, (16, 32)),
+    "cnn-fc": Kind(cnn_fc, (16, 32, 128)),
+    "resmlp": Kind(resmlp, (256, 256, 256)),
+    "embed": Kind(embed, (8, 128, 128)),
+    "gru": _recurrent(GRU),
+    "lstm": _recurrent(LSTM),
+    "rnn": _recurrent(RNN),
+    "transformer": Kind(transformer, (128, 2), activation="relu", text=True),
 }
 
 
 def build(
-    spec: str, input_shape: Sequence[int], classes: int, seed: int, cardinalities: Sequence[int] = ()
+    spec: str,
+    input_shape: Sequence[int],
+    classes: int,
+    seed: int,
+    *,
+    cardinalities: Sequence[int] = (),
+    text: bool = False,
 ) -> nn.Module:
     """A network with PyTorch's default initialisation, drawn from the stream "weights" of `seed`.
 
@@ -134,19 +177,24 @@ def build(
     release, and torch's global generator is neither read nor moved.
 
     Args:
-        spec: name[:widths][/activation], such as "mlp", "mlp:512,512", "cnn:16,32/relu", "resmlp:128,128".
+        spec: name[:widths][/activation], such as "mlp", "mlp:512,512", "cnn:16,32/relu", "gru:128".
         input_shape: shape of one record.
         classes: number of logits, 2 or more.
         seed: of the run.
         cardinalities: number of categories of every column of a table, 0 for a numeric one (`Dataset.cardinalities`).
+        text: whether records are sequences of whole numbers below `classes`.
     Returns:
-        a float32 module on the CPU that maps (m, *input_shape) to (m, classes), any m including 0.
+        a float32 module on the CPU that maps (m, *input_shape) to (m, classes), any m including 0; of text, (m, T) to
+        (m, T, classes).
     Raises:
         UsageError: unknown specification, or one that does not fit the records.
     """
-    builder, widths, activation = parse(spec)
-    if builder is embed:
-        builder = partial(embed, cardinalities=cardinalities)
+    kind, widths, activation = parse(spec)
+    if kind.text is not text:
+        fitting = ", ".join(name for name, other in MODELS.items() if other.text is text)
+        records = "text" if text else "no text"
+        raise UsageError(f"model is {spec!r}, but the records are {records}; it must be one of {fitting}")
+    builder = partial(embed, cardinalities=cardinalities) if kind.builder is embed else kind.builder
     if classes < 2:
         raise UsageError(f"the data set has {classes} class; a classifier needs 2 or more")
     if not input_shape or min(input_shape) < 1:
@@ -166,13 +214,38 @@ def build(
     return net
 
 
-def parse(spec: str) -> tuple[Builder, tuple[int, ...], type[nn.Module]]:
-    """(builder, widths, activation) of a specification; UsageError if it is none."""
+def feedback_points(network: nn.Module, level: str | None) -> list[str] | None:
+    """Where a rule cuts a network that `build` made: names for `align`, None for the rule's own choice.
+
+    Args:
+        network: the plain module.
+        level: `macro` or `micro`, of a Transformer's blocks (None is macro there) or of a table's embeddings: by
+            macro they learn through the first layer (None is micro there).
+    Raises:
+        UsageError: another network, which has no such choice.
+    """
+    if isinstance(network, Transformer):
+        return network.points_of(level or Transformer.LEVELS[0])
+    if level is None:
+        return None
+    if not any(isinstance(part, ColumnEmbeddings) for part in network.modules()):
+        raise UsageError(
+            f"points is {level!r}, a choice of transformer and embed alone; name the modules to cut at, or drop points"
+        )
+    cut = [name for name, part in network.named_modules() if isinstance(part, CUT_ACTIVATIONS)]
+    return cut if level == Transformer.LEVELS[0] else None
+
+
+def parse(spec: str) -> tuple[Kind, tuple[int, ...], type[nn.Module]]:
+    """(kind, widths, activation) of a specification; UsageError if it is none."""
     shape, slash, activation = spec.partition("/")
     name, colon, listed = shape.partition(":")
     if name not in MODELS or (slash and activation not in ACTIVATIONS):
         raise UsageError(f"model is {spec!r}; it must be {GRAMMAR}, for example mlp:512,512/relu")
-    builder, widths = MODELS[name]
+    kind = MODELS[name]
+    widths = kind.widths
+    if slash and kind.activation is None:
+        raise UsageError(f"model is {spec!r}, but {name} has no activation to choose; drop /{activation}")
     if colon:
         parts = listed.split(",")
         if not all(part.isascii() and part.isdigit() and 1 <= int(part) <= MAX_WIDTH for part in parts):
@@ -181,7 +254,7 @@ def parse(spec: str) -> tuple[Builder, tuple[int, ...], type[nn.Module]]:
                 "for example mlp:512,512"
             )
         widths = tuple(int(part) for part in parts)
-    return builder, widths, ACTIVATIONS[activation or "tanh"]
+    return kind, widths, ACTIVATIONS[activation or kind.activation or "tanh"]
 
 
 def _draw(module: nn.Module, generator: torch.Generator) -> None:
@@ -193,5 +266,5 @@ def _draw(module: nn.Module, generator: torch.Generator) -> None:
             nn.init.uniform_(module.bias, -bound, bound, generator=generator)
     elif isinstance(module, nn.Embedding):
         nn.init.normal_(module.weight, generator=generator)
-    elif isinstance(module, nn.GroupNorm):
+    elif isinstance(module, nn.GroupNorm | nn.LayerNorm):
         module.reset_parameters()

@@ -121,7 +121,7 @@ def test_a_private_run(
     assert [row["step"] for row in rows] == [epoch * STEPS_AN_EPOCH for epoch in range(1, 7)]
     assert rows[0]["epsilon"] < rows[4]["epsilon"] < rows[5]["epsilon"] == stated["epsilon"]
     # Nothing computed from private records outside the release is written down.
-    assert rows[0].keys() <= {"step", "epoch", "test_accuracy", "epsilon"}
+    assert rows[0].keys() <= {"step", "epoch", "test_accuracy", "test_loss", "epsilon"}
     assert (out / "calibration.json").exists() == (release == "dark-frame")
 
     page = Page(out / "report.html")

@@ -10,7 +10,7 @@ import pytest
 
 from experiments import runner
 from experiments.experiment import RESULTS, TABLE, Experiment, Results, identity, load
-from experiments.table import write_table
+from experiments.table import Cell, document, write_table
 from noise_models.errors import UsageError
 
 ROOT = Path(__file__).parents[1]
@@ -108,6 +108,7 @@ def summary_with(accuracy: float) -> dict[str, Any]:
     guarantee = {"kind": "none", "epsilon": "inf", "delta": 0.0, "device_share": None}
     return {
         "test_accuracy": accuracy,
+        "test_loss": 4 * (1 - accuracy),
         "guarantee": guarantee,
         "noise_multiplier": None,
         "steps": 3,
@@ -163,12 +164,14 @@ def test_a_result_under_other_settings_does_not_count(tiny: Path) -> None:
     assert results.find(config.model_copy(update={"epochs": 2})) is None
 
 
-def judged(tmp_path: Path, accuracies: dict[str, list[float]], target: str) -> tuple[bool | None, str]:
+def judged(
+    tmp_path: Path, accuracies: dict[str, list[float]], target: str, figure: str = "test_accuracy"
+) -> tuple[bool | None, str]:
     """One target about rows with these accuracies, one a seed; and the table."""
     rows = "".join(f'[[row]]\nname = "{name}"\nsettings = {{ rule = "{name}" }}\n' for name in accuracies)
     seeds = list(range(max(len(values) for values in accuracies.values())))
     (tmp_path / "config.toml").write_text(
-        f'command = "c"\ndatasets = ["digits"]\nseeds = {seeds}\nspread = "interval"\n'
+        f'command = "c"\ndatasets = ["digits"]\nseeds = {seeds}\nspread = "interval"\nfigures = ["{figure}"]\n'
         f'[common]\nrelease = "none"\n{rows}[[target]]\ndataset = "digits"\n{target}',
         encoding="utf-8",
     )
@@ -185,6 +188,49 @@ def test_the_interval_is_students(tmp_path: Path) -> None:
     _, table = judged(tmp_path, {"dfa": [0.1, 0.2, 0.3, 0.4, 0.5]}, 'rows = ["dfa"]\nat_least = 0.3')
     # 2.776 (tables, 4 degrees of freedom) * sqrt(0.025) / sqrt(5) = 0.1963
     assert "| digits | dfa | 30.00 % ± 19.63 | 2 |" in table
+
+
+def test_a_table_of_losses(tmp_path: Path) -> None:
+    """4 (1 - accuracy): 1.2 and 1.0 against 1.0 and 1.0, a mean 10 % above."""
+    target = 'rows = ["bp", "dfa"]\nfigure = "test_loss"\nabove = {}'
+    accuracies = {"bp": [0.75, 0.75], "dfa": [0.7, 0.75]}
+    for above, met in ((0.11, True), (0.09, False)):
+        folder = tmp_path / str(above)
+        folder.mkdir()
+        assert judged(folder, accuracies, target.format(above), figure="test_loss")[0] is met
+    table = (tmp_path / "0.11" / TABLE).read_text(encoding="utf-8")
+    assert "| Data set | Run | Test loss | Seconds |" in table
+    assert (
+        "| digits | dfa | 1.100 ± 1.271 | 2 |" in table
+    )  # 12.71 (tables, 1 degree of freedom) * 0.1414 / sqrt(2)
+    assert "| digits: dfa: mean test loss at most 11 % above that of bp | +10.00 % | yes |" in table
+    (row,) = [r for r in document(tmp_path / "0.11", load(tmp_path / "0.11"))["rows"] if r["run"] == "dfa"]
+    assert row["test_loss"] == [pytest.approx(1.2), 1.0]
+
+
+def test_a_loss_that_was_not_finite_meets_no_target(tiny: Path) -> None:
+    experiment, results = load(tiny), Results(tiny / RESULTS)
+    config = experiment.config("digits", experiment.row[1], 0)
+    results.append(config, {**summary_with(0.1), "test_loss": None}, {"threads": 1, "processor": "x"})
+    assert Cell([r for r in [results.find(config)] if r], 1).judged("test_loss") == float("inf")
+
+
+def test_quick_takes_a_file_beside_the_settings(tiny: Path) -> None:
+    """Digits for pictures; a text cannot be made of them."""
+    assert load(tiny).quick().datasets == ("digits",)
+    (tiny / "sample.txt").write_text("to be or not to be")
+    text = '\n[quick_run]\ndataset = "sample.txt"\nbatch_size = 16\n'
+    (tiny / "config.toml").write_text(TINY + text, encoding="utf-8")
+    quick = load(tiny).quick()
+    assert quick.datasets == (str(tiny / "sample.txt"),)
+    assert {(row.settings["epochs"], row.settings["batch_size"]) for row in quick.row} == {(2, 16)}
+
+
+def test_quick_does_rows_that_differ_in_their_epochs_once(tiny: Path) -> None:
+    longer = '[[row]]\nname = "longer"\nsettings = { release = "none", rule = "shallow", epochs = 9 }\n\n'
+    (tiny / "config.toml").write_text(TINY.replace("[[target]]", longer + "[[target]]", 1), encoding="utf-8")
+    assert [row.name for row in load(tiny).row] == ["private", "plain", "longer"]
+    assert [row.name for row in load(tiny).quick().row] == ["private", "plain"]
 
 
 @pytest.mark.parametrize(
@@ -222,7 +268,7 @@ def test_an_experiment_is_sound(folder: Path) -> None:
     for target in experiment.target:
         assert set(target.rows) <= names
         assert target.dataset in experiment.datasets
-        limits = (target.at_least, target.at_most, target.within, target.below_by)
+        limits = (target.at_least, target.at_most, target.within, target.below_by, target.above)
         assert sum(limit is not None for limit in limits) == 1
     for which in (experiment, experiment.quick()):
         configs = [which.config(name, row, 0) for name in which.datasets for row in which.row]

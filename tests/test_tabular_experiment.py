@@ -94,6 +94,7 @@ def judged(folder: Path, areas: dict[str, list[float]], target: str) -> tuple[bo
     rows = "".join(f'[[row]]\nname = "{name}"\nsettings = {{ rule = "{name}" }}\n' for name in areas)
     (folder / "config.toml").write_text(
         f'command = "c"\ndatasets = ["runs/own.npz"]\nseeds = [0, 1]\nspread = "interval"\nnote = "A note."\n'
+        f'figures = ["test_accuracy", "test_auc"]\n'
         f'[common]\nrelease = "none"\n{rows}[[target]]\ndataset = "runs/own.npz"\nfigure = "test_auc"\n{target}',
         encoding="utf-8",
     )

@@ -21,7 +21,10 @@ def train(
         Path | None, typer.Option(metavar="FILE", help="TOML file of settings; flags win.")
     ] = None,
     dataset: Annotated[
-        str | None, typer.Option(help="digits, mnist, fashion-mnist, cifar10, or a .npz path.")
+        str | None,
+        typer.Option(
+            help="digits, mnist, fashion-mnist, cifar10, tiny-shakespeare, or a path to .npz or .txt."
+        ),
     ] = None,
     data_dir: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder with the data set's files.")
@@ -29,7 +32,9 @@ def train(
     features: Annotated[
         str | None, typer.Option(help="Inputs' principal components, such as pca:64; inputs must be public.")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="Network, such as mlp or mlp:512,512.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Network, such as mlp or mlp:512,512; for text gru:128.")
+    ] = None,
     transfer: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Freeze the convolutions of this run; not private.")
     ] = None,
@@ -44,7 +49,10 @@ def train(
     rule_option: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="Repeatable.")] = None,
     points: Annotated[
         str | None,
-        typer.Option(metavar="NAME,...", help="Modules to teach directly; default: activations, embeddings."),
+        typer.Option(
+            metavar="NAME,...",
+            help="Modules to teach directly, or macro or micro (transformer, embed); default: mostly activations.",
+        ),
     ] = None,
     backend: Annotated[
         str | None, typer.Option(help="Projection device; see `optical-dfa backends`.")
@@ -123,7 +131,7 @@ def train(
         "transfer": transfer,
         "rule": rule,
         "rule_options": parse_options("--rule-option", rule_option),
-        "points": None if points is None else points.split(","),
+        "points": points if points in (None, "macro", "micro") else points.split(","),
         "backend": backend,
         "backend_options": parse_options("--backend-option", backend_option),
         "release": release,
@@ -253,6 +261,8 @@ def _show(summary: Mapping[str, Any], out: Path | None) -> None:
         facts["test accuracy"] = f"{100 * accuracy:.2f} %"
     if summary.get("test_auc") is not None:
         facts["test AUC"] = f"{summary['test_auc']:.4f}"
+    if summary.get("test_loss") is not None:
+        facts["test loss"] = f"{summary['test_loss']:.4f} nats"
     if seconds is not None:
         facts["time"] = f"{seconds:.1f} s" + (
             f", {1000 * per_step:.3g} ms a step" if per_step is not None else ""

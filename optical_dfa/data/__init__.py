@@ -10,15 +10,16 @@ from noise_models.errors import UsageError
 if TYPE_CHECKING:
     from optical_dfa.data.dataset import Dataset
 
-NAMES = ("digits", "mnist", "fashion-mnist", "cifar10")
+NAMES = ("digits", "mnist", "fashion-mnist", "cifar10", "tiny-shakespeare")
+SUFFIXES = (".npz", ".txt")  # of data of one's own
 
 
 def load(name_or_path: str, data_dir: Path | None = None, progress: bool = False) -> Dataset:
-    """A data set as tensors, by name or from an .npz file.
+    """A data set as tensors, by name or from a file.
 
     Args:
-        name_or_path: one of `NAMES`, or a path ending in .npz (see `optical_dfa.data.npz`).
-        data_dir: folder with the official files (MNIST/, FashionMNIST/, cifar-10-batches-bin/, or one of
+        name_or_path: one of `NAMES`, or a path ending in .npz or .txt (`optical_dfa.data.npz`, `.text`).
+        data_dir: folder with the official files (MNIST/, FashionMNIST/, cifar-10-batches-bin/, text/, or one of
             these itself); None: the folder in the environment variable OPTICAL_DFA_DATA, the cache, or a
             download.
         progress: show a bar while downloading, if standard error is a terminal.
@@ -41,6 +42,15 @@ def load(name_or_path: str, data_dir: Path | None = None, progress: bool = False
         from optical_dfa.data.npz import load_npz
 
         return load_npz(Path(name_or_path))
+    if name_or_path == "tiny-shakespeare":
+        from optical_dfa.data.text import load_tiny_shakespeare
+
+        return load_tiny_shakespeare(data_dir, progress)
+    if name_or_path.lower().endswith(".txt"):
+        from optical_dfa.data.text import load_text
+
+        return load_text(Path(name_or_path))
     raise UsageError(
-        f"dataset is {name_or_path!r}; it must be one of {', '.join(NAMES)} or a path ending in .npz"
+        f"dataset is {name_or_path!r}; it must be one of {', '.join(NAMES)} or a path ending in "
+        f"{' or '.join(SUFFIXES)}"
     )

@@ -22,10 +22,11 @@ class Dataset:
 
     Attributes:
         name: as asked for.
-        x_train: float32, shape (N, *input_shape); images are (N, C, H, W).
-        y_train: int64, shape (N,), in 0 ... classes - 1.
+        x_train: float32, shape (N, *input_shape); images are (N, C, H, W); of text int64, the characters' numbers,
+            shape (N, T).
+        y_train: int64, in 0 ... classes - 1, shape (N,); of text the next characters, shape (N, T).
         x_test, y_test: likewise.
-        classes: number of classes.
+        classes: number of classes; of text, of different characters.
         input_shape: shape of one record.
         public: what was read off the private records and is thereby declared public; one sentence each.
         cardinalities: of a table, number of categories of each column, 0 for a numeric one; empty where none is
@@ -41,6 +42,11 @@ class Dataset:
     input_shape: tuple[int, ...]
     public: tuple[str, ...] = ()
     cardinalities: tuple[int, ...] = ()
+
+    @property
+    def text(self) -> bool:
+        """Whether records are sequences of characters, each with the next one as its target."""
+        return not self.x_train.is_floating_point()
 
 
 def scaled(pixels: NDArray[np.uint8], full: float, centre: Sequence[float], scale: Sequence[float]) -> Tensor:

@@ -53,12 +53,12 @@ class _Bar:
         self._progress.refresh()
 
 
-def fetch_gz(title: str, url: str, sha256: str, target: Path, progress: bool) -> Path:
-    """Download a .gz file and keep its content at `target`.
+def fetch_file(title: str, url: str, sha256: str, target: Path, progress: bool) -> Path:
+    """Download a file and keep its content, decompressed where it is a .gz, at `target`.
 
     Args:
         title: the data set's name, for messages.
-        url: address of the .gz.
+        url: address of the file.
         sha256: digest of the DECOMPRESSED content.
         target: where the content goes; it appears there complete and checked, or not at all.
         progress: show a bar, if standard error is a terminal.
@@ -72,7 +72,8 @@ def fetch_gz(title: str, url: str, sha256: str, target: Path, progress: bool) ->
     with tempfile.TemporaryDirectory(prefix="optical-dfa-") as folder:
         packed = _fetch(title, url, Path(folder), progress)
         try:
-            content = gzip.decompress(packed.read_bytes())
+            content = packed.read_bytes()
+            content = gzip.decompress(content) if packed.suffix == ".gz" else content
         except (OSError, EOFError, zlib.error) as error:
             raise UsageError(f"{url} sent a damaged file ({error}); {_instead(title)}") from None
     if hashlib.sha256(content).hexdigest() != sha256:

@@ -47,6 +47,8 @@ def with_features(data: Dataset, spec: str) -> Dataset:
     import torch
 
     count = components(spec)
+    if data.text:
+        raise UsageError(f"features is {spec!r}, but {data.name} is text; drop features")
     train, test = (x.flatten(1).double() for x in (data.x_train, data.x_test))
     if count > train.shape[1]:
         raise UsageError(

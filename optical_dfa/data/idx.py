@@ -84,11 +84,11 @@ def load_idx_set(name: str, data_dir: Path | None, progress: bool) -> Dataset:
     folders = (source.folder, f"{source.folder}/raw", "raw")
     paths = find(source.title, folders, [list(SHAPES)], data_dir)
     if paths is None:
-        from optical_dfa.data.download import fetch_gz
+        from optical_dfa.data.download import fetch_file
 
         folder = cache_dir() / source.folder
         paths = [
-            fetch_gz(source.title, f"{source.url}{file}.gz", digest, folder / file, progress)
+            fetch_file(source.title, f"{source.url}{file}.gz", digest, folder / file, progress)
             for file, digest in source.sha256.items()
         ]
     arrays = [read_idx(path, shape) for path, shape in zip(paths, SHAPES.values(), strict=True)]

@@ -104,13 +104,14 @@ def trace(
     tape = Tape()
     install(twin, names, tape)
     inputs = [x.clone().requires_grad_() if x.is_floating_point() else x for x in example]
+    given = _mark_what_is_given(twin)
     tape.kept, tape.markers = [], []
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
         output = twin(*[x.clone() for x in inputs])
     if not isinstance(output, Tensor):
         raise UsageError(f"the module returns {type(output).__name__}; it must return one tensor of outputs")
     roots = [(OUTPUT, output), *((names[index], h) for index, h in tape.kept)]
-    graph = _Graph([h for _, h in roots], [*tape.markers, *(x for x in inputs if x.requires_grad)])
+    graph = _Graph([h for _, h in roots], [*tape.markers, *given, *(x for x in inputs if x.requires_grad)])
     owners = {id(p): name for name, p in twin.named_parameters()}
 
     _check_separate(graph, roots)
@@ -140,6 +141,28 @@ def trace(
         if not trained[OUTPUT] and graph.ends_in(marker, output)
     ]
     return Trace(output.detach(), tape.kept, cuts, uses, frozenset(ends))
+
+
+def _mark_what_is_given(module: nn.Module) -> list[Tensor]:
+    """Tensors without history that layers are given in the passes to come, such as characters one-hot: data as well.
+
+    An integer input leaves no edge in the graph, so what is made of it must be marked where a layer takes it.
+    """
+    given: list[Tensor] = []
+
+    def mark(layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        marked = []
+        for x in args:
+            if isinstance(x, Tensor) and x.is_floating_point() and not x.requires_grad:
+                given.append(x.detach().requires_grad_())
+                x = given[-1].clone()
+            marked.append(x)
+        return tuple(marked)
+
+    for part in module.modules():
+        if next(part.children(), None) is None and next(part.parameters(recurse=False), None) is not None:
+            part.register_forward_pre_hook(mark)
+    return given
 
 
 class _Graph:
@@ -200,12 +223,13 @@ class _Graph:
             variable = _variable(node)
             if variable is None or variable.ndim < 2 or node in self.data:
                 continue
-            todo = list(self.consumers[node])
+            todo, seen = list(self.consumers[node]), set[Node]()
             while todo:
                 consumer = todo.pop()
                 if consumer in self.data:
                     uses[consumer] = variable
-                else:
+                elif consumer not in seen:
+                    seen.add(consumer)
                     todo.extend(self.consumers[consumer])
         return uses
 

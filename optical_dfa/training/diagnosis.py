@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from noise_models.errors import UsageError
 from optical_dfa.feedback.aligned import AlignedModule, align, unalign
 from optical_dfa.feedback.alignment import alignment, estimator, feedback_angles
 from optical_dfa.feedback.costs import cost
+from optical_dfa.training.loss import cross_entropy
 from optical_dfa.training.run_folder import TENSORBOARD
 
 RECORDS = 256

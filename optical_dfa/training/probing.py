@@ -72,7 +72,7 @@ def _refuse_moved(
 
 def _moved(kept: Tensor, found: Tensor, tolerance: float = 1e-6) -> Tensor:
     """Which records differ, shape (m,)."""
-    kept, found = kept.double().flatten(1), found.double().flatten(1)
+    kept, found = (x.double().reshape(len(x), -1) for x in (kept, found))
     # Relative to what is there: a forward pass may scale its rows down to almost nothing.
     slack = tolerance * float(kept.abs().nan_to_num(0.0, 0.0, 0.0).max()) if kept.numel() else 0.0
     return ~torch.isclose(kept, found, rtol=10 * tolerance, atol=slack, equal_nan=True).all(1)

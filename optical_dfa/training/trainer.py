@@ -26,11 +26,13 @@ from optical_dfa.config import ResolvedConfig, TrainConfig, resolve
 from optical_dfa.data import load as load_data
 from optical_dfa.data.dataset import Dataset
 from optical_dfa.data.features import with_features
+from optical_dfa.feedback import make_rule
 from optical_dfa.feedback.aligned import AlignedModule, align
-from optical_dfa.feedback.rule import Requires
+from optical_dfa.feedback.rule import FeedbackRule, Requires
 from optical_dfa.report.progress import Progress, SilentProgress
 from optical_dfa.training import checkpoint
 from optical_dfa.training.diagnosis import Diagnosis
+from optical_dfa.training.loss import cross_entropy
 from optical_dfa.training.run_folder import (
     CALIBRATION,
     CAMERA,
@@ -41,17 +43,19 @@ from optical_dfa.training.run_folder import (
     RunFolder,
 )
 from optical_dfa.training.transfer import take_convolutions
+from privacy.adjacency import Adjacency
 from privacy.engine import PrivacyEngine
 from privacy.guarantee import Guarantee, Kind
 from privacy.health_log import noting_failures
 from privacy.ledger import Ledger
+from privacy.releases import terms
 from privacy.releases.dark_frame import DarkFrameNoise
 from privacy.releases.per_record import PerRecordRelease
 from privacy.weights import ANNOUNCED
 
 # What one training step offers a rule; a rule that requires more is refused.
 OFFERS = frozenset({Requires.ROOT_ERROR, Requires.BACKWARD, Requires.FORWARD_MODE, Requires.SECOND_FORWARD})
-_EVALUATION_ROWS = 4096
+_EVALUATION_POSITIONS = 4096  # at once
 
 
 def train(
@@ -104,8 +108,14 @@ class _Run:
         path = self.config.calibration
         self.calibration = None if path is None else Calibration.load(path)
         seed = self.config.seed
+        self._refuse_labels_that_are_inputs()
         network = models.build(
-            self.config.model, self.data.input_shape, self.data.classes, seed, self.data.cardinalities
+            self.config.model,
+            self.data.input_shape,
+            self.data.classes,
+            seed,
+            cardinalities=self.data.cardinalities,
+            text=self.data.text,
         ).to(device)
         if self.config.transfer is not None:
             take_convolutions(network, self.config.transfer)
@@ -116,14 +126,14 @@ class _Run:
             if secret
             else NoiseGenerator.seeded(seed, f"device from release {self._count_before()}")
         )
+        rule = make_rule(self.config.rule, self.config.rule_options)
         self.module: AlignedModule = align(
             network,
-            rule=self.config.rule,
+            rule=rule,
             backend=self.config.backend,
             example=self.data.x_train[:1],
-            points=self.config.points,
+            points=_points(network, rule, self.config.points),
             seed=seed,
-            rule_options=self.config.rule_options,
             backend_options=self.config.backend_options,
             noise=self.noise,
             show=None,
@@ -144,7 +154,7 @@ class _Run:
         self.engine: PrivacyEngine | None = None
         self.ledger: Ledger | None = None
         self.position = checkpoint.Position(0, 0, "", 0.0)
-        self.accuracy = math.nan
+        self.accuracy = self.test_loss = math.nan
         # What training itself computes from records is shown of unprivate runs, or where the user insists.
         self._diagnoses = not self.config.private or self.config.unsafe_diagnostics
         self._losses: list[Tensor] = []
@@ -156,6 +166,14 @@ class _Run:
             raise
 
     # ---- putting it together
+
+    def _refuse_labels_that_are_inputs(self) -> None:
+        release = self.config.release
+        if self.data.text and release != "none" and terms(release).adjacency is Adjacency.LABEL:
+            raise UsageError(
+                f"release {release} protects labels and takes the inputs for public, but the targets of text are its "
+                "own next characters; use release digital"
+            )
 
     def _ledger_before(self, resume: bool) -> Path | None:
         path = None if self.folder is None else self.folder.path / LEDGER
@@ -277,7 +295,7 @@ class _Run:
                     break
                 self._set_rate(taken / planned)
                 self.optimizer.zero_grad()
-                loss = nn.functional.cross_entropy(self.module(x), y)
+                loss = cross_entropy(self.module(x), y)
                 torch.autograd.backward(loss)
                 self.optimizer.step()
                 if self._diagnoses and len(x):
@@ -331,15 +349,15 @@ class _Run:
         """Evaluate, note a row of metrics, write a checkpoint."""
         drawn = 0 if self.noise.secret else self.noise.position
         self.position = checkpoint.Position(step, self._releases(), "", seconds, drawn)
-        self.accuracy = self._evaluate()
+        self.accuracy, self.test_loss = self._evaluate()
         row: dict[str, Any] = {
             "step": step,
             "epoch": step / self.steps_an_epoch,
             "test_accuracy": self.accuracy,
+            "test_loss": _finite(self.test_loss),
         }
         if self._losses:
-            loss = float(torch.stack(self._losses).mean())
-            row["training_loss"] = loss if math.isfinite(loss) else None  # JSON has no NaN
+            row["training_loss"] = _finite(float(torch.stack(self._losses).mean()))
             row["mean_batch_size"] = sum(self._records) / len(self._records)
             self._losses, self._records = [], []
         if self.diagnosis is not None:
@@ -365,27 +383,33 @@ class _Run:
         shown = {name.replace("_", " "): self._last[name] for name in names if name in self._last}
         return shown if self.diagnosis is None else {**shown, **self.diagnosis.shown()}
 
-    def _evaluate(self) -> float:
+    def _tested(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """(logits, targets) of the test set, in parts."""
+        positions = max(1, self.y_test.numel() // len(self.y_test))
+        rows = max(1, _EVALUATION_POSITIONS // positions)
         self.module.eval()
         with torch.no_grad():
-            predicted = torch.cat(
-                [self.module(x).argmax(1) for x in torch.split(self.x_test, _EVALUATION_ROWS)]
-            )
+            for x, y in zip(torch.split(self.x_test, rows), torch.split(self.y_test, rows), strict=True):
+                yield self.module(x), y
         self.module.train()
-        return float((predicted == self.y_test).double().mean())
+
+    def _evaluate(self) -> tuple[float, float]:
+        """Accuracy and mean cross entropy (nats) on the test set, over all positions."""
+        right, loss = 0, 0.0
+        for logits, y in self._tested():
+            right += int((logits.argmax(-1) == y).sum())
+            loss += float(cross_entropy(logits, y, "sum"))
+        return right / self.y_test.numel(), loss / self.y_test.numel()
 
     def _auc(self) -> float | None:
         """Area under the ROC curve of the test set's two classes; None where it is not defined."""
         from sklearn.metrics import roc_auc_score
 
-        self.module.eval()
-        with torch.no_grad():
-            logits = torch.cat([self.module(x) for x in torch.split(self.x_test, _EVALUATION_ROWS)])
-        self.module.train()
-        score = (logits[:, 1] - logits[:, 0]).double().cpu()
-        if not bool(score.isfinite().all()) or len(set(self.y_test.tolist())) < 2:
+        scores = [(logits[..., 1] - logits[..., 0]).double().cpu().flatten() for logits, _ in self._tested()]
+        score, target = torch.cat(scores), self.y_test.cpu().flatten()
+        if not bool(score.isfinite().all()) or not 0 < int(target.sum()) < len(target):
             return None
-        return float(roc_auc_score(self.y_test.cpu().numpy(), score.numpy()))
+        return float(roc_auc_score(target.numpy(), score.numpy()))
 
     # ---- what is said at the end
 
@@ -417,6 +441,7 @@ class _Run:
             "seed": config.seed,
             "test_accuracy": self.accuracy,
             "test_auc": self._auc() if self.data.classes == 2 else None,
+            "test_loss": _finite(self.test_loss),
             "guarantee": stated.to_dict(),
             "target_epsilon": config.epsilon,
             "noise_multiplier": header.get("noise_multiplier"),
@@ -461,6 +486,18 @@ _EPSILON = {
 }
 
 
+def _points(network: nn.Module, rule: FeedbackRule, chosen: str | list[str] | None) -> list[str] | None:
+    """Where the network is cut: by name, or as its kind says, unless the rule has a mind of its own (None)."""
+    if isinstance(chosen, list):
+        return chosen
+    own = type(rule).default_points is not FeedbackRule.default_points
+    if chosen is not None and (own or not rule.cuts):
+        raise UsageError(
+            f"points is {chosen!r}, but rule {rule.name} {'cuts where it must' if own else 'cuts nothing'}; drop points"
+        )
+    return None if own else models.feedback_points(network, chosen)
+
+
 def _optimizer(config: ResolvedConfig, module: nn.Module) -> Optimizer:
     parameters = module.parameters()
     if config.optimizer == "adam":
@@ -468,6 +505,11 @@ def _optimizer(config: ResolvedConfig, module: nn.Module) -> Optimizer:
     return torch.optim.SGD(
         parameters, lr=config.lr, momentum=config.momentum or 0.0, weight_decay=config.weight_decay
     )
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no NaN."""
+    return value if math.isfinite(value) else None
 
 
 def _device(name: str) -> torch.device:

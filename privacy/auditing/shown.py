@@ -21,7 +21,7 @@ _EPSILON = {
     Kind.NONE: "nominal_epsilon",
 }
 # Figures that follow from the weights, the settings and public data; any other may come from private records.
-_PUBLIC_METRICS = {"step", "epoch", "test_accuracy", *_EPSILON.values()}
+_PUBLIC_METRICS = {"step", "epoch", "test_accuracy", "test_loss", *_EPSILON.values()}
 _PUBLIC_SUMMARY = {
     *("dataset", "model", "rule", "backend", "release", "epochs", "steps", "releases", "batch_size"),
     *(
@@ -29,6 +29,7 @@ _PUBLIC_SUMMARY = {
         "seed",
         "test_accuracy",
         "test_auc",
+        "test_loss",
         "target_epsilon",
         "noise_multiplier",
         "max_grad_norm",

@@ -25,11 +25,12 @@ from optical_dfa.config import (
     write,
 )
 from optical_dfa.data import NAMES
-from optical_dfa.defaults import ADAM_LR, DEFAULTS, OTHER_DATASET
+from optical_dfa.defaults import ADAM_LR, DEFAULTS, OTHER_DATASET, OTHER_TEXT, shipped_for
 from privacy.releases import RELEASES as SOUND_RELEASES
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SIZES = {"digits": 1437, "mnist": 60000, "fashion-mnist": 60000, "cifar10": 50000, OTHER_DATASET: 3000}
+SIZES |= {"tiny-shakespeare": 15443, OTHER_TEXT: 3000}
 
 
 def refusal(**flags: Any) -> str:
@@ -66,6 +67,7 @@ def refusal(**flags: Any) -> str:
         ("backend", ["optical", ""]),
         ("optimizer", ["sdg", "lbfgs"]),
         ("lr_schedule", ["linear", ""]),
+        ("points", ["all", ""]),
         ("device", ["gpu", "cuda:", "cuda:x", "cpu\n"]),
     ],
 )
@@ -79,7 +81,7 @@ def test_what_is_not_allowed(name: str, values: list[Any]) -> None:
 @pytest.mark.parametrize(
     ("name", "allowed"),
     [
-        ("dataset", (*NAMES, ".npz")),
+        ("dataset", (*NAMES, ".npz", ".txt")),
         ("rule", ("bp", "dfa", "shallow")),
         ("release", ("none", "digital", "dark-frame")),
         ("optimizer", ("sgd", "adam")),
@@ -152,9 +154,10 @@ def test_frozen() -> None:
 
 
 @pytest.mark.parametrize("release", RELEASES)
-@pytest.mark.parametrize("dataset", [*NAMES, "own.npz"])
+@pytest.mark.parametrize("dataset", [*NAMES, "own.npz", "own.TXT"])
 def test_every_default_is_filled_in(dataset: str, release: str) -> None:
-    key = dataset if dataset in NAMES else OTHER_DATASET
+    key = shipped_for(dataset)
+    assert key in {*NAMES, OTHER_DATASET, OTHER_TEXT}
     config = resolve(merge({}, {"dataset": dataset, "release": release}), SIZES[key])
     shipped = DEFAULTS[key, release != "none"]
     assert (config.batch_size, config.epochs, config.lr) == (shipped.batch_size, shipped.epochs, shipped.lr)
@@ -252,12 +255,12 @@ def test_written_file_is_plain_toml_with_everything(tmp_path: Path) -> None:
         "data_dir",
         "lr_schedule",
         "transfer",
+        "points",
         "calibration",
         "noise_multiplier",
         "max_physical_batch_size",
         "release_options",
         "features",
-        "points",
     }
 
 

@@ -18,7 +18,7 @@ import torch
 
 from noise_models.errors import UsageError
 from optical_dfa.data import cifar, idx, load
-from optical_dfa.data.download import _Bar, fetch_gz, fetch_tar
+from optical_dfa.data.download import _Bar, fetch_file, fetch_tar
 
 
 class _Quiet(SimpleHTTPRequestHandler):
@@ -68,7 +68,7 @@ def test_gz_is_checked_then_cached(server: Server, tmp_path: Path) -> None:
     (server.folder / "a.gz").write_bytes(gzip.compress(content))
     target = tmp_path / "cache" / "a"
     for _ in range(2):
-        assert fetch_gz("A", server.url + "a.gz", digest(content), target, progress=False) == target
+        assert fetch_file("A", server.url + "a.gz", digest(content), target, progress=False) == target
         assert target.read_bytes() == content
     assert server.requests == ["/a.gz"]
 
@@ -80,7 +80,7 @@ def test_wrong_content_is_not_kept(server: Server, tmp_path: Path, sent: bytes) 
     (server.folder / "a.gz").write_bytes(sent)
     target = tmp_path / "cache" / "a"
     with pytest.raises(UsageError, match=r"A files by --data-dir or OPTICAL_DFA_DATA$") as caught:
-        fetch_gz("A", server.url + "a.gz", digest(b"wanted"), target, progress=False)
+        fetch_file("A", server.url + "a.gz", digest(b"wanted"), target, progress=False)
     assert "\n" not in str(caught.value)
     assert not target.exists()
 
@@ -88,13 +88,13 @@ def test_wrong_content_is_not_kept(server: Server, tmp_path: Path, sent: bytes) 
 def test_no_network(tmp_path: Path) -> None:
     # Port 9 (discard) of this machine: nothing listens there.
     with pytest.raises(UsageError, match=r"cannot be downloaded.*--data-dir or OPTICAL_DFA_DATA") as caught:
-        fetch_gz("A", "http://127.0.0.1:9/a.gz", digest(b""), tmp_path / "a", progress=False)
+        fetch_file("A", "http://127.0.0.1:9/a.gz", digest(b""), tmp_path / "a", progress=False)
     assert "\n" not in str(caught.value)
 
 
 def test_absent_on_the_server(server: Server, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be downloaded"):
-        fetch_gz("A", server.url + "a.gz", digest(b""), tmp_path / "a", progress=False)
+        fetch_file("A", server.url + "a.gz", digest(b""), tmp_path / "a", progress=False)
 
 
 def archive(names: dict[str, bytes]) -> bytes:

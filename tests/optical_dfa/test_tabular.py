@@ -194,7 +194,7 @@ def test_the_area_is_scikit_learns_of_the_kept_weights(clicks: str, tmp_path: Pa
 
     summary = train(settings(clicks, release="none", epochs=1), tmp_path / "run")
     data = load(clicks)
-    net = build("embed:4,16", (3,), 2, 0, data.cardinalities)
+    net = build("embed:4,16", (3,), 2, 0, cardinalities=data.cardinalities)
     kept = load_file(tmp_path / "run" / "checkpoint.safetensors")
     net.load_state_dict({name: kept[f"module.module.{name}"] for name in net.state_dict()})
     score = torch.softmax(net(data.x_test), 1)[:, 1].detach().numpy()
@@ -221,7 +221,7 @@ def test_more_classes_have_no_such_area() -> None:
     [
         ({"points": ["2", "6"]}, ["no module '6'", "0.tables.0"]),
         ({"points": []}, ["points", "list of modules' names"]),
-        ({"points": "2"}, ["points", "list of modules' names"]),
+        ({"points": "2"}, ["points", "list of modules' names", "macro"]),
         ({"model": "embed:4"}, ["one width, 4", "embed:8,128,128"]),
         ({"dataset": "digits"}, ["no", "categorical columns", "mlp"]),
         ({"features": "pca:2"}, ["categorical columns", "mlp"]),

@@ -305,7 +305,7 @@ def test_feature_statistics(release: str) -> None:
         small_run(release=release, features="pca:4")
 
 
-PUBLIC_METRICS = {"step", "epoch", "test_accuracy", "epsilon"}
+PUBLIC_METRICS = {"step", "epoch", "test_accuracy", "test_loss", "epsilon"}
 FIGURES_OF_RECORDS = {
     "training_loss",
     "mean_batch_size",

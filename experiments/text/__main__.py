@@ -1,0 +1,9 @@
+"""`python -m experiments.text`: see `config.toml`."""
+
+import sys
+from pathlib import Path
+
+from experiments.runner import main
+
+if __name__ == "__main__":
+    sys.exit(main(Path(__file__).parent))
