@@ -10,16 +10,16 @@ through the saddle point, where the integrand is smallest; one coordinate, and e
 Stated error: 1e-8 absolute ("Normal Distributions Indistinguishability Spectrum", arXiv 2309.01243, has the same
 quantity by other means).
 
-Whether a variance is zero cannot be decided below the rounding of the covariance that holds it. An entry S_ij is taken
-to be known to ENTRY_ERROR sqrt(S_ii S_jj), as sums of products are: the size of a coordinate does not matter, a variance
-of 1e-30 along an axis is a variance, and zero is zero. With every coordinate in units of its own standard deviation:
+Whether a variance is zero cannot be decided below the rounding of the covariance that holds it. An entry S_ij is
+taken to be known to ENTRY_ERROR sqrt(S_ii S_jj), as sums of products are: the size of a coordinate does not matter, a
+variance of 1e-30 along an axis is a variance, and zero is zero. In units of every coordinate's own standard deviation:
 
 * a direction whose variance is above that rounding is treated as it stands, its share of the result being known to
   rounding / variance relative; one whose ratio of variances is lost in rounding tells the worlds apart: inf;
 * a covariance that is asymmetric or indefinite beyond it is known less well than that: inf;
-* along a direction whose variance is within it, a mean difference that rounding of the means and of the covariance cannot make
-  tells the worlds apart: inf, even if the variance were not quite zero; a smaller one, and how the variances compare,
-  cannot be told from nothing and count as nothing, as they must where two singular supports are one.
+* along a direction whose variance is within it, a mean difference that rounding of the means and of the covariance
+  cannot make tells the worlds apart: inf, even if the variance were not quite zero; a smaller one, and how the
+  variances compare, cannot be told from nothing and count as nothing, as they must where singular supports are one.
 
 What is computed from a REALISED batch depends on the data: a diagnostic, never a guarantee.
 """
@@ -100,7 +100,8 @@ class GaussianPair:
         _check(means, covariances, means[0].size, tolerance)
         apart = cls(np.ones(0), np.zeros(0), singular=True)
         # Halves first: neither a sum nor a difference of large values overflows.
-        variance = sum(np.maximum(np.diag(value), 0.0) / 2 for value in covariances)
+        halves = [np.maximum(np.diag(value), 0.0) / 2 for value in covariances]
+        variance = halves[0] + halves[1]
         noised = variance > 0
         shift, blurred = means[0] - means[1], tolerance * (np.abs(means[0]) + np.abs(means[1]))
         if (np.abs(shift) > blurred)[~noised].any() or any(value[~noised].any() for value in covariances):
@@ -117,9 +118,10 @@ class GaussianPair:
                 return apart
         present = scale > rounding
         along = basis.T @ shift
-        # An absent direction is off by rounding / scale towards each that is present.
-        turned = rounding * float(np.sum(np.abs(along[present]) / scale[present]))
-        if np.linalg.norm(along[~present]) > np.linalg.norm(blurred) + turned:
+        # What rounding makes of it: that of the means, and an absent direction is off by rounding / scale towards each
+        # that is present.
+        made = np.abs(basis).T @ blurred + rounding * float(np.sum(np.abs(along[present]) / scale[present]))
+        if (np.abs(along) > made)[~present].any():
             return apart
         whitener = basis[:, present] / np.sqrt(scale[present])
         share, rotation = np.linalg.eigh(whitener.T @ first @ whitener / 2)
@@ -194,7 +196,7 @@ class GaussianPair:
         return _inverted(ratio, shift, epsilon)
 
     def epsilon(self, delta: float) -> float:
-        """Smallest epsilon >= 0 with delta(epsilon) <= delta in this direction; inf for different supports, or above 1e7.
+        """Smallest epsilon >= 0 with delta(epsilon) <= delta in this direction; inf above 1e7 or if singular.
 
         Raises:
             UsageError: a delta outside (0, 1).

@@ -14,7 +14,8 @@ class Mechanism:
     Attributes:
         module: of `privacy.accounting`, whose `epsilon(tally, delta, adjacency, accountant)` composes such rows;
             None for the (Poisson-subsampled) Gaussian mechanism, whose accountants are modules each.
-        accountants: names; the first is the default, the last shares no code with it and is what audits use.
+        accountants: names; the first is the default, the last shares no code with it and is what audits use. A
+            mechanism that no release has, which is planned and not audited, may have one alone.
         adjacencies: which notions of neighbours it speaks of.
         epochs: whether a record takes part in one step of each epoch only, so that an epoch's steps compose in
             parallel.
@@ -32,5 +33,6 @@ MECHANISMS: dict[str, Mechanism] = {
     "gaussian": Mechanism(None, ("pld", "rdp", "prv", "numerical"), _RECORDS),
     "skellam": Mechanism("skellam", ("skellam-rdp", "skellam-exact"), (Adjacency.ADD_REMOVE,)),
     "label-gaussian": Mechanism("gdp", ("gdp", "numerical"), (Adjacency.LABEL,), epochs=True),
+    "poisson": Mechanism("poisson_frames", ("poisson-rdp",), (Adjacency.ADD_REMOVE,)),
     "published": Mechanism("published", ("published", "published-rdp"), (Adjacency.ADD_REMOVE,)),
 }

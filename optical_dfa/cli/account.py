@@ -49,8 +49,27 @@ def account(
     calibration_beta: Annotated[
         float, typer.Option(help="Probability that the device's calibration is wrong; taken from delta.")
     ] = 0.0,
-    sensitivity: Annotated[float | None, typer.Option(help="skellam: clipping norm in grid units.")] = None,
+    sensitivity: Annotated[
+        float | None,
+        typer.Option(
+            help="skellam: clipping norm in grid units; poisson: l2 of one record's change of the expected counts of "
+            "a step's pixels, in photo-electrons."
+        ),
+    ] = None,
     dimension: Annotated[int | None, typer.Option(help="skellam: released coordinates.")] = None,
+    least_rate: Annotated[
+        float | None,
+        typer.Option(
+            help="poisson, instead of --noise-multiplier = sqrt(least rate) / sensitivity: the least expected count "
+            "of a pixel, in photo-electrons."
+        ),
+    ] = None,
+    largest: Annotated[
+        float | None,
+        typer.Option(
+            help="poisson: one record's largest change of a single pixel, in photo-electrons; else --sensitivity."
+        ),
+    ] = None,
     table: Annotated[
         str | None,
         typer.Option(
@@ -84,6 +103,8 @@ def account(
         "beta": calibration_beta,
         "sensitivity": sensitivity,
         "dimension": dimension,
+        "least-rate": least_rate,
+        "largest": largest,
         "noise-multiplier": noise_multiplier,
         "steps": steps,
         "epochs": epochs,
@@ -143,15 +164,30 @@ def _plan(asked: Mapping[str, Any]) -> Plan:
     sensitivity, dimension = asked["sensitivity"], asked["dimension"]
     if mechanism == "skellam" and (sensitivity is None or dimension is None):
         raise UsageError("--mechanism skellam needs --sensitivity (in grid units) and --dimension; give both")
-    if mechanism != "skellam" and not (sensitivity is None and dimension is None):
-        raise UsageError(f"--sensitivity and --dimension change nothing for {mechanism}; leave them out")
+    if mechanism == "poisson" and sensitivity is None:
+        raise UsageError("--mechanism poisson needs --sensitivity, the l2 change in photo-electrons; give it")
+    for flag, users in (
+        ("sensitivity", ("skellam", "poisson")),
+        ("dimension", ("skellam",)),
+        ("least-rate", ("poisson",)),
+        ("largest", ("poisson",)),
+    ):
+        if asked[flag] is not None and mechanism not in users:
+            raise UsageError(f"--{flag} changes nothing for {mechanism}; leave it out")
     steps = _steps(asked["steps"], asked["epochs"], sample_rate)
     if steps is not None and steps > STEP_LIMIT:
         raise UsageError(f"--steps is {steps:,}; it must be at most {STEP_LIMIT:,}")
     given = {"noise-multiplier": asked["noise-multiplier"], "steps": steps, "epsilon": asked["epsilon"]}
-    for flag, value in {**given, "sensitivity": sensitivity, "dimension": dimension}.items():
+    sizes = {flag: asked[flag] for flag in ("sensitivity", "dimension", "least-rate", "largest")}
+    for flag, value in {**given, **sizes}.items():
         if value is not None and not 0 < value < math.inf:
             raise UsageError(f"--{flag} is {value:g}; it must be a finite number above 0")
+    if asked["least-rate"] is not None:
+        from privacy.accounting.poisson_frames import multiplier_of
+
+        if given["noise-multiplier"] is not None:
+            raise UsageError("--least-rate and --noise-multiplier say the same thing; give one of the two")
+        given["noise-multiplier"] = multiplier_of(asked["least-rate"], sensitivity)
     count = sum(value is not None for value in given.values())
     if count != 2:
         raise UsageError(
@@ -170,6 +206,7 @@ def _plan(asked: Mapping[str, Any]) -> Plan:
         beta,
         1.0 if sensitivity is None else sensitivity,
         1 if dimension is None else dimension,
+        math.inf if asked["largest"] is None else asked["largest"],
     )
     return complete(scheme, noise_multiplier=given["noise-multiplier"], steps=steps, epsilon=given["epsilon"])
 
@@ -239,8 +276,13 @@ def _print_plan(plan: Plan, checks: Mapping[str, float], as_json: bool) -> None:
     if as_json:
         print_json(document_of(plan) | ({"cross_check": dict(checks)} if checks else {}))
         return
+    document = document_of(plan)
+    light = (
+        {"least rate": f"{document['least_rate']:.6g} photo-electrons"} if "least_rate" in document else {}
+    )
     print_facts(
-        {
+        light
+        | {
             "noise multiplier": f"{plan.noise_multiplier:.6g}",
             "sample rate": f"{plan.scheme.sample_rate:.6g}",
             "steps": f"{plan.steps:,}",

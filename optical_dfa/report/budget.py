@@ -12,6 +12,7 @@ import numpy as np
 from noise_models.errors import UsageError
 from optical_dfa.report.plots import COLOURS, drawing_style
 from privacy.accounting.planning import Plan, complete
+from privacy.accounting.poisson_frames import least_rate_of
 from privacy.guarantee import Guarantee, Kind
 from privacy.releases import RELEASES
 
@@ -36,6 +37,15 @@ _ASSUMPTIONS = {
         "in every step of an epoch each record's Gaussian-DP parameter is at most 1 / noise multiplier",
         "every layer's projections carry secret, fresh, un-rounded Gaussian noise, the output layer's too",
     ),
+    "poisson": (
+        _SAMPLED,
+        "a step releases counts of photo-electrons, independent Poisson ones; what a camera adds to them does not "
+        "depend on records",
+        "with or without a record, no pixel's expected count is below the least rate",
+        "one record changes the expected counts of all frames of a step, taken together, by no more than the "
+        "sensitivity (l2) and the largest change of a pixel: upper limits, in photo-electrons",
+        "no release of this program relies on shot noise: this plans a device of your own",
+    ),
     "published": (
         _SAMPLED,
         "NOT a worst-case guarantee: noise inside each record's projection is taken for isotropic noise on the sum",
@@ -56,7 +66,7 @@ def guarantee_of(plan: Plan) -> Guarantee:
         epsilon=plan.epsilon,
         delta=scheme.delta,
         adjacency=scheme.adjacency,
-        kind=kinds[0],
+        kind=kinds[0] if kinds else Kind.RECORD_DP,
         accountant=scheme.accountant,
         assumptions=assumptions,
     )
@@ -80,6 +90,12 @@ def document_of(plan: Plan) -> dict[str, Any]:
     }
     if scheme.mechanism == "skellam":
         document |= {"sensitivity": scheme.sensitivity, "dimension": scheme.dimension}
+    if scheme.mechanism == "poisson":
+        document |= {
+            "sensitivity": scheme.sensitivity,
+            "largest": min(scheme.largest, scheme.sensitivity),
+            "least_rate": least_rate_of(plan.noise_multiplier, scheme.sensitivity),
+        }
     return document
 
 

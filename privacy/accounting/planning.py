@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 from noise_models.errors import UsageError
 from privacy.adjacency import Adjacency
@@ -23,7 +23,9 @@ class Scheme:
         adjacency: one the mechanism speaks of.
         accountant: one of the mechanism's.
         beta: probability that the device's calibration is wrong, taken from delta (THEORY T8).
-        sensitivity, dimension: in grid units and coordinates; "skellam" alone depends on them.
+        sensitivity: in grid units for "skellam", in photo-electrons for "poisson"; no other depends on it.
+        dimension: coordinates; "skellam" alone depends on it.
+        largest: a single pixel's change in photo-electrons, for "poisson"; the sensitivity bounds it too.
 
     Raises:
         UsageError: a value out of range, an adjacency or accountant the mechanism does not have.
@@ -37,6 +39,7 @@ class Scheme:
     beta: float = 0.0
     sensitivity: float = 1.0
     dimension: int = 1
+    largest: float = math.inf
 
     def __post_init__(self) -> None:
         from privacy.accounting import accountant_for
@@ -70,6 +73,10 @@ class Scheme:
             sensitivity=self.sensitivity,
             dimension=self.dimension,
         )
+        if self.mechanism == "poisson":
+            from privacy.accounting.poisson_frames import Frame
+
+            row = Frame(**asdict(row), largest=self.largest)
         return {row: count}
 
 

@@ -16,6 +16,7 @@ GAUSSIAN = [*DELTA, "--sample-rate", "0.01"]
 QUICK = [*GAUSSIAN, "--accountant", "rdp"]  # searches by the fastest accountant
 LABEL = [*DELTA, "--mechanism", "label-gaussian"]
 SKELLAM = [*GAUSSIAN, "--mechanism", "skellam", "--sensitivity", "200", "--dimension", "100000"]
+POISSON = [*GAUSSIAN, "--mechanism", "poisson", "--sensitivity", "40", "--largest", "2"]
 PUBLISHED = [*GAUSSIAN, "--mechanism", "published"]
 
 
@@ -31,6 +32,7 @@ def answer(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any
         ([*DELTA, "--sample-rate", "1", "--adjacency", "replace-one"], "record-dp", "replace-one"),
         (SKELLAM, "record-dp", "add-or-remove-one"),
         (LABEL, "label-dp", "label"),
+        (POISSON, "record-dp", "add-or-remove-one"),
         (PUBLISHED, "conditional", "add-or-remove-one"),
     ],
 )
@@ -49,6 +51,22 @@ def test_each_of_the_three_follows_from_the_others(
     assert steps["epsilon"] <= 2
     more = answer(capsys, *case, "--noise-multiplier", sigma, "--steps", str(steps["steps"] + 1))
     assert more["epsilon"] > 2
+
+
+def test_shot_noise_is_planned_by_its_least_rate(capsys: pytest.CaptureFixture[str]) -> None:
+    plan = answer(capsys, *POISSON, "--least-rate", "3000", "--steps", "50")
+    assert plan["least_rate"] == pytest.approx(3000, rel=1e-12)
+    assert plan["noise_multiplier"] == pytest.approx(math.sqrt(3000) / 40, rel=1e-12)
+    assert (plan["sensitivity"], plan["largest"]) == (40, 2)
+    assert any("no release of this program relies on shot noise" in text for text in plan["assumptions"])
+    least = answer(capsys, *POISSON, "--epsilon", repr(plan["epsilon"]), "--steps", "50")
+    assert least["least_rate"] == pytest.approx(3000, rel=5e-3)
+    most = answer(capsys, *POISSON, "--epsilon", repr(plan["epsilon"]), "--least-rate", "3000")
+    assert most["steps"] == 50
+    anywhere = answer(capsys, *POISSON[:-2], "--least-rate", "3000", "--steps", "50")
+    assert anywhere["epsilon"] > plan["epsilon"]
+    assert main(["account", *POISSON, "--least-rate", "3000", "--steps", "50"]) == 0
+    assert "least rate        3000 photo-electrons" in capsys.readouterr().out
 
 
 def test_label_epochs_compose_like_gaussian_dp(capsys: pytest.CaptureFixture[str]) -> None:
@@ -75,6 +93,7 @@ def test_calibration_beta_is_taken_from_delta_and_named(capsys: pytest.CaptureFi
         ([*DELTA, "--sample-rate", "1", "--adjacency", "replace-one"], {"pld", "numerical", "gdp"}),
         (LABEL, {"gdp", "numerical"}),
         (SKELLAM, {"skellam-rdp", "skellam-exact"}),
+        (POISSON, {"poisson-rdp"}),
         (PUBLISHED, {"published", "published-rdp"}),
     ],
 )
@@ -179,7 +198,7 @@ def test_a_plot_is_a_picture(
             [*SKELLAM, "--sensitivity", "0.5", "--steps", "10", "--noise-multiplier", "1"],
             "at least 1 grid unit",
         ),
-        ([*GAUSSIAN, "--dimension", "10", "--steps", "10", "--noise-multiplier", "1"], "leave them out"),
+        ([*GAUSSIAN, "--dimension", "10", "--steps", "10", "--noise-multiplier", "1"], "leave it out"),
         (
             [*GAUSSIAN, "--calibration-beta", "1e-5", "--steps", "10", "--noise-multiplier", "1"],
             "below --delta",

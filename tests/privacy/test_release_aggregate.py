@@ -26,7 +26,7 @@ def exact_mu(
     variances = [np.full(stack[0].size, output_std**2)]
     variances += [np.full(block.size, std**2) for block, std in zip(blocks, stds, strict=True)]
     covariance = np.diag(np.concatenate(variances))
-    pair = GaussianPair.of(shift, covariance, np.zeros_like(shift), covariance, tolerance=1e-14)
+    pair = GaussianPair.of(shift, covariance, np.zeros_like(shift), covariance)
     return math.sqrt(2 * pair.renyi(1.0))
 
 

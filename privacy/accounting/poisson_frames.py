@@ -1,0 +1,117 @@
+"""Shot noise as a mechanism: frames of photo-electron counts, Poisson-sampled, by Rényi divergences (THEORY T6).
+
+For planning: no release of this project relies on shot noise. A step releases one frame, or several as one vector of
+pixels; one record changes the EXPECTED counts by at most l2 over all pixels and by at most `largest` in one, and no
+pixel's expected count is below a least rate in either world. With q = 1 a step costs `poisson.renyi_bound`, which
+speaks of either direction. A count's law is not symmetric, so under sampling the two directions are bounded apart.
+P being the law with the record, Q without, R = (1-q) Q + q P:
+
+* D_a(R || Q): the binomial formula (`privacy.accounting.amplification`), which needs no symmetry;
+* D_a(Q || R) <= ln(1 + ((1-q)^(1-a) - 1 - (a-1) q) (e^D_2(P||Q) - 1)) / (a-1): with x = q (dP/dQ - 1) >= -q,
+  ((1+x)^(1-a) - 1 + (a-1) x) / x² falls in x, so its value at -q bounds it, E_Q x = 0 and E_Q x² = q² (e^D_2 - 1);
+* D_a(Q || R) <= q D_a(Q || P): Rényi's divergence is convex in its second argument (van Erven and Harremoës 2014,
+  theorem 12).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from noise_models.errors import UsageError
+from privacy.accounting.amplification import subsampled
+from privacy.accounting.poisson import renyi_bound
+from privacy.accounting.skellam import convert_to_epsilon
+from privacy.adjacency import Adjacency
+from privacy.ledger import Release
+
+Array = NDArray[np.float64]
+
+ORDERS = (*range(2, 65), *(round(2 ** (part / 32)) for part in range(193, 353)))
+
+
+@dataclass(frozen=True)
+class Frame(Release):
+    """A step's frame. `sensitivity` is l2 in photo-electrons, `noise_multiplier` sqrt(least rate) / l2.
+
+    Attributes:
+        largest: of a single pixel's change of expected count, photo-electrons; where infinite the l2 one bounds it.
+    """
+
+    largest: float = math.inf
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.largest > 0:
+            raise UsageError(f"largest = {self.largest!r}: give a change > 0, in photo-electrons")
+
+
+def multiplier_of(least_rate: float, l2: float) -> float:
+    """The noise multiplier that stands for a least rate: the least noise of a pixel over the l2 sensitivity."""
+    return math.sqrt(least_rate) / l2
+
+
+def least_rate_of(noise_multiplier: float, l2: float) -> float:
+    """The least rate that a noise multiplier stands for, in photo-electrons."""
+    return (noise_multiplier * l2) ** 2
+
+
+def epsilon(
+    tally: Mapping[Release, int], delta: float, adjacency: Adjacency, accountant: str = "poisson-rdp"
+) -> float:
+    """Epsilon of Poisson-sampled frames, composed; 0 without any, inf without light.
+
+    Args:
+        tally: releases of the mechanism "poisson"; one that is no `Frame` may change in a single pixel.
+        delta: 0 < delta < 1.
+        adjacency: add-or-remove-one; nothing else is covered.
+        accountant: "poisson-rdp".
+
+    Raises:
+        UsageError: another adjacency or accountant.
+    """
+    if Adjacency(adjacency) is not Adjacency.ADD_REMOVE or accountant != "poisson-rdp":
+        raise UsageError(
+            f"mechanism 'poisson' is accounted under add-or-remove-one by poisson-rdp, not under "
+            f"{Adjacency(adjacency).value!r} by {accountant!r}"
+        )
+    steps: Counter[tuple[float, float, float, float]] = Counter()
+    for release, count in tally.items():
+        if count > 0 and release.sensitivity > 0:
+            largest = min(getattr(release, "largest", math.inf), release.sensitivity)
+            rate = least_rate_of(release.noise_multiplier, release.sensitivity)
+            steps[release.sample_rate, rate, release.sensitivity, largest] += count
+    if not steps:
+        return 0.0
+    if any(rate == 0 for _, rate, _, _ in steps):
+        return math.inf
+    total = np.zeros(len(ORDERS))
+    for row, count in sorted(steps.items()):
+        total += count * _sampled(*row)
+    return max(0.0, convert_to_epsilon(np.asarray(ORDERS, dtype=np.float64), total, delta))
+
+
+@lru_cache(maxsize=256)
+def _sampled(sample_rate: float, least_rate: float, l2: float, largest: float) -> Array:
+    """The worse of both directions at `ORDERS`."""
+    slope = np.asarray(ORDERS, dtype=np.float64) - 1
+    plain = np.asarray([renyi_bound(least_rate, l2, largest, float(order)) for order in ORDERS])
+    if sample_rate == 1:
+        return plain
+    # (k - 1) D_k is convex in k: between the orders computed, its chord is an upper bound.
+    with np.errstate(over="ignore"):
+        moments = slope * plain
+    with_record = subsampled(
+        ORDERS, sample_rate, lambda order: float(np.interp(order - 1, slope, moments)) / (order - 1)
+    )
+    with np.errstate(over="ignore"):
+        excess = np.expm1(-slope * math.log1p(-sample_rate)) - slope * sample_rate
+        quadratic = np.log1p(np.maximum(excess, 0.0) * np.expm1(plain[0])) / slope
+    worse: Array = np.maximum(with_record, np.minimum(quadratic, sample_rate * plain))
+    return worse
