@@ -19,7 +19,7 @@ from optical_dfa.backends import create
 from optical_dfa.backends.base import ProjectionBackend
 from optical_dfa.feedback import make_rule
 from optical_dfa.feedback.cuts import OUTPUT, Trace, check_steps, trace
-from optical_dfa.feedback.points import Tape, install, remove
+from optical_dfa.feedback.points import Tape, install, refuse_computed, remove
 from optical_dfa.feedback.rule import FeedbackRule, Point
 from optical_dfa.feedback.state import FeedbackState, TeachingState
 from optical_dfa.feedback.stateful import GradientState
@@ -273,6 +273,7 @@ class AlignedModule(nn.Module):
                 f"rule {self.rule.name} does not teach layer by layer from one pass, so its contributions cannot be "
                 "recorded; use rule dfa"
             )
+        refuse_computed(self.module)
         self._check_taught_apart()
         probed = self.module, self.trained_parameters(), self.example, self._uses
         if kind == "aggregate":
@@ -424,6 +425,7 @@ def align(
         raise UsageError("the module is already aligned; unalign() it first")
     if loss_reduction not in ("mean", "sum"):
         raise UsageError(f"loss_reduction is {loss_reduction!r}; it must be 'mean' or 'sum'")
+    refuse_computed(module)
     chosen = make_rule(rule, rule_options) if isinstance(rule, str) else rule
     inputs = _example_inputs(module, example)
     names = list(points) if points is not None else chosen.default_points(module, inputs)

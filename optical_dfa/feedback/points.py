@@ -82,6 +82,22 @@ class PointHook:
         return marker.clone()  # what follows may work in place, which a leaf does not allow
 
 
+def refuse_computed(module: nn.Module) -> None:
+    """Refuse weights that a hook computes from other parameters before each pass: no copy of the module can be tried.
+
+    Raises:
+        UsageError: naming the weight.
+    """
+    for name, part in module.named_modules():
+        computed = [key for key, x in vars(part).items() if isinstance(x, Tensor) and x.grad_fn is not None]
+        if computed:
+            raise UsageError(
+                f"{computed[0]} of {name or 'the module'} is computed from other parameters before each pass "
+                "(torch.nn.utils.weight_norm?), so the module cannot be copied and tried; use "
+                "torch.nn.utils.parametrizations, or remove it"
+            )
+
+
 def default_points(module: nn.Module) -> list[str]:
     """Names of the modules whose outputs are cut unless the caller names others: activations and embeddings."""
     return [name for name, part in module.named_modules() if isinstance(part, DEFAULT_POINTS)]

@@ -129,9 +129,3 @@ def refuse_mixing(module: nn.Module) -> None:
                     f"{name or 'the module'} is a {type(part).__name__}, which mixes records or keeps un-noised "
                     f"statistics of them; replace it with {MIXING[base.__name__]}"
                 )
-        computed = [key for key, x in vars(part).items() if isinstance(x, Tensor) and x.grad_fn is not None]
-        if computed:
-            raise UsageError(
-                f"{computed[0]} of {name or 'the module'} is computed from other parameters before each pass "
-                "(torch.nn.utils.weight_norm?), so what trains it is not recorded; remove that"
-            )
