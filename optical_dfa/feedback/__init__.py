@@ -37,6 +37,7 @@ RULES: dict[str, str] = {
     "lg-fg-a": "optical_dfa.feedback.local_greedy:LocalGreedyForwardGradient",
     "modular": "optical_dfa.feedback.modular:ModularFeedbackAlignment",
     "pepita": "optical_dfa.feedback.pepita:Pepita",
+    "recurrent-hybrid": "optical_dfa.feedback.recurrent_hybrid:RecurrentHybrid",
     "shallow": "optical_dfa.feedback.shallow:Shallow",
     "sign-dfa": "optical_dfa.feedback.sign_dfa:SignFeedbackAlignment",
     "sparse-recurrent": "optical_dfa.feedback.sparse_recurrent:SparseRecurrentFeedback",

@@ -53,12 +53,7 @@ class SparseRecurrentFeedback(FeedbackRule):
         Raises:
             UsageError: an option out of its range.
         """
-        if not (isinstance(density, int | float) and 0 < density <= 1):
-            raise UsageError(f"rule option density={density!r}: it must be a number above 0 and at most 1")
-        if recursion not in RECURSIONS:
-            raise UsageError(f"rule option recursion={recursion!r}: it must be truncated or local")
-        if not (isinstance(scale, int | float) and 0 < scale < math.inf):
-            raise UsageError(f"rule option scale={scale!r}: it must be a positive number")
+        check_sparse(density, recursion, scale)
         if type(bp_layers) is not int or bp_layers < 0:
             raise UsageError(f"rule option bp_layers={bp_layers!r}: it must be a whole number from 0")
         self.density, self.recursion, self.scale = float(density), recursion, float(scale)
@@ -127,7 +122,7 @@ class SparseState(TeachingState):
     ) -> None:
         super().__init__(seed)
         self.rule, self.points, self.components, self.top = rule, tuple(points), components, tuple(top)
-        self._active = False
+        self.active = False
         self._draw()
         self.register_load_state_dict_post_hook(_drawn_again)  # type: ignore[no-untyped-call]
 
@@ -136,27 +131,25 @@ class SparseState(TeachingState):
             seed = derive_seed(int(self.get_buffer("seed")), f"sparse feedback to {point.name}")
             stream = torch.Generator().manual_seed(seed)
             shape = (point.width, self.components)
-            kept = torch.rand(shape, generator=stream) < self.rule.density
-            entries = torch.randn(shape, generator=stream) * kept
-            entries *= self.rule.scale / math.sqrt(self.rule.density * point.width)
+            entries = sparse_matrix(shape, self.rule.density, self.rule.scale, stream)
             self.register_buffer(key(point.name), entries, persistent=False)
 
     def begin(self) -> None:
-        self._active = True
+        self.active = True
 
     def end(self) -> None:
-        self._active = False
+        self.active = False
 
     def install(self, module: nn.Module) -> None:
         if self.rule.recursion == "truncated":
             for name, part in module.named_modules():
                 if isinstance(part, Memory) and not _inside(name, self.top):
-                    part.register_forward_hook(_Forget(self))
+                    part.register_forward_hook(Forget(self))
 
     def remove(self, module: nn.Module) -> None:
         for part in module.modules():
             hooks = part._forward_hooks
-            for number in [n for n, h in hooks.items() if isinstance(h, _Forget) and h.state is self]:
+            for number in [n for n, h in hooks.items() if isinstance(h, Forget) and h.state is self]:
                 del hooks[number]
 
     def observe(
@@ -179,14 +172,35 @@ class SparseState(TeachingState):
         return kept, kept
 
 
-class _Forget:
-    """Forward hook of a memory: what is carried on has no history."""
+class Forget:
+    """Forward hook of a memory: what is carried on has no history.
 
-    def __init__(self, state: SparseState) -> None:
+    `state` says by `active` whether an aligned pass is running.
+    """
+
+    def __init__(self, state: Any) -> None:
         self.state = state
 
     def __call__(self, part: nn.Module, args: Any, output: Tensor) -> Tensor | None:
-        return output.detach() if self.state._active else None
+        return output.detach() if self.state.active else None
+
+
+def check_sparse(density: float, recursion: str, scale: float) -> None:
+    """Refuse options out of their range, by UsageError."""
+    if not (isinstance(density, int | float) and 0 < density <= 1):
+        raise UsageError(f"rule option density={density!r}: it must be a number above 0 and at most 1")
+    if recursion not in RECURSIONS:
+        raise UsageError(f"rule option recursion={recursion!r}: it must be truncated or local")
+    if not (isinstance(scale, int | float) and 0 < scale < math.inf):
+        raise UsageError(f"rule option scale={scale!r}: it must be a positive number")
+
+
+def sparse_matrix(shape: tuple[int, ...], density: float, scale: float, stream: torch.Generator) -> Tensor:
+    """S ∘ B: entries N(0, scale² / (density n)), n the last but one size, each kept with the probability `density`."""
+    kept = torch.rand(shape, generator=stream) < density
+    entries = torch.randn(shape, generator=stream) * kept
+    entries *= scale / math.sqrt(density * shape[-2])
+    return entries
 
 
 def _inside(name: str, layers: Sequence[str]) -> bool:

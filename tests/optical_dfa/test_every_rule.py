@@ -56,7 +56,7 @@ def cnn(bias: bool = True) -> nn.Module:
 def network(rule: str, bias: bool = True) -> tuple[nn.Module, Tensor]:
     """A network that the rule is defined on, its biases 0, and M records for it."""
     make: Callable[[bool], nn.Module]
-    if rule == "sparse-recurrent":
+    if rule in ("sparse-recurrent", "recurrent-hybrid"):
         make, x = lambda bias: Recurrent("gru", bias, last=True), normal(M, 3, 3, seed=1)
     elif rule in CONVOLUTIONAL:
         make, x = cnn, normal(M, 2, 4, 4, seed=1)

@@ -1,0 +1,213 @@
+"""Exact errors between recurrent layers and sparse ones from later times, against the equation written out."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import pickle
+import warnings
+
+import pytest
+import torch
+from test_capture_sums import captured, clip, clipped_sum
+from test_rules_recurrent import CELLS, UNITS, M, Network, T, X, Y, assert_same, gradients, loss, matrix, network
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from noise_models.errors import UsageError
+from optical_dfa.feedback import AlignedModule, align
+from optical_dfa.feedback.costs import cost
+from optical_dfa.recurrent import Unrolled
+
+
+def aligned_network(net: nn.Module, seed: int = 0, **options: object) -> AlignedModule:
+    x = X.to(next(net.parameters()).dtype)
+    return align(net, rule="recurrent-hybrid", rule_options=options, example=x, seed=seed, show=None)
+
+
+def by_hand(net: Network, matrices: list[Tensor], recursion: str) -> list[Tensor]:
+    """Layer by layer from the top: the layer's own errors, then every time's cell alone, from detached states."""
+    given, raws = [X], []
+    for layer in net.cells:
+        below = given[-1]
+        h = carried = X.new_zeros(M, UNITS)
+        raw = []
+        for t in range(T):
+            carried = carried.detach() if recursion == "truncated" else carried
+            new, carried = layer.step(layer.into(below[:, t]), layer.over(h), carried)
+            raw.append(new)
+            h = new.detach()
+        raws.append(raw)
+        given.append(torch.stack([h.detach() for h in raw], 1).requires_grad_())
+    top = net.out(given[-1][:, -1] if net.last else given[-1])
+    loss(top).backward()
+    for raw, own, b in zip(reversed(raws), reversed(given[1:]), reversed(matrices), strict=True):
+        e = own.grad
+        signals = [
+            e[:, t] + sum(e[:, t + k] @ b[k - 1] for k in range(1, len(b) + 1) if t + k < T) for t in range(T)
+        ]
+        torch.autograd.backward(raw, signals)
+    return [p.grad for p in net.parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize("recursion", ["truncated", "local"])
+@pytest.mark.parametrize("reach", [1, 2, 9])
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("cell", list(CELLS))
+def test_states_are_taught_by_the_equation(cell: str, last: bool, reach: int, recursion: str) -> None:
+    made = {"last": last, "layers": 2}
+    aligned = aligned_network(network(cell, **made), density=0.4, reach=reach, recursion=recursion)
+    found = gradients(aligned)
+    matrices = [matrix(aligned, name) for name in ("cells.0", "cells.1")]
+    assert all(b.shape == (reach, UNITS, UNITS) and b.any() for b in matrices)
+    assert_same(found, by_hand(network(cell, **made), matrices, recursion), atol=1e-10)
+    plain = gradients(network(cell, **made))
+    names = [name for name, _ in network(cell, **made).named_parameters()]
+    for name, own, exact in zip(names, found, plain, strict=True):
+        alike = float(torch.cosine_similarity(own.flatten(), exact.flatten(), dim=0))
+        assert alike > 1 - 1e-12 if name.startswith("out") else alike < 0.999, name
+
+
+class Linear(Unrolled):
+    """h_t = W x_t + U h_{t-1}."""
+
+    gates = 1
+
+    def step(self, x: Tensor, h: Tensor, carried: Tensor) -> tuple[Tensor, Tensor]:
+        return x + h, carried
+
+
+def test_powers_of_the_recurrent_matrix_give_backpropagation_through_time() -> None:
+    """dh_{t+k}/dh_t = U^k in a linear cell."""
+    net = nn.Sequential(Linear(3, UNITS), nn.Linear(UNITS, 4)).double()
+    plain = copy.deepcopy(net)
+    aligned = aligned_network(net, reach=T - 1)
+    aligned.state.double()
+    powers = [torch.linalg.matrix_power(net[0].over.weight.detach(), k) for k in range(1, T)]
+    aligned.state.get_buffer("0").copy_(torch.stack(powers))
+    assert_same(gradients(aligned), gradients(plain), atol=1e-12)
+
+
+def test_entries_are_kept_with_the_density_and_counted() -> None:
+    net = network("rnn", torch.float32)
+    net.cells = nn.Sequential(CELLS["rnn"](3, 200))
+    net.out = nn.Linear(200, 4)
+    plain = cost(align(copy.deepcopy(net), rule="bp", example=X.float(), show=None))
+    aligned = aligned_network(net, density=0.2, reach=2)
+    b = matrix(aligned, "cells.0")
+    kept = float((b != 0).double().mean())
+    assert kept == pytest.approx(0.2, abs=4 * (0.16 / b.numel()) ** 0.5)
+    assert float(b.square().sum(1).mean()) == pytest.approx(1.0, rel=0.1)  # a component of E, to n_l units
+    fixed = int((b[0] != 0).sum()) * (T - 1) + int((b[1] != 0).sum()) * (T - 2)
+    out = 200 * 4 * T
+    assert cost(aligned).error == out + fixed
+    assert plain.error == out + 200 * 200 * (T - 1)  # through U, from every time to the one before
+
+
+@pytest.mark.parametrize("cell", list(CELLS))
+def test_the_private_sum_is_that_of_each_record_alone(cell: str) -> None:
+    aligned = aligned_network(network(cell, layers=2))
+    trained, stacked = list(aligned.trained_parameters().values()), []
+    for i in range(M):
+        own = cross_entropy(aligned(X[i : i + 1]).flatten(0, 1), Y[i])
+        stacked.append(torch.cat([g.flatten() for g in torch.autograd.grad(own, trained)]))
+    stacks = torch.stack(stacked)
+    norm = float(stacks.norm(dim=1).median())
+    capture = captured(aligned, M)
+    loss(aligned(X)).backward()
+    norms, total = clipped_sum(capture, norm)
+    torch.testing.assert_close(norms, stacks.norm(dim=1), rtol=1e-9, atol=0.0)
+    torch.testing.assert_close(total, clip(stacks, norm).sum(0), rtol=0.0, atol=1e-9 * norm)
+
+
+def test_states_copies_and_pickles_give_the_same_gradient() -> None:
+    aligned, other = (aligned_network(network(dtype=torch.float32), seed) for seed in (3, 4))
+    expected = gradients(aligned)
+    assert not all(torch.equal(a, b) for a, b in zip(gradients(other), expected, strict=True))
+    other.load_state_dict(aligned.state_dict())
+    for again in (other, copy.deepcopy(aligned), pickle.loads(pickle.dumps(aligned))):
+        assert_same(gradients(again), expected)
+    with torch.no_grad():
+        assert torch.equal(aligned(X.float()), aligned.module(X.float()))
+
+
+def test_it_compiles_into_one_graph() -> None:
+    aligned = aligned_network(network(dtype=torch.float32))
+    expected = gradients(aligned)
+    aligned.zero_grad()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        compiled = torch.compile(aligned, backend="aot_eager", fullgraph=True)
+        loss(compiled(X.float())).backward()
+    assert_same([p.grad for p in aligned.parameters() if p.grad is not None], expected, atol=1e-5)
+
+
+def test_unaligned_it_is_the_plain_module_again() -> None:
+    from optical_dfa.feedback import unalign
+
+    net = network()
+    expected = gradients(network())
+    aligned = aligned_network(net, recursion="truncated")
+    with pytest.raises(UsageError, match=r"called directly \(at cells\.0\)"):
+        net(X)
+    assert_same(gradients(unalign(aligned)), expected)
+
+
+def test_an_empty_batch_teaches_nothing() -> None:
+    aligned = aligned_network(network())
+    cross_entropy(aligned(X[:0]).flatten(0, 1), Y[:0].flatten(), reduction="sum").backward()
+    assert not any(p.grad is not None and p.grad.any() for p in aligned.parameters())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"density": 0.0}, "density=0.0"),
+        ({"recursion": "full"}, "recursion='full'"),
+        ({"scale": -1.0}, "scale=-1.0"),
+        ({"reach": 0}, "reach=0"),
+    ],
+)
+def test_options_out_of_range(options: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        aligned_network(network(), **options)
+
+
+class Together(Network):
+    """Time by time through both layers: no layer's forward is called."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        low, high = self.cells
+        h = [x.new_zeros(len(x), UNITS) for _ in range(2)]
+        for x_t in x.unbind(1):
+            h[0] = low.state(low.step(low.into(x_t), low.over(h[0]), h[0])[0])
+            h[1] = high.state(high.step(high.into(h[0]), high.over(h[1]), h[1])[0])
+        return self.out(h[1])
+
+
+class Twice(Network):
+    """One layer, called twice in a pass."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        (layer,) = self.cells
+        return self.out(layer(x) + layer(x.flip(1)))
+
+
+def test_layers_that_are_not_called_as_layers_are_refused() -> None:
+    message = r"rule recurrent-hybrid takes networks whose states"
+    with pytest.raises(UsageError, match=message):
+        aligned_network(Together("rnn", layers=2).double())
+    with pytest.raises(UsageError, match=message):
+        align(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 4)), rule="recurrent-hybrid", show=None)
+
+
+def test_a_layer_may_be_called_twice() -> None:
+    net = Twice("gru").double()
+    with torch.no_grad():
+        net.cells[0].over.weight.zero_()
+        net.cells[0].over.bias.zero_()
+    twin = copy.deepcopy(net)
+    aligned = aligned_network(net)
+    aligned.state.get_buffer("cells/0").zero_()
+    for found, exact in itertools.islice(zip(gradients(aligned), gradients(twin), strict=True), 2):
+        torch.testing.assert_close(found, exact, rtol=0.0, atol=1e-12)  # of W and b: nothing goes through U = 0
