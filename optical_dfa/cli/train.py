@@ -42,8 +42,8 @@ def train(
         str | None,
         typer.Option(
             help="Training rule: dfa, sign-dfa, ternary, bdfa, ssdfa, drtp, gated-dfa, cdfa, modular, dilated, "
-            "grouped, hybrid, sparse-recurrent, recurrent-hybrid, fa, usf, frsf, brsf, fdfa (or ddfa), dkp, fg-a, fg-w, "
-            "lg-fg-a, pepita, bp, shallow."
+            "grouped, hybrid, sparse-recurrent, recurrent-hybrid, fa, usf, frsf, brsf, fdfa (or ddfa), dkp, fg-a, "
+            "fg-w, lg-fg-a, pepita, bp, shallow."
         ),
     ] = None,
     rule_option: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="Repeatable.")] = None,

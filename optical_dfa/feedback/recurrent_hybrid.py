@@ -1,9 +1,9 @@
 """Backpropagation from layer to layer, sparse direct feedback across time (Han et al. 2020, arXiv 2006.12830).
 
-[R] A reconstruction from the abstract, which says "sparse matrix multiplication" for recurrent networks and "hybrid" for
-backpropagation between modules and direct feedback within them; no code of the authors is known.
+[R] A reconstruction from the abstract, which says "sparse matrix multiplication" for recurrent networks and "hybrid"
+for backpropagation between modules and direct feedback within them; no code of the authors is known.
 
-A module is a recurrent layer, and its own error is E_t = dL/dh_t as the layers above send it, nothing of it through time.
+A module is a recurrent layer, and its own error is E_t = dL/dh_t as the layers above send it, nothing through time.
 Within the layer every state is taught at once, by its own error and by those of the times that follow:
 
     g_h(t) = E_t + sum_k (S_k ∘ B_k)^T E_{t+k},    S_k ~ Bernoulli(density), fixed,    k = 1, ..., reach
@@ -13,7 +13,6 @@ Nothing goes back through a recurrent matrix. Inside a cell the gates learn by t
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -67,8 +66,8 @@ class RecurrentHybrid(FeedbackRule):
         times = Counter(name.rpartition(".")[0] for name in call_order(module, example, State))
         if not layers or times.keys() - layers:
             raise UsageError(
-                "rule recurrent-hybrid takes networks whose states are all in layers of optical_dfa.recurrent (RNN, GRU, "
-                "LSTM) that are called as layers; use those, or rule sparse-recurrent"
+                "rule recurrent-hybrid takes networks whose states are all in layers of optical_dfa.recurrent (RNN, "
+                "GRU, LSTM) that are called as layers; use those, or rule sparse-recurrent"
             )
         return HybridState(self, module, {n: (calls, times[n] // calls) for n, calls in layers.items()}, seed)
 

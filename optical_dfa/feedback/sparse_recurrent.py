@@ -7,8 +7,7 @@
 The state of every time is taught at once from the error of its own time (or from the one error of a network that
 answers once), so nothing goes back through the recurrent matrix. Inside a cell the gates learn by the chain rule.
 
-The hybrid (`bp_layers`): the topmost recurrent layers learn by backpropagation through time from the exact error, as
-the output layer does; the layers below are taught directly, and nothing is propagated down to them.
+Nothing goes from layer to layer either; `recurrent-hybrid` is the rule that sends exact errors there.
 """
 
 from __future__ import annotations
@@ -23,10 +22,9 @@ from torch import Tensor, nn
 from noise_models.errors import UsageError
 from noise_models.generator import derive_seed
 from optical_dfa.backends.base import ProjectionBackend
-from optical_dfa.feedback.points import Memory, State, Tape, call_order
+from optical_dfa.feedback.points import Memory, State, Tape
 from optical_dfa.feedback.rule import FeedbackRule, Point, Requires
 from optical_dfa.feedback.state import FeedbackState, TeachingState, key
-from optical_dfa.recurrent import Unrolled
 
 RECURSIONS = ("truncated", "local")
 
@@ -40,65 +38,37 @@ class SparseRecurrentFeedback(FeedbackRule):
     name = "sparse-recurrent"
     requires = frozenset({Requires.ROOT_ERROR})
 
-    def __init__(
-        self, density: float = 0.1, recursion: str = "truncated", scale: float = 1.0, bp_layers: int = 0
-    ) -> None:
+    def __init__(self, density: float = 0.1, recursion: str = "truncated", scale: float = 1.0) -> None:
         """
         Args:
             density: probability that an entry of B is kept; entries are N(0, scale² / (density n_l)).
             recursion: "truncated", a time's cell learns from its own time alone; "local", errors also go back in time
                 along what a cell carries elementwise (`Memory`), which takes no matrix.
             scale: |g_h| ~ scale |e|.
-            bp_layers: number of topmost recurrent layers that learn by backpropagation instead; fewer than there are.
         Raises:
             UsageError: an option out of its range.
         """
         check_sparse(density, recursion, scale)
-        if type(bp_layers) is not int or bp_layers < 0:
-            raise UsageError(f"rule option bp_layers={bp_layers!r}: it must be a whole number from 0")
         self.density, self.recursion, self.scale = float(density), recursion, float(scale)
-        self.bp_layers = bp_layers
 
     def default_points(self, module: nn.Module, example: Sequence[Tensor]) -> list[str]:
-        """The states of unrolled cells, and what is cut by default outside of them; nothing in the top `bp_layers`.
+        """The states of unrolled cells, and what is cut by default outside of them.
 
         Raises:
-            UsageError: the network has no such state, or not more recurrent layers than `bp_layers`.
+            UsageError: the network has no such state.
         """
         if not any(isinstance(part, State) for part in module.modules()):
             raise UsageError(
                 "rule sparse-recurrent finds no state of an unrolled cell; use optical_dfa.recurrent's RNN, GRU or "
                 "LSTM, or pass each h_t through optical_dfa.feedback.points.State"
             )
-        found = super().default_points(module, example)
-        top = self.top_layers(module, example)
-        return [name for name in found if not _inside(name, top)]
-
-    def top_layers(self, module: nn.Module, example: Sequence[Tensor]) -> list[str]:
-        """Names of the recurrent layers that learn by backpropagation.
-
-        Raises:
-            UsageError: there are not more of them than `bp_layers`.
-        """
-        if not self.bp_layers:
-            return []
-        layers = list(dict.fromkeys(call_order(module, example, Unrolled)))
-        if len(layers) <= self.bp_layers:
-            raise UsageError(
-                f"rule option bp_layers={self.bp_layers} leaves no layer to direct feedback: the network has "
-                f"{len(layers)} of optical_dfa.recurrent's; give fewer, or use rule bp"
-            )
-        return layers[-self.bp_layers :]
-
-    def backpropagates(self, upper: Tensor, lower: Tensor) -> bool:
-        """From time to time and from the output down through the top `bp_layers`; the others' states are cut."""
-        return self.bp_layers > 0
+        return super().default_points(module, example)
 
     def state(
         self, module: nn.Module, points: Sequence[Point], output: Tensor, example: Sequence[Tensor], seed: int
     ) -> FeedbackState:
         components = output.shape[-1] if output.ndim > 1 else 1
-        return SparseState(self, points, components, self.top_layers(module, example), seed)
+        return SparseState(self, points, components, seed)
 
     def feedback(
         self, error: Tensor, points: Sequence[Point], backend: ProjectionBackend | None
@@ -113,15 +83,10 @@ class SparseState(TeachingState):
     compiles = True  # nothing is drawn in a pass
 
     def __init__(
-        self,
-        rule: SparseRecurrentFeedback,
-        points: Sequence[Point],
-        components: int,
-        top: Sequence[str],
-        seed: int,
+        self, rule: SparseRecurrentFeedback, points: Sequence[Point], components: int, seed: int
     ) -> None:
         super().__init__(seed)
-        self.rule, self.points, self.components, self.top = rule, tuple(points), components, tuple(top)
+        self.rule, self.points, self.components = rule, tuple(points), components
         self.active = False
         self._draw()
         self.register_load_state_dict_post_hook(_drawn_again)  # type: ignore[no-untyped-call]
@@ -142,8 +107,8 @@ class SparseState(TeachingState):
 
     def install(self, module: nn.Module) -> None:
         if self.rule.recursion == "truncated":
-            for name, part in module.named_modules():
-                if isinstance(part, Memory) and not _inside(name, self.top):
+            for part in module.modules():
+                if isinstance(part, Memory):
                     part.register_forward_hook(Forget(self))
 
     def remove(self, module: nn.Module) -> None:
@@ -201,10 +166,6 @@ def sparse_matrix(shape: tuple[int, ...], density: float, scale: float, stream: 
     entries = torch.randn(shape, generator=stream) * kept
     entries *= scale / math.sqrt(density * shape[-2])
     return entries
-
-
-def _inside(name: str, layers: Sequence[str]) -> bool:
-    return any(name.startswith(f"{layer}.") for layer in layers)
 
 
 def _drawn_again(state: nn.Module, keys: Any) -> None:

@@ -243,7 +243,7 @@ def unigram_entropy(book: Path) -> float:
     "given",
     [
         {"model": "gru:24", "rule": "bp", "epochs": 2},
-        {"model": "gru:24,24", "rule": "sparse-recurrent", "rule_options": {"bp_layers": 1}, "epochs": 2},
+        {"model": "gru:24,24", "rule": "recurrent-hybrid", "epochs": 2},
         {"model": "transformer:16,1", "rule": "bp"},
         {"model": "transformer:16,2", "rule": "dfa", "epochs": 6, "lr": 0.02},
         {"model": "transformer:16,2", "rule": "dfa", "points": "micro", "epochs": 6, "lr": 0.02},
@@ -275,10 +275,11 @@ def test_the_test_loss_is_the_mean_over_all_positions(book: Path, tmp_path: Path
 @pytest.mark.parametrize(
     "given",
     [
-        {"model": "gru:6,6", "rule": "sparse-recurrent", "rule_options": {"bp_layers": 1}},
+        {"model": "gru:6,6", "rule": "sparse-recurrent"},
+        {"model": "gru:6,6", "rule": "recurrent-hybrid"},
         {"model": "transformer:4,1", "rule": "dfa"},
     ],
-    ids=["gru", "transformer"],
+    ids=["gru", "gru hybrid", "transformer"],
 )
 def test_a_sequence_is_a_record_of_a_private_run(book: Path, given: dict[str, Any]) -> None:
     private = {
@@ -310,7 +311,7 @@ def test_a_sequence_is_a_record_of_a_private_run(book: Path, given: dict[str, An
         ({"points": "micro", "rule": "gated-dfa"}, "rule gated-dfa cuts where it must"),
         ({"rule": "sparse-recurrent"}, "finds no state"),
         ({"model": "gru:4", "rule": "modular"}, "modular"),
-        ({"model": "gru:4", "rule": "sparse-recurrent", "rule_options": {"bp_layers": 1}}, "bp_layers=1"),
+        ({"rule": "recurrent-hybrid"}, "takes networks whose states"),
         ({"dataset": "digits", "model": "gru:4"}, "the records are no text"),
     ],
 )

@@ -80,28 +80,22 @@ def test_cells_are_those_of_pytorch(cell: str, bias: bool) -> None:
     torch.testing.assert_close(ours(X), fused(X)[0], rtol=0.0, atol=1e-12)
 
 
-def by_hand(net: Network, b: list[Tensor], recursion: str, exact: int = 0) -> list[Tensor]:
-    """Every time's cell alone, from detached states, each taught by S B e_t; then their sum.
-
-    The last `exact` layers and the output are one network, which backpropagates down to the states below it.
-    """
+def by_hand(net: Network, b: list[Tensor], recursion: str) -> list[Tensor]:
+    """Every time's cell alone, from detached states, each taught by S B e_t; then their sum."""
     layers: list[Unrolled] = list(net.cells)
-    taught = len(layers) - exact
     reads = X
     kept: list[list[Tensor]] = []
-    for index, layer in enumerate(layers):
+    for layer in layers:
         h = carried = X.new_zeros(M, UNITS)
         raw = []
         for t in range(T):
-            if index < taught and recursion == "truncated":
+            if recursion == "truncated":
                 carried = carried.detach()
             new, carried = layer.step(layer.into(reads[:, t]), layer.over(h), carried)
             raw.append(new)
-            h = new.detach() if index < taught else new
-        reads = torch.stack(raw, 1)
-        if index < taught:
-            kept.append(raw)
-            reads = reads.detach()
+            h = new.detach()
+        kept.append(raw)
+        reads = torch.stack(raw, 1).detach()
     z = net.out(reads[:, -1] if net.last else reads)
     e = error(z, Y_LAST if net.last else Y) / (M if net.last else M * T)
     roots, signals = [z], [e]
@@ -128,39 +122,6 @@ def test_states_are_taught_by_the_equation(cell: str, bias: bool, last: bool, re
     assert_same(found, by_hand(twin, [matrix(aligned, name) for name in names], recursion))
     plain = gradients(network(cell, bias=bias, last=last, layers=2))
     assert torch.cosine_similarity(found[0].flatten(), plain[0].flatten(), dim=0) < 0.9
-
-
-@pytest.mark.parametrize("recursion", ["truncated", "local"])
-@pytest.mark.parametrize("last", [False, True])
-@pytest.mark.parametrize("cell", list(CELLS))
-def test_the_hybrid_backpropagates_through_the_top_layers_alone(
-    cell: str, last: bool, recursion: str
-) -> None:
-    def net() -> Network:
-        return network(cell, last=last, layers=3)
-
-    options = {"density": 0.4, "recursion": recursion, "bp_layers": 1}
-    aligned = align(net(), rule="sparse-recurrent", rule_options=options, example=X, show=None)
-    names = ["cells.0.state", "cells.1.state"]
-    assert [point.name for point in aligned.points] == names
-    found = gradients(aligned)
-    assert_same(found, by_hand(net(), [matrix(aligned, name) for name in names], recursion, 1), atol=1e-10)
-    plain = dict(zip([name for name, _ in net().named_parameters()], gradients(net()), strict=True))
-    for (name, exact), own in zip(plain.items(), found, strict=True):
-        alike = float(torch.cosine_similarity(own.flatten(), exact.flatten(), dim=0))
-        assert alike > 1 - 1e-12 if name.startswith(("cells.2", "out")) else alike < 0.9, name
-
-
-@pytest.mark.parametrize(("layers", "given"), [(1, 1), (2, 2), (2, 3)])
-def test_a_hybrid_without_direct_feedback_is_refused(layers: int, given: int) -> None:
-    with pytest.raises(UsageError, match=f"bp_layers={given} leaves no layer .* has {layers} of"):
-        align(
-            network(layers=layers),
-            rule="sparse-recurrent",
-            rule_options={"bp_layers": given},
-            example=X,
-            show=None,
-        )
 
 
 def test_dense_feedback_teaches_every_time_by_its_own_error() -> None:
@@ -257,7 +218,6 @@ def test_an_empty_batch_teaches_nothing() -> None:
         ({"density": 0.0}, "density=0.0"),
         ({"recursion": "full"}, "recursion='full'"),
         ({"scale": -1.0}, "scale=-1.0"),
-        ({"bp_layers": -1}, "bp_layers=-1"),
     ],
 )
 def test_options_out_of_range(options: dict[str, object], message: str) -> None:

@@ -10,12 +10,25 @@ import warnings
 import pytest
 import torch
 from test_capture_sums import captured, clip, clipped_sum
-from test_rules_recurrent import CELLS, UNITS, M, Network, T, X, Y, assert_same, gradients, loss, matrix, network
+from test_rules_recurrent import (
+    CELLS,
+    UNITS,
+    M,
+    Network,
+    T,
+    X,
+    Y,
+    assert_same,
+    gradients,
+    loss,
+    matrix,
+    network,
+)
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from noise_models.errors import UsageError
-from optical_dfa.feedback import AlignedModule, align
+from optical_dfa.feedback import AlignedModule, align, unalign
 from optical_dfa.feedback.costs import cost
 from optical_dfa.recurrent import Unrolled
 
@@ -143,8 +156,6 @@ def test_it_compiles_into_one_graph() -> None:
 
 
 def test_unaligned_it_is_the_plain_module_again() -> None:
-    from optical_dfa.feedback import unalign
-
     net = network()
     expected = gradients(network())
     aligned = aligned_network(net, recursion="truncated")
@@ -210,4 +221,6 @@ def test_a_layer_may_be_called_twice() -> None:
     aligned = aligned_network(net)
     aligned.state.get_buffer("cells/0").zero_()
     for found, exact in itertools.islice(zip(gradients(aligned), gradients(twin), strict=True), 2):
-        torch.testing.assert_close(found, exact, rtol=0.0, atol=1e-12)  # of W and b: nothing goes through U = 0
+        torch.testing.assert_close(
+            found, exact, rtol=0.0, atol=1e-12
+        )  # of W and b: nothing goes through U = 0
