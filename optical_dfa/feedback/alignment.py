@@ -22,7 +22,7 @@ from noise_models.errors import UsageError
 from optical_dfa.backends.base import ProjectionBackend
 from optical_dfa.feedback.aligned import AlignedModule, unalign
 from optical_dfa.feedback.layerwise import LayerwiseState
-from optical_dfa.feedback.points import ACTIVATIONS, call_order
+from optical_dfa.feedback.points import ACTIVATIONS, State, call_order
 
 Loss = Callable[[Tensor], Tensor]
 _PASSED_ON = (nn.Flatten, nn.Identity, nn.Dropout, *ACTIVATIONS)
@@ -60,7 +60,7 @@ class Alignment:
     """What `alignment` found.
 
     Attributes:
-        points: at every feedback point and activation, in the order of the forward pass.
+        points: at every feedback point, activation and recurrent state, in the order of the forward pass.
         parameters: the summed gradient of every parameter.
         network: all parameters as one vector.
     """
@@ -233,11 +233,12 @@ def _copies(aligned: AlignedModule) -> tuple[AlignedModule, nn.Module]:
 
 
 def _observed(aligned: AlignedModule, plain: nn.Module, given: Sequence[Tensor]) -> list[str]:
-    """Feedback points and activations, in call order."""
+    """Feedback points, activations and states of recurrent cells, in call order."""
     wanted = {point.name for point in aligned.points}
     parts = dict(plain.named_modules())
     called = call_order(plain, [x[:2] for x in given], nn.Module)
-    return [name for name in dict.fromkeys(called) if name in wanted or isinstance(parts[name], ACTIVATIONS)]
+    hidden = (*ACTIVATIONS, State)
+    return [name for name in dict.fromkeys(called) if name in wanted or isinstance(parts[name], hidden)]
 
 
 class _Observer:

@@ -29,6 +29,7 @@ from torch.nn.functional import cross_entropy
 
 from noise_models.errors import UsageError
 from optical_dfa.feedback import AlignedModule, align, unalign
+from optical_dfa.feedback.alignment import alignment
 from optical_dfa.feedback.costs import cost
 from optical_dfa.recurrent import Unrolled
 
@@ -115,6 +116,17 @@ def test_entries_are_kept_with_the_density_and_counted() -> None:
     out = 200 * 4 * T
     assert cost(aligned).error == out + fixed
     assert plain.error == out + 200 * 200 * (T - 1)  # through U, from every time to the one before
+
+
+@pytest.mark.parametrize("cell", list(CELLS))
+def test_its_alignment_is_measured_at_the_states(cell: str) -> None:
+    net = network(cell, layers=2)
+    exact = alignment(align(copy.deepcopy(net), rule="bp", example=X, show=None), X, loss)
+    found = alignment(aligned_network(net), X, loss)
+    assert list(found.points) == list(exact.points) == ["cells.0.state", "cells.1.state"]
+    for name, point in found.points.items():
+        assert exact.points[name].cosine == pytest.approx(1.0, abs=1e-12)
+        assert 0.1 < point.cosine < 0.99
 
 
 @pytest.mark.parametrize("cell", list(CELLS))
