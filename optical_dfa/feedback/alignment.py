@@ -32,7 +32,8 @@ _PASSED_ON = (nn.Flatten, nn.Identity, nn.Dropout, *ACTIVATIONS)
 class PointAlignment:
     """The teaching signals at one hidden output, g_i of record i against BP's dL/dh_i.
 
-    Of a rule that teaches the inputs of its points, those at such an input.
+    Of a rule that teaches the inputs of its points, those at such an input. At a recurrent state both are without what
+    comes back along that which a cell carries over elementwise.
 
     Attributes:
         cosine: mean over the records of cos(g_i, dL/dh_i), signed.

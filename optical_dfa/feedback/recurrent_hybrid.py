@@ -4,16 +4,18 @@
 for backpropagation between modules and direct feedback within them; no code of the authors is known.
 
 A module is a recurrent layer, and its own error is E_t = dL/dh_t as the layers above send it, nothing through time.
-Within the layer every state is taught at once, by its own error and by those of the times that follow:
+Within the layer every state is taught by its own error and by those of the times that follow:
 
     g_h(t) = E_t + sum_k (S_k ∘ B_k)^T E_{t+k},    S_k ~ Bernoulli(density), fixed,    k = 1, ..., reach
 
-Nothing goes back through a recurrent matrix. Inside a cell the gates learn by the chain rule.
+Nothing goes back through a recurrent matrix. Inside a cell the gates learn by the chain rule. With `recursion="local"`
+errors also go back along what a cell carries over elementwise (`Memory`), which adds z_{t+1} ∘ g_h(t+1) in a GRU.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+import copy
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,7 +26,8 @@ from torch.autograd.function import once_differentiable
 from noise_models.errors import UsageError
 from noise_models.generator import derive_seed
 from optical_dfa.backends.base import ProjectionBackend
-from optical_dfa.feedback.points import Memory, State, call_order
+from optical_dfa.feedback.modular import MOST_ENTRIES
+from optical_dfa.feedback.points import Memory, State
 from optical_dfa.feedback.rule import FeedbackRule, Point, Requires
 from optical_dfa.feedback.sparse_recurrent import Forget, check_sparse, sparse_matrix
 from optical_dfa.feedback.state import FeedbackState, called_directly, key
@@ -62,19 +65,61 @@ class RecurrentHybrid(FeedbackRule):
     def state(
         self, module: nn.Module, points: Sequence[Point], output: Tensor, example: Sequence[Tensor], seed: int
     ) -> FeedbackState:
-        layers = Counter(call_order(module, example, Unrolled))
-        times = Counter(name.rpartition(".")[0] for name in call_order(module, example, State))
-        if not layers or times.keys() - layers:
-            raise UsageError(
-                "rule recurrent-hybrid takes networks whose states are all in layers of optical_dfa.recurrent (RNN, "
-                "GRU, LSTM) that are called as layers; use those, or rule sparse-recurrent"
-            )
-        return HybridState(self, module, {n: (calls, times[n] // calls) for n, calls in layers.items()}, seed)
+        return HybridState(self, module, _calls(module, example), seed)
 
     def feedback(
         self, error: Tensor, points: Sequence[Point], backend: ProjectionBackend | None
     ) -> list[Tensor | None]:
         return [None for _ in points]
+
+
+def _calls(module: nn.Module, example: Sequence[Tensor]) -> dict[str, list[int]]:
+    """By recurrent layer, the number of times in each of its calls.
+
+    Raises:
+        UsageError: errors could go through time elsewhere than between the states of layers, or a layer does something
+            to its states before it returns them, which the rule would pass over.
+    """
+    twin = copy.deepcopy(module)
+    layers = {name: part for name, part in twin.named_modules() if isinstance(part, Unrolled)}
+    calls: dict[str, list[int]] = {name: [] for name in layers}
+    states: dict[str, list[Tensor] | None] = dict.fromkeys(layers)
+    wrong = [name for name, part in twin.named_modules() if isinstance(part, nn.RNNBase | nn.RNNCellBase)]
+
+    def enter(name: str) -> None:
+        states[name] = []
+
+    def keep(name: str, h: Tensor) -> None:
+        own = states.get(name.rpartition(".")[0])
+        if own is None:
+            wrong.append(name)
+        else:
+            own.append(h)
+
+    def leave(name: str, output: object) -> None:
+        own = states[name] or []
+        states[name] = None
+        alike = bool(own) and all(h.shape == own[0].shape for h in own)
+        if alike and isinstance(output, Tensor) and torch.equal(output, torch.stack(own, 1)):
+            calls[name].append(len(own))
+        else:
+            wrong.append(name)
+
+    for name, part in twin.named_modules():
+        if isinstance(part, Unrolled):
+            part.register_forward_pre_hook(lambda *_, n=name: enter(n))
+            part.register_forward_hook(lambda _, args, out, n=name: leave(n, out))
+        elif isinstance(part, State):
+            part.register_forward_hook(lambda _, args, out, n=name: keep(n, out))
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        twin(*[x.clone() for x in example])
+    wrong += [name for name, lengths in calls.items() if not lengths]
+    if wrong or not calls:
+        raise UsageError(
+            f"rule recurrent-hybrid finds {f'in {wrong[0]} ' if wrong else ''}no layer of optical_dfa.recurrent (RNN, "
+            "GRU, LSTM) that is called and returns h_1, ..., h_T as they are; use those, or rule sparse-recurrent"
+        )
+    return calls
 
 
 class HybridState(FeedbackState):
@@ -85,13 +130,13 @@ class HybridState(FeedbackState):
     """
 
     def __init__(
-        self, rule: RecurrentHybrid, module: nn.Module, layers: dict[str, tuple[int, int]], seed: int
+        self, rule: RecurrentHybrid, module: nn.Module, layers: dict[str, list[int]], seed: int
     ) -> None:
         """
         Args:
             rule: its options.
             module: the plain module.
-            layers: by name, how often a forward pass calls the layer, and its times in a call.
+            layers: by name, the number of times in each of the layer's calls.
             seed: of what is drawn.
         """
         super().__init__(seed)
@@ -102,6 +147,11 @@ class HybridState(FeedbackState):
             assert isinstance(layer, Unrolled)
             stream = torch.Generator().manual_seed(derive_seed(seed, f"feedback across time in {name}"))
             shape = (rule.reach, layer.units, layer.units)
+            if math.prod(shape) > MOST_ENTRIES:
+                raise UsageError(
+                    f"rule option reach={rule.reach} needs {math.prod(shape):,} entries of feedback to {name}; give "
+                    "fewer times"
+                )
             self.register_buffer(key(name), sparse_matrix(shape, rule.density, rule.scale, stream))
 
     def begin(self) -> None:
@@ -129,9 +179,10 @@ class HybridState(FeedbackState):
     def feedback_work(self) -> tuple[int, int]:
         """The entries that are kept, for every pair of times that they join."""
         work = sum(
-            int(self.get_buffer(key(name))[k - 1].count_nonzero()) * calls * max(0, times - k)
-            for name, (calls, times) in self.layers.items()
-            for k in range(1, self.rule.reach + 1)
+            int(self.get_buffer(key(name))[k - 1].count_nonzero()) * (times - k)
+            for name, calls in self.layers.items()
+            for times in calls
+            for k in range(1, min(self.rule.reach + 1, times))
         )
         return work, work
 
@@ -164,8 +215,14 @@ class _Join:
     def __call__(self, layer: nn.Module, args: Any, output: Tensor) -> Tensor | None:
         if not torch.is_grad_enabled():
             return None
+        states = self.state.kept.pop(self.name, [])
+        if len(states) != output.shape[1]:
+            raise UsageError(
+                f"layer {self.name} returned {output.shape[1]} times from {len(states)} states; rule recurrent-hybrid "
+                "takes layers that return h_1, ..., h_T"
+            )
         matrices = self.state.get_buffer(key(self.name))
-        return _AcrossTime.apply(output, matrices, *self.state.kept.pop(self.name))  # type: ignore[no-any-return, no-untyped-call]
+        return _AcrossTime.apply(output, matrices, *states)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _AcrossTime(torch.autograd.Function):
@@ -182,6 +239,5 @@ class _AcrossTime(torch.autograd.Function):
         (matrices,) = ctx.saved_tensors
         taught = grad.clone()
         for k, matrix in enumerate(matrices.to(grad.dtype), 1):
-            if k < grad.shape[1]:
-                taught[:, :-k] += grad[:, k:] @ matrix
+            taught[:, :-k] += grad[:, k:] @ matrix
         return (None, None, *taught.unbind(1))

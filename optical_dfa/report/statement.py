@@ -32,7 +32,7 @@ _RULES = {
     "lg-fg-a": "forward gradients of losses of its layers' own (auxiliary classifiers; no backward pass)",
     "modular": "Direct Feedback Alignment within modules (a reconstruction)",
     "pepita": "PEPITA (a second forward pass of inputs moved by the error)",
-    "recurrent-hybrid": "backpropagation from layer to layer and sparse direct feedback across time (a reconstruction)",
+    "recurrent-hybrid": "backpropagation between recurrent layers and sparse feedback across time (a reconstruction)",
     "shallow": "its hidden layers frozen (the control experiment)",
     "sign-dfa": "Direct Feedback Alignment of the error's signs",
     "sparse-recurrent": "sparse direct feedback to the states of its recurrent cells (a reconstruction)",
@@ -42,7 +42,7 @@ _RULES = {
 }
 _UNPROJECTED = (
     "bp", "brsf", "ddfa", "dkp", "fa", "fdfa", "fg-a", "fg-w", "frsf", "hybrid", "lg-fg-a", "pepita",
-    "recurrent-hybrid", "shallow", "usf",
+    "recurrent-hybrid", "shallow", "sparse-recurrent", "usf",
 )  # fmt: skip
 _DEVICE_RELEASES = ("dark-frame", "device-entropy")
 _DEVICES = {

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import pickle
 import warnings
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -106,9 +106,13 @@ def test_entries_are_kept_with_the_density_and_counted() -> None:
     net = network("rnn", torch.float32)
     net.cells = nn.Sequential(CELLS["rnn"](3, 200))
     net.out = nn.Linear(200, 4)
+    net_again = copy.deepcopy(net)
     plain = cost(align(copy.deepcopy(net), rule="bp", example=X.float(), show=None))
     aligned = aligned_network(net, density=0.2, reach=2)
     b = matrix(aligned, "cells.0")
+    assert torch.equal(
+        matrix(aligned_network(net_again, density=0.2, reach=2, scale=0.25), "cells.0"), b * 0.25
+    )
     kept = float((b != 0).double().mean())
     assert kept == pytest.approx(0.2, abs=4 * (0.16 / b.numel()) ** 0.5)
     assert float(b.square().sum(1).mean()) == pytest.approx(1.0, rel=0.1)  # a component of E, to n_l units
@@ -174,6 +178,7 @@ def test_unaligned_it_is_the_plain_module_again() -> None:
     with pytest.raises(UsageError, match=r"called directly \(at cells\.0\)"):
         net(X)
     assert_same(gradients(unalign(aligned)), expected)
+    assert not any(part._forward_hooks for part in net.modules())
 
 
 def test_an_empty_batch_teaches_nothing() -> None:
@@ -189,6 +194,7 @@ def test_an_empty_batch_teaches_nothing() -> None:
         ({"recursion": "full"}, "recursion='full'"),
         ({"scale": -1.0}, "scale=-1.0"),
         ({"reach": 0}, "reach=0"),
+        ({"reach": 10**11}, "reach=100000000000 needs"),
     ],
 )
 def test_options_out_of_range(options: dict[str, object], message: str) -> None:
@@ -208,31 +214,168 @@ class Together(Network):
         return self.out(h[1])
 
 
+class Elsewhere(Network):
+    """The state once more, outside of the layer's call."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        (layer,) = self.cells
+        return self.out(layer(x) + layer.state(torch.tanh(layer.into(x[:, 0])[:, :UNITS]))[:, None])
+
+
+class Fused(Network):
+    """A fused layer above, which nothing would keep from backpropagating through time."""
+
+    def __init__(self) -> None:
+        super().__init__("gru")
+        self.above = nn.GRU(UNITS, UNITS, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.above(self.cells(x))[0])
+
+
+class Unused(Network):
+    """A layer that the example does not pass."""
+
+    def __init__(self) -> None:
+        super().__init__("gru")
+        self.spare = CELLS["gru"](3, UNITS)
+
+
+class Residual(CELLS["gru"]):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + x
+
+
+class Reverse(CELLS["gru"]):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.flip(1)).flip(1)
+
+
+class LastState(CELLS["gru"]):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)[:, -1:]
+
+
+class TimeFirst(CELLS["gru"]):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).transpose(0, 1)
+
+
+class Stateless(CELLS["gru"]):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([self.step(self.into(x_t), self.over(x_t), x_t)[0] for x_t in x.unbind(1)], 1)
+
+
+def of(layer: type[Unrolled]) -> nn.Module:
+    return nn.Sequential(nn.Linear(3, UNITS), layer(UNITS, UNITS), nn.Linear(UNITS, 4))
+
+
+def hooked() -> nn.Module:
+    net = network()
+    net.cells[0].register_forward_hook(lambda module, args, output: output * 2)
+    return net
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda: Together("rnn", layers=2), r"in cells\.0\.state"),
+        (lambda: Elsewhere("rnn"), r"in cells\.0\.state"),
+        (Fused, "in above"),
+        (Unused, "in spare"),
+        (lambda: of(Residual), "in 1"),
+        (lambda: of(Reverse), "in 1"),
+        (lambda: of(LastState), "in 1"),
+        (lambda: of(TimeFirst), "in 1"),
+        (lambda: of(Stateless), "in 1"),
+        (hooked, r"in cells\.0"),
+        (lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 4)), "finds no layer"),
+    ],
+    ids=[
+        "together",
+        "elsewhere",
+        "fused",
+        "unused",
+        "residual",
+        "reverse",
+        "last",
+        "time",
+        "stateless",
+        "hook",
+        "mlp",
+    ],
+)
+def test_networks_that_the_rule_would_teach_otherwise_are_refused(
+    make: Callable[[], nn.Module], named: str
+) -> None:
+    with pytest.raises(
+        UsageError, match=f"rule recurrent-hybrid finds.*{named.removeprefix('finds ')}"
+    ) as caught:
+        aligned_network(make().double())
+    assert "\n" not in str(caught.value)
+
+
+def test_a_layer_that_changes_after_it_was_tried_is_refused_in_its_pass() -> None:
+    net = of(CELLS["gru"]).double()
+    aligned = aligned_network(net)
+    net[1].__class__ = LastState
+    with pytest.raises(UsageError, match="layer 1 returned 1 times from 4 states"):
+        aligned(X)
+
+
 class Twice(Network):
     """One layer, called twice in a pass."""
 
     def forward(self, x: Tensor) -> Tensor:
         (layer,) = self.cells
-        return self.out(layer(x) + layer(x.flip(1)))
-
-
-def test_layers_that_are_not_called_as_layers_are_refused() -> None:
-    message = r"rule recurrent-hybrid takes networks whose states"
-    with pytest.raises(UsageError, match=message):
-        aligned_network(Together("rnn", layers=2).double())
-    with pytest.raises(UsageError, match=message):
-        align(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 4)), rule="recurrent-hybrid", show=None)
+        return self.out(layer(x) + layer(x[:, : T - 1].flip(1)).sum(1, keepdim=True))
 
 
 def test_a_layer_may_be_called_twice() -> None:
+    """Each call is taught by its own errors: as by two layers with the same weights and the same feedback."""
+
+    class Apart(Twice):
+        def forward(self, x: Tensor) -> Tensor:
+            first, second = self.cells
+            return self.out(first(x) + second(x[:, : T - 1].flip(1)).sum(1, keepdim=True))
+
     net = Twice("gru").double()
-    with torch.no_grad():
-        net.cells[0].over.weight.zero_()
-        net.cells[0].over.bias.zero_()
-    twin = copy.deepcopy(net)
-    aligned = aligned_network(net)
-    aligned.state.get_buffer("cells/0").zero_()
-    for found, exact in itertools.islice(zip(gradients(aligned), gradients(twin), strict=True), 2):
-        torch.testing.assert_close(
-            found, exact, rtol=0.0, atol=1e-12
-        )  # of W and b: nothing goes through U = 0
+    apart = Apart("gru", layers=2).double()
+    apart.cells = nn.Sequential(*(copy.deepcopy(net.cells[0]) for _ in range(2)))
+    apart.out = copy.deepcopy(net.out)
+    one, two = aligned_network(net, reach=2), aligned_network(apart, reach=2)
+    assert not torch.equal(matrix(two, "cells.0"), matrix(two, "cells.1"))
+    for name in ("cells/0", "cells/1"):
+        two.state.get_buffer(name).copy_(one.state.get_buffer("cells/0"))
+    gradients(one), gradients(two)
+    for (name, p), q, r in zip(
+        net.cells[0].named_parameters(), *(c.parameters() for c in apart.cells), strict=True
+    ):
+        torch.testing.assert_close(p.grad, q.grad + r.grad, rtol=0.0, atol=1e-12, msg=name)
+    entries = [int((b != 0).sum()) for b in matrix(one, "cells.0")]
+    assert one.state.feedback_work()[0] == entries[0] * (2 * T - 3) + entries[1] * (2 * T - 5)
+
+
+def test_a_pass_that_fails_leaves_nothing_behind() -> None:
+    aligned = aligned_network(network())
+    expected = gradients(aligned)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("stop")
+
+    hook = aligned.module.cells[0].over.register_forward_hook(fail)
+    with pytest.raises(RuntimeError, match="stop"):
+        aligned(X)
+    hook.remove()
+    assert_same(gradients(aligned), expected)
+
+
+def test_what_follows_may_work_in_place() -> None:
+    def net(inplace: bool) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return nn.Sequential(
+                CELLS["rnn"](3, UNITS), nn.ReLU(inplace=inplace), nn.Linear(UNITS, 4)
+            ).double()
+
+    assert_same(*(gradients(aligned_network(net(inplace))) for inplace in (False, True)))
