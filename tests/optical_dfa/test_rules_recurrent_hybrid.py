@@ -9,7 +9,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from test_capture_sums import captured, clip, clipped_sum
 from test_rules_recurrent import (
     CELLS,
     UNITS,
@@ -18,11 +17,13 @@ from test_rules_recurrent import (
     T,
     X,
     Y,
+    assert_private_sum,
     assert_same,
     gradients,
     loss,
     matrix,
     network,
+    sequences_alone,
 )
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -136,17 +137,7 @@ def test_its_alignment_is_measured_at_the_states(cell: str) -> None:
 @pytest.mark.parametrize("cell", list(CELLS))
 def test_the_private_sum_is_that_of_each_record_alone(cell: str) -> None:
     aligned = aligned_network(network(cell, layers=2))
-    trained, stacked = list(aligned.trained_parameters().values()), []
-    for i in range(M):
-        own = cross_entropy(aligned(X[i : i + 1]).flatten(0, 1), Y[i])
-        stacked.append(torch.cat([g.flatten() for g in torch.autograd.grad(own, trained)]))
-    stacks = torch.stack(stacked)
-    norm = float(stacks.norm(dim=1).median())
-    capture = captured(aligned, M)
-    loss(aligned(X)).backward()
-    norms, total = clipped_sum(capture, norm)
-    torch.testing.assert_close(norms, stacks.norm(dim=1), rtol=1e-9, atol=0.0)
-    torch.testing.assert_close(total, clip(stacks, norm).sum(0), rtol=0.0, atol=1e-9 * norm)
+    assert_private_sum(aligned, sequences_alone(aligned))
 
 
 def test_states_copies_and_pickles_give_the_same_gradient() -> None:
