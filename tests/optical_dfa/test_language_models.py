@@ -311,7 +311,7 @@ def test_a_sequence_is_a_record_of_a_private_run(book: Path, given: dict[str, An
         ({"points": "micro", "rule": "gated-dfa"}, "rule gated-dfa cuts where it must"),
         ({"rule": "sparse-recurrent"}, "finds no state"),
         ({"model": "gru:4", "rule": "modular"}, "modular"),
-        ({"rule": "recurrent-hybrid"}, "takes networks whose states"),
+        ({"rule": "recurrent-hybrid"}, "finds no layer of optical_dfa.recurrent"),
         ({"dataset": "digits", "model": "gru:4"}, "the records are no text"),
     ],
 )
