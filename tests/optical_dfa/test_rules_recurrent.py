@@ -185,13 +185,8 @@ def test_the_private_sum_is_that_of_each_record_alone(cell: str, last: bool) -> 
     assert_private_sum(aligned, alone(aligned, [X], Y_LAST, names) if last else sequences_alone(aligned))
 
 
-def test_states_copies_and_pickles_give_the_same_gradient() -> None:
-    def make(seed: int) -> AlignedModule:
-        return align(
-            network(dtype=torch.float32), rule="sparse-recurrent", example=X.float(), seed=seed, show=None
-        )
-
-    aligned, other = make(3), make(4)
+def assert_repeats(aligned: AlignedModule, other: AlignedModule) -> None:
+    """A float32 module's gradient comes again from its state_dict in `other` (of another seed), a copy and a pickle."""
     expected = gradients(aligned)
     assert not all(torch.equal(a, b) for a, b in zip(gradients(other), expected, strict=True))
     other.load_state_dict(aligned.state_dict())
@@ -201,8 +196,8 @@ def test_states_copies_and_pickles_give_the_same_gradient() -> None:
         assert torch.equal(aligned(X.float()), aligned.module(X.float()))
 
 
-def test_it_compiles_into_one_graph() -> None:
-    aligned = align(network(dtype=torch.float32), rule="sparse-recurrent", example=X.float(), show=None)
+def assert_compiles(aligned: AlignedModule) -> None:
+    """Into one graph, with the gradient of a float32 module."""
     expected = gradients(aligned)
     aligned.zero_grad()
     with warnings.catch_warnings():
@@ -210,6 +205,21 @@ def test_it_compiles_into_one_graph() -> None:
         compiled = torch.compile(aligned, backend="aot_eager", fullgraph=True)
         loss(compiled(X.float())).backward()
     assert_same([p.grad for p in aligned.parameters() if p.grad is not None], expected, atol=1e-5)
+
+
+def test_states_copies_and_pickles_give_the_same_gradient() -> None:
+    def make(seed: int) -> AlignedModule:
+        return align(
+            network(dtype=torch.float32), rule="sparse-recurrent", example=X.float(), seed=seed, show=None
+        )
+
+    assert_repeats(make(3), make(4))
+
+
+def test_it_compiles_into_one_graph() -> None:
+    assert_compiles(
+        align(network(dtype=torch.float32), rule="sparse-recurrent", example=X.float(), show=None)
+    )
 
 
 def test_an_empty_batch_teaches_nothing() -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import pickle
-import warnings
 from collections.abc import Callable
 
 import pytest
@@ -17,7 +15,9 @@ from test_rules_recurrent import (
     T,
     X,
     Y,
+    assert_compiles,
     assert_private_sum,
+    assert_repeats,
     assert_same,
     gradients,
     loss,
@@ -141,25 +141,11 @@ def test_the_private_sum_is_that_of_each_record_alone(cell: str) -> None:
 
 
 def test_states_copies_and_pickles_give_the_same_gradient() -> None:
-    aligned, other = (aligned_network(network(dtype=torch.float32), seed) for seed in (3, 4))
-    expected = gradients(aligned)
-    assert not all(torch.equal(a, b) for a, b in zip(gradients(other), expected, strict=True))
-    other.load_state_dict(aligned.state_dict())
-    for again in (other, copy.deepcopy(aligned), pickle.loads(pickle.dumps(aligned))):
-        assert_same(gradients(again), expected)
-    with torch.no_grad():
-        assert torch.equal(aligned(X.float()), aligned.module(X.float()))
+    assert_repeats(*(aligned_network(network(dtype=torch.float32), seed) for seed in (3, 4)))
 
 
 def test_it_compiles_into_one_graph() -> None:
-    aligned = aligned_network(network(dtype=torch.float32))
-    expected = gradients(aligned)
-    aligned.zero_grad()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        compiled = torch.compile(aligned, backend="aot_eager", fullgraph=True)
-        loss(compiled(X.float())).backward()
-    assert_same([p.grad for p in aligned.parameters() if p.grad is not None], expected, atol=1e-5)
+    assert_compiles(aligned_network(network(dtype=torch.float32)))
 
 
 def test_unaligned_it_is_the_plain_module_again() -> None:
