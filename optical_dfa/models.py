@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +27,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
 MAX_WIDTH = 65536
 MAX_PARAMETERS = 2 * 10**8  # 0.8 GB of weights, and several times that while training
 GRAMMAR = (
-    "mlp[:WIDTH,...], cnn[:CHANNELS,...], cnn-fc[:CHANNELS,...,WIDTH], resmlp[:WIDTH,WIDTH,...] or "
+    "mlp[:WIDTH,...], cnn[:CHANNELS,...[+WIDTH,...]], resmlp[:WIDTH,WIDTH,...] or "
     "embed[:DIM,WIDTH,...], or for text transformer[:WIDTH,BLOCKS], then /tanh or /relu if wanted; or gru, lstm or "
     "rnn[:UNITS,...]"
 )
@@ -50,7 +49,7 @@ class ResidualBlock(nn.Module):
 
 def mlp(
     input_shape: Sequence[int], classes: int, widths: Sequence[int], activation: type[nn.Module]
-) -> nn.Module:
+) -> nn.Sequential:
     """Flatten, then a hidden layer for each width, then logits."""
     layers: list[nn.Module] = [nn.Flatten()]
     sizes = [math.prod(input_shape), *widths]
@@ -60,9 +59,13 @@ def mlp(
 
 
 def cnn(
-    input_shape: Sequence[int], classes: int, widths: Sequence[int], activation: type[nn.Module]
+    input_shape: Sequence[int],
+    classes: int,
+    widths: Sequence[int],
+    activation: type[nn.Module],
+    hidden: Sequence[int] = (),
 ) -> nn.Module:
-    """A block of 3x3 convolution, GroupNorm, 2x2 max-pooling and activation for each width, then logits.
+    """A block of 3x3 convolution, GroupNorm, 2x2 max-pooling and activation for each width, `mlp` of `hidden` on top.
 
     A monotone activation (both are) commutes with max-pooling; it comes last so that the feedback to a block
     has a quarter of the components. GroupNorm, because it treats each record alone.
@@ -82,24 +85,7 @@ def cnn(
             activation(),
         ]
         channels, height, width = wanted, height // 2, width // 2
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * height * width, classes))
-
-
-def cnn_fc(
-    input_shape: Sequence[int], classes: int, widths: Sequence[int], activation: type[nn.Module]
-) -> nn.Module:
-    """The blocks of `cnn` for all widths but the last, then a fully connected hidden layer of the last, then logits."""
-    if len(widths) < 2:
-        raise UsageError(
-            f"model cnn-fc has one width, {widths[0]}; it needs channels and then the width of its hidden layer, for "
-            "example cnn-fc:16,32,128"
-        )
-    width = widths[-1]
-    return nn.Sequential(
-        *cast(nn.Sequential, cnn(input_shape, width, widths[:-1], activation)),
-        activation(),
-        nn.Linear(width, classes),
-    )
+    return nn.Sequential(*layers, *mlp((channels, height, width), classes, hidden, activation))
 
 
 def resmlp(
@@ -152,7 +138,6 @@ def _recurrent(cell: type[Unrolled]) -> Kind:
 MODELS: dict[str, Kind] = {
     "mlp": Kind(mlp, (512,)),
     "cnn": Kind(cnn, (16, 32)),
-    "cnn-fc": Kind(cnn_fc, (16, 32, 128)),
     "resmlp": Kind(resmlp, (256, 256, 256)),
     "embed": Kind(embed, (8, 128, 128)),
     "gru": _recurrent(GRU),
@@ -177,7 +162,8 @@ def build(
     release, and torch's global generator is neither read nor moved.
 
     Args:
-        spec: name[:widths][/activation], such as "mlp", "mlp:512,512", "cnn:16,32/relu", "gru:128".
+        spec: name[:widths][/activation], such as "mlp", "mlp:512,512", "cnn:16,32/relu", "gru:128"; after the channels
+            of a cnn, + and the widths of fully connected hidden layers, such as "cnn:16,32+256,128".
         input_shape: shape of one record.
         classes: number of logits, 2 or more.
         seed: of the run.
@@ -189,12 +175,16 @@ def build(
     Raises:
         UsageError: unknown specification, or one that does not fit the records.
     """
-    kind, widths, activation = parse(spec)
+    kind, widths, hidden, activation = parse(spec)
     if kind.text is not text:
         fitting = ", ".join(name for name, other in MODELS.items() if other.text is text)
         records = "text" if text else "no text"
         raise UsageError(f"model is {spec!r}, but the records are {records}; it must be one of {fitting}")
-    builder = partial(embed, cardinalities=cardinalities) if kind.builder is embed else kind.builder
+    builder = kind.builder
+    if builder is embed:
+        builder = partial(embed, cardinalities=cardinalities)
+    elif builder is cnn:
+        builder = partial(cnn, hidden=hidden)
     if classes < 2:
         raise UsageError(f"the data set has {classes} class; a classifier needs 2 or more")
     if not input_shape or min(input_shape) < 1:
@@ -236,25 +226,36 @@ def feedback_points(network: nn.Module, level: str | None) -> list[str] | None:
     return cut if level == Transformer.LEVELS[0] else None
 
 
-def parse(spec: str) -> tuple[Kind, tuple[int, ...], type[nn.Module]]:
-    """(kind, widths, activation) of a specification; UsageError if it is none."""
+def parse(spec: str) -> tuple[Kind, tuple[int, ...], tuple[int, ...], type[nn.Module]]:
+    """(kind, widths, hidden widths of a cnn, activation) of a specification; UsageError if it is none."""
     shape, slash, activation = spec.partition("/")
     name, colon, listed = shape.partition(":")
     if name not in MODELS or (slash and activation not in ACTIVATIONS):
         raise UsageError(f"model is {spec!r}; it must be {GRAMMAR}, for example mlp:512,512/relu")
     kind = MODELS[name]
     widths = kind.widths
+    hidden: tuple[int, ...] = ()
     if slash and kind.activation is None:
         raise UsageError(f"model is {spec!r}, but {name} has no activation to choose; drop /{activation}")
     if colon:
-        parts = listed.split(",")
-        if not all(part.isascii() and part.isdigit() and 1 <= int(part) <= MAX_WIDTH for part in parts):
+        listed, plus, above = listed.partition("+")
+        if plus and kind.builder is not cnn:
             raise UsageError(
-                f"model is {spec!r}; widths must be whole numbers from 1 to {MAX_WIDTH} separated by commas, "
-                "for example mlp:512,512"
+                f"model is {spec!r}; a + is for cnn alone, whose fully connected layers follow it, for example "
+                f"cnn:16,32+128: separate the widths of {name} by commas"
             )
-        widths = tuple(int(part) for part in parts)
-    return kind, widths, ACTIVATIONS[activation or kind.activation or "tanh"]
+        widths, hidden = _widths(listed, spec), _widths(above, spec) if plus else ()
+    return kind, widths, hidden, ACTIVATIONS[activation or kind.activation or "tanh"]
+
+
+def _widths(listed: str, spec: str) -> tuple[int, ...]:
+    parts = listed.split(",")
+    if not all(part.isascii() and part.isdigit() and 1 <= int(part) <= MAX_WIDTH for part in parts):
+        raise UsageError(
+            f"model is {spec!r}; widths must be whole numbers from 1 to {MAX_WIDTH} separated by commas, "
+            "for example mlp:512,512"
+        )
+    return tuple(int(part) for part in parts)
 
 
 def _draw(module: nn.Module, generator: torch.Generator) -> None:

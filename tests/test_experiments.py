@@ -85,7 +85,7 @@ def test_a_row_may_start_from_anothers_run(tmp_path: Path, monkeypatch: pytest.M
         encoding="utf-8",
     )
     text = (tmp_path / "config.toml").read_text(encoding="utf-8")
-    (tmp_path / "config.toml").write_text(text.replace('"mlp:8"', '"cnn-fc:4,8"'), encoding="utf-8")
+    (tmp_path / "config.toml").write_text(text.replace('"mlp:8"', '"cnn:4+8"'), encoding="utf-8")
     assert runner.main(tmp_path, ["--seeds", "1"]) == 0
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["digits-bp-1"]
     asked: list[tuple[str, Path | None]] = []

@@ -1,1 +1,1 @@
-"""Feedback rules on convolutions: a small network with one fully connected hidden layer, CIFAR-10."""
+"""Feedback rules on convolutions: a small network with two fully connected hidden layers, CIFAR-10."""

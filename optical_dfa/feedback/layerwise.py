@@ -168,12 +168,6 @@ class LayerwiseState(FeedbackState):
             layer.register_forward_pre_hook(_Entry(self, name), with_kwargs=True)
             layer.register_forward_hook(_Exit(self, name))
 
-    def remove(self, module: nn.Module) -> None:
-        for name in self.layers:
-            layer = module.get_submodule(name)
-            _drop(self, layer._forward_pre_hooks, layer._forward_pre_hooks_with_kwargs)
-            _drop(self, layer._forward_hooks, layer._forward_hooks_with_kwargs)
-
     def begin(self) -> None:
         self.active = True
 
@@ -251,9 +245,3 @@ def xavier(weight: Tensor) -> float:
     """sqrt(2 / (fan_in + fan_out)) of a layer's weight, kernels included (Glorot & Bengio 2010)."""
     positions = math.prod(weight.shape[2:])
     return math.sqrt(2.0 / ((weight.shape[0] + weight.shape[1]) * positions))
-
-
-def _drop(state: LayerwiseState, hooks: dict[int, Any], named: dict[int, bool]) -> None:
-    for number in [n for n, hook in hooks.items() if getattr(hook, "state", None) is state]:
-        del hooks[number]
-        named.pop(number, None)

@@ -153,12 +153,6 @@ class _LocalState(LearnedState):
         for point in self.points:
             module.get_submodule(point.name).register_forward_hook(_InputHook(self), prepend=True)
 
-    def remove(self, module: nn.Module) -> None:
-        for point in self.points:
-            hooks = module.get_submodule(point.name)._forward_hooks
-            for key in [k for k, hook in hooks.items() if getattr(hook, "state", None) is self]:
-                del hooks[key]
-
     def begin(self) -> None:
         self.inputs = []
 

@@ -251,12 +251,6 @@ class ModularState(FeedbackState):
                     _ModuleHook(self, number, point), prepend=True
                 )
 
-    def remove(self, module: nn.Module) -> None:
-        for part in module.modules():
-            hooks = part._forward_hooks
-            for number in [n for n, h in hooks.items() if isinstance(h, _ModuleHook) and h.state is self]:
-                del hooks[number]
-
     def begin(self) -> None:
         self._kept = [[] for _ in self.groups]
 

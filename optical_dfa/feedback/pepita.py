@@ -89,12 +89,6 @@ class _PepitaState(GradientState):
         for name in self.names:
             module.get_submodule(name).register_forward_hook(_PointHook(self), prepend=True)
 
-    def remove(self, module: nn.Module) -> None:
-        for name in self.names:
-            hooks = module.get_submodule(name)._forward_hooks
-            for key in [k for k, hook in hooks.items() if getattr(hook, "state", None) is self]:
-                del hooks[key]
-
     def observe(
         self, module: nn.Module, tape: Tape, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> tuple[Tensor, Any]:

@@ -27,7 +27,7 @@ from noise_models.errors import UsageError
 from noise_models.generator import derive_seed
 from optical_dfa.backends.base import ProjectionBackend
 from optical_dfa.feedback.modular import MOST_ENTRIES
-from optical_dfa.feedback.points import Memory, State
+from optical_dfa.feedback.points import State
 from optical_dfa.feedback.rule import FeedbackRule, Point, Requires
 from optical_dfa.feedback.sparse_recurrent import Forget, check_sparse, sparse_matrix
 from optical_dfa.feedback.state import FeedbackState, called_directly, key
@@ -168,13 +168,6 @@ class HybridState(FeedbackState):
             layer.register_forward_hook(_Join(self, name))
             if self.rule.recursion == "truncated":
                 layer.memory.register_forward_hook(Forget(self))
-
-    def remove(self, module: nn.Module) -> None:
-        for part in module.modules():
-            if isinstance(part, Unrolled | State | Memory):
-                hooks = part._forward_hooks
-                for number in [n for n, hook in hooks.items() if getattr(hook, "state", None) is self]:
-                    del hooks[number]
 
     def feedback_work(self) -> tuple[int, int]:
         """The entries that are kept, for every pair of times that they join."""

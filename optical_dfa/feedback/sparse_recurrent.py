@@ -111,12 +111,6 @@ class SparseState(TeachingState):
                 if isinstance(part, Memory):
                     part.register_forward_hook(Forget(self))
 
-    def remove(self, module: nn.Module) -> None:
-        for part in module.modules():
-            hooks = part._forward_hooks
-            for number in [n for n, h in hooks.items() if isinstance(h, Forget) and h.state is self]:
-                del hooks[number]
-
     def observe(
         self,
         module: nn.Module,

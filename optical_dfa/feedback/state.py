@@ -40,11 +40,18 @@ class FeedbackState(nn.Module, ABC):
 
     @abstractmethod
     def install(self, module: nn.Module) -> None:
-        """Put the rule's hooks on the plain module."""
+        """Put the rule's hooks on the plain module; each holds this as its `state`."""
 
-    @abstractmethod
     def remove(self, module: nn.Module) -> None:
         """Take them off again."""
+        for part in module.modules():
+            for hooks, with_kwargs in (
+                (part._forward_pre_hooks, part._forward_pre_hooks_with_kwargs),
+                (part._forward_hooks, part._forward_hooks_with_kwargs),
+            ):
+                for number in [n for n, hook in hooks.items() if getattr(hook, "state", None) is self]:
+                    del hooks[number]
+                    with_kwargs.pop(number, None)
 
     def feedback_work(self) -> tuple[int, int]:
         """(multiply-adds, words of errors received) of what it does for one record, by the rule of `costs`."""
@@ -73,9 +80,6 @@ class PassState(FeedbackState):
 
     def install(self, module: nn.Module) -> None:
         """Nothing: the feedback points' own hooks serve."""
-
-    def remove(self, module: nn.Module) -> None:
-        """Nothing was put on."""
 
     def begin(self) -> None:
         self._random = RandomState()  # a second pass over the batch draws the same masks

@@ -76,7 +76,7 @@ def test_weights_follow_the_seed_and_nothing_else(spec: str) -> None:
     [
         ("mlp", True, "are text; it must be one of gru, lstm, rnn, transformer"),
         ("cnn:4", True, "are text"),
-        ("gru", False, "are no text; it must be one of mlp, cnn, cnn-fc, resmlp"),
+        ("gru", False, "are no text; it must be one of mlp, cnn, resmlp"),
         ("transformer:8,2", False, "are no text"),
         ("transformer:8", True, "has 8; it must be the width"),
         ("transformer:6,2", True, "a multiple of 4"),

@@ -20,8 +20,8 @@ SPECS = [
     "cnn",
     "cnn:6",
     "cnn:4,8/relu",
-    "cnn-fc",
-    "cnn-fc:4,6,9/relu",
+    "cnn:4,6+9",
+    "cnn:4+9,7/relu",
     "resmlp",
     "resmlp:9",
     "resmlp:8,8,8,8/relu",
@@ -152,6 +152,7 @@ def test_embeddings_have_pytorchs_initial_law_too() -> None:
     [
         "", "MLP", "mpl", "mlp:", "mlp:0", "mlp:-5", "mlp:5,", "mlp:5.5", "mlp:a", "mlp: 5", "mlp:65537",
         "mlp:٣", "mlp/", "mlp/sigmoid", "mlp:5/tanh/relu", "mlp/tanh:5", "cnn:1x2", "resmlp:5,6",
+        "cnn:5+", "cnn:+5", "cnn:5+6+7", "cnn:5+0",
     ],
 )  # fmt: skip
 def test_unknown_specifications(spec: str) -> None:
@@ -167,7 +168,7 @@ def test_unknown_specifications(spec: str) -> None:
         ("cnn", (64,), 4, "mlp"),
         ("cnn", (1, 8, 3), 4, "4 pixels"),
         ("cnn:2,2,2,2", (1, 8, 8), 4, "16 pixels"),
-        ("cnn-fc:7", (1, 8, 8), 4, "one width, 7"),
+        ("mlp:7+5", (1, 8, 8), 4, "separate the widths of mlp by commas"),
         ("embed:4,6", (5,), 4, "array cardinalities"),
         ("mlp", (5,), 1, "1 class"),
         ("mlp", (), 4, "shape"),
