@@ -13,7 +13,8 @@ from noise_models.errors import UsageError
 from optical_dfa.options import checked
 
 if TYPE_CHECKING:
-    from optical_dfa.feedback.aligned import AlignedModule, align, unalign
+    from optical_dfa.feedback.aligned import AlignedModule
+    from optical_dfa.feedback.aligning import align, unalign
     from optical_dfa.feedback.rule import FeedbackRule
 
 RULES: dict[str, str] = {
@@ -65,5 +66,5 @@ def make_rule(name: str, options: Mapping[str, Any] | None = None) -> FeedbackRu
 
 def __getattr__(name: str) -> Any:
     if name in {"AlignedModule", "align", "unalign"}:  # these load torch, the registry alone does not
-        return getattr(importlib.import_module("optical_dfa.feedback.aligned"), name)
+        return getattr(importlib.import_module("optical_dfa.feedback.aligning"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,9 +1,9 @@
-"""`align`: train any module with a feedback rule, through one autograd function at its root."""
+"""A module under a feedback rule: one autograd function at its root teaches every feedback point."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from inspect import signature
 from typing import Any, Literal
@@ -14,12 +14,9 @@ from torch.autograd.function import once_differentiable
 
 from noise_models.base import NoNoise
 from noise_models.errors import UsageError
-from noise_models.generator import NoiseGenerator, derive_seed
-from optical_dfa.backends import create
 from optical_dfa.backends.base import ProjectionBackend
-from optical_dfa.feedback import make_rule
-from optical_dfa.feedback.cuts import OUTPUT, Trace, check_steps, trace
-from optical_dfa.feedback.points import Tape, install, refuse_computed, remove
+from optical_dfa.feedback.cuts import OUTPUT, Trace
+from optical_dfa.feedback.points import Tape, install, refuse_computed
 from optical_dfa.feedback.rule import FeedbackRule, Point
 from optical_dfa.feedback.state import FeedbackState, TeachingState
 from optical_dfa.feedback.stateful import GradientState
@@ -184,7 +181,7 @@ class AlignedModule(nn.Module):
         return result
 
     def _check_shape(self, point: Point, h: Tensor, output: Tensor, calls: int) -> None:
-        if _called_at_positions(h, output, calls) and h.shape[1:] == point.shape:
+        if called_at_positions(h, output, calls) and h.shape[1:] == point.shape:
             return
         positions = output.shape[:-1] if output.ndim > 1 else output.shape
         if h.shape[-len(point.shape) :] != point.shape or h.numel() != positions.numel() * point.width:
@@ -206,7 +203,7 @@ class AlignedModule(nn.Module):
         error = grad * records if records != 1 else grad
         signals: list[Tensor | None] = [None for _ in self.points]
         if self.points and self.rule.teaches_hidden:
-            rows = error.reshape(-1, _components(error))
+            rows = error.reshape(-1, components(error))
             rows = rows if rows.dtype in (torch.float32, torch.float64) else rows.float()
             if isinstance(self.state, TeachingState):
                 signals = self.state.teach(rows, context)
@@ -388,106 +385,6 @@ class AlignedModule(nn.Module):
                 )
 
 
-def align(
-    module: nn.Module,
-    *,
-    rule: FeedbackRule | str = "dfa",
-    backend: ProjectionBackend | str = "digital",
-    example: Tensor | Sequence[Tensor] | None = None,
-    points: Sequence[str] | None = None,
-    loss_reduction: LossReduction = "mean",
-    seed: int = 0,
-    rule_options: Mapping[str, Any] | None = None,
-    backend_options: Mapping[str, Any] | None = None,
-    noise: NoiseGenerator | None = None,
-    show: Callable[[str], None] | None = print,
-) -> AlignedModule:
-    """Train `module` with a feedback rule instead of backpropagation.
-
-    Args:
-        module: any module with one output tensor of shape (records, [positions,] components).
-        rule: a rule, or its registered name.
-        backend: a device, or its registered name. One device serves all points; each reads its slice of one frame.
-        example: inputs with records first, for their shapes only. May be left out where the first layer is linear.
-        points: names of the modules to cut at; by default what the rule cuts, mostly the activation
-            modules and embeddings.
-        loss_reduction: "mean" if the loss averages over the records, "sum" if it adds them.
-        seed: seeds the device's transmission matrix (only where `backend` is a name), and what the rule draws.
-        rule_options, backend_options: options of a rule or device given by name.
-        noise: generator of a simulated device's noise; by default a cryptographic one.
-        show: is given the list of cuts, a line each; None keeps quiet.
-    Returns:
-        the aligned module; `unalign` gives the plain one back.
-    Raises:
-        UsageError: unknown names or options, a graph that the points do not cut, a device of the wrong size.
-    """
-    if isinstance(module, AlignedModule):
-        raise UsageError("the module is already aligned; unalign() it first")
-    if loss_reduction not in ("mean", "sum"):
-        raise UsageError(f"loss_reduction is {loss_reduction!r}; it must be 'mean' or 'sum'")
-    refuse_computed(module)
-    chosen = make_rule(rule, rule_options) if isinstance(rule, str) else rule
-    inputs = _example_inputs(module, example)
-    names = list(points) if points is not None else chosen.default_points(module, inputs)
-    if not chosen.cuts:
-        names = []
-    traced = trace(module, names, inputs, strict=False, before_activation=chosen.before_activation)
-    if points is None and names:
-        # The last activation may be the output itself, and one above frozen layers teaches nobody.
-        useful = {cut.root for cut in traced.cuts if cut.parameters}
-        names = [name for name in names if name in useful and name not in traced.ends]
-    if chosen.cuts:
-        traced = trace(
-            module,
-            names,
-            inputs,
-            strict=points is None,
-            before_activation=chosen.before_activation,
-            meant=chosen.backpropagates,
-        )
-    all_points = _locate(names, traced.output, traced.kept)
-    stepwise = [names[i] for i in _stepwise(traced.kept, traced.output)]
-    if stepwise:
-        check_steps(module, stepwise, inputs, traced.output.shape[1])
-    located = _laid_out(chosen.taught_from_output(all_points), chosen)
-    needed = max((point.start + point.outputs for point in located), default=0)
-    wanted = chosen.device_inputs(_components(traced.output))
-    device: ProjectionBackend | None = None
-    if chosen.projects and located:
-        if isinstance(backend, str):
-            device = create(
-                backend,
-                in_features=wanted,
-                out_features=needed,
-                seed=derive_seed(seed, "feedback"),
-                noise=noise or NoiseGenerator.secure("device"),
-                options=chosen.device_options(backend, backend_options or {}, _layers(located)),
-            )
-        else:
-            device = backend
-        chosen.check_device(device)
-        if device.in_features != wanted or device.out_features < needed:
-            raise UsageError(
-                f"the device projects {device.in_features} -> {device.out_features}, but the network needs "
-                f"{wanted} -> {needed} (what its feedback points read of a frame)"
-            )
-    state = chosen.state(module, all_points, traced.output, inputs, derive_seed(seed, "feedback state"))
-    aligned = AlignedModule(module, chosen, device, located, traced, loss_reduction, inputs, state)
-    if show is not None:
-        show("\n".join(str(cut) for cut in aligned.cuts))
-    return aligned
-
-
-def unalign(aligned: AlignedModule) -> nn.Module:
-    """The plain module, without hooks, trained as it is."""
-    remove(aligned.module, aligned._tape)
-    if aligned.state is not None:
-        aligned.state.remove(aligned.module)
-    aligned.stop_capture()
-    aligned._unaligned = True
-    return aligned.module
-
-
 def random_inputs(
     shapes: Sequence[tuple[tuple[int, ...], torch.dtype]], records: int, vocabulary: int
 ) -> list[Tensor]:
@@ -501,75 +398,11 @@ def random_inputs(
     ]
 
 
-def _example_inputs(module: nn.Module, example: Tensor | Sequence[Tensor] | None) -> list[Tensor]:
-    """Two random records of the example's shapes (never the example itself, which may be private)."""
-    if example is None:
-        first = next(
-            (part for part in module.modules() if next(part.parameters(recurse=False), None) is not None),
-            None,
-        )
-        if not isinstance(first, nn.Linear):
-            raise UsageError(
-                "the shape of the inputs cannot be told from the module; pass example=a batch of inputs"
-            )
-        given = [torch.empty(1, first.in_features, dtype=first.weight.dtype)]
-    else:
-        given = [example] if isinstance(example, Tensor) else list(example)
-    sizes = [part.num_embeddings for part in module.modules() if isinstance(part, nn.Embedding)]
-    return random_inputs([(tuple(x.shape[1:]), x.dtype) for x in given], 2, min(sizes, default=2))
-
-
-def _components(output: Tensor) -> int:
+def components(output: Tensor) -> int:
     """c: the size of the output's last axis, 1 for an output of one number a record."""
     return output.shape[-1] if output.ndim > 1 else 1
 
 
-def _layers(points: Sequence[Point]) -> list[int]:
-    """Sizes of the distinct parts of the frame; points that share their components share a part."""
-    ends: dict[int, int] = {}
-    for point in points:
-        ends[point.start] = max(ends.get(point.start, 0), point.outputs)
-    return list(ends.values())
-
-
-def _locate(names: Sequence[str], output: Tensor, kept: Sequence[tuple[int, Tensor]]) -> list[Point]:
-    """The points and their shapes: of the whole output, or per position where the network has positions."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    called = [index for index, _ in kept]
-    for index, h in kept:
-        name = names[index]
-        if output.ndim > 2 and not _called_at_positions(h, output, called.count(index)):
-            if h.shape[:-1] != output.shape[:-1]:
-                raise UsageError(
-                    f"feedback point {name} has shape {tuple(h.shape)} where the output has positions "
-                    f"{tuple(output.shape[:-1])}; cut where the positions are the output's"
-                )
-            shape: tuple[int, ...] = (h.shape[-1],)
-        else:
-            shape = tuple(h.shape[1:])
-        if shapes.setdefault(name, shape) != shape:
-            raise UsageError(
-                f"feedback point {name} is called with shapes {shapes[name]} and {shape}; it needs one"
-            )
-    for name in names:
-        if name not in shapes:
-            raise UsageError(f"feedback point {name} is never called in a forward pass")
-    return [Point(name, shapes[name], 0, 0) for name in names]
-
-
-def _stepwise(kept: Sequence[tuple[int, Tensor]], output: Tensor) -> list[int]:
-    """Indices of the points that are called once for each position, in call order."""
-    called = [index for index, _ in kept]
-    found = [i for i, h in kept if _called_at_positions(h, output, called.count(i))]
-    return list(dict.fromkeys(found))
-
-
-def _called_at_positions(h: Tensor, output: Tensor, calls: int) -> bool:
+def called_at_positions(h: Tensor, output: Tensor, calls: int) -> bool:
     """Whether a point is called once for each position of the output, as the state of an unrolled cell is."""
     return output.ndim == 3 and h.ndim == 2 and len(h) == len(output) and calls == output.shape[1]
-
-
-def _laid_out(points: Sequence[Point], rule: FeedbackRule) -> list[Point]:
-    """The points with their slices of the frame."""
-    slices = rule.layout([point.shape for point in points])
-    return [Point(p.name, p.shape, *place) for p, place in zip(points, slices, strict=True)]

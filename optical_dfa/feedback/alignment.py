@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from noise_models.errors import UsageError
 from optical_dfa.backends.base import ProjectionBackend
-from optical_dfa.feedback.aligned import AlignedModule, unalign
+from optical_dfa.feedback.aligned import AlignedModule
+from optical_dfa.feedback.aligning import unalign
 from optical_dfa.feedback.layerwise import LayerwiseState
 from optical_dfa.feedback.points import ACTIVATIONS, State, call_order
 

@@ -25,7 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from optical_dfa.feedback.aligned import AlignedModule, unalign
+from optical_dfa.feedback.aligned import AlignedModule
+from optical_dfa.feedback.aligning import unalign
 
 COUNTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 

@@ -17,7 +17,8 @@ from typing import Any
 from torch import Tensor
 
 from noise_models.errors import UsageError
-from optical_dfa.feedback.aligned import AlignedModule, align, unalign
+from optical_dfa.feedback.aligned import AlignedModule
+from optical_dfa.feedback.aligning import align, unalign
 from optical_dfa.feedback.alignment import alignment, estimator, feedback_angles
 from optical_dfa.feedback.costs import cost
 from optical_dfa.training.loss import cross_entropy

@@ -27,11 +27,13 @@ from optical_dfa.data import load as load_data
 from optical_dfa.data.dataset import Dataset
 from optical_dfa.data.features import with_features
 from optical_dfa.feedback import make_rule
-from optical_dfa.feedback.aligned import AlignedModule, align
+from optical_dfa.feedback.aligned import AlignedModule
+from optical_dfa.feedback.aligning import align
 from optical_dfa.feedback.rule import FeedbackRule, Requires
 from optical_dfa.report.progress import Progress, SilentProgress
 from optical_dfa.training import checkpoint
 from optical_dfa.training.diagnosis import Diagnosis
+from optical_dfa.training.evaluation import accuracy_and_loss, area_under_curve
 from optical_dfa.training.loss import cross_entropy
 from optical_dfa.training.run_folder import (
     CALIBRATION,
@@ -55,7 +57,6 @@ from privacy.weights import ANNOUNCED
 
 # What one training step offers a rule; a rule that requires more is refused.
 OFFERS = frozenset({Requires.ROOT_ERROR, Requires.BACKWARD, Requires.FORWARD_MODE, Requires.SECOND_FORWARD})
-_EVALUATION_POSITIONS = 4096  # at once
 
 
 def train(
@@ -349,7 +350,7 @@ class _Run:
         """Evaluate, note a row of metrics, write a checkpoint."""
         drawn = 0 if self.noise.secret else self.noise.position
         self.position = checkpoint.Position(step, self._releases(), "", seconds, drawn)
-        self.accuracy, self.test_loss = self._evaluate()
+        self.accuracy, self.test_loss = accuracy_and_loss(self.module, self.x_test, self.y_test)
         row: dict[str, Any] = {
             "step": step,
             "epoch": step / self.steps_an_epoch,
@@ -383,34 +384,6 @@ class _Run:
         shown = {name.replace("_", " "): self._last[name] for name in names if name in self._last}
         return shown if self.diagnosis is None else {**shown, **self.diagnosis.shown()}
 
-    def _tested(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """(logits, targets) of the test set, in parts."""
-        positions = max(1, self.y_test.numel() // len(self.y_test))
-        rows = max(1, _EVALUATION_POSITIONS // positions)
-        self.module.eval()
-        with torch.no_grad():
-            for x, y in zip(torch.split(self.x_test, rows), torch.split(self.y_test, rows), strict=True):
-                yield self.module(x), y
-        self.module.train()
-
-    def _evaluate(self) -> tuple[float, float]:
-        """Accuracy and mean cross entropy (nats) on the test set, over all positions."""
-        right, loss = 0, 0.0
-        for logits, y in self._tested():
-            right += int((logits.argmax(-1) == y).sum())
-            loss += float(cross_entropy(logits, y, "sum"))
-        return right / self.y_test.numel(), loss / self.y_test.numel()
-
-    def _auc(self) -> float | None:
-        """Area under the ROC curve of the test set's two classes; None where it is not defined."""
-        from sklearn.metrics import roc_auc_score
-
-        scores = [(logits[..., 1] - logits[..., 0]).double().cpu().flatten() for logits, _ in self._tested()]
-        score, target = torch.cat(scores), self.y_test.cpu().flatten()
-        if not bool(score.isfinite().all()) or not 0 < int(target.sum()) < len(target):
-            return None
-        return float(roc_auc_score(target.numpy(), score.numpy()))
-
     # ---- what is said at the end
 
     def _guarantee(self) -> Guarantee:
@@ -440,7 +413,9 @@ class _Run:
             "sample_rate": header.get("sample_rate"),
             "seed": config.seed,
             "test_accuracy": self.accuracy,
-            "test_auc": self._auc() if self.data.classes == 2 else None,
+            "test_auc": area_under_curve(self.module, self.x_test, self.y_test)
+            if self.data.classes == 2
+            else None,
             "test_loss": _finite(self.test_loss),
             "guarantee": stated.to_dict(),
             "target_epsilon": config.epsilon,

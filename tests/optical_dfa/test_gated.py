@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from noise_models.errors import UsageError
-from optical_dfa.feedback.aligned import AlignedModule, align
+from optical_dfa.feedback.aligned import AlignedModule
+from optical_dfa.feedback.aligning import align
 from optical_dfa.training.gated import GatedCapture
 from privacy.gated import GatedLayer
 

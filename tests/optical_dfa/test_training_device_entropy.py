@@ -17,7 +17,7 @@ from noise_models.generator import NoiseGenerator
 from noise_models.min_entropy import MinEntropy
 from optical_dfa.backends import create
 from optical_dfa.backends.faults import FAULTS
-from optical_dfa.feedback.aligned import align
+from optical_dfa.feedback.aligning import align
 from privacy.engine import PrivacyEngine
 from privacy.releases import device_entropy
 

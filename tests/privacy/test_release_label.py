@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from noise_models.errors import UsageError
 from noise_models.generator import NoiseGenerator
-from optical_dfa.feedback.aligned import AlignedModule, align
+from optical_dfa.feedback.aligned import AlignedModule
+from optical_dfa.feedback.aligning import align
 from privacy.accounting.gdp import gaussian_epsilon
 from privacy.engine import BudgetExhaustedError, PrivacyEngine
 from privacy.gated import GatedLayer

@@ -17,7 +17,7 @@ from noise_models.errors import UsageError
 from noise_models.generator import NoiseGenerator
 from noise_models.integer_sampler import TABLE_MASS
 from optical_dfa.config import TrainConfig
-from optical_dfa.feedback.aligned import align
+from optical_dfa.feedback.aligning import align
 from optical_dfa.training.capture import Capture
 from optical_dfa.training.trainer import train
 from privacy import accounting

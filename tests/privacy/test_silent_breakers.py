@@ -50,7 +50,7 @@ from optical_dfa.backends import create
 from optical_dfa.backends.base import ProjectionBackend
 from optical_dfa.backends.simulated_opu import SimulatedOpuBackend
 from optical_dfa.config import TrainConfig
-from optical_dfa.feedback.aligned import align
+from optical_dfa.feedback.aligning import align
 from optical_dfa.feedback.dfa import DirectFeedbackAlignment
 from optical_dfa.training.trainer import train
 from privacy import accounting
