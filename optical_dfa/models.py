@@ -244,16 +244,20 @@ def parse(spec: str) -> tuple[Kind, tuple[int, ...], tuple[int, ...], type[nn.Mo
                 f"model is {spec!r}; a + is for cnn alone, whose fully connected layers follow it, for example "
                 f"cnn:16,32+128: separate the widths of {name} by commas"
             )
-        widths, hidden = _widths(listed, spec), _widths(above, spec) if plus else ()
+        example = "cnn:16,32+128" if kind.builder is cnn else "mlp:512,512"
+        widths = _widths(listed, spec, example)
+        hidden = _widths(above, spec, example) if plus else ()
     return kind, widths, hidden, ACTIVATIONS[activation or kind.activation or "tanh"]
 
 
-def _widths(listed: str, spec: str) -> tuple[int, ...]:
+def _widths(listed: str, spec: str, example: str) -> tuple[int, ...]:
     parts = listed.split(",")
-    if not all(part.isascii() and part.isdigit() and 1 <= int(part) <= MAX_WIDTH for part in parts):
+    if not all(
+        part.isascii() and part.isdigit() and len(part) < 9 and 1 <= int(part) <= MAX_WIDTH for part in parts
+    ):
         raise UsageError(
-            f"model is {spec!r}; widths must be whole numbers from 1 to {MAX_WIDTH} separated by commas, "
-            "for example mlp:512,512"
+            f"model is {spec!r}, but {listed!r} is no list of widths; they must be whole numbers from 1 to {MAX_WIDTH} "
+            f"separated by commas, for example {example}"
         )
     return tuple(int(part) for part in parts)
 

@@ -33,7 +33,7 @@ def train(
         str | None, typer.Option(help="Inputs' principal components, such as pca:64; inputs must be public.")
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="Network, such as mlp or mlp:512,512; for text gru:128.")
+        str | None, typer.Option(help="Network, such as mlp:512,512 or cnn:16,32+128; for text gru:128.")
     ] = None,
     transfer: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Freeze the convolutions of this run; not private.")

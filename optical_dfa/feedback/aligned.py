@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils.hooks import RemovableHandle
 
 from noise_models.base import NoNoise
 from noise_models.errors import UsageError
@@ -363,6 +364,20 @@ class AlignedModule(nn.Module):
             "points": [[point.name, list(point.shape)] for point in self.points],
             "teachers": {cut.root: cut.teacher for cut in self.cuts if cut.teacher != OUTPUT},
         }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Keep the numbers of the hooks from being given again, to hooks that would take their places.
+
+        Torch numbers hooks from 0 in every process, so that those of an unpickled module may be up for use.
+        """
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        taken = [
+            number
+            for part in self.modules()
+            for hooks in (part._forward_pre_hooks, part._forward_hooks)
+            for number in hooks
+        ]
+        RemovableHandle.next_id = max(RemovableHandle.next_id, *(number + 1 for number in taken), 0)
 
     def get_extra_state(self) -> Tensor:
         """The description as bytes, so that `state_dict` says which feedback it was trained with."""

@@ -26,7 +26,7 @@ from optical_dfa.backends.base import ProjectionBackend
 from optical_dfa.backends.matrix import RandomMatrix
 from optical_dfa.feedback.cuts import check_layerwise
 from optical_dfa.feedback.rule import FeedbackRule, Point, Requires
-from optical_dfa.feedback.state import FeedbackState, called_directly, key
+from optical_dfa.feedback.state import FeedbackState, StateHook, called_directly, key
 
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d
 Draws = Literal["never", "once", "every pass"]
@@ -62,12 +62,10 @@ class _Path(torch.autograd.Function):
         return grad, below.to(ctx.dtype), None, None
 
 
-class _Entry:
+class _Entry(StateHook):
     """Forward pre-hook of a layer: keeps its input, lets a detached copy go in."""
 
-    def __init__(self, state: LayerwiseState, name: str) -> None:
-        self.state = state
-        self.name = name
+    state: LayerwiseState
 
     def __call__(self, layer: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
         if not torch.is_grad_enabled():
@@ -81,12 +79,10 @@ class _Entry:
         return args, {**named, "input": named["input"].detach()}
 
 
-class _Exit:
+class _Exit(StateHook):
     """Forward hook of a layer: joins its output to the input that was kept."""
 
-    def __init__(self, state: LayerwiseState, name: str) -> None:
-        self.state = state
-        self.name = name
+    state: LayerwiseState
 
     def __call__(self, layer: Layer, args: Any, output: Tensor) -> Tensor | None:
         if not torch.is_grad_enabled():

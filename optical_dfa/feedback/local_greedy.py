@@ -25,6 +25,7 @@ from optical_dfa.feedback.drtp import onehot_targets
 from optical_dfa.feedback.learned import LearnedFeedback, LearnedState, Noted
 from optical_dfa.feedback.points import ACTIVATIONS, Tape, call_order
 from optical_dfa.feedback.rule import Point, Requires
+from optical_dfa.feedback.state import StateHook
 
 
 class LocalGreedyForwardGradient(LearnedFeedback):
@@ -125,11 +126,10 @@ class _Bypass(torch.autograd.Function):
         return grad, None
 
 
-class _InputHook:
+class _InputHook(StateHook):
     """Forward hook of a feedback point, before the one that cuts: notes a_l, and puts the bypass in."""
 
-    def __init__(self, state: _LocalState) -> None:
-        self.state = state
+    state: _LocalState
 
     def __call__(self, part: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         if not torch.is_grad_enabled() or self.state.inputs is None:

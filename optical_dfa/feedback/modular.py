@@ -28,7 +28,7 @@ from noise_models.generator import derive_seed
 from optical_dfa.feedback.dfa import DirectFeedbackAlignment
 from optical_dfa.feedback.points import call_order
 from optical_dfa.feedback.rule import Point
-from optical_dfa.feedback.state import FeedbackState, called_directly, key
+from optical_dfa.feedback.state import FeedbackState, StateHook, called_directly, key
 
 BETWEEN = ("dfa", "bp")
 MOST_ENTRIES = 10**9  # of one dense map
@@ -296,11 +296,13 @@ class ModularState(FeedbackState):
         return {**self.__dict__, "_kept": None}
 
 
-class _ModuleHook:
+class _ModuleHook(StateHook):
     """Forward hook of one point of a module."""
 
+    state: ModularState
+
     def __init__(self, state: ModularState, number: int, point: Point) -> None:
-        self.state = state
+        super().__init__(state)
         self.number = number
         self.point = point
 

@@ -20,7 +20,7 @@ from noise_models.errors import UsageError
 from optical_dfa.backends.matrix import RandomMatrix
 from optical_dfa.feedback.points import Tape
 from optical_dfa.feedback.rule import Point, Requires
-from optical_dfa.feedback.state import FeedbackState
+from optical_dfa.feedback.state import FeedbackState, StateHook
 from optical_dfa.feedback.stateful import GradientState, StatefulRule
 
 
@@ -59,11 +59,10 @@ class Pepita(StatefulRule):
         return _PepitaState(self, points, example[0], output, seed)
 
 
-class _PointHook:
+class _PointHook(StateHook):
     """Forward hook of a feedback point: what it was given, and what it made of it."""
 
-    def __init__(self, state: _PepitaState) -> None:
-        self.state = state
+    state: _PepitaState
 
     def __call__(self, part: nn.Module, args: Any, output: Tensor) -> None:
         if self.state.calls is not None:

@@ -30,7 +30,7 @@ from optical_dfa.feedback.modular import MOST_ENTRIES
 from optical_dfa.feedback.points import State
 from optical_dfa.feedback.rule import FeedbackRule, Point, Requires
 from optical_dfa.feedback.sparse_recurrent import Forget, check_sparse, sparse_matrix
-from optical_dfa.feedback.state import FeedbackState, called_directly, key
+from optical_dfa.feedback.state import FeedbackState, StateHook, called_directly, key
 from optical_dfa.recurrent import Unrolled
 
 
@@ -184,11 +184,10 @@ class HybridState(FeedbackState):
         return {**self.__dict__, "active": False, "kept": {}}
 
 
-class _Keep:
+class _Keep(StateHook):
     """Forward hook of a layer's state: keeps h_t, lets a detached copy go on in time."""
 
-    def __init__(self, state: HybridState, name: str) -> None:
-        self.state, self.name = state, name
+    state: HybridState
 
     def __call__(self, part: nn.Module, args: Any, output: Tensor) -> Tensor | None:
         if not torch.is_grad_enabled():
@@ -199,11 +198,10 @@ class _Keep:
         return output.detach()
 
 
-class _Join:
+class _Join(StateHook):
     """Forward hook of a layer: joins its output to the states that were kept."""
 
-    def __init__(self, state: HybridState, name: str) -> None:
-        self.state, self.name = state, name
+    state: HybridState
 
     def __call__(self, layer: nn.Module, args: Any, output: Tensor) -> Tensor | None:
         if not torch.is_grad_enabled():

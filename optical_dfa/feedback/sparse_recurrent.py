@@ -24,7 +24,7 @@ from noise_models.generator import derive_seed
 from optical_dfa.backends.base import ProjectionBackend
 from optical_dfa.feedback.points import Memory, State, Tape
 from optical_dfa.feedback.rule import FeedbackRule, Point, Requires
-from optical_dfa.feedback.state import FeedbackState, TeachingState, key
+from optical_dfa.feedback.state import FeedbackState, StateHook, TeachingState, key
 
 RECURSIONS = ("truncated", "local")
 
@@ -131,14 +131,11 @@ class SparseState(TeachingState):
         return kept, kept
 
 
-class Forget:
+class Forget(StateHook):
     """Forward hook of a memory: what is carried on has no history.
 
     `state` says by `active` whether an aligned pass is running.
     """
-
-    def __init__(self, state: Any) -> None:
-        self.state = state
 
     def __call__(self, part: nn.Module, args: Any, output: Tensor) -> Tensor | None:
         return output.detach() if self.state.active else None

@@ -15,6 +15,22 @@ from optical_dfa.feedback.forward_mode import RandomState
 from optical_dfa.feedback.points import Tape
 
 
+class StateHook:
+    """Base of the forward hooks and pre-hooks that a state puts on a module: `FeedbackState.remove` finds them by it.
+
+    Classes, not closures, so that an aligned module can be deep-copied and pickled.
+    """
+
+    def __init__(self, state: Any, name: str = "") -> None:
+        """
+        Args:
+            state: whose hook it is.
+            name: of the module that it is put on, where the hook needs it.
+        """
+        self.state = state
+        self.name = name
+
+
 class FeedbackState(nn.Module, ABC):
     """Buffers of a rule on one aligned module: they are in its `state_dict`, and follow it to another device.
 
@@ -40,16 +56,17 @@ class FeedbackState(nn.Module, ABC):
 
     @abstractmethod
     def install(self, module: nn.Module) -> None:
-        """Put the rule's hooks on the plain module; each holds this as its `state`."""
+        """Put the rule's hooks, each a `StateHook`, on the plain module."""
 
     def remove(self, module: nn.Module) -> None:
-        """Take them off again."""
+        """Take them off again; others' stay."""
         for part in module.modules():
-            for hooks, with_kwargs in (
+            kinds: list[tuple[dict[int, Any], dict[int, bool]]] = [
                 (part._forward_pre_hooks, part._forward_pre_hooks_with_kwargs),
                 (part._forward_hooks, part._forward_hooks_with_kwargs),
-            ):
-                for number in [n for n, hook in hooks.items() if getattr(hook, "state", None) is self]:
+            ]
+            for hooks, with_kwargs in kinds:
+                for number in [n for n, h in hooks.items() if isinstance(h, StateHook) and h.state is self]:
                     del hooks[number]
                     with_kwargs.pop(number, None)
 

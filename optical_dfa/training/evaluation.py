@@ -48,7 +48,9 @@ def _outputs(module: nn.Module, x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, 
     """(logits, classes), in parts."""
     rows = max(1, POSITIONS // max(1, y.numel() // len(y)))
     module.eval()
-    with torch.no_grad():
-        for records, classes in zip(torch.split(x, rows), torch.split(y, rows), strict=True):
-            yield module(records), classes
-    module.train()
+    try:
+        with torch.no_grad():
+            for records, classes in zip(torch.split(x, rows), torch.split(y, rows), strict=True):
+                yield module(records), classes
+    finally:
+        module.train()

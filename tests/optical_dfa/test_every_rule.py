@@ -18,10 +18,11 @@ from torch.nn.functional import cross_entropy, one_hot
 from torch.utils.data import DataLoader, TensorDataset
 
 from noise_models.errors import UsageError
-from optical_dfa.feedback import RULES, AlignedModule, align, make_rule
+from optical_dfa.feedback import RULES, AlignedModule, align, make_rule, unalign
 from optical_dfa.feedback.forward_mode import directional_derivative
 from optical_dfa.feedback.learned import LearnedState
 from optical_dfa.feedback.modular import ModularState
+from optical_dfa.feedback.state import StateHook
 from privacy import PrivacyEngine
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
@@ -130,6 +131,38 @@ def test_hidden_layers_do_not_learn_what_backpropagation_teaches(rule: str) -> N
     else:
         assert found[first].any()
         assert abs(cosine(found[first], exact[first])) < 0.9
+
+
+class Foreign(StateHook):
+    """A hook of another module's state."""
+
+    def __call__(self, part: nn.Module, args: Any, output: Any) -> None:
+        """Nothing."""
+
+
+@pytest.mark.parametrize("private", [False, True])
+@pytest.mark.parametrize("rule", sorted(RULES))
+def test_unaligned_a_module_is_plain_and_has_the_hooks_of_others_alone(rule: str, private: bool) -> None:
+    net, x = network(rule)
+    exact = gradients(copy.deepcopy(net), x)
+    aligned = align(net, rule=rule, example=x, show=None)
+    gradients(aligned, x)
+    if private:
+        if rule in REFUSED:
+            return
+        aligned.start_capture()
+    nothing, foreign = lambda *_: None, Foreign(object())
+    for part in net.modules():
+        part.register_forward_pre_hook(nothing, with_kwargs=True)
+        part.register_forward_hook(nothing, with_kwargs=True)
+        part.register_forward_hook(foreign)
+    assert unalign(aligned) is net
+    for part in net.modules():
+        assert list(part._forward_pre_hooks.values()) == [nothing]
+        assert list(part._forward_hooks.values()) == [nothing, foreign]
+        assert part._forward_pre_hooks_with_kwargs.keys() == part._forward_pre_hooks.keys()
+        assert list(part._forward_hooks_with_kwargs) == list(part._forward_hooks)[:1]
+    assert_same(gradients(net, x), exact)
 
 
 @pytest.mark.parametrize("rule", sorted(RULES))

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.utils.hooks import RemovableHandle
 
 from noise_models.errors import UsageError
 from optical_dfa.feedback import AlignedModule, align, make_rule, unalign
@@ -186,6 +187,21 @@ def test_copies_learn_on_their_own(how: str, backend: str) -> None:
         assert_same(found[-2:], gradients(aligned)[-2:])
     unalign(twin)
     gradients(aligned)  # the original's cuts are still there
+
+
+@pytest.mark.parametrize("rule", ["dfa", "fa", "modular"])
+def test_a_hook_after_unpickling_in_another_process_takes_no_place_of_ours(
+    rule: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aligned = align(mlp(), rule=rule, example=X, show=None)
+    expected, saved = gradients(aligned), pickle.dumps(aligned)
+    monkeypatch.setattr(RemovableHandle, "next_id", 0)  # as in a process that has just begun
+    twin = pickle.loads(saved)
+    for part in twin.module:
+        for _ in range(200):
+            part.register_forward_hook(lambda *_: None).remove()
+            part.register_forward_pre_hook(lambda *_: None).remove()
+    assert_same(gradients(twin), expected)
 
 
 def test_state_dict_round_trip() -> None:

@@ -74,6 +74,19 @@ def test_initial_values_are_those_of_pytorch() -> None:
             assert torch.equal(a, b)
 
 
+def test_fully_connected_layers_follow_a_cnns_channels_in_their_order() -> None:
+    net = build("cnn:4+9,7/relu", IMAGE, 3, seed=11)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(11, "weights"))
+        wanted = nn.Sequential(
+            nn.Conv2d(1, 4, 3, padding=1), nn.GroupNorm(4, 4), nn.MaxPool2d(2), nn.ReLU(),
+            nn.Flatten(), nn.Linear(4 * 16, 9), nn.ReLU(), nn.Linear(9, 7), nn.ReLU(), nn.Linear(7, 3),
+        )  # fmt: skip
+    assert str(net) == str(wanted)
+    for a, b in zip(net.parameters(), wanted.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
 @pytest.mark.parametrize("spec", SPECS)
 def test_weights_follow_the_seed_and_nothing_else(spec: str) -> None:
     torch.manual_seed(3)
@@ -152,14 +165,14 @@ def test_embeddings_have_pytorchs_initial_law_too() -> None:
     [
         "", "MLP", "mpl", "mlp:", "mlp:0", "mlp:-5", "mlp:5,", "mlp:5.5", "mlp:a", "mlp: 5", "mlp:65537",
         "mlp:٣", "mlp/", "mlp/sigmoid", "mlp:5/tanh/relu", "mlp/tanh:5", "cnn:1x2", "resmlp:5,6",
-        "cnn:5+", "cnn:+5", "cnn:5+6+7", "cnn:5+0",
+        "cnn:5+", "cnn:+5", "cnn:5+6+7", "cnn:5+0", "mlp:" + "9" * 5000,
     ],
 )  # fmt: skip
 def test_unknown_specifications(spec: str) -> None:
     with pytest.raises(UsageError) as caught:
         build(spec, IMAGE, 4, 0)
     assert "\n" not in str(caught.value)
-    assert "mlp" in str(caught.value)
+    assert ("cnn:16,32+128" if spec.startswith("cnn") else "mlp") in str(caught.value)
 
 
 @pytest.mark.parametrize(
