@@ -256,8 +256,8 @@ def _widths(listed: str, spec: str, example: str) -> tuple[int, ...]:
         part.isascii() and part.isdigit() and len(part) < 9 and 1 <= int(part) <= MAX_WIDTH for part in parts
     ):
         raise UsageError(
-            f"model is {spec!r}, but {listed!r} is no list of widths; they must be whole numbers from 1 to {MAX_WIDTH} "
-            f"separated by commas, for example {example}"
+            f"model is {spec!r}, but {listed!r} is no list of widths; widths must be whole numbers from 1 to "
+            f"{MAX_WIDTH} separated by commas, for example {example}"
         )
     return tuple(int(part) for part in parts)
 
