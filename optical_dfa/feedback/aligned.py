@@ -351,8 +351,7 @@ class AlignedModule(nn.Module):
 
     def example(self, records: int) -> list[Tensor]:
         """Random inputs of the shapes `align` saw; no record is ever kept for this."""
-        sizes = [part.num_embeddings for part in self.module.modules() if isinstance(part, nn.Embedding)]
-        return random_inputs(self._example, records, min(sizes, default=2))
+        return random_inputs(self.module, self._example, records)
 
     def describe(self) -> dict[str, Any]:
         """Rule, device and points (JSON types), for checkpoints and the ledger."""
@@ -371,13 +370,9 @@ class AlignedModule(nn.Module):
         Torch numbers hooks from 0 in every process, so that those of an unpickled module may be up for use.
         """
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        taken = [
-            number
-            for part in self.modules()
-            for hooks in (part._forward_pre_hooks, part._forward_hooks)
-            for number in hooks
-        ]
-        RemovableHandle.next_id = max(RemovableHandle.next_id, *(number + 1 for number in taken), 0)
+        for part in self.modules():
+            for number in (*part._forward_pre_hooks, *part._forward_hooks):
+                RemovableHandle.next_id = max(RemovableHandle.next_id, number + 1)
 
     def get_extra_state(self) -> Tensor:
         """The description as bytes, so that `state_dict` says which feedback it was trained with."""
@@ -401,9 +396,10 @@ class AlignedModule(nn.Module):
 
 
 def random_inputs(
-    shapes: Sequence[tuple[tuple[int, ...], torch.dtype]], records: int, vocabulary: int
+    module: nn.Module, shapes: Sequence[tuple[tuple[int, ...], torch.dtype]], records: int
 ) -> list[Tensor]:
-    """Random inputs for probing a module: normal where floating, below `vocabulary` where integer."""
+    """Random inputs for probing a module: normal where floating, what its smallest embedding knows where integer."""
+    vocabulary = min((p.num_embeddings for p in module.modules() if isinstance(p, nn.Embedding)), default=2)
     generator = torch.Generator().manual_seed(0)
     return [
         torch.randn(records, *shape, generator=generator, dtype=dtype)

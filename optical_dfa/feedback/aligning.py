@@ -141,8 +141,7 @@ def _example_inputs(module: nn.Module, example: Tensor | Sequence[Tensor] | None
         given = [torch.empty(1, first.in_features, dtype=first.weight.dtype)]
     else:
         given = [example] if isinstance(example, Tensor) else list(example)
-    sizes = [part.num_embeddings for part in module.modules() if isinstance(part, nn.Embedding)]
-    return random_inputs([(tuple(x.shape[1:]), x.dtype) for x in given], 2, min(sizes, default=2))
+    return random_inputs(module, [(tuple(x.shape[1:]), x.dtype) for x in given], 2)
 
 
 def _layers(points: Sequence[Point]) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -136,7 +136,16 @@ def install(module: nn.Module, names: Sequence[str], tape: Tape) -> None:
 
 def remove(module: nn.Module, tape: Tape) -> None:
     """Take the hooks of `tape` off again."""
+    take_off(module, lambda hook: isinstance(hook, PointHook) and hook.tape is tape)
+
+
+def take_off(module: nn.Module, ours: Callable[[Any], bool]) -> None:
+    """Take the forward hooks and pre-hooks that are `ours` off the module and its parts; others' stay."""
     for part in module.modules():
-        hooks = part._forward_hooks
-        for key in [key for key, hook in hooks.items() if isinstance(hook, PointHook) and hook.tape is tape]:
-            del hooks[key]
+        for hooks, with_kwargs in (
+            (part._forward_pre_hooks, part._forward_pre_hooks_with_kwargs),
+            (part._forward_hooks, part._forward_hooks_with_kwargs),
+        ):
+            for number in [number for number, hook in hooks.items() if ours(hook)]:
+                del hooks[number]
+                with_kwargs.pop(number, None)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from noise_models.errors import UsageError
 from noise_models.generator import derive_seed
 from optical_dfa.feedback.forward_mode import RandomState
-from optical_dfa.feedback.points import Tape
+from optical_dfa.feedback.points import Tape, take_off
 
 
 class StateHook:
@@ -60,15 +60,7 @@ class FeedbackState(nn.Module, ABC):
 
     def remove(self, module: nn.Module) -> None:
         """Take them off again; others' stay."""
-        for part in module.modules():
-            kinds: list[tuple[dict[int, Any], dict[int, bool]]] = [
-                (part._forward_pre_hooks, part._forward_pre_hooks_with_kwargs),
-                (part._forward_hooks, part._forward_hooks_with_kwargs),
-            ]
-            for hooks, with_kwargs in kinds:
-                for number in [n for n, h in hooks.items() if isinstance(h, StateHook) and h.state is self]:
-                    del hooks[number]
-                    with_kwargs.pop(number, None)
+        take_off(module, lambda hook: isinstance(hook, StateHook) and hook.state is self)
 
     def feedback_work(self) -> tuple[int, int]:
         """(multiply-adds, words of errors received) of what it does for one record, by the rule of `costs`."""

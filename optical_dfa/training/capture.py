@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from noise_models.errors import UsageError
+from optical_dfa.feedback.points import take_off
 from optical_dfa.training.contributions import Contribution, combine, sum_rounding
 from optical_dfa.training.factors import factors
 from optical_dfa.training.layers import LAYERS, refuse_mixing
@@ -173,12 +174,7 @@ class Capture:
     def remove(self) -> None:
         """Take the hooks off the module again."""
         for layer in self.layers.values():
-            hooks = layer._forward_hooks
-            for key in [
-                k for k, hook in hooks.items() if isinstance(hook, _LayerHook) and hook.capture is self
-            ]:
-                del hooks[key]
-                layer._forward_hooks_with_kwargs.pop(key, None)
+            take_off(layer, lambda hook: isinstance(hook, _LayerHook) and hook.capture is self)
 
     # ---- during the passes
 

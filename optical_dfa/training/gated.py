@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from noise_models.errors import UsageError
-from optical_dfa.feedback.points import ACTIVATIONS, PointHook
+from optical_dfa.feedback.points import ACTIVATIONS, PointHook, take_off
 from optical_dfa.training.capture import Capture
 from privacy.gated import GatedLayer
 
@@ -101,12 +101,7 @@ class GatedCapture(Capture):
 
     def remove(self) -> None:
         super().remove()
-        for part in self.module.modules():
-            hooks = part._forward_hooks
-            for key in [
-                k for k, h in hooks.items() if isinstance(h, _OutputHook | _GateHook) and h.capture is self
-            ]:
-                del hooks[key]
+        take_off(self.module, lambda hook: isinstance(hook, _OutputHook | _GateHook) and hook.capture is self)
 
     # ---- during the passes
 

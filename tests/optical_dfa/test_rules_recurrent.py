@@ -222,10 +222,16 @@ def test_it_compiles_into_one_graph() -> None:
     )
 
 
-def test_an_empty_batch_teaches_nothing() -> None:
-    aligned = align(network(), rule="sparse-recurrent", example=X, loss_reduction="sum", show=None)
+def assert_taught_nothing_by_an_empty_batch(aligned: AlignedModule) -> None:
+    """Of sequences, under a loss that adds up."""
     cross_entropy(aligned(X[:0]).flatten(0, 1), Y[:0].flatten(), reduction="sum").backward()
     assert not any(p.grad is not None and p.grad.any() for p in aligned.parameters())
+
+
+def test_an_empty_batch_teaches_nothing() -> None:
+    assert_taught_nothing_by_an_empty_batch(
+        align(network(), rule="sparse-recurrent", example=X, loss_reduction="sum", show=None)
+    )
 
 
 @pytest.mark.parametrize(
