@@ -47,7 +47,9 @@ ROUNDING = 4 * float(np.finfo(float).eps)  # of a factor, relative, for each row
 # delta(eps) >= 1 - e^((eps - D_(1/2)) / 2), and an epsilon above it says nothing.
 _FAR = 1e7
 _CERTAIN = 80.0  # where D_(1/2) - eps is larger, 1 - delta is below 5e-18
-_RELATIVE = 1e-10  # of the integral, in units of the integrand's height at the saddle times a unit of y
+_RELATIVE = (
+    1e-10  # of the integral, in units of the integrand's height at the saddle, or of 1 if that is less
+)
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(24)
 _MOST_PANELS = 60_000
 
@@ -392,6 +394,7 @@ def _half_line(integrand: _Integrand, centre: float, peak: float) -> float:
     What is left beyond the last one is its first term by parts, -f/g' with g = ln f, right to g''/g'² of itself.
     """
     curvature = abs(integrand.derivatives(complex(centre))[1])
+    allowed = _RELATIVE * math.exp(-max(0.0, peak))
     total, low, width = 0.0, 0.0, min(centre / 4, 1 / math.sqrt(curvature))
     for _ in range(_MOST_PANELS):
         ends = integrand(np.asarray([complex(centre, low), complex(centre, low + width)]))
@@ -408,7 +411,7 @@ def _half_line(integrand: _Integrand, centre: float, peak: float) -> float:
         first, second = (1j * d for d in integrand.derivatives(centre + 1j * low))
         value = np.exp(ends[1] - peak)
         rest = -value / first
-        if abs(rest) * min(1.0, abs(second / first**2)) * 4 < _RELATIVE:
+        if abs(rest) * min(1.0, abs(second / first**2)) * 4 < allowed:
             return total + float(rest.real)
         width = min(1.6 * width, max(low, centre) / 2)
     return total

@@ -443,6 +443,16 @@ def test_far_apart_is_certain_and_nothing_is_below_zero(
     assert math.copysign(1.0, still) == 1.0
 
 
+def test_total_variation_is_the_same_both_ways_where_the_integrand_is_high() -> None:
+    """Its height at the saddle, above 1e5 here, must not multiply the stated error; 1e-6 apart before."""
+    pair = GaussianPair(
+        np.asarray([4520.8, 1.24, 8492.0, 3.4825e-4]), np.asarray([21.25, 0.4814, 517.07, 0.01752])
+    )
+    assert pair.hockey_stick(0.0) == pytest.approx(pair.reversed().hockey_stick(0.0), abs=1e-9)
+    assert pair.hockey_stick(0.0) > pair.hockey_stick(1.0)
+    assert pair.reversed().hockey_stick(0.0) > pair.reversed().hockey_stick(1.0)
+
+
 def test_the_certain_is_continuous_with_the_computed() -> None:
     for mu in (17.7, 18.1):  # on either side of D_(1/2) = 80
         pair = GaussianPair(np.ones(1), np.asarray([mu]))
