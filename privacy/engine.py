@@ -334,7 +334,7 @@ class PrivacyEngine:
                 self._epochs = epoch + math.ceil(allowed / plan.steps)
             undo.pop_all()
         capture.expected_records = lambda: _pending(loader)
-        capture.mask_seed = lambda: int(masks.uint64(1)[0])
+        capture.masks = masks
         self.ledger, self.step, self.source = ledger, step, source
         return module, private, loader
 

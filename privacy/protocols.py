@@ -18,13 +18,13 @@ class Contributions(Protocol):
         parameters: the released parameters by name, in the order of the flat stack.
         dimension: length of the flat stack of all released parameters.
         expected_records: set by the engine; answers how many records the current batch has, None without one.
-        mask_seed: set by the engine; a fresh secret seed for the random masks of one forward pass.
+        masks: set by the engine; the secret stream of all random masks.
     """
 
     parameters: dict[str, nn.Parameter]
     dimension: int
     expected_records: Callable[[], int | None]
-    mask_seed: Callable[[], int]
+    masks: NoiseGenerator
 
     @property
     def taught(self) -> bool:
@@ -43,6 +43,9 @@ class Contributions(Protocol):
             records: records in the sum.
             batches: physical batches they come in.
         """
+
+    def forget_passes(self) -> None:
+        """Drop what the backward passes over the batch contributed so far, as zero_grad() drops gradients."""
 
     def clear(self) -> None:
         """Forget the batch."""

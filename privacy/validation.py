@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from noise_models.errors import DeviceError, UsageError
+from noise_models.generator import NoiseGenerator
 from privacy.protocols import Contributions, PrivateModule
 
 SMALL, LARGE = 4, 256  # records in the batches drawn by default
@@ -272,7 +273,7 @@ class _Check:
         batch = list(range(self.records)) if rows is None else list(rows)
         self.capture.clear()
         self.capture.expected_records = lambda: len(batch)
-        self.capture.mask_seed = lambda: seed
+        self.capture.masks = NoiseGenerator.seeded(seed, "masks of a check")
         value = self.loss(self.module(*[x.clone() for x in inputs]), targets)
         if value.ndim:
             raise UsageError(

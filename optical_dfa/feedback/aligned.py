@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from inspect import signature
 from typing import Any, Literal
 
@@ -24,7 +25,7 @@ from optical_dfa.feedback.stateful import GradientState
 from optical_dfa.training.aggregated import AggregatedCapture
 from optical_dfa.training.capture import Capture
 from optical_dfa.training.gated import GatedCapture
-from optical_dfa.training.probing import check_steps_apart
+from optical_dfa.training.probing import check_steps_apart, check_sums, program_of
 
 LossReduction = Literal["mean", "sum"]
 
@@ -129,6 +130,8 @@ class AlignedModule(nn.Module):
             raise UsageError(
                 "this module was unaligned; use the plain one that unalign() returned, or align() it again"
             )
+        if self._capture is not None:
+            self._capture.hold()
         if not torch.is_grad_enabled():
             plain: Tensor = self.module(*args, **kwargs)
             return plain
@@ -160,9 +163,11 @@ class AlignedModule(nn.Module):
                     raise UsageError(
                         "a private module takes no hooks around it: they see the batch as a whole"
                     )
-                with self._capture.recording():
+                tried = partial(program_of, self, args, kwargs)
+                with self._capture.recording(args, kwargs, tried) as following:
                     output = self.module(*args, **kwargs)
-                self._capture.check_batch(output)
+                points = [(self.points[index].name, h) for index, h in self._tape.kept]
+                self._capture.check_pass(following, output, points)
             kept = self._tape.kept if self.rule.teaches_hidden else []
         finally:
             self._tape.kept = None
@@ -284,6 +289,7 @@ class AlignedModule(nn.Module):
             self._capture.matrices = self._matrices()
         try:
             check_steps_apart(self)
+            check_sums(self)
         except BaseException:
             self.stop_capture()
             raise
@@ -343,6 +349,19 @@ class AlignedModule(nn.Module):
                 "the clipped and noised stack; use a rule with fixed feedback"
             )
 
+    def train(self, mode: bool = True) -> AlignedModule:
+        """As of any module; in a private run batch normalisation by constants stays in evaluation mode."""
+        super().train(mode)
+        if self._capture is not None:
+            self._capture.hold()
+        return self
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As of any module; in a private run what the passes over the batch contributed so far is dropped too."""
+        super().zero_grad(set_to_none)
+        if self._capture is not None:
+            self._capture.forget_passes()
+
     def stop_capture(self) -> None:
         """Form gradients as usual again."""
         if self._capture is not None:
@@ -352,6 +371,10 @@ class AlignedModule(nn.Module):
     def example(self, records: int) -> list[Tensor]:
         """Random inputs of the shapes `align` saw; no record is ever kept for this."""
         return random_inputs(self.module, self._example, records)
+
+    def inputs_like(self, given: Sequence[Tensor], records: int) -> list[Tensor]:
+        """Random inputs of the shapes of some others, of which nothing else is looked at."""
+        return random_inputs(self.module, [(tuple(x.shape[1:]), x.dtype) for x in given], records)
 
     def describe(self) -> dict[str, Any]:
         """Rule, device and points (JSON types), for checkpoints and the ledger."""

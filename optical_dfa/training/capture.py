@@ -18,11 +18,16 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from noise_models.errors import UsageError
+from noise_models.generator import NoiseGenerator
+from optical_dfa.capture.following import Following, Program
+from optical_dfa.capture.graph import refuse_unknown_functions
+from optical_dfa.capture.rows import FIRST
+from optical_dfa.capture.state import Attributes, Held, refuse_extra_state
 from optical_dfa.feedback.points import take_off
 from optical_dfa.training.contributions import Contribution, combine, sum_rounding
 from optical_dfa.training.factors import factors
-from optical_dfa.training.layers import LAYERS, refuse_mixing
-from optical_dfa.training.probing import changeable, check_records_apart, check_uses, refuse_changed
+from optical_dfa.training.layers import LAYERS, held_statistics, refuse_mixing
+from optical_dfa.training.probing import check_records_apart, check_uses
 from privacy.integer_contributions import Factors
 
 PASSES = 4  # forward and backward passes over one batch that the rounding bound allows for
@@ -59,8 +64,8 @@ class _Record(torch.autograd.Function):
                 "a backward pass went through the graph of an earlier private batch; a step is made of the batch now "
                 "handed out alone"
             )
-        ctx.capture.uses.append(Use(ctx.layer, ctx.x, grad.detach()))
-        return (grad if ctx.needs_input_grad[0] else None), None, None, None, None
+        ctx.capture.reached(Use(ctx.layer, ctx.x, grad.detach()))
+        return (grad if ctx.needs_input_grad[0] else None), torch.zeros(()), None, None, None
 
 
 class _LayerHook:
@@ -75,7 +80,10 @@ class _LayerHook:
     ) -> Tensor | None:
         if not self.capture.active:
             return None
-        x = (*args, *named.values())[0].detach()
+        given = (*args, *named.values())[0]
+        if self.capture.following is not None:
+            _check_rows(self.capture.following, self.layer, given)
+        x = given.detach()
         self.capture.calls.append((self.layer, x, output.detach()))
         return _Record.apply(output, self.capture.anchor, self.capture, self.layer, x)  # type: ignore[no-any-return, no-untyped-call]
 
@@ -91,8 +99,10 @@ class Capture:
         sizes: entries of each parameter's block in the flat sum.
         dimension: length of the flat sum.
         expected_records: asks the engine how many records the batch now handed out has (None = there is none).
-        mask_seed: asks the engine for a secret seed of one pass's random masks.
+        masks: what random operations of a pass draw from, secret in a private run.
         generation: number of the batch; backward passes through an earlier one's graph are refused.
+        following: of the pass that is running, None between passes.
+        noting: set on the copy of which a program is made: how its next pass is followed.
     """
 
     def __init__(
@@ -125,15 +135,23 @@ class Capture:
         self.sizes = {name: p.numel() for name, p in self.parameters.items()}
         self.dimension = sum(self.sizes.values())
         self.expected_records: Callable[[], int | None] = _no_batch
-        self.mask_seed: Callable[[], int] = torch.initial_seed
+        self.masks = NoiseGenerator.secure("masks")
         self.generation = 0
         self.active = False
+        self.following: Following | None = None
+        self.noting: Following | None = None
         self.uses: list[Use] = []
         self.calls: list[tuple[str, Tensor, Tensor]] = []
-        self.anchor = torch.zeros((), requires_grad=True)
+        self.anchor: Tensor | None = None
+        self.programs: dict[Any, Program] = {}
+        self._reached: dict[int, list[Use]] = {}
         self._contributions: dict[str, Contribution] | None = None
         self._positions = 1
         refuse_mixing(module)
+        self.held = held_statistics(module)
+        self.hold()
+        Attributes.of(module).refuse_opaque()
+        refuse_extra_state(module)
         self.layers = self._trained_layers()
         for name, layer in self.layers.items():
             # First, so that a layer that is itself a feedback point is recorded before it is cut.
@@ -151,9 +169,12 @@ class Capture:
         nothing: dict[str, Any] = {
             "uses": [],
             "calls": [],
+            "anchor": None,
+            "following": None,
+            "noting": None,
+            "_reached": {},
             "_contributions": None,
             "expected_records": _no_batch,
-            "mask_seed": torch.initial_seed,
         }
         return {**self.__dict__, **nothing}
 
@@ -178,41 +199,25 @@ class Capture:
 
     # ---- during the passes
 
+    def hold(self) -> None:
+        """Normalisation by constants stays so, whatever mode the module is put into."""
+        for part in self.held:
+            part.training = False
+
     @contextmanager
-    def recording(self) -> Iterator[None]:
-        """One captured forward pass: parameters frozen, trained layers recorded, masks drawn from a secret seed.
+    def recording(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], program: Callable[[], Program]
+    ) -> Iterator[Following]:
+        """One captured forward pass: parameters frozen, trained layers recorded, operations followed, masks secret.
 
-        A public seed would tell how one record shifts the masks of those after it.
-
+        Args:
+            args, kwargs: what the module is called with.
+            program: what passes over inputs like these do, tried on a copy.
+        Returns:
+            how it is followed.
         Raises:
-            UsageError: the module was changed since it was probed, or a buffer changes in the pass.
-        """
-        if self._parts() != self._probed:
-            raise UsageError(
-                "the module was changed after make_private; make the changed module private instead"
-            )
-        thawed = [p for p in self.module.parameters() if p.requires_grad]
-        kept = changeable(self.module)
-        self.calls = []
-        self.active = True
-        device = next(iter(self.parameters.values())).device
-        try:
-            for p in thawed:
-                p.requires_grad_(False)
-            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-                torch.manual_seed(self.mask_seed())
-                yield
-        finally:
-            self.active = False
-            for p in thawed:
-                p.requires_grad_(True)
-        refuse_changed(self.module, kept)
-
-    def check_batch(self, output: Tensor) -> None:
-        """The pass just run must have been on the batch now handed out, records first everywhere.
-
-        Raises:
-            UsageError: another batch, or a layer that does not see one row a record.
+            UsageError: no batch was handed out, or another one; the module was changed since it was probed; the pass
+                mixes records, does what cannot be followed, or changes what stays after it.
         """
         records = self.expected_records()
         if records is None:
@@ -220,18 +225,72 @@ class Capture:
                 "a private forward pass needs a batch from the loader that make_private returned; "
                 "evaluate under torch.no_grad()"
             )
-        self._check_records(records, output)
+        if any(isinstance(x, Tensor) and x.shape[:1] != (records,) for x in (*args, *kwargs.values())):
+            raise UsageError(_OTHER_BATCH)
+        if self._parts() != self._probed:
+            raise UsageError(
+                "the module was changed after make_private; make the changed module private instead"
+            )
+        self.hold()
+        attributes = Attributes.of(self.module)
+        following = self.noting or self._follow(args, kwargs, records, attributes, program)
+        thawed = [p for p in self.module.parameters() if p.requires_grad]
+        held = Held(self.module, self.parameters)
+        self.calls = []
+        self.anchor = torch.zeros((), requires_grad=True)
+        self.anchor.register_post_accumulate_grad_hook(self._accumulated)
+        self.active, self.following = True, following
+        try:
+            for p in thawed:
+                p.requires_grad_(False)
+            with following.on((*args, *kwargs.values())):
+                yield following
+        finally:
+            self.active, self.following = False, None
+            for p in thawed:
+                p.requires_grad_(True)
+            held.restore()
+        attributes.refuse_changed(self.module)
 
-    def _check_records(self, records: int, output: Tensor) -> None:
-        for name, rows in [
-            *((name, x.shape[0]) for name, x, _ in self.calls),
-            ("the output", output.shape[0]),
-        ]:
-            if rows != records:
-                raise UsageError(
-                    f"{name} sees {rows} rows for {records} records; in a private run every layer keeps the records "
-                    "in its first dimension, and the batch is the one the private loader handed out"
-                )
+    def _follow(
+        self,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        records: int,
+        attributes: Attributes,
+        program: Callable[[], Program],
+    ) -> Following:
+        """How a pass over these inputs is followed: compared with one over random inputs of the same shapes."""
+        key = (
+            attributes.settings,
+            tuple(_like(x) for x in args),
+            tuple((name, _like(x)) for name, x in sorted(kwargs.items())),
+        )
+        if key not in self.programs:
+            if len(self.programs) >= _PROGRAMS:
+                self.programs.clear()
+            self.programs[key] = program()
+        return Following(self.module, records, self.masks, self.programs[key])
+
+    def check_pass(
+        self, following: Following, output: Tensor, kept: Sequence[tuple[str, Tensor]]
+    ) -> None:
+        """At the end of a pass: records first in the output and at the feedback points, and a graph that is known.
+
+        Args:
+            following: the pass.
+            output: of the module.
+            kept: feedback points by name, and what they returned.
+        Raises:
+            UsageError: naming what is not so.
+        """
+        _check_rows(following, "the output", output)
+        for name, h in kept:
+            _check_rows(following, f"feedback point {name}", h)
+        refuse_unknown_functions([output, *(h for _, h in kept)])
+        records = self.expected_records()
+        if any(x.shape[0] != records for _, x, _ in self.calls) or output.shape[:1] != (records,):
+            raise UsageError(_OTHER_BATCH)
 
     def signals(
         self, lifted: Tensor, feedback: Callable[[Tensor], list[Tensor | None]]
@@ -314,12 +373,30 @@ class Capture:
         device = next(iter(self.parameters.values())).device
         return torch.autocast(device.type, enabled=False)
 
+    def reached(self, use: Use) -> None:
+        """A backward pass came to a layer; whether it accumulates gradients or only asks for some is not known yet."""
+        task = torch._C._current_graph_task_id()
+        if task not in self._reached:
+            self._reached = {task: []}  # what a torch.autograd.grad came to is dropped
+        self._reached[task].append(use)
+
+    def _accumulated(self, anchor: Tensor) -> None:
+        """The backward pass was one that accumulates gradients: what it came to counts."""
+        anchor.grad = None
+        self.uses += self._reached.pop(torch._C._current_graph_task_id(), [])
+        self._contributions = None
+
+    def forget_passes(self) -> None:
+        """Drop what the backward passes over the batch contributed so far, as zero_grad() drops gradients."""
+        self.uses = []
+        self._reached = {}
+        self._contributions = None
+
     def clear(self) -> None:
         """Forget the batch, and let no backward pass bring it back."""
+        self.forget_passes()
         self.generation += 1
-        self.uses = []
         self.calls = []
-        self._contributions = None
 
     def unpack(self, released: Tensor) -> Tensor:
         """The released stack is the parameters' gradient itself."""
@@ -364,8 +441,47 @@ class Capture:
                     f"{name or 'the module'} ({type(part).__name__}) cannot be trained privately; "
                     f"freeze its parameters, or use {', '.join(layer.__name__ for layer in LAYERS)}"
                 )
+            if "forward" in vars(part):
+                raise UsageError(
+                    f"the forward of {name or 'the module'} was replaced, so what it does with its parameters is not "
+                    f"known; put a module of its own in its place (low-rank factors as two nn.Linear), or freeze it"
+                )
             layers[name] = part
         return layers
+
+
+_PROGRAMS = 64  # kept; text of many lengths has many
+_OTHER_BATCH = (
+    "the batch of a private pass is not the one that the private loader handed out last; give the module that batch, "
+    "records first in every input"
+)
+
+
+def _check_rows(following: Following, name: str, x: Tensor) -> None:
+    """What a layer or point sees keeps the records in its first dimension.
+
+    Raises:
+        UsageError: naming it.
+    """
+    if not following.separates:
+        return
+    rows = following.rows(x)
+    if rows is None:
+        raise UsageError(
+            f"{name} sees no row for each record (positions alone?); in a private run every layer keeps the "
+            "records in its first dimension: expand its input to the batch, as in positions.expand(len(x), -1)"
+        )
+    if rows != FIRST:
+        raise UsageError(
+            f"{name} sees the records in dimension {rows.axis}{'' if rows.alone else ', with others between them'}; "
+            "in a private run every layer keeps the records in its first dimension, alone (batch_first=True, and "
+            "no view that joins them with positions)"
+        )
+
+
+def _like(x: Any) -> Any:
+    """What a pass may depend on of one input: shape and type, or the value of what is no tensor."""
+    return (tuple(x.shape[1:]), x.dtype) if isinstance(x, Tensor) else repr(x)
 
 
 def _no_batch() -> int | None:

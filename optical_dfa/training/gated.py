@@ -10,12 +10,14 @@ diagonal, and every backward pass is compared with `gate ⊙ s`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from noise_models.errors import UsageError
+from optical_dfa.capture.following import Following
 from optical_dfa.feedback.points import ACTIVATIONS, PointHook, take_off
 from optical_dfa.training.capture import Capture
 from privacy.gated import GatedLayer
@@ -47,7 +49,9 @@ class _GateHook:
 
     def __call__(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         if self.capture.active and torch.is_grad_enabled():
-            self.capture.note_gate(self.name, args[0], output)
+            following = self.capture.following
+            with nullcontext() if following is None else following.off():
+                self.capture.note_gate(self.name, args[0], output)
 
 
 class GatedCapture(Capture):
@@ -135,13 +139,15 @@ class GatedCapture(Capture):
 
         output.register_hook(note_signal)  # type: ignore[no-untyped-call]
 
-    def check_batch(self, output: Tensor) -> None:
+    def check_pass(
+        self, following: Following, output: Tensor, kept: Sequence[tuple[str, Tensor]]
+    ) -> None:
         """As for `Capture`; and every trained layer's output went to its activation, the last one's nowhere.
 
         Raises:
             UsageError: naming the layer of which this is not so, or a second pass over the batch.
         """
-        super().check_batch(output)
+        super().check_pass(following, output, kept)
         self._passes += 1
         for layer, tensor in self._outputs.items():
             if tensor is output:
@@ -157,8 +163,8 @@ class GatedCapture(Capture):
                 )
         self._outputs, self._logits = {}, output.detach()
 
-    def clear(self) -> None:
-        super().clear()
+    def forget_passes(self) -> None:
+        super().forget_passes()
         self._outputs, self._gates, self._signals = {}, {}, {}
         self._last, self._passes, self._logits = None, 0, None
 

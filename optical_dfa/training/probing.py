@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ from noise_models.base import NoNoise
 from noise_models.errors import UsageError
 from noise_models.generator import NoiseGenerator
 from optical_dfa.backends import create
+from optical_dfa.capture.following import LARGER, SMALL, Following, Program
+from optical_dfa.capture.state import Attributes, same
 from privacy.validation import large_batch
 
 if TYPE_CHECKING:
@@ -20,8 +23,7 @@ if TYPE_CHECKING:
     from optical_dfa.training.capture import Capture
 
 RECORDS = 3
-# What every nn.Module keeps itself: its parts and hooks, which are looked at elsewhere.
-_OWN = frozenset(vars(nn.Module()))
+AGREEMENT = {torch.float32: 1e-3, torch.float64: 1e-8}  # of two ways to the same gradient, relative to its largest
 
 
 def check_records_apart(capture: Capture, example: Callable[[int], Sequence[Tensor]]) -> None:
@@ -127,21 +129,12 @@ class _Step:
             fresh: a new copy for each step.
         """
         self._shared: dict[int, Any] = {id(p): p for p in aligned.parameters()}
-        device = aligned.backend
-        if device is not None and not isinstance(device.noise, NoNoise):
-            self._shared[id(device)] = create(
-                "digital",
-                in_features=device.in_features,
-                out_features=device.out_features,
-                seed=0,
-                noise=NoiseGenerator.seeded(0, "probe"),
-            )
-        elif device is not None:
-            self._shared[id(device)] = device
+        self._shared[id(aligned.capture.programs)] = aligned.capture.programs
+        self._shared.update(_stand_in(aligned))
         self._aligned, self._training, self._fresh = aligned, training, fresh
-        self._twin = self._copy()
+        self._twin = self.copy()
 
-    def _copy(self) -> AlignedModule:
+    def copy(self) -> AlignedModule:
         twin = copy.deepcopy(self._aligned, dict(self._shared))
         twin.train(self._training)
         return twin
@@ -156,19 +149,114 @@ class _Step:
             changed: a record whose error is another one.
             seed: of random masks.
         """
-        twin = self._copy() if self._fresh else self._twin
+        twin = self.copy() if self._fresh else self._twin
         capture = twin.capture
         records = len(inputs[0])
         capture.expected_records = lambda: records
-        capture.mask_seed = lambda: seed
-        with torch.enable_grad():
-            output = twin(*[x.clone() for x in inputs])
-            errors = _errors(output, changed)
-            divisor = records if twin.loss_reduction == "mean" else 1
-            torch.autograd.backward((output * errors).sum() / divisor)
+        capture.masks = NoiseGenerator.seeded(seed, "masks of a probe")
+        _pass(twin, inputs, changed)
         found = [(use.layer, part) for use in capture.uses for part in (use.x, use.delta)]
         capture.clear()
         return found
+
+
+def _stand_in(aligned: AlignedModule) -> dict[int, Any]:
+    """A device without noise in place of one with: the memo with which to copy the module."""
+    device = aligned.backend
+    if device is None or isinstance(device.noise, NoNoise):
+        return {} if device is None else {id(device): device}
+    digital = create(
+        "digital",
+        in_features=device.in_features,
+        out_features=device.out_features,
+        seed=0,
+        noise=NoiseGenerator.seeded(0, "probe"),
+    )
+    return {id(device): digital}
+
+
+def _pass(twin: AlignedModule, inputs: Sequence[Tensor], changed: int | None = None) -> None:
+    """One forward and backward pass under a linear loss."""
+    with torch.enable_grad():
+        output = twin(*[x.clone() for x in inputs])
+        errors = _errors(output, changed)
+        divisor = len(inputs[0]) if twin.loss_reduction == "mean" else 1
+        torch.autograd.backward((output * errors).sum() / divisor)
+
+
+def program_of(aligned: AlignedModule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Program:
+    """What passes of a private module over inputs like these do, from two on a copy and random records.
+
+    Args:
+        aligned: records already.
+        args, kwargs: as it is called; tensors give shapes and types alone.
+    Raises:
+        UsageError: the passes differ in more than the number of records.
+    """
+    twin = copy.deepcopy(aligned, {id(p): p for p in aligned.parameters()} | _stand_in(aligned))
+    passes = []
+    for records in (SMALL, LARGER):
+        capture = twin.capture
+        capture.expected_records = lambda records=records: records  # type: ignore[misc]
+        capture.noting = Following(twin.module, records, NoiseGenerator.secure("masks of a probe"), None)
+        like = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+        tensors = iter(aligned.inputs_like(like, records))
+        given = [next(tensors) if isinstance(x, Tensor) else x for x in args]
+        named = {name: next(tensors) if isinstance(x, Tensor) else x for name, x in kwargs.items()}
+        with torch.enable_grad():
+            twin(*given, **named)
+        passes.append(capture.noting)
+        capture.clear()
+    return Program.of(*passes)
+
+
+def check_sums(aligned: AlignedModule) -> None:
+    """What is recorded layer by layer must add up to the gradient that the module has without being recorded.
+
+    So that a layer whose call does something else than its type says, or which is called where no hook sees it, is
+    found whatever the reason.
+
+    Args:
+        aligned: records already.
+    Raises:
+        UsageError: naming the parameter.
+    """
+    inputs = aligned.example(RECORDS)
+    for training in (True, False):
+        step = _Step(aligned, training)
+        if training and not _same(step(inputs), step(inputs, seed=1)):
+            continue  # random masks, which the two passes would not share
+        twin = step.copy()
+        capture = twin.capture
+        capture.expected_records = lambda: RECORDS
+        _pass(twin, inputs)
+        first = next(iter(capture.parameters.values()))
+        stack = torch.zeros(capture.dimension, dtype=first.dtype, device=first.device)
+        capture.norms()
+        capture.add_clipped(torch.ones(RECORDS, dtype=torch.float64, device=first.device), stack)
+        recorded = capture.unpack(stack)
+        plain = copy.deepcopy(aligned, _stand_in(aligned))
+        plain.train(training)
+        plain.capture.hold()
+        plain.stop_capture()
+        plain.zero_grad()
+        _pass(plain, inputs)
+        factor = RECORDS if aligned.loss_reduction == "mean" else 1
+        parameters, start = dict(plain.module.named_parameters()), 0
+        overall = float(recorded.abs().max())
+        for name, p in capture.parameters.items():
+            found, grad = recorded[start : start + p.numel()], parameters[name].grad
+            start += p.numel()
+            wanted = torch.zeros_like(found) if grad is None else grad.reshape(-1) * factor
+            largest = float(wanted.abs().max()) if wanted.numel() else 0.0
+            if not math.isfinite(largest):
+                continue
+            slack = AGREEMENT[p.dtype] * max(largest, 0.01 * overall)
+            if bool(((found - wanted).abs() > slack).any()):
+                raise UsageError(
+                    f"what {name} is recorded to learn is not its gradient: its layer does something else than its "
+                    "type says (a replaced forward, a hook?); use torch's layers as they are"
+                )
 
 
 def _errors(output: Tensor, changed: int | None) -> Tensor:
@@ -190,46 +278,6 @@ def _errors(output: Tensor, changed: int | None) -> Tensor:
         target[changed] = target[changed].flip(-1)
         logits[changed] *= -1.0
     return (logits.softmax(-1) - target).to(output)
-
-
-def changeable(module: nn.Module) -> dict[str, tuple[Any, Any]]:
-    """Buffers and attributes of a module's parts: each in a form that shows a change, and itself, so that it lives."""
-    attributes = {
-        f"{name}.{key}" if name else key: value
-        for name, part in module.named_modules()
-        for key, value in vars(part).items()
-        if key not in _OWN
-    }
-    kept = {**attributes, **dict(module.named_buffers())}
-    return {name: (_token(value), value) for name, value in kept.items()}
-
-
-def refuse_changed(module: nn.Module, before: Mapping[str, tuple[Any, Any]]) -> None:
-    """
-    Args:
-        before: `changeable(module)` before a forward pass.
-    Raises:
-        UsageError: naming what is another one now.
-    """
-    for name, (token, _) in changeable(module).items():
-        if name not in before or before[name][0] != token:
-            raise UsageError(
-                f"{name} changes in a forward pass: it would keep un-noised statistics of records; set it before "
-                "make_private, or compute it anew in every pass"
-            )
-
-
-def _token(value: Any) -> Any:
-    """Equal for what is the same still: numbers by value, tensors by identity and version, containers by entries."""
-    if isinstance(value, bool | int | float | complex | str | bytes | None):
-        return repr(value)
-    if isinstance(value, Tensor):
-        return id(value), value._version
-    if isinstance(value, list | tuple | set | frozenset):
-        return type(value), tuple(_token(entry) for entry in value)
-    if isinstance(value, dict):
-        return tuple((repr(key), _token(entry)) for key, entry in value.items())
-    return id(value)
 
 
 def check_uses(
@@ -268,19 +316,26 @@ def _probe(
     twin = copy.deepcopy(capture)
     if training is not None:
         twin.module.train(training)
-    state = {name: value.detach().clone() for name, value in twin.module.named_parameters()}
-    kept = changeable(twin.module)
+    twin.hold()
+    state = {name: value.detach().clone() for name, value in _released(twin.module)}
+    kept = Attributes.of(twin.module)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # the same dropout masks every time
         twin.active = True
         output = twin.module(*[x.clone() for x in inputs])
-    for name, value in twin.module.named_parameters():
-        if not torch.equal(value, state[name]):
+    for name, value in _released(twin.module):
+        if not same(value, state[name]):
             raise UsageError(
-                f"parameter {name} changes in a forward pass: it would keep un-noised statistics of records"
+                f"{name} changes in a forward pass: it would keep un-noised statistics of records; set it before "
+                "make_private, or compute it anew in every pass"
             )
-    refuse_changed(twin.module, kept)
+    kept.refuse_changed(twin.module)
     return [*((name, x) for name, x, _ in twin.calls), ("the output", output)]
+
+
+def _released(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """All that a checkpoint of the module holds."""
+    return [*module.named_parameters(), *module.named_buffers()]
 
 
 def _changed(x: Tensor, record: int | slice) -> Tensor:

@@ -1,0 +1,569 @@
+"""Following the records through every operation of a private forward pass, so that none is mixed with another.
+
+A pass is made of ATen operations, which a dispatch mode sees one by one. Each tensor that holds records carries a note
+of where (`Rows`); each operation's rule says where they are in its result, or that it mixes them (`operations`). What
+is accepted is a statement about all data: rules look at shapes and arguments, never at values, and nothing may read a
+value of a record into Python, write records into anything that was there before the pass, or compute with the number
+of records. For that the pass is compared with one that was made on random records, in a small and a larger batch: the
+same operations with the same numbers, and sizes that are a multiple of the number of records or do not depend on it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._ops import OpOverload
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from noise_models.errors import UsageError
+from noise_models.generator import NoiseGenerator
+from optical_dfa.capture.masks import DRAWN, draw
+from optical_dfa.capture.operations import Call, Mixed, Rows, Rule, base_name, rule_of
+from optical_dfa.capture.rows import FIRST, SOMEWHERE, fits
+
+SMALL, LARGER = 3, 5  # records of the passes that are compared
+_REMEDY = "a private update must be a sum over records (normalise over features, not over the batch or its size)"
+_HASHED = 64  # entries of a tensor made outside the pass whose values are compared every time
+# Made of sizes alone.
+_FACTORIES = frozenset({
+    "zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty", "rand", "randn",
+    "_efficientzerotensor",
+})  # fmt: skip
+_SIZED = _FACTORIES | {"expand", "repeat", "arange"}
+# Where things are, not what they are: their sizes are followed by the rules.
+_LAYOUT = frozenset({
+    "view", "_unsafe_view", "reshape", "_reshape_alias", "clone", "detach", "alias", "expand", "permute", "transpose",
+    "t", "unsqueeze", "squeeze", "contiguous", "_to_copy",
+})  # fmt: skip
+_PRODUCTS = frozenset({"mm", "bmm", "matmul", "addmm", "baddbmm", "linear"})
+
+
+class _Plan:
+    """What is known of an operation, whatever it is called with.
+
+    Attributes:
+        name: without overload and namespace.
+        rule: of its records' axis, None where there is none.
+        written: places of the positional arguments that it writes to, and names of the keyword ones.
+        random: whether it draws.
+        views: whether what it returns shares memory with its first argument.
+    """
+
+    __slots__ = ("logged", "name", "random", "reads", "rule", "views", "written", "written_names")
+
+    def __init__(self, func: OpOverload) -> None:
+        self.name = base_name(func)
+        self.rule: Rule | None = rule_of(func)
+        arguments = func._schema.arguments
+        writes = [a.alias_info is not None and a.alias_info.is_write for a in arguments]
+        self.written = tuple(i for i, a in enumerate(arguments) if writes[i] and not a.kwarg_only)
+        self.written_names = tuple(a.name for i, a in enumerate(arguments) if writes[i] and a.kwarg_only)
+        self.random = torch.Tag.nondeterministic_seeded in func.tags or self.name in DRAWN
+        returned = func._schema.returns
+        self.views = any(r.alias_info is not None and not r.alias_info.is_write for r in returned)
+        self.reads = self.name in ("_local_scalar_dense", "equal", "is_nonzero", "item")
+        self.logged = self.name not in _LAYOUT
+
+
+@lru_cache(maxsize=None)
+def _plan(func: OpOverload) -> _Plan:
+    return _Plan(func)
+
+
+class _Note:
+    """What is known of a tensor in one pass.
+
+    Attributes:
+        following: the pass; a note of an earlier one shows that something was kept.
+        rows: where it holds records, None for a constant.
+        own: whether its memory was made in this pass.
+    """
+
+    __slots__ = ("following", "own", "rows")
+
+    def __init__(self, following: Following, rows: Rows | None, own: bool) -> None:
+        self.following, self.rows, self.own = following, rows, own
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _nothing, ()  # copies and pickles of a tensor are of no pass
+
+
+def _nothing() -> None:
+    return None
+
+
+class Program:
+    """The operations of a pass, as two passes of different size agree on them.
+
+    Attributes:
+        entries: what was called with which numbers, in order.
+        sizes: of what was made from sizes, in order: each (multiple of the number of records, else the size itself).
+    """
+
+    def __init__(self, entries: tuple[Any, ...], sizes: tuple[tuple[tuple[int, int], ...], ...]) -> None:
+        self.entries, self.sizes = entries, sizes
+
+    @classmethod
+    def of(cls, small: Following, larger: Following) -> Program:
+        """
+        Raises:
+            UsageError: the two passes did different things.
+        """
+        if small.entries != larger.entries or len(small.asked) != len(larger.asked):
+            raise _differs(_first_difference(small.entries, larger.entries))
+        sizes = []
+        for one, two in zip(small.asked, larger.asked, strict=True):
+            if len(one) != len(two):
+                raise _differs("sizes")
+            sizes.append(tuple(_size(a, b) for a, b in zip(one, two, strict=True)))
+        return cls(tuple(small.entries), tuple(sizes))
+
+
+def _size(small: int, larger: int) -> tuple[int, int]:
+    """(multiple, constant) of a size in batches of SMALL and of LARGER records."""
+    if small == larger:
+        return 0, small
+    if small % SMALL == 0 and small // SMALL * LARGER == larger:
+        return small // SMALL, 0
+    raise _differs(f"a size that is {small} for {SMALL} records and {larger} for {LARGER}")
+
+
+def _differs(what: str) -> UsageError:
+    return UsageError(
+        f"the operations of a forward pass are not always the same ({what}): what is done to a record may depend on "
+        f"the number of records, on chance or on time; {_REMEDY}"
+    )
+
+
+def _first_difference(one: Sequence[Any], two: Sequence[Any]) -> str:
+    for a, b in zip(one, two, strict=False):
+        if a != b:
+            return str(a[0]) if a[0] != b[0] else f"the numbers of {a[0]}"
+    return str((one if len(one) > len(two) else two)[min(len(one), len(two))][0]) if one or two else "sizes"
+
+
+class Following:
+    """One pass that is followed; `with following.on(inputs): ...`.
+
+    Attributes:
+        entries: the operations so far.
+        asked: sizes that tensors were made from, in order.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        records: int,
+        masks: NoiseGenerator,
+        program: Program | None,
+    ) -> None:
+        """
+        Args:
+            module: whose pass it is.
+            records: in the batch.
+            masks: what random operations draw from.
+            program: what the pass has to be like; None only notes what it is like.
+        """
+        self.module, self.records, self.masks, self.program = module, records, masks, program
+        self.entries: list[Any] = []
+        self.asked: list[tuple[int, ...]] = []
+        self._rules = program is not None and records > 1
+        self._tracked = program is not None
+        self._memory: set[int] = set()
+        self._known: set[int] = set()
+        self._strangers: dict[int, Tensor] = {}  # kept, so that no other tensor takes their identity
+        self._modes: _Modes | None = None
+
+    @property
+    def separates(self) -> bool:
+        """Whether it follows records: two or more, in a pass that is compared."""
+        return self._rules
+
+    @contextmanager
+    def on(self, inputs: Iterable[Any]) -> Iterator[None]:
+        """Follow what is done inside.
+
+        Args:
+            inputs: what the pass is given; tensors have records first.
+        Raises:
+            UsageError: naming the module and the operation.
+        """
+        self._known = {id(x) for part in self.module.modules() for x in _tensors_of(part)}
+        for x in inputs:
+            if isinstance(x, Tensor):
+                self.note(x, self._first(x), own=True)
+        self._modes = _Modes(self)
+        with torch.autograd.graph.disable_saved_tensors_hooks(_HOOKS), self._modes:
+            yield
+        if self._rules and self.program is not None and tuple(self.entries) != self.program.entries:
+            raise _differs(_first_difference(self.entries, self.program.entries))
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """What is done inside is the library's own and is not followed."""
+        modes, self._modes = self._modes, None
+        if modes is None:
+            yield
+            return
+        with modes.paused():
+            yield
+        self._modes = modes
+
+    def _first(self, x: Tensor) -> Rows | None:
+        if not self._tracked:
+            return None
+        if x.ndim == 0 or x.shape[0] != self.records:
+            raise UsageError(
+                "an input of a private pass has no row for each record of the batch; give every input records first"
+            )
+        return FIRST if self._rules else SOMEWHERE
+
+    # ---- notes
+
+    def note(self, x: Tensor, rows: Rows | None, own: bool) -> None:
+        """Note where `x` holds records."""
+        x._followed = _Note(self, rows, own)  # type: ignore[attr-defined]
+        if rows is not None:
+            self._memory.add(x.data_ptr())
+
+    def rows(self, x: Tensor) -> Rows | None:
+        """Where `x` holds records; None for a constant."""
+        found = getattr(x, "_followed", None)
+        if found is None or found.following is not self:
+            return self._rows_of_stranger(x, found)
+        rows: Rows | None = found.rows
+        return rows
+
+    def _rows_of_stranger(self, x: Tensor, found: _Note | None) -> Rows | None:
+        """A tensor that this pass did not make: a parameter, a buffer, or some constant from elsewhere."""
+        if id(x) in self._strangers:
+            return None
+        if found is not None and found.rows is not None and self._tracked:
+            raise self.refusal("uses a tensor that an earlier pass made of records: nothing may be kept between passes")
+        known = id(x) in self._known
+        if self._tracked and x.numel() and not known and x.data_ptr() in self._memory:
+            raise self.refusal("uses the memory of records through another tensor (nn.Parameter of a result?)")
+        self._strangers[id(x)] = x
+        if not known:
+            self.entries.append(("constant", tuple(x.shape), _hash(x)))
+        return None
+
+    def own(self, x: Tensor) -> bool:
+        """Whether the memory of `x` was made in this pass."""
+        found = getattr(x, "_followed", None)
+        return found is not None and found.following is self and found.own
+
+    # ---- operations
+
+    def dispatch(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run one operation, if it keeps records apart."""
+        plan = _plan(func)
+        tensors = _tensors(args)
+        if kwargs:
+            tensors += _tensors(tuple(kwargs.values()))
+        held = False
+        for x in tensors:
+            if self.rows(x) is not None:
+                held = True
+        if plan.logged:
+            self.entries.append(_entry(plan, args, kwargs))
+        if plan.name == "lift_fresh":
+            self.entries.append(("values", _hash(args[0], whole=True)))
+        sizes = self._sizes(func, plan, args, kwargs, held)
+        if not held or plan.name in _FACTORIES:
+            return self._constant(func, plan, args, kwargs, sizes)
+        if plan.reads:
+            raise self.refusal(f"reads values of records into Python ({plan.name}): control flow may not depend on them")
+        if plan.written or plan.written_names:
+            return self._write(func, plan, args, kwargs)
+        if plan.random:
+            out = self._drawn(func, plan, args, kwargs)
+        else:
+            out = func(*args, **kwargs)
+        self._place(plan, args, out, self._judge(func, plan, args, kwargs, out))
+        return out
+
+    def _sizes(
+        self, func: OpOverload, plan: _Plan, args: tuple[Any, ...], kwargs: dict[str, Any], held: bool
+    ) -> Rows | None:
+        """Where a tensor made from sizes has the records' axis; None where its sizes do not depend on them."""
+        if plan.name not in _SIZED or 0 <= self.records < 2:
+            return None
+        if plan.name == "arange":
+            asked: tuple[Any, ...] = tuple(value for value in args if isinstance(value, int | float))
+        else:
+            asked = tuple(_argument(func, args, kwargs, ("size", "repeats")))
+        place = len(self.asked)
+        self.asked.append(asked)
+        if self.program is None:
+            return None
+        if place >= len(self.program.sizes) or len(self.program.sizes[place]) != len(asked):
+            raise _differs(plan.name)
+        wanted = self.program.sizes[place]
+        expected = tuple(multiple * self.records if multiple else itself for multiple, itself in wanted)
+        if asked != expected:
+            raise _differs(f"sizes of {plan.name}")
+        axes = [axis for axis, (multiple, _) in enumerate(wanted) if multiple]
+        if not axes or (held and plan.name not in _FACTORIES):
+            return None
+        if plan.name == "arange":
+            raise self.refusal("counts the records (arange): a record's contribution may not depend on its place")
+        if len(axes) > 1:
+            raise self.refusal(f"makes a table of records by records ({plan.name})")
+        return Rows(axes[0], 1, wanted[axes[0]][0])
+
+    def _constant(
+        self, func: OpOverload, plan: _Plan, args: tuple[Any, ...], kwargs: dict[str, Any], rows: Rows | None
+    ) -> Any:
+        """An operation on constants alone."""
+        if plan.random:
+            out = self._drawn(func, plan, args, kwargs)
+        else:
+            out = func(*args, **kwargs)
+        own = not plan.views or (bool(args) and isinstance(args[0], Tensor) and self.own(args[0]))
+        written = {id(args[i]) for i in plan.written if i < len(args)}
+        for x in _tensors((out,)):
+            if id(x) not in written:
+                self.note(x, rows, own)
+        return out
+
+    def _judge(
+        self, func: OpOverload, plan: _Plan, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
+    ) -> Rows | tuple[Rows | None, ...]:
+        if not self._rules:
+            return SOMEWHERE
+        if plan.rule is None:
+            raise self.refusal(f"uses {plan.name}, which is not followed")
+        try:
+            return plan.rule(Call(func, args, kwargs, out, self.records, self.rows, self._uniform))
+        except Mixed as how:
+            raise self.refusal(f"mixes records: {plan.name} {how}") from None
+
+    def _place(self, plan: _Plan, args: tuple[Any, ...], out: Any, found: Rows | tuple[Rows | None, ...]) -> None:
+        own = not plan.views or self.own(args[0])
+        outputs = _tensors((out,))
+        places = [found] * len(outputs) if isinstance(found, Rows) else list(found)
+        for x, rows in zip(outputs, places, strict=False):
+            if rows is not None and rows is not SOMEWHERE and not fits(rows, x.shape, self.records):
+                raise self.refusal(f"uses {plan.name} in a way that is not followed")
+            if rows is None and x.numel():
+                rows = Rows(-1, -1, -1)  # statistics that only the backward pass reads: in no place a rule knows
+            self.note(x, rows, own)
+
+    def _write(self, func: OpOverload, plan: _Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """An operation that writes to its arguments: to records of this pass, where they are."""
+        targets = [args[i] for i in plan.written if i < len(args)]
+        targets += [kwargs[name] for name in plan.written_names if name in kwargs]
+        targets = _tensors(tuple(targets))
+        for x in targets:
+            if not self.own(x):
+                raise self.refusal(
+                    f"writes what it computes of records into a tensor that was there before the pass ({plan.name}): "
+                    "it would keep un-noised statistics of records"
+                )
+        found = self._judge(func, plan, args, kwargs, None) if not plan.random or plan.name == "rrelu_with_noise" else None
+        if found is None:
+            found = self.rows(targets[0]) or SOMEWHERE
+        for x in targets:
+            rows = self.rows(x)
+            if rows is None and not self._rules:
+                self.note(x, SOMEWHERE, own=True)
+            elif rows is None:
+                raise self.refusal(
+                    f"writes records into a tensor that holds none ({plan.name}); make it with a row a record, or use "
+                    "torch.stack and torch.cat"
+                )
+            if self._rules and rows != found and "inplace_view" not in {tag.name for tag in func.tags}:
+                raise self.refusal(f"mixes records: {plan.name} into a tensor that keeps them in another place")
+        out = self._drawn(func, plan, args, kwargs) if plan.random else func(*args, **kwargs)
+        for x in _tensors((out,)):
+            if not any(x is target for target in targets):
+                self.note(x, found if isinstance(found, Rows) else found[0], own=True)
+        if self._rules and targets and isinstance(found, Rows) and self.rows(targets[0]) != found:
+            self.note(targets[0], found, own=True)  # in-place views
+        return out
+
+    def _drawn(self, func: OpOverload, plan: _Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A random operation, from the secret stream; shared by all records where it makes no row a record."""
+        if any(isinstance(x, torch.Generator) for x in (*args, *kwargs.values())):
+            raise self.refusal(f"draws {plan.name} from a generator of its own, which is not secret; leave it out")
+
+        def get(name: str, default: Any = None) -> Any:
+            return _argument(func, args, kwargs, (name,), default)
+
+        if plan.name not in DRAWN:
+            raise self.refusal(f"draws at random by {plan.name}; use dropout, torch.rand, torch.randn or bernoulli_")
+        if plan.written:
+            given = args[plan.written[0]]
+        elif plan.name in ("rand", "randn"):
+            given = torch.empty(get("size"), dtype=get("dtype"), device=get("device"))
+        else:
+            given = torch.empty_like(args[0], dtype=get("dtype"))
+        return draw(plan.name, self.masks, get, given)
+
+    def _uniform(self, x: Tensor, rows: Rows) -> bool:
+        """Whether a constant is the same for every record, were it to hold records there: its values may be looked at."""
+        size = x.shape[rows.axis]
+        if size != rows.outer * self.records * rows.inner:
+            return False
+        if x.stride(rows.axis) == 0:
+            return True
+        apart = x.detach().movedim(rows.axis, 0).reshape(rows.outer, self.records, rows.inner, -1)
+        return bool(torch.equal(apart, apart[:, :1].expand_as(apart))) or bool(
+            torch.isclose(apart, apart[:, :1], rtol=0.0, atol=0.0, equal_nan=True).all()
+        )
+
+    def refusal(self, what: str) -> UsageError:
+        """The error of a pass that is not separate, naming the module that was running."""
+        return UsageError(f"{_running(self.module)} {what}; {_REMEDY}")
+
+
+_HOOKS = (
+    "a private pass records every layer where it is called, and a part of the module is computed anew in the backward "
+    "pass (torch.utils.checkpoint?); leave checkpointing out, and cut the batch by max_physical_batch_size"
+)
+
+
+class _Modes:
+    """The two modes of a pass: operations, and what of torch's Python functions is no operation."""
+
+    def __init__(self, following: Following) -> None:
+        self._operations, self._functions = _Operations(following), _Functions(following)
+
+    def __enter__(self) -> None:
+        self._operations.__enter__()
+        self._functions.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._functions.__exit__(*error)
+        self._operations.__exit__(*error)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        self.__exit__(None, None, None)
+        try:
+            yield
+        finally:
+            self.__enter__()
+
+
+class _Operations(TorchDispatchMode):
+    def __init__(self, following: Following) -> None:
+        super().__init__()
+        self.following = following
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return self.following.dispatch(func, args, kwargs or {})
+
+
+# Ways out of torch, or into autograd, that no operation shows.
+_LEAVES: dict[Any, str] = {
+    Tensor.numpy: "numpy()", Tensor.tolist: "tolist()", Tensor.data_ptr: "data_ptr()", Tensor.__array__: "numpy",
+    Tensor.untyped_storage: "untyped_storage()", Tensor.storage: "storage()", Tensor.__dlpack__: "dlpack",
+    Tensor.__reduce_ex__: "pickle", Tensor.__deepcopy__: "deepcopy", Tensor.grad_fn.__get__: "grad_fn",
+    Tensor.register_hook: "register_hook()", Tensor.__repr__: "printing", Tensor.__format__: "printing",
+}  # fmt: skip
+
+
+class _Functions(TorchFunctionMode):
+    def __init__(self, following: Following) -> None:
+        super().__init__()
+        self.following = following
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        following = self.following
+        if func in _LEAVES and following._tracked and args and isinstance(args[0], Tensor):
+            if following.rows(args[0]) is not None:
+                raise following.refusal(f"takes records out of the operations that can be followed ({_LEAVES[func]})")
+        elif func is torch.nn.functional.one_hot:
+            return _one_hot(following, *args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _one_hot(following: Following, tensor: Tensor, num_classes: int = -1) -> Tensor:
+    """one_hot looks at the values first, to see whether they are classes; here the comparison is all there is."""
+    if num_classes < 1:
+        raise following.refusal("counts classes in the records (one_hot); give num_classes")
+    classes = torch.arange(num_classes, device=tensor.device)
+    return tensor.unsqueeze(-1).eq(classes).to(torch.int64)
+
+
+def _tensors(values: Iterable[Any]) -> list[Tensor]:
+    found: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, list | tuple):
+            found.extend(entry for entry in value if isinstance(entry, Tensor))
+    return found
+
+
+def _tensors_of(part: nn.Module) -> Iterator[Tensor]:
+    yield from part.parameters(recurse=False)
+    yield from part.buffers(recurse=False)
+    yield from (value for value in vars(part).values() if isinstance(value, Tensor))
+
+
+def _argument(
+    func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], names: tuple[str, ...], default: Any = None
+) -> Any:
+    for place, argument in enumerate(func._schema.arguments):
+        if argument.name in names:
+            if argument.name in kwargs:
+                return kwargs[argument.name]
+            return args[place] if place < len(args) else default
+    return default
+
+
+def _entry(plan: _Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    """What was called with which numbers: sizes and layouts are left to the rules."""
+    if plan.name in _PRODUCTS:
+        return ("product",)
+    if plan.name in _FACTORIES:
+        return (plan.name, *(value for value in args if isinstance(value, int | float | bool)))
+    if plan.name == "repeat" or plan.name == "arange":
+        return (plan.name,)
+    if plan.name == "native_group_norm":
+        return (plan.name, *args[4:])
+    numbers = tuple(_number(value) for value in args if not isinstance(value, Tensor))
+    return (plan.name, *numbers, *((name, _number(value)) for name, value in kwargs.items()))
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return tuple(_number(entry) for entry in value)
+    return None if isinstance(value, Tensor) else repr(value) if isinstance(value, float) else value
+
+
+def _hash(x: Tensor, whole: bool = False) -> str:
+    """Of the values of a constant made outside the operations; a large one is known by its shape unless `whole`."""
+    if not x.numel() or x.layout != torch.strided or x.device.type == "meta" or (x.numel() > _HASHED and not whole):
+        return ""
+    values = x.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return hashlib.sha256(values.numpy().data).hexdigest()
+
+
+def _running(module: nn.Module) -> str:
+    """Name of the innermost part whose code is running."""
+    names = {id(part): name for name, part in module.named_modules()}
+    frame = sys._getframe(1)
+    while frame is not None:
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, nn.Module) and id(owner) in names:
+            return names[id(owner)] or "the module"
+        frame = frame.f_back  # type: ignore[assignment]
+    return "the module"
+
+

@@ -1,0 +1,202 @@
+"""What a private pass must leave as it was: everything of the module that stays after the pass and may be released."""
+
+from __future__ import annotations
+
+import array
+import enum
+import hashlib
+import logging
+import pickle
+import types
+from collections import deque
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from noise_models.errors import UsageError
+
+# What every nn.Module keeps itself: its parts and hooks, which are looked at elsewhere.
+_OWN = frozenset(vars(nn.Module()))
+_PLAIN = (bool, int, float, complex, str, bytes, type(None))
+# Of no content of their own that a pass could write to, or of their maker's.
+_BARE = (
+    type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType, torch.dtype, torch.device, torch.layout,
+    torch.memory_format, torch.Size, enum.Enum, slice, range, type(Ellipsis), type(NotImplemented), np.dtype, logging.Logger,
+)  # fmt: skip
+_DEPTH = 8
+
+
+class Attributes:
+    """Attributes and buffers of a module's parts, in a form that shows a change: by value, to the last entry.
+
+    Attributes:
+        settings: of them the numbers and texts, and the modes of all parts: what a pass may be steered by.
+    """
+
+    def __init__(self, tokens: dict[str, Any], settings: tuple[Any, ...], opaque: Mapping[str, str]) -> None:
+        self.tokens, self.settings, self._opaque = tokens, settings, dict(opaque)
+
+    @classmethod
+    def of(cls, module: nn.Module) -> Attributes:
+        """As they are now."""
+        tokens: dict[str, Any] = {}
+        settings: list[Any] = []
+        opaque: dict[str, str] = {}
+        for name, part in module.named_modules():
+            settings.append(part.training)
+            for key, value in vars(part).items():
+                if key in _OWN:
+                    continue
+                path = f"{name}.{key}" if name else key
+                try:
+                    tokens[path] = _token(value, _DEPTH, set())
+                except _Opaque as kind:
+                    opaque[path] = str(kind)
+                    tokens[path] = id(value)
+                if isinstance(value, (*_PLAIN, list, tuple, dict)) and not _holds_tensors(value):
+                    settings.append((path, repr(value)))
+        for path, buffer in module.named_buffers():
+            tokens[path] = (id(buffer), buffer._version)
+        return cls(tokens, tuple(settings), opaque)
+
+    def refuse_opaque(self) -> None:
+        """
+        Raises:
+            UsageError: naming an attribute that a pass could change unseen.
+        """
+        for path, kind in self._opaque.items():
+            raise UsageError(
+                f"{path} is a {kind}, in which a pass could keep un-noised statistics of records unseen; keep numbers, "
+                "texts, tensors, arrays and containers of them in the module, or take it out"
+            )
+
+    def refuse_changed(self, module: nn.Module) -> None:
+        """
+        Raises:
+            UsageError: naming what is another one now.
+        """
+        now = Attributes.of(module).tokens
+        for name in (*now, *self.tokens):
+            if self.tokens.get(name, now) != now.get(name, self.tokens):
+                raise UsageError(
+                    f"{name} changes in a forward pass: it would keep un-noised statistics of records; set it before "
+                    "make_private, or compute it anew in every pass"
+                )
+
+
+class Held:
+    """Frozen parameters and buffers during a pass: their values are put back should one have been written to."""
+
+    def __init__(self, module: nn.Module, trained: Iterable[str]) -> None:
+        """
+        Args:
+            module: the plain module.
+            trained: names of the parameters that are released with noise.
+        """
+        released = set(trained)
+        tensors = [*module.named_parameters(), *module.named_buffers()]
+        self._before = [
+            (name, x, x.detach().clone()) for name, x in tensors if name not in released and x.numel()
+        ]
+
+    def restore(self) -> None:
+        """
+        Raises:
+            UsageError: naming what was written to; it has its value again.
+        """
+        for name, x, before in self._before:
+            if not same(x, before):
+                with torch.no_grad():
+                    x.copy_(before)
+                raise UsageError(
+                    f"{name} changes in a forward pass: it would keep un-noised statistics of records; set it before "
+                    "make_private, or compute it anew in every pass"
+                )
+
+
+def same(one: Tensor, two: Tensor) -> bool:
+    """Whether two tensors hold the same values, NaN equal to NaN."""
+    if one.shape != two.shape or one.dtype != two.dtype:
+        return False
+    return torch.equal(one, two) or bool(((one == two) | ((one != one) & (two != two))).all())
+
+
+def refuse_extra_state(module: nn.Module) -> None:
+    """Refuse parts that put more into a state_dict than parameters and buffers: nothing sees what.
+
+    Raises:
+        UsageError: naming the part.
+    """
+    for name, part in module.named_modules():
+        if type(part).get_extra_state is not nn.Module.get_extra_state or "get_extra_state" in vars(part):
+            raise UsageError(
+                f"{name or 'the module'} ({type(part).__name__}) puts a state of its own into checkpoints "
+                "(get_extra_state), which is released without noise; keep it in buffers that a pass leaves alone"
+            )
+
+
+def _holds_tensors(value: Any) -> bool:
+    """Whether the repr of a container would be of objects, not of settings."""
+    entries = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return any(not isinstance(entry, _PLAIN) for entry in entries)
+
+
+class _Opaque(Exception):
+    """A value whose content cannot be looked at; the words are its type."""
+
+
+def _token(value: Any, depth: int, above: set[int]) -> Any:
+    """Equal for what is the same still, by value: numbers, tensors, arrays, containers and objects of them."""
+    if isinstance(value, _PLAIN):
+        return repr(value)
+    if isinstance(value, Tensor):
+        return id(value), value._version, _digest_of(value)
+    if isinstance(value, _BARE):
+        return id(value)
+    if id(value) in above or depth == 0:
+        return id(value)
+    above = above | {id(value)}
+    if isinstance(value, np.ndarray):
+        if value.dtype.hasobject:
+            return type(value), tuple(_token(entry, depth - 1, above) for entry in value.ravel().tolist())
+        return type(value), value.shape, hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
+    if isinstance(value, np.generic | array.array | bytearray | memoryview):
+        return type(value), bytes(value)
+    if isinstance(value, nn.Module):
+        return id(value)  # a part kept in a list, say; its own attributes are looked at if it is registered
+    if isinstance(value, list | tuple | deque):
+        return type(value), tuple(_token(entry, depth - 1, above) for entry in value)
+    if isinstance(value, set | frozenset):
+        return type(value), tuple(sorted(repr(_token(entry, depth - 1, above)) for entry in value))
+    if isinstance(value, Mapping):
+        return type(value), tuple((repr(key), _token(entry, depth - 1, above)) for key, entry in value.items())
+    if isinstance(value, types.MethodType):
+        return id(value.__func__), id(value.__self__)
+    return _object(value, depth, above)
+
+
+def _object(value: Any, depth: int, above: set[int]) -> Any:
+    parts = dict(getattr(value, "__dict__", {}))
+    for kind in type(value).__mro__:
+        for slot in (slots,) if isinstance(slots := vars(kind).get("__slots__", ()), str) else slots:
+            if hasattr(value, slot):
+                parts[slot] = getattr(value, slot)
+    if parts or type(value).__module__.partition(".")[0] in ("optical_dfa", "noise_models", "privacy"):
+        return type(value), tuple((key, _token(entry, depth - 1, above)) for key, entry in parts.items())
+    if type(value).__init__ is object.__init__ and type(value).__new__ is object.__new__:
+        return id(value)  # holds nothing
+    try:
+        return type(value), hashlib.sha256(pickle.dumps(value)).hexdigest()
+    except Exception:  # whatever its type says about pickling
+        raise _Opaque(type(value).__name__) from None
+
+
+def _digest_of(x: Tensor) -> str:
+    """Of a tensor that is an attribute; nothing of one whose memory cannot be read."""
+    if x.device.type == "meta" or x.layout != torch.strided:
+        return ""
+    flat = x.detach().cpu().contiguous().reshape(-1)
+    return hashlib.sha256(flat.view(torch.uint8).numpy().data if len(flat) else b"").hexdigest()
