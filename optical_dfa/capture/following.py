@@ -26,8 +26,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from noise_models.errors import UsageError
 from noise_models.generator import NoiseGenerator
 from optical_dfa.capture.masks import DRAWN, draw
-from optical_dfa.capture.operations import Call, Mixed, Rows, Rule, base_name, rule_of
-from optical_dfa.capture.rows import FIRST, SOMEWHERE, fits
+from optical_dfa.capture.operations import Call, Mixed, Rule, base_name, pointwise, rule_of
+from optical_dfa.capture.rows import FIRST, SOMEWHERE, Rows, fits
 
 SMALL, LARGER = 3, 5  # records of the passes that are compared
 _REMEDY = "a private update must be a sum over records (normalise over features, not over the batch or its size)"
@@ -54,10 +54,13 @@ class _Plan:
         rule: of its records' axis, None where there is none.
         written: places of the positional arguments that it writes to, and names of the keyword ones.
         random: whether it draws.
+        reads: whether it takes a value into Python.
+        logged: whether it is one of the operations that two passes are compared by.
+        simple: whether it works element by element, and makes one tensor.
         views: whether what it returns shares memory with its first argument.
     """
 
-    __slots__ = ("logged", "name", "random", "reads", "rule", "views", "written", "written_names")
+    __slots__ = ("logged", "name", "random", "reads", "rule", "simple", "views", "written", "written_names")
 
     def __init__(self, func: OpOverload) -> None:
         self.name = base_name(func)
@@ -66,11 +69,18 @@ class _Plan:
         writes = [a.alias_info is not None and a.alias_info.is_write for a in arguments]
         self.written = tuple(i for i, a in enumerate(arguments) if writes[i] and not a.kwarg_only)
         self.written_names = tuple(a.name for i, a in enumerate(arguments) if writes[i] and a.kwarg_only)
-        self.random = torch.Tag.nondeterministic_seeded in func.tags or self.name in DRAWN
+        draws = torch.Tag.nondeterministic_seeded in func.tags and "dot_product" not in self.name
+        self.random = draws or self.name in DRAWN
         returned = func._schema.returns
         self.views = any(r.alias_info is not None and not r.alias_info.is_write for r in returned)
         self.reads = self.name in ("_local_scalar_dense", "equal", "is_nonzero", "item")
         self.logged = self.name not in _LAYOUT
+        self.simple = (
+            (self.rule is pointwise or self.rule is None)
+            and (torch.Tag.pointwise in func.tags or self.name in ("detach", "alias", "_to_copy"))
+            and not (self.written or self.written_names or self.random)
+            and len(returned) == 1
+        )
 
 
 @lru_cache(maxsize=None)
@@ -177,6 +187,7 @@ class Following:
         self.asked: list[tuple[int, ...]] = []
         self._rules = program is not None and records > 1
         self._tracked = program is not None
+        self._notes: dict[tuple[Rows | None, bool], _Note] = {}
         self._memory: set[int] = set()
         self._known: set[int] = set()
         self._strangers: dict[int, Tensor] = {}  # kept, so that no other tensor takes their identity
@@ -230,7 +241,10 @@ class Following:
 
     def note(self, x: Tensor, rows: Rows | None, own: bool) -> None:
         """Note where `x` holds records."""
-        x._followed = _Note(self, rows, own)  # type: ignore[attr-defined]
+        note = self._notes.get((rows, own))
+        if note is None:
+            note = self._notes[rows, own] = _Note(self, rows, own)
+        x._followed = note  # type: ignore[attr-defined]
         if rows is not None:
             self._memory.add(x.data_ptr())
 
@@ -266,6 +280,10 @@ class Following:
     def dispatch(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one operation, if it keeps records apart."""
         plan = _plan(func)
+        if plan.simple and self._rules:
+            out = self._quick(func, plan, args, kwargs)
+            if out is not None:
+                return out
         tensors = _tensors(args)
         if kwargs:
             tensors += _tensors(tuple(kwargs.values()))
@@ -289,6 +307,42 @@ class Following:
         else:
             out = func(*args, **kwargs)
         self._place(plan, args, out, self._judge(func, plan, args, kwargs, out))
+        return out
+
+    def _quick(self, func: OpOverload, plan: _Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+        """An operation element by element on records in one place, numbers and constants of fewer axes; else None.
+
+        What most operations of a pass are, in less time than their rules take.
+        """
+        place: Rows | None = None
+        ndim, entry = 0, [plan.name]
+        for x in args:
+            if type(x) is Tensor or type(x) is nn.Parameter:
+                note = getattr(x, "_followed", None)
+                if note is None or note.following is not self or note.rows is None:
+                    if x.ndim:
+                        return None
+                    self.rows(x)
+                elif place is None:
+                    place, ndim = note.rows, x.ndim
+                elif place != note.rows or ndim != x.ndim:
+                    return None
+            elif type(x) is float:
+                entry.append(repr(x))
+            elif type(x) is int or type(x) is bool:
+                entry.append(x)  # type: ignore[arg-type]
+            else:
+                return None
+        if place is None:
+            return None
+        if kwargs:
+            entry += ((name, _number(value)) for name, value in kwargs.items())  # type: ignore[misc]
+        if plan.logged:
+            self.entries.append(tuple(entry))
+        out: Tensor = func(*args, **kwargs)
+        if out.shape[place.axis] != place.outer * self.records * place.inner:
+            raise self.refusal(f"uses {plan.name} in a way that is not followed")
+        self.note(out, place, own=not plan.views or self.own(args[0]))
         return out
 
     def _sizes(
@@ -456,6 +510,10 @@ class _Modes:
 
 
 class _Operations(TorchDispatchMode):
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and the guard costs more than a rule
+
     def __init__(self, following: Following) -> None:
         super().__init__()
         self.following = following

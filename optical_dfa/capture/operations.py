@@ -686,6 +686,8 @@ def grid_sampler(call: Call) -> Placed:
       "_scaled_dot_product_efficient_attention", "_scaled_dot_product_attention_math",
       "_scaled_dot_product_cudnn_attention", "scaled_dot_product_attention")  # fmt: skip
 def attention(call: Call) -> Placed:
+    if call.get("dropout_p", 0.0):
+        raise Mixed("with masks of its own generator, which is not secret")
     query, key, value = call.get("query"), call.get("key"), call.get("value")
     rows = _free_of_last(query, call.together([query, key, value], query.ndim), 2)
     for name in ("attn_mask", "attn_bias"):

@@ -8,6 +8,7 @@ import hashlib
 import logging
 import pickle
 import types
+import weakref
 from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -152,8 +153,12 @@ def _token(value: Any, depth: int, above: set[int]) -> Any:
     """Equal for what is the same still, by value: numbers, tensors, arrays, containers and objects of them."""
     if isinstance(value, _PLAIN):
         return repr(value)
+    if isinstance(value, nn.Parameter):
+        return id(value), value._version  # its values are `Held`'s to compare
     if isinstance(value, Tensor):
         return id(value), value._version, _digest_of(value)
+    if isinstance(value, weakref.ref):
+        return id(value())
     if isinstance(value, _BARE):
         return id(value)
     if id(value) in above or depth == 0:

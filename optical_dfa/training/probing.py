@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from noise_models.base import NoNoise
-from noise_models.errors import UsageError
+from noise_models.errors import DeviceError, UsageError
 from noise_models.generator import NoiseGenerator
 from optical_dfa.backends import create
 from optical_dfa.capture.following import LARGER, SMALL, Following, Program
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from optical_dfa.training.capture import Capture
 
 RECORDS = 3
+_MASKS = "masks of a probe"
 AGREEMENT = {torch.float32: 1e-3, torch.float64: 1e-8}  # of two ways to the same gradient, relative to its largest
 
 
@@ -153,7 +155,7 @@ class _Step:
         capture = twin.capture
         records = len(inputs[0])
         capture.expected_records = lambda: records
-        capture.masks = NoiseGenerator.seeded(seed, "masks of a probe")
+        capture.masks = NoiseGenerator.seeded(seed, _MASKS)
         _pass(twin, inputs, changed)
         found = [(use.layer, part) for use in capture.uses for part in (use.x, use.delta)]
         capture.clear()
@@ -175,10 +177,16 @@ def _stand_in(aligned: AlignedModule) -> dict[int, Any]:
     return {id(device): digital}
 
 
-def _pass(twin: AlignedModule, inputs: Sequence[Tensor], changed: int | None = None) -> None:
+def _pass(
+    twin: AlignedModule,
+    inputs: Sequence[Tensor],
+    changed: int | None = None,
+    masks: AbstractContextManager[None] | None = None,
+) -> None:
     """One forward and backward pass under a linear loss."""
-    with torch.enable_grad():
-        output = twin(*[x.clone() for x in inputs])
+    with torch.enable_grad(), _named_failure():
+        with masks or nullcontext():
+            output = twin(*[x.clone() for x in inputs])
         errors = _errors(output, changed)
         divisor = len(inputs[0]) if twin.loss_reduction == "mean" else 1
         torch.autograd.backward((output * errors).sum() / divisor)
@@ -198,12 +206,12 @@ def program_of(aligned: AlignedModule, args: Sequence[Any], kwargs: Mapping[str,
     for records in (SMALL, LARGER):
         capture = twin.capture
         capture.expected_records = lambda records=records: records  # type: ignore[misc]
-        capture.noting = Following(twin.module, records, NoiseGenerator.secure("masks of a probe"), None)
+        capture.noting = Following(twin.module, records, NoiseGenerator.secure(_MASKS), None)
         like = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
         tensors = iter(aligned.inputs_like(like, records))
         given = [next(tensors) if isinstance(x, Tensor) else x for x in args]
         named = {name: next(tensors) if isinstance(x, Tensor) else x for name, x in kwargs.items()}
-        with torch.enable_grad():
+        with torch.enable_grad(), _named_failure():
             twin(*given, **named)
         passes.append(capture.noting)
         capture.clear()
@@ -223,12 +231,10 @@ def check_sums(aligned: AlignedModule) -> None:
     """
     inputs = aligned.example(RECORDS)
     for training in (True, False):
-        step = _Step(aligned, training)
-        if training and not _same(step(inputs), step(inputs, seed=1)):
-            continue  # random masks, which the two passes would not share
-        twin = step.copy()
+        twin = _Step(aligned, training).copy()
         capture = twin.capture
         capture.expected_records = lambda: RECORDS
+        capture.masks = NoiseGenerator.seeded(0, _MASKS)
         _pass(twin, inputs)
         first = next(iter(capture.parameters.values()))
         stack = torch.zeros(capture.dimension, dtype=first.dtype, device=first.device)
@@ -237,10 +243,10 @@ def check_sums(aligned: AlignedModule) -> None:
         recorded = capture.unpack(stack)
         plain = copy.deepcopy(aligned, _stand_in(aligned))
         plain.train(training)
-        plain.capture.hold()
         plain.stop_capture()
         plain.zero_grad()
-        _pass(plain, inputs)
+        following = Following(plain.module, RECORDS, NoiseGenerator.seeded(0, _MASKS), None)
+        _pass(plain, inputs, masks=following.on(()))
         factor = RECORDS if aligned.loss_reduction == "mean" else 1
         parameters, start = dict(plain.module.named_parameters()), 0
         overall = float(recorded.abs().max())
@@ -257,6 +263,21 @@ def check_sums(aligned: AlignedModule) -> None:
                     f"what {name} is recorded to learn is not its gradient: its layer does something else than its "
                     "type says (a replaced forward, a hook?); use torch's layers as they are"
                 )
+
+
+@contextmanager
+def _named_failure() -> Iterator[None]:
+    """Whatever a module makes of random records is said in one line."""
+    try:
+        yield
+    except (UsageError, DeviceError):
+        raise
+    except Exception as error:
+        line = next(iter(str(error).splitlines()), "")[:160]
+        raise UsageError(
+            f"the module fails on random records of the example's shape ({type(error).__name__}: {line}); private "
+            "training probes it with such: give align() an example of the records' shape and type, and let it take them"
+        ) from error
 
 
 def _errors(output: Tensor, changed: int | None) -> Tensor:
@@ -294,7 +315,7 @@ def check_uses(
         UsageError: naming the parameter.
     """
     twin = copy.deepcopy(capture)
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), _named_failure():
         twin.active = True
         twin.module(*example(2))
     for name, p in twin.parameters.items():
@@ -319,7 +340,7 @@ def _probe(
     twin.hold()
     state = {name: value.detach().clone() for name, value in _released(twin.module)}
     kept = Attributes.of(twin.module)
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), _named_failure():
         torch.manual_seed(seed)  # the same dropout masks every time
         twin.active = True
         output = twin.module(*[x.clone() for x in inputs])

@@ -1,0 +1,474 @@
+"""A private pass is followed operation by operation: what mixes records is refused whatever the data, the rest passes."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - as everybody calls it
+
+from noise_models.errors import UsageError
+from optical_dfa.feedback import align
+from optical_dfa.models import build
+from optical_dfa.training.capture import Capture
+
+WIDTH, LENGTH = 8, 4
+FLAT, SEQUENCE = torch.zeros(2, WIDTH), torch.zeros(2, LENGTH, WIDTH)
+
+
+def start(net: nn.Module, *example: Tensor) -> Capture:
+    return align(net, rule="bp", example=example, show=None).start_capture()
+
+
+class Between(nn.Module):
+    """Linear layer, something on its output, linear layer."""
+
+    def __init__(self, what: Callable[[Any, Tensor], Tensor], **parts: Any) -> None:
+        super().__init__()
+        self.one, self.two, self.what = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 4), what
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.two(self.what(self, self.one(x)))
+
+
+def loud(x: Tensor) -> Tensor:
+    """1 unless a value is above 20, which no probe's is."""
+    return (x.abs() / 20).clamp_min(1)
+
+
+def first_loud(self: Any, h: Tensor) -> Tensor:
+    return h * (1.0 if bool(h.abs().max() < 100) else 2.0)
+
+
+def from_numpy(self: Any, h: Tensor) -> Tensor:
+    return h / max(1.0, float(h.detach().numpy().max()) / 100)
+
+
+def from_list(self: Any, h: Tensor) -> Tensor:
+    return h / max(1.0, max(max(row) for row in h.detach().tolist()) / 100)
+
+
+def through_a_parameter(self: Any, h: Tensor) -> Tensor:
+    return h / loud(nn.Parameter(h.detach())).max()
+
+
+def through_data(self: Any, h: Tensor) -> Tensor:
+    return h / loud(h.data).max()
+
+
+def into_a_buffer_of_rows(self: Any, h: Tensor) -> Tensor:
+    kept = torch.zeros(WIDTH)
+    kept[:] = h.detach()[0]
+    return h + 0 * kept
+
+
+def by_the_number(self: Any, h: Tensor) -> Tensor:
+    return h * (1.0 if len(h) < 3000 else 2.0)
+
+
+def divided_by_the_number(self: Any, h: Tensor) -> Tensor:
+    return h / len(h)
+
+
+def tensor_of_the_number(self: Any, h: Tensor) -> Tensor:
+    return h / torch.tensor(float(len(h)))
+
+
+def ones_added_up(self: Any, h: Tensor) -> Tensor:
+    return h / torch.ones(len(h)).sum()
+
+
+def size_of_a_slice(self: Any, h: Tensor) -> Tensor:
+    return h * self.table[: len(h)].sum()
+
+
+def counted(self: Any, h: Tensor) -> Tensor:
+    return h + torch.arange(len(h)).unsqueeze(1)
+
+
+def loop_over_records(self: Any, h: Tensor) -> Tensor:
+    return torch.stack([h[i] / loud(h).max() for i in range(len(h))])
+
+
+class Doubling(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x * 1.0
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        return grad / loud(grad * 1e6).max()
+
+
+def hooked(self: Any, h: Tensor) -> Tensor:
+    h.register_hook(lambda grad: grad / loud(grad * 1e6).max())
+    return h
+
+
+MIXING: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "loudest": lambda self, h: h / (h.abs().max() / 20).clamp_min(1),
+    "loudest along the batch": lambda self, h: h / loud(h).amax(0),
+    "mean": lambda self, h: h - h.mean(0),
+    "mean of what is above 20": lambda self, h: h - (h * (h > 20)).mean(0, keepdim=True),
+    "variance": lambda self, h: h / h.var(0, correction=0).clamp_min(100).sqrt(),
+    "softmax over the batch": lambda self, h: h * (1 + (h - 1e4).relu().softmax(0) - 1 / h.softmax(0).detach() * 0),
+    "cumulated": lambda self, h: h + (h - 20).relu().cumsum(0),
+    "sorted": lambda self, h: h + (h.sort(0).values - h) * 0.0,
+    "largest of the batch": lambda self, h: h + 0 * h.topk(1, 0).values,
+    "flipped": lambda self, h: h + (h - 20).relu().flip(0),
+    "rolled": lambda self, h: h + (h - 20).relu().roll(1, 0),
+    "neighbours": lambda self, h: h + (h - 20).relu()[list(range(1, 3)) * 0 + [0]] * 0,
+    "first record": lambda self, h: h + (h[:1] - 20).relu(),
+    "all but the last": lambda self, h: torch.cat([h[:-1], h[-1:]]) + (h[-1] - 20).relu(),
+    "gram": lambda self, h: ((h - 20).relu() @ (h - 20).relu().T) @ h + h,
+    "transposed product": lambda self, h: h @ torch.eye(WIDTH).add((h - 20).relu().T @ (h - 20).relu()),
+    "einsum": lambda self, h: h + torch.einsum("bi,ci->bi", h, (h - 20).relu()),
+    "attention over the batch": lambda self, h: h + 0 * F.scaled_dot_product_attention(h[None], h[None], h[None])[0],
+    "convolution over the batch": lambda self, h: h + 0 * F.avg_pool1d(h.T[None], 3, 1, 1)[0].T,
+    "folded": lambda self, h: F.layer_norm(h.reshape(1, -1), (h.numel(),)).reshape(h.shape),
+    "groups of records": lambda self, h: F.group_norm(h.T[None], 1)[0].T,
+    "batch norm by hand": lambda self, h: F.batch_norm(h, None, None, training=True),
+    "instance norm over records": lambda self, h: F.instance_norm(h.T[None])[0].T,
+    "distances": lambda self, h: h + 0 * torch.cdist(h, h).sum(1, keepdim=True),
+    "control flow": first_loud,
+    "numpy": from_numpy,
+    "list": from_list,
+    "parameter of a result": through_a_parameter,
+    "data": through_data,
+    "boolean index": lambda self, h: h + 0 * h[h > 20].sum(),
+    "where": lambda self, h: h + 0 * torch.where(h > 20)[0].sum(),
+    "unique": lambda self, h: h + 0 * torch.unique(h).sum(),
+    "quantile": lambda self, h: h / torch.quantile(h.detach(), 0.5, dim=0).abs().clamp_min(100),
+    "written to a constant": into_a_buffer_of_rows,
+    "number of records": by_the_number,
+    "divided by their number": divided_by_the_number,
+    "a tensor of their number": tensor_of_the_number,
+    "ones added up": ones_added_up,
+    "a slice as long": size_of_a_slice,
+    "their places": counted,
+    "a loop over them": loop_over_records,
+    "a function of its own": lambda self, h: Doubling.apply(h),
+    "a gradient hook": hooked,
+    "norm of everything": lambda self, h: h / h.norm().clamp_min(1e4),
+    "scatter over records": lambda self, h: h.scatter(0, torch.zeros(1, WIDTH, dtype=torch.int64), h[:1]),
+    "weight from records": lambda self, h: F.linear(h, (h - 20).relu()[:1].expand(WIDTH, -1)),
+    "embedding of records": lambda self, h: h + F.embedding(torch.zeros(1, dtype=torch.int64), (h - 20).relu()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", MIXING)
+def test_what_mixes_records_is_refused(how: str) -> None:
+    """Most act on values above 20 only, or in batches above 3000, so that no random probe shows them."""
+    net = Between(MIXING[how], table=nn.Parameter(torch.ones(5000), requires_grad=False))
+    with pytest.raises(UsageError) as error:
+        start(net, FLAT)
+        capture = align(net, rule="bp", example=FLAT, show=None).start_capture()
+        capture.expected_records = lambda: 4096
+        align_again(net)(torch.zeros(4096, WIDTH))
+    assert "\n" not in str(error.value)
+
+
+def align_again(net: nn.Module, *example: Tensor, records: int = 4096) -> Any:
+    aligned = align(net, rule="bp", example=example or (FLAT,), show=None)
+    aligned.start_capture().expected_records = lambda: records
+    return aligned
+
+
+def test_the_refusal_names_module_operation_and_remedy() -> None:
+    net = nn.Sequential(nn.Linear(WIDTH, WIDTH), Between(MIXING["loudest"]))
+    with pytest.raises(UsageError, match=r"^1 mixes records: max over the axis of the records; .*features"):
+        start(net, FLAT)
+
+
+# ---- what is separate passes
+
+
+class Heads(nn.Module):
+    """Self-attention of torch, with a mask of padded positions."""
+
+    def __init__(self, batch_first: bool = True, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.into, self.out, self.first = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 4), batch_first
+        self.heads = nn.MultiheadAttention(WIDTH, 2, dropout, batch_first=batch_first).requires_grad_(False)
+
+    def forward(self, x: Tensor, padded: Tensor) -> Tensor:
+        h = self.into(x)
+        h = h if self.first else h.transpose(0, 1)
+        h = self.heads(h, h, h, key_padding_mask=padded)[0]
+        h = h if self.first else h.transpose(0, 1)
+        return self.out(h.masked_fill(padded.unsqueeze(2), 0.0).sum(1) / (~padded).sum(1, keepdim=True).clamp_min(1))
+
+
+class Fused(nn.Module):
+    """A frozen recurrent layer of torch below a trained one."""
+
+    def __init__(self, kind: type[nn.Module]) -> None:
+        super().__init__()
+        self.layer = kind(WIDTH, WIDTH, batch_first=True).requires_grad_(False)
+        self.out = nn.Linear(WIDTH, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.layer(x)[0][:, -1])
+
+
+class Token(nn.Module):
+    """A class token and places, expanded to the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.zeros(1, 1, WIDTH), requires_grad=False)
+        self.place, self.out = nn.Embedding(LENGTH + 1, WIDTH), nn.Linear(WIDTH, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.cat([self.token.expand(len(x), -1, -1), x], 1)
+        places = torch.arange(h.shape[1]).expand(len(x), -1)
+        return self.out((h + self.place(places))[:, 0])
+
+
+class Filled(nn.Module):
+    """Positions are written one by one into a tensor that was made for them, masked ones set to 0 in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.over, self.out = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 4)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        states = x.new_zeros(len(x), LENGTH, WIDTH)
+        h = torch.zeros(x.shape[0], WIDTH)
+        for t in range(LENGTH):
+            h = torch.tanh(self.over(h) + x[:, t])
+            states[:, t] = h
+        mask = torch.arange(LENGTH).unsqueeze(0) >= lengths.unsqueeze(1)
+        states[mask] = 0.0
+        return self.out(states.sum(1))
+
+
+class Pieces(nn.Module):
+    """Operations that users write, none of which leaves its record."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.out = nn.Linear(WIDTH, WIDTH), nn.Linear(2 * WIDTH, WIDTH), nn.Linear(WIDTH, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.one(x)
+        a, b = h.chunk(2, 1)
+        h = torch.cat([b, a, F.normalize(h, dim=1)], 1).flip(1)
+        h = self.two(h) * F.softmax(h[:, :WIDTH], dim=1).cumsum(1)
+        h = h - h.mean(1, keepdim=True) + h.topk(1, 1).values + h.sort(1).values[:, [0, 2]].sum(1, keepdim=True)
+        h = torch.einsum("bi,bj->bij", h, h).diagonal(dim1=1, dim2=2) + h.unsqueeze(1).expand(-1, 2, -1).mean(1)
+        h = h + torch.randn_like(h) + torch.rand(len(h), 1) + torch.rand(1) + h.gather(1, h.argsort(1))
+        h = torch.where(h > 0, h, h.exp() - 1).clamp(-3, 3) / math.sqrt(h.shape[1])
+        return self.out(F.rrelu(F.dropout(h, 0.5, self.training), training=self.training))
+
+
+class Frozen(nn.Module):
+    """A feature extractor whose batch normalisation is constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(1)
+        )
+        self.features.requires_grad_(False).eval()
+        self.out = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.features(x).flatten(1))
+
+
+class Images(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3, padding=1, groups=1), nn.GroupNorm(2, 8)
+        self.instance, self.drop = nn.InstanceNorm2d(8), nn.Dropout2d(0.3)
+        self.out = nn.Linear(8 * 4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.drop(self.instance(F.gelu(self.norm(self.conv(F.pad(x, (1, 1, 1, 1), mode="reflect"))))))
+        h = F.interpolate(h[:, :, 1:-1, 1:-1], scale_factor=0.5, mode="bilinear")
+        return self.out(F.adaptive_avg_pool2d(h.repeat(1, 1, 2, 1), 2).flatten(1))
+
+
+class StochasticDepth(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.inner, self.out = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.one(x)
+        kept = h.new_empty((len(h), 1)).bernoulli_(0.7) if self.training else 1.0
+        return self.out(h + kept * self.inner(h))
+
+
+IMAGE = torch.zeros(2, 3, 8, 8)
+PADDED = torch.zeros(2, LENGTH, dtype=torch.bool)
+TOKENS = torch.zeros(2, LENGTH, dtype=torch.int64)
+SEPARATE: dict[str, tuple[Callable[[], nn.Module], tuple[Tensor, ...]]] = {
+    "mlp": (lambda: build("mlp:6,7", (WIDTH,), 4, 0), (FLAT,)),
+    "mlp/relu": (lambda: build("mlp:6/relu", (WIDTH,), 4, 0), (FLAT,)),
+    "cnn": (lambda: build("cnn:4,3+5", (3, 8, 8), 4, 0), (IMAGE,)),
+    "resmlp": (lambda: build("resmlp:6,6", (WIDTH,), 4, 0), (FLAT,)),
+    "embed": (lambda: build("embed:3,5", (4,), 4, 0, cardinalities=(0, 3, 0, 2)), (torch.zeros(2, 4),)),
+    "gru": (lambda: build("gru:5", (LENGTH,), 4, 0, text=True), (TOKENS,)),
+    "lstm": (lambda: build("lstm:5,4", (LENGTH,), 4, 0, text=True), (TOKENS,)),
+    "rnn": (lambda: build("rnn:5", (LENGTH,), 4, 0, text=True), (TOKENS,)),
+    "transformer": (lambda: build("transformer:8,1", (LENGTH,), 4, 0, text=True), (TOKENS,)),
+    "torch's attention, masked": (Heads, (SEQUENCE, PADDED)),
+    "attention inside, time first": (lambda: Heads(False), (SEQUENCE, PADDED)),
+    "attention without dropout": (lambda: Heads(dropout=0.0), (SEQUENCE, PADDED)),
+    "torch's encoder layer": (
+        lambda: nn.Sequential(
+            nn.TransformerEncoderLayer(WIDTH, 2, 16, batch_first=True).requires_grad_(False), nn.Linear(WIDTH, 4)
+        ), (SEQUENCE,),
+    ),
+    "torch's lstm": (lambda: Fused(nn.LSTM), (SEQUENCE,)),
+    "torch's gru": (lambda: Fused(nn.GRU), (SEQUENCE,)),
+    "class token": (Token, (SEQUENCE,)),
+    "filled": (Filled, (SEQUENCE, torch.zeros(2, dtype=torch.int64))),
+    "pieces": (Pieces, (FLAT,)),
+    "frozen batch norm": (Frozen, (IMAGE,)),
+    "images": (Images, (IMAGE,)),
+    "stochastic depth": (StochasticDepth, (FLAT,)),
+    "one-hot": (
+        lambda: nn.Sequential(Between(lambda self, h: h + F.one_hot((h > 0).sum(1) % WIDTH, WIDTH))), (FLAT,),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SEPARATE)
+def test_what_keeps_records_apart_passes(name: str) -> None:
+    made, example = SEPARATE[name]
+    torch.manual_seed(0)
+    aligned = align_again(made(), *example, records=6)
+    for records in (6, 1, 0, 2):
+        aligned._capture.expected_records = lambda records=records: records
+        inputs = [x[:1].expand(records, *x.shape[1:]).clone() for x in example]
+        output = aligned(*inputs)
+        assert len(output) == records
+        output.square().sum().backward()
+        aligned._capture.norms()
+        aligned._capture.clear()
+
+
+# ---- what stays after a pass is left alone
+
+
+class Writing(nn.Module):
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.one, self.two, self.how = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 4), how
+        self.register_buffer("seen", torch.zeros(WIDTH))
+        self.code = nn.Parameter(torch.zeros(WIDTH), requires_grad=False)
+        self.array = np.zeros(WIDTH)
+        self.queue: deque[Any] = deque(maxlen=2)
+        self.table = {"mean": [0.0]}
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.one(x)
+        value = h.detach()
+        if self.how == "data":
+            self.seen.data.copy_(value.mean(0))
+        elif self.how == "numpy view":
+            self.seen.numpy()[:] = value.mean(0).numpy()
+        elif self.how == "frozen parameter":
+            self.code.data.mul_(0.9).add_(value.mean(0), alpha=0.1)
+        elif self.how == "row of a frozen parameter":
+            self.code.data[:] = value[0]
+        elif self.how == "array":
+            self.array[:] = value.mean(0).numpy()
+        elif self.how == "deque":
+            self.queue.append(value)
+        elif self.how == "nested":
+            self.table["mean"][0] = float(value.mean())
+        elif self.how == "grad":
+            self.code.grad = value.mean(0)
+        return self.two(h)
+
+
+@pytest.mark.parametrize(
+    "how", ["data", "numpy view", "frozen parameter", "row of a frozen parameter", "array", "deque", "nested"]
+)
+def test_nothing_is_written_that_stays(how: str) -> None:
+    net = Writing(how)
+    before = {name: x.clone() for name, x in net.state_dict().items()}
+    with pytest.raises(UsageError):
+        align_again(net)(torch.ones(4096, WIDTH))
+    assert all(torch.equal(x, before[name]) for name, x in net.state_dict().items())
+    assert not net.queue
+
+
+def test_a_frozen_embedding_is_not_renormalised_by_records() -> None:
+    table = nn.Embedding(5, WIDTH, max_norm=2.0).requires_grad_(False)
+    with torch.no_grad():
+        table.weight.copy_(torch.full((5, WIDTH), 3.0))
+    before = table.weight.clone()
+    with pytest.raises(UsageError, match=r"0 |weight"):
+        align_again(nn.Sequential(table, nn.Linear(WIDTH, 4)), torch.zeros(2, 3, dtype=torch.int64))
+    assert torch.equal(table.weight, before)
+
+
+class Extra(nn.Linear):
+    def get_extra_state(self) -> Any:
+        return {"anything": 1}
+
+    def set_extra_state(self, state: Any) -> None:
+        pass
+
+
+def test_a_state_of_its_own_in_checkpoints_is_refused() -> None:
+    with pytest.raises(UsageError, match="get_extra_state"):
+        start(nn.Sequential(Extra(WIDTH, WIDTH).requires_grad_(False), nn.Linear(WIDTH, 4)), FLAT)
+
+
+class Sealed:
+    """Can be copied, but not looked into."""
+
+    def __init__(self) -> None:
+        pass
+
+    def __deepcopy__(self, memo: Any) -> Sealed:
+        return self
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError("sealed")
+
+
+def test_an_attribute_that_cannot_be_looked_into_is_refused() -> None:
+    net = Between(lambda self, h: h, kept=Sealed())
+    with pytest.raises(UsageError, match="kept is a"):
+        start(net, FLAT)
+
+
+def test_what_an_earlier_pass_kept_is_refused() -> None:
+    kept: list[Tensor] = []
+
+    def delayed(self: Any, h: Tensor) -> Tensor:
+        kept.append(h.detach())
+        return h + (kept[-2][:1] if len(kept) > 1 and len(kept[-2]) == len(h) else 0)
+
+    with pytest.raises(UsageError):
+        aligned = align_again(Between(delayed))
+        aligned(torch.ones(4096, WIDTH))
+        aligned(torch.ones(4096, WIDTH))
+
+
+def test_frozen_batch_normalisation_is_held_constant() -> None:
+    net = Frozen()
+    aligned = align_again(net, IMAGE, records=4)
+    statistics = net.features[1].running_mean.clone()
+    aligned.train()
+    net.train()  # even by the module inside
+    aligned(torch.randn(4, 3, 8, 8)).sum().backward()
+    with torch.no_grad():
+        net.train()
+        aligned(torch.randn(4, 3, 8, 8))
+    assert torch.equal(net.features[1].running_mean, statistics)
