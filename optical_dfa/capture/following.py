@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache
+from types import FrameType
 from typing import Any
 
 import torch
@@ -26,12 +27,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from noise_models.errors import UsageError
 from noise_models.generator import NoiseGenerator
 from optical_dfa.capture.masks import DRAWN, draw
-from optical_dfa.capture.operations import Call, Mixed, Rule, base_name, pointwise, rule_of
-from optical_dfa.capture.rows import FIRST, SOMEWHERE, Rows, fits
+from optical_dfa.capture.operations import Call, MixingError, Rule, base_name, pointwise, rule_of
+from optical_dfa.capture.rows import SOMEWHERE, Rows, fits
 
 SMALL, LARGER = 3, 5  # records of the passes that are compared
-_REMEDY = "a private update must be a sum over records (normalise over features, not over the batch or its size)"
+_REMEDY = (
+    "a private update must be a sum over records (normalise over features, not over the batch or its size)"
+)
 _HASHED = 64  # entries of a tensor made outside the pass whose values are compared every time
+_ALONE = 2  # users of the memory of a tensor that shares it with none: itself, and whoever asks
 # Made of sizes alone.
 _FACTORIES = frozenset({
     "zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty", "rand", "randn",
@@ -83,7 +87,7 @@ class _Plan:
         )
 
 
-@lru_cache(maxsize=None)
+@cache
 def _plan(func: OpOverload) -> _Plan:
     return _Plan(func)
 
@@ -174,6 +178,7 @@ class Following:
         records: int,
         masks: NoiseGenerator,
         program: Program | None,
+        rule: str | None = None,
     ) -> None:
         """
         Args:
@@ -181,12 +186,14 @@ class Following:
             records: in the batch.
             masks: what random operations draw from.
             program: what the pass has to be like; None only notes what it is like.
+            rule: name of the feedback rule that is followed in place of the module; it has no program.
         """
+        self.rule = rule
         self.module, self.records, self.masks, self.program = module, records, masks, program
         self.entries: list[Any] = []
         self.asked: list[tuple[int, ...]] = []
-        self._rules = program is not None and records > 1
-        self._tracked = program is not None
+        self._tracked = program is not None or rule is not None
+        self._rules = self._tracked and records > 1
         self._notes: dict[tuple[Rows | None, bool], _Note] = {}
         self._memory: set[int] = set()
         self._known: set[int] = set()
@@ -231,11 +238,12 @@ class Following:
     def _first(self, x: Tensor) -> Rows | None:
         if not self._tracked:
             return None
-        if x.ndim == 0 or x.shape[0] != self.records:
+        positions = x.shape[0] // max(1, self.records) if x.ndim else 0
+        if x.ndim == 0 or x.shape[0] != self.records * (positions if self.rule else 1):
             raise UsageError(
                 "an input of a private pass has no row for each record of the batch; give every input records first"
             )
-        return FIRST if self._rules else SOMEWHERE
+        return Rows(0, 1, positions) if self._rules else SOMEWHERE
 
     # ---- notes
 
@@ -261,14 +269,26 @@ class Following:
         if id(x) in self._strangers:
             return None
         if found is not None and found.rows is not None and self._tracked:
-            raise self.refusal("uses a tensor that an earlier pass made of records: nothing may be kept between passes")
+            raise self.refusal(
+                "uses a tensor that an earlier pass made of records: nothing may be kept between passes"
+            )
         known = id(x) in self._known
-        if self._tracked and x.numel() and not known and x.data_ptr() in self._memory:
-            raise self.refusal("uses the memory of records through another tensor (nn.Parameter of a result?)")
+        if self._tracked and not known and (isinstance(x, nn.Parameter) or self._shares_memory(x)):
+            raise self.refusal(
+                "uses a parameter that is not the module's, or the memory of records by another name"
+            )
         self._strangers[id(x)] = x
         if not known:
             self.entries.append(("constant", tuple(x.shape), _hash(x)))
         return None
+
+    def _shares_memory(self, x: Tensor) -> bool:
+        """Whether a tensor that no operation made is another name for one that holds records."""
+        if not x.numel() or x.layout != torch.strided or x.data_ptr() not in self._memory:
+            return False
+        return (
+            torch._C._storage_Use_Count(x.untyped_storage()._cdata) > _ALONE
+        )  # else the memory was free again
 
     def own(self, x: Tensor) -> bool:
         """Whether the memory of `x` was made in this pass."""
@@ -284,6 +304,9 @@ class Following:
             out = self._quick(func, plan, args, kwargs)
             if out is not None:
                 return out
+        if plan.name == "lift_fresh":  # made of Python's numbers
+            self.entries.append(("values", _hash(args[0], whole=True)))
+            self._strangers[id(args[0])] = args[0]
         tensors = _tensors(args)
         if kwargs:
             tensors += _tensors(tuple(kwargs.values()))
@@ -293,23 +316,22 @@ class Following:
                 held = True
         if plan.logged:
             self.entries.append(_entry(plan, args, kwargs))
-        if plan.name == "lift_fresh":
-            self.entries.append(("values", _hash(args[0], whole=True)))
         sizes = self._sizes(func, plan, args, kwargs, held)
         if not held or plan.name in _FACTORIES:
             return self._constant(func, plan, args, kwargs, sizes)
         if plan.reads:
-            raise self.refusal(f"reads values of records into Python ({plan.name}): control flow may not depend on them")
+            raise self.refusal(
+                f"reads values of records into Python ({plan.name}): control flow may not depend on them"
+            )
         if plan.written or plan.written_names:
             return self._write(func, plan, args, kwargs)
-        if plan.random:
-            out = self._drawn(func, plan, args, kwargs)
-        else:
-            out = func(*args, **kwargs)
+        out = self._drawn(func, plan, args, kwargs) if plan.random else func(*args, **kwargs)
         self._place(plan, args, out, self._judge(func, plan, args, kwargs, out))
         return out
 
-    def _quick(self, func: OpOverload, plan: _Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    def _quick(
+        self, func: OpOverload, plan: _Plan, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Tensor | None:
         """An operation element by element on records in one place, numbers and constants of fewer axes; else None.
 
         What most operations of a pass are, in less time than their rules take.
@@ -369,7 +391,9 @@ class Following:
         if not axes or (held and plan.name not in _FACTORIES):
             return None
         if plan.name == "arange":
-            raise self.refusal("counts the records (arange): a record's contribution may not depend on its place")
+            raise self.refusal(
+                "counts the records (arange): a record's contribution may not depend on its place"
+            )
         if len(axes) > 1:
             raise self.refusal(f"makes a table of records by records ({plan.name})")
         return Rows(axes[0], 1, wanted[axes[0]][0])
@@ -378,10 +402,7 @@ class Following:
         self, func: OpOverload, plan: _Plan, args: tuple[Any, ...], kwargs: dict[str, Any], rows: Rows | None
     ) -> Any:
         """An operation on constants alone."""
-        if plan.random:
-            out = self._drawn(func, plan, args, kwargs)
-        else:
-            out = func(*args, **kwargs)
+        out = self._drawn(func, plan, args, kwargs) if plan.random else func(*args, **kwargs)
         own = not plan.views or (bool(args) and isinstance(args[0], Tensor) and self.own(args[0]))
         written = {id(args[i]) for i in plan.written if i < len(args)}
         for x in _tensors((out,)):
@@ -398,10 +419,12 @@ class Following:
             raise self.refusal(f"uses {plan.name}, which is not followed")
         try:
             return plan.rule(Call(func, args, kwargs, out, self.records, self.rows, self._uniform))
-        except Mixed as how:
+        except MixingError as how:
             raise self.refusal(f"mixes records: {plan.name} {how}") from None
 
-    def _place(self, plan: _Plan, args: tuple[Any, ...], out: Any, found: Rows | tuple[Rows | None, ...]) -> None:
+    def _place(
+        self, plan: _Plan, args: tuple[Any, ...], out: Any, found: Rows | tuple[Rows | None, ...]
+    ) -> None:
         own = not plan.views or self.own(args[0])
         outputs = _tensors((out,))
         places = [found] * len(outputs) if isinstance(found, Rows) else list(found)
@@ -409,7 +432,9 @@ class Following:
             if rows is not None and rows is not SOMEWHERE and not fits(rows, x.shape, self.records):
                 raise self.refusal(f"uses {plan.name} in a way that is not followed")
             if rows is None and x.numel():
-                rows = Rows(-1, -1, -1)  # statistics that only the backward pass reads: in no place a rule knows
+                rows = Rows(
+                    -1, -1, -1
+                )  # statistics that only the backward pass reads: in no place a rule knows
             self.note(x, rows, own)
 
     def _write(self, func: OpOverload, plan: _Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -423,7 +448,11 @@ class Following:
                     f"writes what it computes of records into a tensor that was there before the pass ({plan.name}): "
                     "it would keep un-noised statistics of records"
                 )
-        found = self._judge(func, plan, args, kwargs, None) if not plan.random or plan.name == "rrelu_with_noise" else None
+        found = (
+            self._judge(func, plan, args, kwargs, None)
+            if not plan.random or plan.name == "rrelu_with_noise"
+            else None
+        )
         if found is None:
             found = self.rows(targets[0]) or SOMEWHERE
         for x in targets:
@@ -436,7 +465,9 @@ class Following:
                     "torch.stack and torch.cat"
                 )
             if self._rules and rows != found and "inplace_view" not in {tag.name for tag in func.tags}:
-                raise self.refusal(f"mixes records: {plan.name} into a tensor that keeps them in another place")
+                raise self.refusal(
+                    f"mixes records: {plan.name} into a tensor that keeps them in another place"
+                )
         out = self._drawn(func, plan, args, kwargs) if plan.random else func(*args, **kwargs)
         for x in _tensors((out,)):
             if not any(x is target for target in targets):
@@ -448,13 +479,17 @@ class Following:
     def _drawn(self, func: OpOverload, plan: _Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A random operation, from the secret stream; shared by all records where it makes no row a record."""
         if any(isinstance(x, torch.Generator) for x in (*args, *kwargs.values())):
-            raise self.refusal(f"draws {plan.name} from a generator of its own, which is not secret; leave it out")
+            raise self.refusal(
+                f"draws {plan.name} from a generator of its own, which is not secret; leave it out"
+            )
 
         def get(name: str, default: Any = None) -> Any:
             return _argument(func, args, kwargs, (name,), default)
 
         if plan.name not in DRAWN:
-            raise self.refusal(f"draws at random by {plan.name}; use dropout, torch.rand, torch.randn or bernoulli_")
+            raise self.refusal(
+                f"draws at random by {plan.name}; use dropout, torch.rand, torch.randn or bernoulli_"
+            )
         if plan.written:
             given = args[plan.written[0]]
         elif plan.name in ("rand", "randn"):
@@ -464,7 +499,7 @@ class Following:
         return draw(plan.name, self.masks, get, given)
 
     def _uniform(self, x: Tensor, rows: Rows) -> bool:
-        """Whether a constant is the same for every record, were it to hold records there: its values may be looked at."""
+        """Whether a constant is the same for every record, were it to hold records there: it may be looked at."""
         size = x.shape[rows.axis]
         if size != rows.outer * self.records * rows.inner:
             return False
@@ -477,7 +512,8 @@ class Following:
 
     def refusal(self, what: str) -> UsageError:
         """The error of a pass that is not separate, naming the module that was running."""
-        return UsageError(f"{_running(self.module)} {what}; {_REMEDY}")
+        where = _running(self.module) if self.rule is None else f"rule {self.rule}"
+        return UsageError(f"{where} {what}; {_REMEDY}")
 
 
 _HOOKS = (
@@ -493,12 +529,12 @@ class _Modes:
         self._operations, self._functions = _Operations(following), _Functions(following)
 
     def __enter__(self) -> None:
-        self._operations.__enter__()
-        self._functions.__enter__()
+        self._operations.__enter__()  # type: ignore[no-untyped-call]
+        self._functions.__enter__()  # type: ignore[no-untyped-call]
 
     def __exit__(self, *error: Any) -> None:
-        self._functions.__exit__(*error)
-        self._operations.__exit__(*error)
+        self._functions.__exit__(*error)  # type: ignore[no-untyped-call]
+        self._operations.__exit__(*error)  # type: ignore[no-untyped-call]
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -509,13 +545,13 @@ class _Modes:
             self.__enter__()
 
 
-class _Operations(TorchDispatchMode):
+class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False  # nothing is compiled here, and the guard costs more than a rule
 
     def __init__(self, following: Following) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.following = following
 
     def __torch_dispatch__(
@@ -528,7 +564,8 @@ class _Operations(TorchDispatchMode):
 _LEAVES: dict[Any, str] = {
     Tensor.numpy: "numpy()", Tensor.tolist: "tolist()", Tensor.data_ptr: "data_ptr()", Tensor.__array__: "numpy",
     Tensor.untyped_storage: "untyped_storage()", Tensor.storage: "storage()", Tensor.__dlpack__: "dlpack",
-    Tensor.__reduce_ex__: "pickle", Tensor.__deepcopy__: "deepcopy", Tensor.grad_fn.__get__: "grad_fn",
+    Tensor.__reduce_ex__: "pickle", Tensor.__deepcopy__: "deepcopy",
+    vars(torch._C.TensorBase)["grad_fn"].__get__: "grad_fn",
     Tensor.register_hook: "register_hook()", Tensor.__repr__: "printing", Tensor.__format__: "printing",
 }  # fmt: skip
 
@@ -544,7 +581,9 @@ class _Functions(TorchFunctionMode):
         following = self.following
         if func in _LEAVES and following._tracked and args and isinstance(args[0], Tensor):
             if following.rows(args[0]) is not None:
-                raise following.refusal(f"takes records out of the operations that can be followed ({_LEAVES[func]})")
+                raise following.refusal(
+                    f"takes records out of the operations that can be followed ({_LEAVES[func]})"
+                )
         elif func is torch.nn.functional.one_hot:
             return _one_hot(following, *args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
@@ -575,7 +614,11 @@ def _tensors_of(part: nn.Module) -> Iterator[Tensor]:
 
 
 def _argument(
-    func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], names: tuple[str, ...], default: Any = None
+    func: OpOverload,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    names: tuple[str, ...],
+    default: Any = None,
 ) -> Any:
     for place, argument in enumerate(func._schema.arguments):
         if argument.name in names:
@@ -607,7 +650,12 @@ def _number(value: Any) -> Any:
 
 def _hash(x: Tensor, whole: bool = False) -> str:
     """Of the values of a constant made outside the operations; a large one is known by its shape unless `whole`."""
-    if not x.numel() or x.layout != torch.strided or x.device.type == "meta" or (x.numel() > _HASHED and not whole):
+    if (
+        not x.numel()
+        or x.layout != torch.strided
+        or x.device.type == "meta"
+        or (x.numel() > _HASHED and not whole)
+    ):
         return ""
     values = x.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     return hashlib.sha256(values.numpy().data).hexdigest()
@@ -616,12 +664,10 @@ def _hash(x: Tensor, whole: bool = False) -> str:
 def _running(module: nn.Module) -> str:
     """Name of the innermost part whose code is running."""
     names = {id(part): name for name, part in module.named_modules()}
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         owner = frame.f_locals.get("self")
         if isinstance(owner, nn.Module) and id(owner) in names:
             return names[id(owner)] or "the module"
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return "the module"
-
-

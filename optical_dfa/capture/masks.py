@@ -54,7 +54,7 @@ def _bernoulli(generator: NoiseGenerator, call: Any, out: Tensor) -> Tensor:
     if p is None or isinstance(p, torch.Generator):
         p = 0.5
     source = call("self")
-    if isinstance(p, Tensor) or out is not source and call("p") is None:
+    if isinstance(p, Tensor) or (out is not source and call("p") is None):
         p = p if isinstance(p, Tensor) else source
         drawn = uniforms(generator, torch.empty(out.shape))
         return out.copy_(drawn < p.detach().cpu())
@@ -99,7 +99,7 @@ def _rrelu(generator: NoiseGenerator, call: Any, out: Tensor) -> Tensor:
         return torch.where(x > 0, x, x * slope)
     slopes = uniforms(generator, torch.empty_like(x)).mul_(upper - lower).add_(lower)
     noise.copy_(torch.where(x > 0, torch.ones_like(x), slopes))
-    return x * noise
+    return torch.mul(x, noise)
 
 
 DRAWN = {

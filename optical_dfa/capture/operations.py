@@ -8,9 +8,10 @@ are PyTorch's own (ATen), as a dispatch mode sees them below autograd; composite
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
@@ -18,7 +19,7 @@ from torch._ops import OpOverload
 from optical_dfa.capture.rows import FIRST, Rows, reshaped
 
 
-class Mixed(Exception):
+class MixingError(Exception):
     """The operation mixes records, or cannot be followed; the words say how."""
 
 
@@ -71,10 +72,10 @@ class Call:
         x = self.get(name)
         for other in self.tensors():
             if other is not x and self.rows(other) is not None:
-                raise Mixed("with records in an operand that must be a constant")
+                raise MixingError("with records in an operand that must be a constant")
         rows = self.rows(x)
         if rows is None:
-            raise Mixed("with records in an operand that must be a constant")
+            raise MixingError("with records in an operand that must be a constant")
         return x, rows
 
     def tensors(self) -> list[Tensor]:
@@ -90,7 +91,7 @@ class Call:
         """Where the records are, counted from the last axis, of operands that are broadcast to `ndim` axes.
 
         Raises:
-            Mixed: they are not in one place, or a constant differs from record to record.
+            MixingError: they are not in one place, or a constant differs from record to record.
         """
         place: Rows | None = None
         for x in tensors:
@@ -101,7 +102,7 @@ class Call:
             if place is None:
                 place = moved
             elif place != moved:
-                raise Mixed("between tensors that keep the records in different places")
+                raise MixingError("between tensors that keep the records in different places")
         assert place is not None  # asked for calls with records only
         for x in tensors:
             if self.rows(x) is not None:
@@ -110,7 +111,9 @@ class Call:
             if axis < 0 or x.shape[axis] == 1:
                 continue
             if not self._uniform(x, place.moved(axis)):
-                raise Mixed("with a constant that differs from record to record (a count of the records?)")
+                raise MixingError(
+                    "with a constant that differs from record to record (a count of the records?)"
+                )
         return place
 
     def constants(self, *names: str) -> None:
@@ -119,7 +122,7 @@ class Call:
             value = self.get(name)
             for x in value if isinstance(value, list | tuple) else (value,):
                 if self.rows(x) is not None:
-                    raise Mixed("with records in an operand that must be a constant")
+                    raise MixingError("with records in an operand that must be a constant")
 
 
 Placed = Rows | tuple[Rows | None, ...]
@@ -138,7 +141,7 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
     return register
 
 
-@lru_cache(maxsize=None)
+@cache
 def _signature(func: OpOverload) -> tuple[str, dict[str, int]]:
     arguments = func._schema.arguments
     return base_name(func), {argument.name: place for place, argument in enumerate(arguments)}
@@ -168,14 +171,14 @@ def _axes(dims: Any, ndim: int) -> list[int]:
 def _across(rows: Rows, dim: int, ndim: int) -> Rows:
     """Along axis `dim` something is done that must stay within a record."""
     if _axis(dim, ndim) == rows.axis:
-        raise Mixed(OVER)
+        raise MixingError(OVER)
     return rows
 
 
 def _free_of_last(x: Tensor, rows: Rows, axes: int) -> Rows:
     """The last `axes` axes are mixed."""
     if rows.axis >= x.ndim - axes:
-        raise Mixed(OVER)
+        raise MixingError(OVER)
     return rows
 
 
@@ -187,7 +190,7 @@ def _free_of_last(x: Tensor, rows: Rows, axes: int) -> Rows:
       "_conj", "view_as_real", "view_as_complex", "isin")  # fmt: skip
 def pointwise(call: Call) -> Placed:
     if call.name == "where" and len(call.args) == 1:
-        raise Mixed("by an output whose size depends on them")
+        raise MixingError("by an output whose size depends on them")
     if call.name == "bucketize":
         return call.only("self")[1]
     if call.name == "isin":
@@ -228,10 +231,10 @@ def glu(call: Call) -> Placed:
 def view(call: Call) -> Placed:
     x, rows = call.only()
     if not isinstance(call.out, Tensor) or x.element_size() != call.out.element_size():
-        raise Mixed("by a view of another type")
+        raise MixingError("by a view of another type")
     found = reshaped(x.shape, rows, call.out.shape, call.records)
     if found is None:
-        raise Mixed("by a reshape that takes the axis of the records apart")
+        raise MixingError("by a reshape that takes the axis of the records apart")
     return found
 
 
@@ -251,7 +254,11 @@ def transpose(call: Call) -> Placed:
 @rule("t", "numpy_T", "mT", "adjoint", "matrix_H")
 def matrix_transpose(call: Call) -> Placed:
     x, rows = call.only()
-    return rows.moved({x.ndim - 1: x.ndim - 2, x.ndim - 2: x.ndim - 1}.get(rows.axis, rows.axis)) if x.ndim > 1 else rows
+    return (
+        rows.moved({x.ndim - 1: x.ndim - 2, x.ndim - 2: x.ndim - 1}.get(rows.axis, rows.axis))
+        if x.ndim > 1
+        else rows
+    )
 
 
 @rule("unsqueeze")
@@ -267,7 +274,7 @@ def squeeze(call: Call) -> Placed:
     asked = range(x.ndim) if dims is None else _axes(dims, x.ndim)
     gone = {axis for axis in asked if x.shape[axis] == 1}
     if rows.axis in gone or (dims is None):
-        raise Mixed("by squeeze() without an axis, which takes the axis of a single record")
+        raise MixingError("by squeeze() without an axis, which takes the axis of a single record")
     return rows.moved(rows.axis - sum(axis < rows.axis for axis in gone))
 
 
@@ -276,7 +283,7 @@ def expand(call: Call) -> Placed:
     x, rows = call.only()
     moved = rows.moved(rows.axis + call.out.ndim - x.ndim)
     if call.out.shape[moved.axis] != x.shape[rows.axis]:
-        raise Mixed(OVER)
+        raise MixingError(OVER)
     return moved
 
 
@@ -286,7 +293,7 @@ def repeat(call: Call) -> Placed:
     repeats = list(call.get("repeats"))
     moved = rows.moved(rows.axis + len(repeats) - x.ndim)
     if repeats[moved.axis] != 1:
-        raise Mixed(OVER)
+        raise MixingError(OVER)
     return moved
 
 
@@ -301,7 +308,7 @@ def diagonal(call: Call) -> Placed:
     x, rows = call.only()
     a, b = _axis(call.get("dim1", 0), x.ndim), _axis(call.get("dim2", 1), x.ndim)
     if rows.axis in (a, b):
-        raise Mixed(OVER)
+        raise MixingError(OVER)
     return rows.moved(rows.axis - (a < rows.axis) - (b < rows.axis))
 
 
@@ -321,11 +328,19 @@ def slice_(call: Call) -> Placed:
     x, rows = call.only()
     axis = _axis(call.get("dim", 0), x.ndim)
     if axis == rows.axis and (call.out.shape[axis] != x.shape[axis] or call.get("step", 1) != 1):
-        raise Mixed("by a part of the batch")
+        raise MixingError("by a part of the batch")
     return rows
 
 
-@rule("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", "chunk", "unsafe_chunk", "tensor_split")
+@rule(
+    "split",
+    "split_with_sizes",
+    "unsafe_split",
+    "unsafe_split_with_sizes",
+    "chunk",
+    "unsafe_chunk",
+    "tensor_split",
+)
 def split(call: Call) -> Placed:
     x, rows = call.only()
     return _across(rows, call.get("dim", 0), x.ndim)
@@ -383,13 +398,13 @@ def index_write(call: Call) -> Placed:
 
 @rule("index", "_unsafe_index")
 def index(call: Call) -> Placed:
-    x, rows = call.only()
+    _, rows = call.only()
     indices = list(call.get("indices"))
     given = [axis for axis, entry in enumerate(indices) if entry is not None]
     if any(indices[axis].dtype in (torch.bool, torch.uint8) for axis in given):
-        raise Mixed("by an output whose size depends on values")
+        raise MixingError("by an output whose size depends on values")
     if rows.axis in given:
-        raise Mixed("by an index " + OVER)
+        raise MixingError("by an index " + OVER)
     extra = max(indices[axis].ndim for axis in given)
     together = given == list(range(given[0], given[-1] + 1))
     before = sum(axis < rows.axis for axis in given)
@@ -405,31 +420,31 @@ def index_put(call: Call) -> Placed:
     indices = list(call.get("indices"))
     rows = call.rows(x)
     if rows is None:
-        raise Mixed("into a tensor without records")
+        raise MixingError("into a tensor without records")
     masks = [entry for entry in indices if entry is not None]
     if len(masks) == 1 and indices[0] is not None and masks[0].dtype == torch.bool:
         if call.rows(values) is not None or values.numel() != 1:
-            raise Mixed("by values whose number depends on them")
+            raise MixingError("by values whose number depends on them")
         mask = masks[0]
         if rows.axis < mask.ndim and (call.rows(mask) not in (None, rows)):
-            raise Mixed("between tensors that keep the records in different places")
+            raise MixingError("between tensors that keep the records in different places")
         if call.rows(mask) is None and rows.axis < mask.ndim and not call._uniform(mask, rows):
-            raise Mixed("with a constant that differs from record to record (a count of the records?)")
+            raise MixingError("with a constant that differs from record to record (a count of the records?)")
         return rows
     call.constants("indices")
     given = [axis for axis, entry in enumerate(indices) if entry is not None]
     if rows.axis in given or rows.axis > given[0]:
-        raise Mixed("by an index " + OVER)
+        raise MixingError("by an index " + OVER)
     if call.rows(values) is not None:
-        shape = (*x.shape[: given[0]], *torch.broadcast_shapes(*(indices[axis].shape for axis in given)))
+        shape = (*x.shape[: given[0]], *np.broadcast_shapes(*(tuple(indices[axis].shape) for axis in given)))
         shape = (*shape, *x.shape[given[-1] + 1 :])
         moved = call.together([values], len(shape))
         if moved != rows:
-            raise Mixed("between tensors that keep the records in different places")
+            raise MixingError("between tensors that keep the records in different places")
     elif values.ndim and values.numel() > 1:
         ndim = x.ndim - len(given) + max(indices[axis].ndim for axis in given)
         if rows.axis >= ndim - values.ndim and values.shape[rows.axis - (ndim - values.ndim)] > 1:
-            raise Mixed("with a constant that differs from record to record (a count of the records?)")
+            raise MixingError("with a constant that differs from record to record (a count of the records?)")
     return rows
 
 
@@ -438,7 +453,7 @@ def flip(call: Call) -> Placed:
     x, rows = call.only()
     dims = call.get("dims")
     if dims is None or (isinstance(dims, list | tuple) and not dims):
-        raise Mixed(OVER)
+        raise MixingError(OVER)
     for dim in _axes(dims, x.ndim):
         _across(rows, dim, x.ndim)
     return rows
@@ -453,7 +468,7 @@ def triangle(call: Call) -> Placed:
 @rule("masked_scatter", "masked_select", "nonzero", "unique_dim", "_unique2", "unique_consecutive", "nonzero_static",
       "bincount", "histc")  # fmt: skip
 def by_value(call: Call) -> Placed:
-    raise Mixed("by an output whose size or order depends on values")
+    raise MixingError("by an output whose size or order depends on values")
 
 
 @rule("constant_pad_nd")
@@ -462,7 +477,7 @@ def constant_pad(call: Call) -> Placed:
     pads = list(call.get("pad"))
     place = 2 * (x.ndim - 1 - rows.axis)
     if any(pads[place : place + 2]):
-        raise Mixed(OVER)
+        raise MixingError(OVER)
     return rows
 
 
@@ -478,7 +493,7 @@ def along(call: Call) -> Placed:
     x, rows = call.only()
     if call.name == "renorm":  # vectors of one index of `dim` are shrunk each by itself
         if _axis(call.get("dim"), x.ndim) != rows.axis or not rows.alone:
-            raise Mixed(OVER)
+            raise MixingError(OVER)
         return rows
     return _across(rows, call.get("dim", -1), x.ndim)
 
@@ -490,10 +505,10 @@ def reduction(call: Call) -> Placed:
     x, rows = call.only()
     dims = call.get("dim")
     if dims is None or (isinstance(dims, list | tuple) and not dims):
-        raise Mixed(OVER)
+        raise MixingError(OVER)
     gone = set(_axes(dims, x.ndim))
     if rows.axis in gone:
-        raise Mixed(OVER)
+        raise MixingError(OVER)
     return rows if call.get("keepdim", False) else rows.moved(rows.axis - sum(a < rows.axis for a in gone))
 
 
@@ -507,7 +522,7 @@ def cdist(call: Call) -> Placed:
         return a
     if a is None and b is not None and b.axis == y.ndim - 2:
         return b.moved(b.axis + 1)
-    raise Mixed("by distances between records")
+    raise MixingError("by distances between records")
 
 
 # ---- products
@@ -516,14 +531,14 @@ def cdist(call: Call) -> Placed:
 def _product(call: Call, left: Tensor, right: Tensor) -> Rows:
     """Of matrices (..., n, k) and (..., k, m), broadcast over what comes before."""
     a, b = call.rows(left), call.rows(right)
-    for x, rows, summed in ((left, a, left.ndim - 1), (right, b, right.ndim - 2)):
+    for rows, summed in ((a, left.ndim - 1), (b, right.ndim - 2)):
         if rows is not None and rows.axis == summed:
-            raise Mixed("by a matrix product " + OVER)
+            raise MixingError("by a matrix product " + OVER)
     ndim = max(left.ndim, right.ndim)
     outer = [x for x, rows in ((left, a), (right, b)) if rows is not None and rows.axis >= x.ndim - 2]
     if outer:
         if a is not None and b is not None:
-            raise Mixed("by a matrix product between records")
+            raise MixingError("by a matrix product between records")
         x = outer[0]
         rows = a if x is left else b
         assert rows is not None
@@ -544,7 +559,7 @@ def sum_and_product(call: Call) -> Placed:
     right = call.get("mat2") if call.get("mat2") is not None else call.get("batch2")
     added = call.get("self")
     if call.rows(left) is None and call.rows(right) is None:
-        raise Mixed("with records in an operand that must be a constant")
+        raise MixingError("with records in an operand that must be a constant")
     rows = _product(call, left, right)
     return _added(call, rows, added, left.ndim)
 
@@ -556,9 +571,9 @@ def _added(call: Call, rows: Rows, added: Any, ndim: int) -> Rows:
     other, axis = call.rows(added), rows.axis - (ndim - added.ndim)
     if other is not None:
         if other.moved(other.axis + ndim - added.ndim) != rows:
-            raise Mixed("between tensors that keep the records in different places")
+            raise MixingError("between tensors that keep the records in different places")
     elif axis >= 0 and added.shape[axis] != 1 and not call._uniform(added, rows.moved(axis)):
-        raise Mixed("with a constant that differs from record to record (a count of the records?)")
+        raise MixingError("with a constant that differs from record to record (a count of the records?)")
     return rows
 
 
@@ -574,7 +589,7 @@ def sum_and_matrix_vector(call: Call) -> Placed:
     matrix = call.get("mat")
     rows = call.rows(matrix)
     if rows is None:
-        raise Mixed("with records in an operand that must be a constant")
+        raise MixingError("with records in an operand that must be a constant")
     return _added(call, _across(rows, -1, 2), call.get("self"), 1)
 
 
@@ -586,7 +601,7 @@ def linear(call: Call) -> Placed:
 
 @rule("bilinear", "_trilinear")
 def trilinear(call: Call) -> Placed:
-    raise Mixed("in a way that is not followed")
+    raise MixingError("in a way that is not followed")
 
 
 # ---- layers
@@ -596,7 +611,7 @@ def trilinear(call: Call) -> Placed:
 def convolution(call: Call) -> Placed:
     _, rows = call.only("input") if call.get("input") is not None else call.only()
     if rows.axis != 0:
-        raise Mixed("by a convolution " + OVER)
+        raise MixingError("by a convolution " + OVER)
     return rows
 
 
@@ -616,7 +631,7 @@ def layer_norm(call: Call) -> Placed:
 def group_norm(call: Call) -> Placed:
     _, rows = call.only("input")
     if rows.axis != 0:
-        raise Mixed("by a normalisation " + OVER)
+        raise MixingError("by a normalisation " + OVER)
     return (rows, rows if rows.alone else None, rows if rows.alone else None)
 
 
@@ -629,18 +644,18 @@ def batch_norm(call: Call) -> Placed:
     training = bool(call.get("training", "no_training" not in call.name and "no_update" not in call.name))
     held = [call.get(name) for name in ("running_mean", "running_var")]
     if rows is None:
-        raise Mixed("with records in an operand that must be a constant")
+        raise MixingError("with records in an operand that must be a constant")
     for name in ("weight", "bias", "running_mean", "running_var"):
         value = call.get(name)
         if not isinstance(value, Tensor) or not value.numel():
             continue
         other = call.rows(value)
         if other is not None and other.moved(1) != rows:
-            raise Mixed("between tensors that keep the records in different places")
+            raise MixingError("between tensors that keep the records in different places")
         if other is None and rows.axis == 1 and not call._uniform(value, rows.moved(0)):
-            raise Mixed("with a constant that differs from record to record (a count of the records?)")
+            raise MixingError("with a constant that differs from record to record (a count of the records?)")
     if training and (rows.axis != 1 or any(isinstance(value, Tensor) for value in held)):
-        raise Mixed("by a normalisation " + OVER)
+        raise MixingError("by a normalisation " + OVER)
     channel = rows.moved(0) if rows.axis == 1 else None
     return (rows, channel, channel)
 
@@ -678,7 +693,7 @@ def grid_sampler(call: Call) -> Placed:
     x, grid = call.get("input"), call.get("grid")
     rows = call.together([x, grid], x.ndim)
     if rows.axis != 0:
-        raise Mixed(OVER)
+        raise MixingError(OVER)
     return rows
 
 
@@ -687,7 +702,7 @@ def grid_sampler(call: Call) -> Placed:
       "_scaled_dot_product_cudnn_attention", "scaled_dot_product_attention")  # fmt: skip
 def attention(call: Call) -> Placed:
     if call.get("dropout_p", 0.0):
-        raise Mixed("with masks of its own generator, which is not secret")
+        raise MixingError("with masks of its own generator, which is not secret")
     query, key, value = call.get("query"), call.get("key"), call.get("value")
     rows = _free_of_last(query, call.together([query, key, value], query.ndim), 2)
     for name in ("attn_mask", "attn_bias"):
@@ -706,12 +721,12 @@ def recurrent_layer(call: Call) -> Placed:
     x = call.get("input")
     rows = call.rows(x)
     if rows is None or rows.axis != 1 or not rows.alone:
-        raise Mixed("by a recurrent layer " + OVER)
+        raise MixingError("by a recurrent layer " + OVER)
     for name in ("hx_", "cx_"):
         state = call.get(name)
         other = call.rows(state)
         if other is not None and other != FIRST:
-            raise Mixed("between tensors that keep the records in different places")
+            raise MixingError("between tensors that keep the records in different places")
         if other is None and not call._uniform(state, FIRST):
-            raise Mixed("with a constant that differs from record to record (a count of the records?)")
+            raise MixingError("with a constant that differs from record to record (a count of the records?)")
     return (rows, FIRST, FIRST, None)

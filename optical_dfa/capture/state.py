@@ -25,7 +25,8 @@ _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 # Of no content of their own that a pass could write to, or of their maker's.
 _BARE = (
     type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType, torch.dtype, torch.device, torch.layout,
-    torch.memory_format, torch.Size, enum.Enum, slice, range, type(Ellipsis), type(NotImplemented), np.dtype, logging.Logger,
+    torch.memory_format, torch.Size, enum.Enum, slice, range, type(Ellipsis), type(NotImplemented), np.dtype,
+    logging.Logger,
 )  # fmt: skip
 _DEPTH = 8
 
@@ -54,7 +55,7 @@ class Attributes:
                 path = f"{name}.{key}" if name else key
                 try:
                     tokens[path] = _token(value, _DEPTH, set())
-                except _Opaque as kind:
+                except _OpaqueError as kind:
                     opaque[path] = str(kind)
                     tokens[path] = id(value)
                 if isinstance(value, (*_PLAIN, list, tuple, dict)) and not _holds_tensors(value):
@@ -145,7 +146,7 @@ def _holds_tensors(value: Any) -> bool:
     return any(not isinstance(entry, _PLAIN) for entry in entries)
 
 
-class _Opaque(Exception):
+class _OpaqueError(Exception):
     """A value whose content cannot be looked at; the words are its type."""
 
 
@@ -168,7 +169,9 @@ def _token(value: Any, depth: int, above: set[int]) -> Any:
         if value.dtype.hasobject:
             return type(value), tuple(_token(entry, depth - 1, above) for entry in value.ravel().tolist())
         return type(value), value.shape, hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
-    if isinstance(value, np.generic | array.array | bytearray | memoryview):
+    if isinstance(value, np.generic):
+        return type(value), value.tobytes()
+    if isinstance(value, array.array | bytearray | memoryview):
         return type(value), bytes(value)
     if isinstance(value, nn.Module):
         return id(value)  # a part kept in a list, say; its own attributes are looked at if it is registered
@@ -177,7 +180,9 @@ def _token(value: Any, depth: int, above: set[int]) -> Any:
     if isinstance(value, set | frozenset):
         return type(value), tuple(sorted(repr(_token(entry, depth - 1, above)) for entry in value))
     if isinstance(value, Mapping):
-        return type(value), tuple((repr(key), _token(entry, depth - 1, above)) for key, entry in value.items())
+        return type(value), tuple(
+            (repr(key), _token(entry, depth - 1, above)) for key, entry in value.items()
+        )
     if isinstance(value, types.MethodType):
         return id(value.__func__), id(value.__self__)
     return _object(value, depth, above)
@@ -191,12 +196,10 @@ def _object(value: Any, depth: int, above: set[int]) -> Any:
                 parts[slot] = getattr(value, slot)
     if parts or type(value).__module__.partition(".")[0] in ("optical_dfa", "noise_models", "privacy"):
         return type(value), tuple((key, _token(entry, depth - 1, above)) for key, entry in parts.items())
-    if type(value).__init__ is object.__init__ and type(value).__new__ is object.__new__:
-        return id(value)  # holds nothing
     try:
         return type(value), hashlib.sha256(pickle.dumps(value)).hexdigest()
     except Exception:  # whatever its type says about pickling
-        raise _Opaque(type(value).__name__) from None
+        raise _OpaqueError(type(value).__name__) from None
 
 
 def _digest_of(x: Tensor) -> str:

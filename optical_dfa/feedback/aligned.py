@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from noise_models.base import NoNoise
 from noise_models.errors import UsageError
 from optical_dfa.backends.base import ProjectionBackend
+from optical_dfa.capture.device import FollowedDevice
 from optical_dfa.feedback.cuts import OUTPUT, Trace
 from optical_dfa.feedback.points import Tape, install, refuse_computed
 from optical_dfa.feedback.rule import FeedbackRule, Point
@@ -181,7 +182,7 @@ class AlignedModule(nn.Module):
         context = (
             self.state.observe(self.module, self._tape, args, kwargs, kept, output)
             if isinstance(self.state, TeachingState)
-            else self.rule.context(args, output)
+            else self._context(args, output)
         )
         result: Tensor = _RootFeedback.apply(self, indices, context, output, *(h for _, h in kept))  # type: ignore[no-untyped-call]
         return result
@@ -214,11 +215,12 @@ class AlignedModule(nn.Module):
             if isinstance(self.state, TeachingState):
                 signals = self.state.teach(rows, context)
             else:
-                lifted = self.rule.lift(rows, context)
+                if self._capture is None and not torch.compiler.is_compiling():
+                    self.rule.check_error(rows)
                 signals = (
-                    self._feedback(lifted)
+                    self._feedback(self.rule.lift(rows, context))
                     if self._capture is None
-                    else self._capture.signals(lifted, self._feedback)
+                    else self._followed_signals(self._capture, rows, context)
                 )
         if self._capture is not None:
             return error, signals
@@ -230,6 +232,20 @@ class AlignedModule(nn.Module):
 
     def _feedback(self, lifted: Tensor) -> list[Tensor | None]:
         return self.rule.feedback(lifted, self.points, self.backend)
+
+    def _context(self, args: Sequence[Any], output: Tensor) -> Tensor | None:
+        if self._capture is None:
+            return self.rule.context(args, output)
+        with self._capture.following_rule(self.rule.name, (*args, output)):
+            return self.rule.context(args, output)
+
+    def _followed_signals(self, capture: Capture, rows: Tensor, context: Any) -> list[Tensor | None]:
+        """The teaching signals of a private pass; between error and signals the rule keeps the records apart, too."""
+        with capture.following_rule(self.rule.name, (rows, context)) as following:
+            device: Any = None if self.backend is None else FollowedDevice(self.backend, following)
+            return capture.signals(
+                self.rule.lift(rows, context), lambda lifted: self.rule.feedback(lifted, self.points, device)
+            )
 
     def signals(self, error: Tensor) -> list[Tensor | None]:
         """What errors of shape (rows, c) teach at each point, learning nothing; None if they alone do not tell."""

@@ -31,26 +31,38 @@ class DirectRandomTargetProjection(DirectFeedbackAlignment):
         operations, words = super().feedback_work(points, 1)
         return operations - max((point.start + point.outputs for point in points), default=0), words
 
+    def check_error(self, error: Tensor) -> None:
+        check_targets(error, self.name)
+
     def lift(self, error: Tensor, context: Tensor | None) -> Tensor:
-        return onehot_targets(error, self.name)
+        return onehot_targets(error)
 
 
-def onehot_targets(error: Tensor, rule: str) -> Tensor:
-    """onehot(t) from errors of shape (rows, c), as `DirectRandomTargetProjection` says; 0 for rows without a target.
+def check_targets(error: Tensor, rule: str) -> None:
+    """Refuse errors that show no target.
 
     Args:
         error: dL/dz, a row for each record or position.
         rule: name of the rule that asks.
     Raises:
-        UsageError: an error that is below 0 in several components: another loss than is said there. In a compiled
-            graph, which cannot raise by its data, such a row is NaN.
+        UsageError: an error that is below 0 in several components: another loss than is said there.
     """
-    below = error < 0
-    several = below.sum(1, keepdim=True) > 1
-    if not torch.compiler.is_compiling() and bool(several.any()):
+    if bool(((error < 0).sum(1) > 1).any()):
         raise UsageError(
             f"rule {rule} reads a record's target off its error, which must be below 0 for the target alone; "
             "use cross_entropy without label smoothing, or binary cross-entropy with one-hot targets"
         )
+
+
+def onehot_targets(error: Tensor) -> Tensor:
+    """onehot(t) from errors of shape (rows, c), as `DirectRandomTargetProjection` says; 0 for rows without a target.
+
+    A row that is below 0 in several components, or not finite, is NaN.
+
+    Args:
+        error: dL/dz, a row for each record or position.
+    """
+    below = error < 0
+    several = below.sum(1, keepdim=True) > 1
     broken = several | ~error.isfinite().all(1, keepdim=True)
     return below.to(error.dtype).masked_fill(broken, torch.nan)

@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 from torch.func import jvp
 
 from noise_models.errors import UsageError
-from optical_dfa.feedback.drtp import onehot_targets
+from optical_dfa.feedback.drtp import check_targets, onehot_targets
 from optical_dfa.feedback.learned import LearnedFeedback, LearnedState, Noted
 from optical_dfa.feedback.points import ACTIVATIONS, Tape, call_order
 from optical_dfa.feedback.rule import Point, Requires
@@ -191,7 +191,8 @@ class _LocalState(LearnedState):
         if noted is None or not len(error):  # without a direction there is nothing to say
             return signals
         assert isinstance(noted, _Moved)
-        target = onehot_targets(error, self.rule.name)
+        check_targets(error, self.rule.name)
+        target = onehot_targets(error)
         errors: dict[int, Tensor] = {}
         for index, read in noted.parts.items():
             classifier = self.matrix(self.points[index])

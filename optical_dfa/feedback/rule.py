@@ -146,6 +146,13 @@ class FeedbackRule(ABC):
         """
         return None
 
+    def check_error(self, error: Tensor) -> None:  # noqa: B027 - most rules read every error
+        """Refuse errors of shape (rows, c) that the rule cannot read, by UsageError.
+
+        Not asked where an answer may not depend on data: in private runs and compiled graphs. `lift` then makes such
+        rows NaN.
+        """
+
     def lift(self, error: Tensor, context: Tensor | None) -> Tensor:
         """What the device projects, shape (rows, device_inputs), from the errors of shape (rows, c)."""
         return error

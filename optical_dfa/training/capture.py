@@ -238,7 +238,7 @@ class Capture:
         held = Held(self.module, self.parameters)
         self.calls = []
         self.anchor = torch.zeros((), requires_grad=True)
-        self.anchor.register_post_accumulate_grad_hook(self._accumulated)
+        self.anchor.register_post_accumulate_grad_hook(self._accumulated)  # type: ignore[no-untyped-call]
         self.active, self.following = True, following
         try:
             for p in thawed:
@@ -272,9 +272,19 @@ class Capture:
             self.programs[key] = program()
         return Following(self.module, records, self.masks, self.programs[key])
 
-    def check_pass(
-        self, following: Following, output: Tensor, kept: Sequence[tuple[str, Tensor]]
-    ) -> None:
+    @contextmanager
+    def following_rule(self, rule: str, given: Sequence[object]) -> Iterator[Following]:
+        """What a feedback rule does between the error and the teaching signals is followed, too.
+
+        Args:
+            rule: its name.
+            given: what it starts from, records (or their positions, record by record) first.
+        """
+        following = Following(self.module, self.expected_records() or 0, self.masks, None, rule)
+        with following.on(given):
+            yield following
+
+    def check_pass(self, following: Following, output: Tensor, kept: Sequence[tuple[str, Tensor]]) -> None:
         """At the end of a pass: records first in the output and at the feedback points, and a graph that is known.
 
         Args:

@@ -139,9 +139,7 @@ class GatedCapture(Capture):
 
         output.register_hook(note_signal)  # type: ignore[no-untyped-call]
 
-    def check_pass(
-        self, following: Following, output: Tensor, kept: Sequence[tuple[str, Tensor]]
-    ) -> None:
+    def check_pass(self, following: Following, output: Tensor, kept: Sequence[tuple[str, Tensor]]) -> None:
         """As for `Capture`; and every trained layer's output went to its activation, the last one's nowhere.
 
         Raises:

@@ -15,6 +15,7 @@ from noise_models.base import NoNoise
 from noise_models.errors import DeviceError, UsageError
 from noise_models.generator import NoiseGenerator
 from optical_dfa.backends import create
+from optical_dfa.backends.digital import DigitalBackend
 from optical_dfa.capture.following import LARGER, SMALL, Following, Program
 from optical_dfa.capture.state import Attributes, same
 from privacy.validation import large_batch
@@ -25,7 +26,10 @@ if TYPE_CHECKING:
 
 RECORDS = 3
 _MASKS = "masks of a probe"
-AGREEMENT = {torch.float32: 1e-3, torch.float64: 1e-8}  # of two ways to the same gradient, relative to its largest
+AGREEMENT = {
+    torch.float32: 1e-3,
+    torch.float64: 1e-8,
+}  # of two ways to the same gradient, relative to its largest
 
 
 def check_records_apart(capture: Capture, example: Callable[[int], Sequence[Tensor]]) -> None:
@@ -134,9 +138,9 @@ class _Step:
         self._shared[id(aligned.capture.programs)] = aligned.capture.programs
         self._shared.update(_stand_in(aligned))
         self._aligned, self._training, self._fresh = aligned, training, fresh
-        self._twin = self.copy()
+        self._twin = self._copy()
 
-    def copy(self) -> AlignedModule:
+    def _copy(self) -> AlignedModule:
         twin = copy.deepcopy(self._aligned, dict(self._shared))
         twin.train(self._training)
         return twin
@@ -151,7 +155,7 @@ class _Step:
             changed: a record whose error is another one.
             seed: of random masks.
         """
-        twin = self.copy() if self._fresh else self._twin
+        twin = self._copy() if self._fresh else self._twin
         capture = twin.capture
         records = len(inputs[0])
         capture.expected_records = lambda: records
@@ -162,11 +166,17 @@ class _Step:
         return found
 
 
-def _stand_in(aligned: AlignedModule) -> dict[int, Any]:
-    """A device without noise in place of one with: the memo with which to copy the module."""
+def _stand_in(aligned: AlignedModule, exact: bool = False) -> dict[int, Any]:
+    """A device without noise in place of one with: the memo with which to copy the module.
+
+    Args:
+        exact: without rounding, too.
+    """
     device = aligned.backend
-    if device is None or isinstance(device.noise, NoNoise):
-        return {} if device is None else {id(device): device}
+    if device is None:
+        return {}
+    if isinstance(device, DigitalBackend) or (isinstance(device.noise, NoNoise) and not exact):
+        return {id(device): device}
     digital = create(
         "digital",
         in_features=device.in_features,
@@ -231,7 +241,10 @@ def check_sums(aligned: AlignedModule) -> None:
     """
     inputs = aligned.example(RECORDS)
     for training in (True, False):
-        twin = _Step(aligned, training).copy()
+        twin = copy.deepcopy(
+            aligned, {id(p): p for p in aligned.parameters()} | _stand_in(aligned, exact=True)
+        )
+        twin.train(training)
         capture = twin.capture
         capture.expected_records = lambda: RECORDS
         capture.masks = NoiseGenerator.seeded(0, _MASKS)
@@ -241,7 +254,7 @@ def check_sums(aligned: AlignedModule) -> None:
         capture.norms()
         capture.add_clipped(torch.ones(RECORDS, dtype=torch.float64, device=first.device), stack)
         recorded = capture.unpack(stack)
-        plain = copy.deepcopy(aligned, _stand_in(aligned))
+        plain = copy.deepcopy(aligned, _stand_in(aligned, exact=True))
         plain.train(training)
         plain.stop_capture()
         plain.zero_grad()

@@ -314,9 +314,5 @@ def test_two_passes_over_a_batch_are_refused_before_anything_is_released() -> No
 def test_sequences_are_refused() -> None:
     net = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, CLASSES))
     x = torch.randn(N, 4, 5)
-    run = Run(net=net, data=(x, data()[1]), example=x[:1])
-    x, y = next(iter(run.loader))
-    nn.functional.cross_entropy(run.module(x).sum(1), y, reduction="sum").backward()
     with pytest.raises(UsageError, match="flat records"):
-        run.optimizer.step()
-    assert run.engine.ledger.count() == 0  # type: ignore[union-attr]
+        Run(net=net, data=(x, data()[1]), example=x[:1])

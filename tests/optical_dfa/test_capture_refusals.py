@@ -224,7 +224,9 @@ def test_a_pass_without_the_loaders_batch_is_refused() -> None:
     capture.expected_records = lambda: M - 1
     message = refusal(lambda: aligned(X))
     assert "not the one that the private loader handed out" in message
-    assert not any(figure in message for figure in (str(M), str(M - 1)))  # the batch's size is nobody's to know
+    assert not any(
+        figure in message for figure in (str(M), str(M - 1))
+    )  # the batch's size is nobody's to know
     with torch.no_grad():
         assert aligned(X).shape == (M, 4)  # evaluation is free
 
@@ -343,7 +345,9 @@ def test_probing_takes_inputs_of_any_type_and_dropout(dtype: torch.dtype) -> Non
         capture.clear()
     assert (norms[0] > 0).any()
     assert torch.equal(norms[0], norms[1])
-    assert not torch.equal(norms[0], norms[2])  # dropout is on, and its masks come from the secret stream alone
+    assert not torch.equal(
+        norms[0], norms[2]
+    )  # dropout is on, and its masks come from the secret stream alone
     aligned.stop_capture()
     state = torch.random.get_rng_state()
     aligned.start_capture()

@@ -1,4 +1,4 @@
-"""A private pass is followed operation by operation: what mixes records is refused whatever the data, the rest passes."""
+"""A private pass is followed operation by operation: what mixes records is refused on any data, the rest passes."""
 
 from __future__ import annotations
 
@@ -169,14 +169,11 @@ def test_what_mixes_records_is_refused(how: str) -> None:
     """Most act on values above 20 only, or in batches above 3000, so that no random probe shows them."""
     net = Between(MIXING[how], table=nn.Parameter(torch.ones(5000), requires_grad=False))
     with pytest.raises(UsageError) as error:
-        start(net, FLAT)
-        capture = align(net, rule="bp", example=FLAT, show=None).start_capture()
-        capture.expected_records = lambda: 4096
-        align_again(net)(torch.zeros(4096, WIDTH))
+        private(net)(torch.zeros(4096, WIDTH))
     assert "\n" not in str(error.value)
 
 
-def align_again(net: nn.Module, *example: Tensor, records: int = 4096) -> Any:
+def private(net: nn.Module, *example: Tensor, records: int = 4096) -> Any:
     aligned = align(net, rule="bp", example=example or (FLAT,), show=None)
     aligned.start_capture().expected_records = lambda: records
     return aligned
@@ -204,7 +201,9 @@ class Heads(nn.Module):
         h = h if self.first else h.transpose(0, 1)
         h = self.heads(h, h, h, key_padding_mask=padded)[0]
         h = h if self.first else h.transpose(0, 1)
-        return self.out(h.masked_fill(padded.unsqueeze(2), 0.0).sum(1) / (~padded).sum(1, keepdim=True).clamp_min(1))
+        return self.out(
+            h.masked_fill(padded.unsqueeze(2), 0.0).sum(1) / (~padded).sum(1, keepdim=True).clamp_min(1)
+        )
 
 
 class Fused(nn.Module):
@@ -256,15 +255,26 @@ class Pieces(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.one, self.two, self.out = nn.Linear(WIDTH, WIDTH), nn.Linear(2 * WIDTH, WIDTH), nn.Linear(WIDTH, 4)
+        self.one, self.two, self.out = (
+            nn.Linear(WIDTH, WIDTH),
+            nn.Linear(2 * WIDTH, WIDTH),
+            nn.Linear(WIDTH, 4),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.one(x)
         a, b = h.chunk(2, 1)
         h = torch.cat([b, a, F.normalize(h, dim=1)], 1).flip(1)
         h = self.two(h) * F.softmax(h[:, :WIDTH], dim=1).cumsum(1)
-        h = h - h.mean(1, keepdim=True) + h.topk(1, 1).values + h.sort(1).values[:, [0, 2]].sum(1, keepdim=True)
-        h = torch.einsum("bi,bj->bij", h, h).diagonal(dim1=1, dim2=2) + h.unsqueeze(1).expand(-1, 2, -1).mean(1)
+        h = (
+            h
+            - h.mean(1, keepdim=True)
+            + h.topk(1, 1).values
+            + h.sort(1).values[:, [0, 2]].sum(1, keepdim=True)
+        )
+        h = torch.einsum("bi,bj->bij", h, h).diagonal(dim1=1, dim2=2) + h.unsqueeze(1).expand(-1, 2, -1).mean(
+            1
+        )
         h = h + torch.randn_like(h) + torch.rand(len(h), 1) + torch.rand(1) + h.gather(1, h.argsort(1))
         h = torch.where(h > 0, h, h.exp() - 1).clamp(-3, 3) / math.sqrt(h.shape[1])
         return self.out(F.rrelu(F.dropout(h, 0.5, self.training), training=self.training))
@@ -276,7 +286,11 @@ class Frozen(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.features = nn.Sequential(
-            nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(1)
+            nn.Conv2d(3, 4, 3, padding=1),
+            nn.BatchNorm2d(4),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.AdaptiveAvgPool2d(1),
         )
         self.features.requires_grad_(False).eval()
         self.out = nn.Linear(4, 4)
@@ -348,7 +362,7 @@ SEPARATE: dict[str, tuple[Callable[[], nn.Module], tuple[Tensor, ...]]] = {
 def test_what_keeps_records_apart_passes(name: str) -> None:
     made, example = SEPARATE[name]
     torch.manual_seed(0)
-    aligned = align_again(made(), *example, records=6)
+    aligned = private(made(), *example, records=6)
     for records in (6, 1, 0, 2):
         aligned._capture.expected_records = lambda records=records: records
         inputs = [x[:1].expand(records, *x.shape[1:]).clone() for x in example]
@@ -401,7 +415,7 @@ def test_nothing_is_written_that_stays(how: str) -> None:
     net = Writing(how)
     before = {name: x.clone() for name, x in net.state_dict().items()}
     with pytest.raises(UsageError):
-        align_again(net)(torch.ones(4096, WIDTH))
+        private(net)(torch.ones(4096, WIDTH))
     assert all(torch.equal(x, before[name]) for name, x in net.state_dict().items())
     assert not net.queue
 
@@ -412,7 +426,7 @@ def test_a_frozen_embedding_is_not_renormalised_by_records() -> None:
         table.weight.copy_(torch.full((5, WIDTH), 3.0))
     before = table.weight.clone()
     with pytest.raises(UsageError, match=r"0 |weight"):
-        align_again(nn.Sequential(table, nn.Linear(WIDTH, 4)), torch.zeros(2, 3, dtype=torch.int64))
+        private(nn.Sequential(table, nn.Linear(WIDTH, 4)), torch.zeros(2, 3, dtype=torch.int64))
     assert torch.equal(table.weight, before)
 
 
@@ -455,15 +469,18 @@ def test_what_an_earlier_pass_kept_is_refused() -> None:
         kept.append(h.detach())
         return h + (kept[-2][:1] if len(kept) > 1 and len(kept[-2]) == len(h) else 0)
 
+    def twice() -> None:
+        aligned = private(Between(delayed))
+        aligned(torch.ones(4096, WIDTH))
+        aligned(torch.ones(4096, WIDTH))
+
     with pytest.raises(UsageError):
-        aligned = align_again(Between(delayed))
-        aligned(torch.ones(4096, WIDTH))
-        aligned(torch.ones(4096, WIDTH))
+        twice()
 
 
 def test_frozen_batch_normalisation_is_held_constant() -> None:
     net = Frozen()
-    aligned = align_again(net, IMAGE, records=4)
+    aligned = private(net, IMAGE, records=4)
     statistics = net.features[1].running_mean.clone()
     aligned.train()
     net.train()  # even by the module inside

@@ -1,0 +1,38 @@
+"""A projection device as a followed rule sees it: row i of the answer belongs to row i of what it was shown."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from optical_dfa.backends.base import ProjectionBackend
+from optical_dfa.capture.rows import Rows
+
+if TYPE_CHECKING:
+    from optical_dfa.capture.following import Following
+
+
+class FollowedDevice:
+    """The device itself, but that `project` says where the records are in its answer.
+
+    What a device does inside is not made of torch's operations alone, and on hardware of none: that it answers each
+    row from that row alone is its contract (`ProjectionBackend`), which `optical_dfa.testing` checks.
+    """
+
+    def __init__(self, device: ProjectionBackend, following: Following) -> None:
+        self._device, self._following = device, following
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._device, name)
+
+    def project(self, e: Tensor) -> Tensor:
+        """As `ProjectionBackend.project`."""
+        following = self._following
+        rows: Rows | None = following.rows(e)
+        if rows is not None and following.separates and rows.axis != 0:
+            raise following.refusal("shows the device something else than a row a record")
+        with following.off():
+            answer = self._device.project(e)
+            following.note(answer, rows, own=True)
+        return answer
