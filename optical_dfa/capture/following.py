@@ -219,8 +219,13 @@ class Following:
             if isinstance(x, Tensor):
                 self.note(x, self._first(x), own=True)
         self._modes = _Modes(self)
-        with torch.autograd.graph.disable_saved_tensors_hooks(_HOOKS), self._modes:
-            yield
+        try:
+            with torch.autograd.graph.disable_saved_tensors_hooks(_HOOKS), self._modes:
+                yield
+        except RuntimeError as error:
+            if _HOOKS in str(error):
+                raise UsageError(_HOOKS) from None
+            raise
         if self._rules and self.program is not None and tuple(self.entries) != self.program.entries:
             raise _differs(_first_difference(self.entries, self.program.entries))
 

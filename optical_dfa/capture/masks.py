@@ -8,7 +8,6 @@ number is new and nobody's to guess: a mask of one record says nothing of anothe
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -102,6 +101,14 @@ def _rrelu(generator: NoiseGenerator, call: Any, out: Tensor) -> Tensor:
     return torch.mul(x, noise)
 
 
+def _dropout(generator: NoiseGenerator, call: Any, out: Tensor) -> tuple[Tensor, Tensor]:
+    x, p, training = call("input"), call("p", 0.5), call("train", True)
+    if training is False or p == 0.0:
+        return x.clone(), torch.ones_like(x, dtype=torch.bool)
+    mask = uniforms(generator, torch.empty(x.shape)).to(x.device) >= p
+    return torch.mul(x, mask.to(x.dtype) / (1 - p if p < 1 else 1.0)), mask
+
+
 DRAWN = {
     "bernoulli": _bernoulli,
     "uniform": _uniform,
@@ -112,14 +119,5 @@ DRAWN = {
     "randn_like": _randn,
     "exponential": _exponential,
     "rrelu_with_noise": _rrelu,
+    "native_dropout": _dropout,
 }
-
-
-def shaped_by_sizes(name: str) -> bool:
-    """Whether the operation makes a tensor of given sizes."""
-    return name in ("rand", "randn")
-
-
-def sizes_of(call: Any) -> Sequence[int]:
-    """The sizes asked for."""
-    return list(call("size"))

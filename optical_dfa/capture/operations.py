@@ -187,7 +187,7 @@ def _free_of_last(x: Tensor, rows: Rows, axes: int) -> Rows:
 
 @rule("where", "clone", "detach", "alias", "_to_copy", "copy", "masked_fill", "fill", "zero", "lift_fresh", "dropout",
       "isnan", "nan_to_num", "contiguous", "bernoulli", "uniform", "normal", "exponential", "bucketize", "to",
-      "_conj", "view_as_real", "view_as_complex", "isin")  # fmt: skip
+      "_conj", "isin", "native_dropout")  # fmt: skip
 def pointwise(call: Call) -> Placed:
     if call.name == "where" and len(call.args) == 1:
         raise MixingError("by an output whose size depends on them")
@@ -216,6 +216,14 @@ def rrelu(call: Call) -> Placed:
 @rule("_prelu_kernel", "prelu")
 def prelu(call: Call) -> Placed:
     return call.together([call.get("self"), call.get("weight")], call.get("self").ndim)
+
+
+@rule("_fft_r2c", "_fft_c2r", "_fft_c2c")
+def fourier(call: Call) -> Placed:
+    x, rows = call.only()
+    for dim in _axes(call.get("dim"), x.ndim):
+        _across(rows, dim, x.ndim)
+    return rows
 
 
 @rule("glu")

@@ -444,17 +444,17 @@ class Capture:
         trained = {id(p) for p in self.parameters.values()}
         layers: dict[str, nn.Module] = {}
         for name, part in self.module.named_modules():
+            if "forward" in vars(part) and any(p.requires_grad for p in part.parameters()):
+                raise UsageError(
+                    f"the forward of {name or 'the module'} was replaced, so what it does with its parameters is not "
+                    "known; put a module of its own in its place (low-rank factors as two nn.Linear), or freeze it"
+                )
             if not any(id(p) in trained for p in part.parameters(recurse=False)):
                 continue
             if type(part) not in LAYERS:
                 raise UsageError(
                     f"{name or 'the module'} ({type(part).__name__}) cannot be trained privately; "
                     f"freeze its parameters, or use {', '.join(layer.__name__ for layer in LAYERS)}"
-                )
-            if "forward" in vars(part):
-                raise UsageError(
-                    f"the forward of {name or 'the module'} was replaced, so what it does with its parameters is not "
-                    f"known; put a module of its own in its place (low-rank factors as two nn.Linear), or freeze it"
                 )
             layers[name] = part
         return layers

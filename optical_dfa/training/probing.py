@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -258,6 +259,8 @@ def check_sums(aligned: AlignedModule) -> None:
         plain.train(training)
         plain.stop_capture()
         plain.zero_grad()
+        if aligned.rule.teaches_hidden:
+            _refuse_without_gradients(plain.module)
         following = Following(plain.module, RECORDS, NoiseGenerator.seeded(0, _MASKS), None)
         _pass(plain, inputs, masks=following.on(()))
         factor = RECORDS if aligned.loss_reduction == "mean" else 1
@@ -276,6 +279,25 @@ def check_sums(aligned: AlignedModule) -> None:
                     f"what {name} is recorded to learn is not its gradient: its layer does something else than its "
                     "type says (a replaced forward, a hook?); use torch's layers as they are"
                 )
+
+
+def _refuse_without_gradients(module: nn.Module) -> None:
+    """A layer that is to learn but is called under no_grad learns nothing: hooks on a copy that refuse such a call.
+
+    Raises:
+        UsageError: when it is called, naming the layer.
+    """
+    for name, part in module.named_modules():
+        if any(p.requires_grad for p in part.parameters(recurse=False)):
+            part.register_forward_pre_hook(partial(_refuse_call_without_gradients, name))
+
+
+def _refuse_call_without_gradients(name: str, layer: nn.Module, args: Any) -> None:
+    if not torch.is_grad_enabled():
+        raise UsageError(
+            f"{name or 'the module'} is called without gradients (torch.no_grad, or checkpointing with "
+            "use_reentrant=True), so it would never be trained; call it with gradients, or freeze it"
+        )
 
 
 @contextmanager

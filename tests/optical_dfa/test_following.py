@@ -15,6 +15,7 @@ from torch.nn import functional as F  # noqa: N812 - as everybody calls it
 
 from noise_models.errors import UsageError
 from optical_dfa.feedback import align
+from optical_dfa.feedback.dfa import DirectFeedbackAlignment
 from optical_dfa.models import build
 from optical_dfa.training.capture import Capture
 
@@ -183,6 +184,38 @@ def test_the_refusal_names_module_operation_and_remedy() -> None:
     net = nn.Sequential(nn.Linear(WIDTH, WIDTH), Between(MIXING["loudest"]))
     with pytest.raises(UsageError, match=r"^1 mixes records: max over the axis of the records; .*features"):
         start(net, FLAT)
+
+
+# ---- rules, too
+
+
+class Loudest(DirectFeedbackAlignment):
+    """Scales the errors by the largest of the batch, where one is above 20."""
+
+    name = "loudest"
+
+    def __init__(self, where: str = "lift") -> None:
+        super().__init__()
+        self.where = where
+
+    def lift(self, error: Tensor, context: Tensor | None) -> Tensor:
+        return error / loud(error).max() if self.where == "lift" else error
+
+    def feedback(self, error: Tensor, points: Any, backend: Any) -> list[Tensor | None]:
+        signals = super().feedback(error, points, backend)
+        if self.where == "signals":
+            return [None if s is None else s - (s - 20).relu().mean(0) for s in signals]
+        if self.where == "order":
+            return [None if s is None else s + 0 * s.sort(0).values for s in signals]
+        return signals
+
+
+@pytest.mark.parametrize("where", ["lift", "signals", "order"])
+def test_a_rule_that_mixes_records_is_refused(where: str) -> None:
+    net = nn.Sequential(nn.Linear(WIDTH, 6), nn.Tanh(), nn.Linear(6, 4))
+    aligned = align(net, rule=Loudest(where), example=FLAT, show=None)
+    with pytest.raises(UsageError, match="rule loudest mixes records"):
+        aligned.start_capture()
 
 
 # ---- what is separate passes
