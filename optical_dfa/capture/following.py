@@ -34,7 +34,7 @@ SMALL, LARGER = 3, 5  # records of the passes that are compared
 _REMEDY = (
     "a private update must be a sum over records (normalise over features, not over the batch or its size)"
 )
-_HASHED = 64  # entries of a tensor made outside the pass whose values are compared every time
+_NOWHERE = Rows(-1, 0, 1)  # of statistics that only the backward pass reads: in no place that a rule takes
 _ALONE = 2  # users of the memory of a tensor that shares it with none: itself, and whoever asks
 # Made of sizes alone.
 _FACTORIES = frozenset({
@@ -131,6 +131,11 @@ class Program:
         Raises:
             UsageError: the two passes did different things.
         """
+        if any(one is not two for one, two in zip(small.constants, larger.constants, strict=False)):
+            raise UsageError(
+                "the module makes tensors in its pass by what is no operation of torch (numpy, another thread?), which "
+                f"cannot be followed; {_REMEDY}"
+            )
         if small.entries != larger.entries or len(small.asked) != len(larger.asked):
             raise _differs(_first_difference(small.entries, larger.entries))
         sizes = []
@@ -170,6 +175,7 @@ class Following:
     Attributes:
         entries: the operations so far.
         asked: sizes that tensors were made from, in order.
+        constants: tensors that are neither the module's nor made by an operation of the pass.
     """
 
     def __init__(
@@ -192,13 +198,17 @@ class Following:
         self.module, self.records, self.masks, self.program = module, records, masks, program
         self.entries: list[Any] = []
         self.asked: list[tuple[int, ...]] = []
+        self.constants: list[Tensor] = []
         self._tracked = program is not None or rule is not None
         self._rules = self._tracked and records > 1
         self._notes: dict[tuple[Rows | None, bool], _Note] = {}
         self._memory: set[int] = set()
         self._known: set[int] = set()
         self._strangers: dict[int, Tensor] = {}  # kept, so that no other tensor takes their identity
+        # Of a small batch everything is kept to the end, so that no memory is used twice.
+        self._kept: list[Tensor] | None = [] if records <= LARGER else None
         self._modes: _Modes | None = None
+        self._failure: Exception | None = None
 
     @property
     def separates(self) -> bool:
@@ -226,6 +236,10 @@ class Following:
             if _HOOKS in str(error):
                 raise UsageError(_HOOKS) from None
             raise
+        finally:
+            self._kept = None
+        if self._failure is not None:  # whoever caught it may have gone another way by what the records are
+            raise self._failure
         if self._rules and self.program is not None and tuple(self.entries) != self.program.entries:
             raise _differs(_first_difference(self.entries, self.program.entries))
 
@@ -260,6 +274,8 @@ class Following:
         x._followed = note  # type: ignore[attr-defined]
         if rows is not None:
             self._memory.add(x.data_ptr())
+            if self._kept is not None:
+                self._kept.append(x)
 
     def rows(self, x: Tensor) -> Rows | None:
         """Where `x` holds records; None for a constant."""
@@ -284,16 +300,18 @@ class Following:
             )
         self._strangers[id(x)] = x
         if not known:
-            self.entries.append(("constant", tuple(x.shape), _hash(x)))
+            self.entries.append(("constant", tuple(x.shape), _hash(x)))  # whoever made it, not of records
+            self.constants.append(x)
         return None
 
     def _shares_memory(self, x: Tensor) -> bool:
         """Whether a tensor that no operation made is another name for one that holds records."""
         if not x.numel() or x.layout != torch.strided or x.data_ptr() not in self._memory:
             return False
-        return (
-            torch._C._storage_Use_Count(x.untyped_storage()._cdata) > _ALONE
-        )  # else the memory was free again
+        if self._kept is not None:
+            return True
+        # Else the memory may have been free again; a small batch showed that the module knows no such names.
+        return bool(torch._C._storage_Use_Count(x.untyped_storage()._cdata) > _ALONE)
 
     def own(self, x: Tensor) -> bool:
         """Whether the memory of `x` was made in this pass."""
@@ -303,14 +321,22 @@ class Following:
     # ---- operations
 
     def dispatch(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run one operation, if it keeps records apart."""
+        """Run one operation, if it keeps records apart; what fails is not forgotten, should the module catch it."""
+        try:
+            return self._dispatch(func, args, kwargs)
+        except Exception as error:
+            if self._failure is None:
+                self._failure = error
+            raise
+
+    def _dispatch(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         plan = _plan(func)
         if plan.simple and self._rules:
             out = self._quick(func, plan, args, kwargs)
             if out is not None:
                 return out
         if plan.name == "lift_fresh":  # made of Python's numbers
-            self.entries.append(("values", _hash(args[0], whole=True)))
+            self.entries.append(("values", _hash(args[0])))
             self._strangers[id(args[0])] = args[0]
         tensors = _tensors(args)
         if kwargs:
@@ -437,9 +463,7 @@ class Following:
             if rows is not None and rows is not SOMEWHERE and not fits(rows, x.shape, self.records):
                 raise self.refusal(f"uses {plan.name} in a way that is not followed")
             if rows is None and x.numel():
-                rows = Rows(
-                    -1, -1, -1
-                )  # statistics that only the backward pass reads: in no place a rule knows
+                rows = _NOWHERE
             self.note(x, rows, own)
 
     def _write(self, func: OpOverload, plan: _Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -653,14 +677,9 @@ def _number(value: Any) -> Any:
     return None if isinstance(value, Tensor) else repr(value) if isinstance(value, float) else value
 
 
-def _hash(x: Tensor, whole: bool = False) -> str:
-    """Of the values of a constant made outside the operations; a large one is known by its shape unless `whole`."""
-    if (
-        not x.numel()
-        or x.layout != torch.strided
-        or x.device.type == "meta"
-        or (x.numel() > _HASHED and not whole)
-    ):
+def _hash(x: Tensor) -> str:
+    """Of the values of a constant that no operation made."""
+    if not x.numel() or x.layout != torch.strided or x.device.type == "meta":
         return ""
     values = x.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     return hashlib.sha256(values.numpy().data).hexdigest()

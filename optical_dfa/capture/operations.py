@@ -406,11 +406,15 @@ def index_write(call: Call) -> Placed:
 
 @rule("index", "_unsafe_index")
 def index(call: Call) -> Placed:
-    _, rows = call.only()
     indices = list(call.get("indices"))
     given = [axis for axis, entry in enumerate(indices) if entry is not None]
     if any(indices[axis].dtype in (torch.bool, torch.uint8) for axis in given):
         raise MixingError("by an output whose size depends on values")
+    if call.rows(call.get("self")) is None:  # a table that each record looks up
+        found = [indices[axis] for axis in given]
+        place = call.together(found, max(x.ndim for x in found))
+        return place.moved(place.axis + (given[0] if given == list(range(given[0], given[-1] + 1)) else 0))
+    _, rows = call.only()
     if rows.axis in given:
         raise MixingError("by an index " + OVER)
     extra = max(indices[axis].ndim for axis in given)

@@ -225,8 +225,13 @@ class Capture:
                 "a private forward pass needs a batch from the loader that make_private returned; "
                 "evaluate under torch.no_grad()"
             )
-        if any(isinstance(x, Tensor) and x.shape[:1] != (records,) for x in (*args, *kwargs.values())):
-            raise UsageError(_OTHER_BATCH)
+        for x in (*args, *kwargs.values()):
+            if isinstance(x, Tensor) and x.shape[:1] != (records,):
+                raise UsageError(_OTHER_BATCH)
+            if isinstance(x, list | tuple | dict) and any(isinstance(entry, Tensor) for entry in _entries(x)):
+                raise UsageError(
+                    f"a private pass takes tensors as arguments of their own, not in a {type(x).__name__}; unpack it"
+                )
         if self._parts() != self._probed:
             raise UsageError(
                 "the module was changed after make_private; make the changed module private instead"
@@ -487,6 +492,10 @@ def _check_rows(following: Following, name: str, x: Tensor) -> None:
             "in a private run every layer keeps the records in its first dimension, alone (batch_first=True, and "
             "no view that joins them with positions)"
         )
+
+
+def _entries(x: Any) -> Any:
+    return x.values() if isinstance(x, dict) else x
 
 
 def _like(x: Any) -> Any:

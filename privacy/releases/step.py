@@ -19,8 +19,7 @@ _ROWS = (
     "secret randomness",
     "the loss adds up the records' own losses, or averages them where loss_reduction says so: none of them depends on "
     "other records or on their number (a mean with class weights or ignore_index does: take reduction='sum')",
-    "every batch is trained on alike: nothing in the loop depends on the loss, the outputs or the size of a batch, and "
-    "the module's code and settings stay as they were probed",
+    "every batch is trained on alike: nothing in the loop depends on the loss, the outputs or the size of a batch",
 )
 FLOATING_POINT = (
     "arithmetic is exact beyond the rounding added to the sensitivity: floating-point noise is taken for Gaussian "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -114,6 +115,32 @@ def hooked(self: Any, h: Tensor) -> Tensor:
     return h
 
 
+def by_failure(self: Any, h: Tensor) -> Tensor:
+    try:
+        return h + 0 * F.embedding(
+            (h.abs().amax(1) / 1e4).long(), self.table[:1].unsqueeze(0).expand(1, WIDTH)
+        )
+    except IndexError:
+        return (
+            h
+            + 0 * F.embedding((h.abs().amax(1) * 0).long(), self.table[:1].unsqueeze(0).expand(1, WIDTH))
+            + 1
+        )
+
+
+def in_another_thread(self: Any, h: Tensor) -> Tensor:
+    found: list[Tensor] = []
+    thread = Thread(target=lambda: found.append((h.detach() - 20).relu().mean(0)))
+    thread.start()
+    thread.join()
+    return h + found[0] + h.detach().mean(1, keepdim=True) * 0
+
+
+def through_dlpack(self: Any, h: Tensor) -> Tensor:
+    other = torch.utils.dlpack.from_dlpack(torch.utils.dlpack.to_dlpack(h.detach()))
+    return h / loud(other).max()
+
+
 MIXING: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "loudest": lambda self, h: h / (h.abs().max() / 20).clamp_min(1),
     "loudest along the batch": lambda self, h: h / loud(h).amax(0),
@@ -144,6 +171,8 @@ MIXING: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "list": from_list,
     "parameter of a result": through_a_parameter,
     "data": through_data,
+    "another thread": in_another_thread,
+    "dlpack": through_dlpack,
     "boolean index": lambda self, h: h + 0 * h[h > 20].sum(),
     "where": lambda self, h: h + 0 * torch.where(h > 20)[0].sum(),
     "unique": lambda self, h: h + 0 * torch.unique(h).sum(),
@@ -178,6 +207,17 @@ def private(net: nn.Module, *example: Tensor, records: int = 4096) -> Any:
     aligned = align(net, rule="bp", example=example or (FLAT,), show=None)
     aligned.start_capture().expected_records = lambda: records
     return aligned
+
+
+def test_a_failure_that_a_module_catches_is_not_forgotten() -> None:
+    """Whether an operation fails may depend on a single record."""
+    aligned = private(Between(by_failure, table=nn.Parameter(torch.ones(1), requires_grad=False)), records=8)
+    aligned(torch.zeros(8, WIDTH)).sum().backward()
+    aligned._capture.clear()
+    loudest = torch.zeros(8, WIDTH)
+    loudest[3] = 1e8
+    with pytest.raises((IndexError, UsageError)):
+        aligned(loudest)
 
 
 def test_the_refusal_names_module_operation_and_remedy() -> None:
@@ -385,6 +425,11 @@ SEPARATE: dict[str, tuple[Callable[[], nn.Module], tuple[Tensor, ...]]] = {
     "frozen batch norm": (Frozen, (IMAGE,)),
     "images": (Images, (IMAGE,)),
     "stochastic depth": (StochasticDepth, (FLAT,)),
+    "table": (
+        lambda: nn.Sequential(
+            Between(lambda self, h: h + self.table[(h > 0).sum(1)], table=nn.Parameter(torch.ones(9, WIDTH), False))
+        ), (FLAT,),
+    ),
     "one-hot": (
         lambda: nn.Sequential(Between(lambda self, h: h + F.one_hot((h > 0).sum(1) % WIDTH, WIDTH))), (FLAT,),
     ),
