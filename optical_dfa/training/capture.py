@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from noise_models.errors import UsageError
 from optical_dfa.feedback.points import take_off
-from optical_dfa.training.contributions import Contribution, combine, sum_rounding
+from optical_dfa.training.contributions import Contribution, Workspace, combine, sum_rounding
 from optical_dfa.training.factors import factors
 from optical_dfa.training.layers import LAYERS, refuse_mixing
 from optical_dfa.training.probing import changeable, check_records_apart, check_uses, refuse_changed
@@ -134,6 +134,7 @@ class Capture:
         self.anchor = torch.zeros((), requires_grad=True)
         self._contributions: dict[str, Contribution] | None = None
         self._positions = 1
+        self._work = Workspace()
         refuse_mixing(module)
         self.layers = self._trained_layers()
         for name, layer in self.layers.items():
@@ -290,12 +291,15 @@ class Capture:
                 use.x = _silence(use.x, kept) if use.x.is_floating_point() else use.x
             self._contributions = None
         start = 0
-        with self._exactly():
-            parts = self._gather()
-            for name, size in self.sizes.items():
-                if name in parts:
-                    parts[name].add_clipped(factors, out[start : start + size])
-                start += size
+        try:
+            with self._exactly():
+                parts = self._gather()
+                for name, size in self.sizes.items():
+                    if name in parts:
+                        parts[name].add_clipped(factors, out[start : start + size], self._work)
+                    start += size
+        finally:
+            self._work.clear()
 
     def factors(self) -> Iterator[list[Factors]]:
         """The batch's contributions record by record, in runs, as products of factors where they are such."""

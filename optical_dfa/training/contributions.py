@@ -60,6 +60,35 @@ def _records_at_a_time(positions: int) -> int:
     return max(1, _PRODUCT_TERMS // positions)
 
 
+class Workspace:
+    """Working memory of one capture's sums, kept because fresh memory costs more than the sums that go into it.
+
+    It holds un-noised sums while they are taken, and zeros otherwise.
+    """
+
+    def __init__(self) -> None:
+        self._buffer: Tensor | None = None
+
+    def two(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Two tensors of that shape and type, with anything in them; the next call gives the same memory."""
+        buffer, size = self._buffer, like.numel()
+        if (
+            buffer is None
+            or buffer.shape[1] < size
+            or (buffer.dtype, buffer.device) != (like.dtype, like.device)
+        ):
+            self._buffer = buffer = torch.zeros(2, size, dtype=like.dtype, device=like.device)
+        return buffer[0, :size].view_as(like), buffer[1, :size].view_as(like)
+
+    def clear(self) -> None:
+        """Overwrite what the sums left."""
+        if self._buffer is not None:
+            self._buffer.zero_()
+
+    def __getstate__(self) -> dict[str, None]:
+        return {"_buffer": None}
+
+
 class Contribution(ABC):
     """All records' contributions to one parameter, from every use of it in one batch.
 
@@ -84,12 +113,13 @@ class Contribution(ABC):
     def explicit(self, start: int, stop: int) -> Tensor:
         """The contributions of records start..stop-1 themselves, shape (stop - start, numel), float64."""
 
-    def add_clipped(self, factors: Tensor, out: Tensor) -> None:
+    def add_clipped(self, factors: Tensor, out: Tensor, work: Workspace) -> None:
         """`out += sum_i factors_i X_i`.
 
         Args:
             factors: shape (m,).
             out: the parameter's slice of the flat sum, shape (numel,), contiguous.
+            work: memory to take partial sums in.
         """
         total = torch.zeros(out.shape, dtype=torch.float64, device=out.device)
         for start, stop in self._chunks(len(factors), out.numel()):
@@ -122,9 +152,12 @@ class Rows(Contribution):
     def explicit(self, start: int, stop: int) -> Tensor:
         return self.rows[start:stop].double()
 
-    def add_clipped(self, factors: Tensor, out: Tensor) -> None:
+    def add_clipped(self, factors: Tensor, out: Tensor, work: Workspace) -> None:
         _add_in_groups(
-            len(factors), out, lambda block, into: torch.mv(self.rows[block].T, factors[block], out=into)
+            len(factors),
+            out,
+            work,
+            lambda block, into: torch.mv(self.rows[block].T, factors[block], out=into),
         )
 
 
@@ -156,12 +189,12 @@ class Outer(Contribution):
         rows, cols = self.rows[start:stop].double(), self.cols[start:stop].double()
         return (rows.unsqueeze(2) * cols.unsqueeze(1)).flatten(1)
 
-    def add_clipped(self, factors: Tensor, out: Tensor) -> None:
+    def add_clipped(self, factors: Tensor, out: Tensor, work: Workspace) -> None:
         def product(block: slice, into: Tensor) -> Tensor:
             rows = self.rows[block] * factors[block].unsqueeze(1)
             return torch.mm(rows.T, self.cols[block], out=into)
 
-        _add_in_groups(len(factors), out.view(self.rows.shape[1], self.cols.shape[1]), product)
+        _add_in_groups(len(factors), out.view(self.rows.shape[1], self.cols.shape[1]), work, product)
 
 
 class OuterSum(Contribution):
@@ -210,7 +243,7 @@ class OuterSum(Contribution):
         rows, cols = self._factors(start, stop)
         return (rows.mT @ cols).flatten(1)
 
-    def add_clipped(self, factors: Tensor, out: Tensor) -> None:
+    def add_clipped(self, factors: Tensor, out: Tensor, work: Workspace) -> None:
         n, d = self.parts[0][0].shape[2], self.parts[0][1].shape[2]
         total = torch.zeros(n, d, dtype=torch.float64, device=out.device)
         size = _records_at_a_time(self.positions)
@@ -255,7 +288,7 @@ class Lookup(Contribution):
         index = self.tokens[start:stop].unsqueeze(2).expand(-1, -1, width)
         return table.scatter_add_(1, index, self.rows[start:stop].double()).flatten(1)
 
-    def add_clipped(self, factors: Tensor, out: Tensor) -> None:
+    def add_clipped(self, factors: Tensor, out: Tensor, work: Workspace) -> None:
         width = self.rows.shape[2]
         total = torch.zeros(self.entries, width, dtype=torch.float64, device=out.device)
         size = _records_at_a_time(self.positions)
@@ -309,9 +342,11 @@ def combine(parts: Sequence[Contribution], records: int, numel: int) -> Contribu
     return Mixed(parts, records, numel)
 
 
-def _add_in_groups(records: int, out: Tensor, product: Callable[[slice, Tensor], Tensor]) -> None:
+def _add_in_groups(
+    records: int, out: Tensor, work: Workspace, product: Callable[[slice, Tensor], Tensor]
+) -> None:
     """`out += ` the sum of `product(block of records, where to put it)`, with few additions to the running sum."""
-    subtotal, fresh = torch.empty_like(out), torch.empty_like(out)
+    subtotal, fresh = work.two(out)
     for group in range(0, records, SUM_GROUP):
         product(slice(group, min(group + SUM_BLOCK, records)), subtotal)
         for start in range(group + SUM_BLOCK, min(group + SUM_GROUP, records), SUM_BLOCK):
