@@ -4,9 +4,9 @@ A contribution is a product of factors, a layer's input and a teaching signal. I
 squares underflow, and a norm of 1e-10 comes out as 0; a clip factor below the normal range is rounded UP among
 subnormals, or its product with a tiny row is, before a huge column meets it. Both move a sum beyond the clip (THEORY
 T3). So the range is restricted, by a rule on each record alone: a record one of whose factors is beyond `limit`, or
-whose clip factor is below the normal range, counts as not finite and contributes nothing. For all others, whatever is
-lost to underflow is at most `floor` per parameter, in any mode of the processor (a thread may or may not flush
-subnormals to zero), and `floor` is far below the rounding of the least clipping norm.
+whose clip factor is at the end of the normal range, counts as not finite and contributes nothing. For all others,
+whatever is lost to underflow is at most `floor` per parameter, in any mode of the processor (a thread may or may not
+flush subnormals to zero), and `floor` is far below the rounding of the least clipping norm.
 """
 
 from __future__ import annotations
@@ -62,9 +62,17 @@ def floor(dtype: torch.dtype) -> float:
     return LEAST_NORM * torch.finfo(dtype).eps / _SPARE
 
 
+def share(norms: Tensor, most: float) -> Tensor:
+    """What a record with a factor of this norm keeps: 1 up to half of `most`, 0 from there on.
+
+    In between it falls evenly: were it silenced at a point, a rounding that differs could decide about all of it.
+    """
+    return (2 - (2 / most) * norms).clamp(0.0, 1.0)
+
+
 def within(norms: Tensor, most: float) -> Tensor:
-    """The norms; infinite where they are above `most` or NaN."""
-    return torch.where(norms <= most, norms, math.inf)
+    """Norms over their `share`, so that a clipped record keeps no more than that: infinite from `most` on."""
+    return norms / share(norms, most)
 
 
 def joint_norms(norms: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
@@ -77,17 +85,22 @@ def joint_norms(norms: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
         shape (m,), float64; infinite for a record that must contribute nothing.
     """
     joint = vector_norms(torch.stack(list(norms), dim=1)).add_(math.sqrt(len(norms)) * floor(dtype))
-    return within(joint, torch.finfo(torch.float64).max)
+    return torch.where(joint.isfinite(), joint, math.inf)
 
 
 def rounded_down(factors: Tensor, dtype: torch.dtype) -> Tensor:
-    """Clip factors in the precision of a sum: never above what was given, and 0 below the normal range.
+    """Clip factors in the precision of a sum: never above what was given, and 0 near the end of the normal range.
+
+    They fall to 0 evenly (see `share`), at 1/eps times the least normal number: what the last step takes from a clipped
+    record is one rounding of the clip.
 
     Args:
         factors: shape (m,), float64, in [0, 1].
     """
-    rounded = factors.to(dtype)
+    info = torch.finfo(dtype)
+    fallen = torch.minimum(factors, 2 * (factors - info.tiny / info.eps))
+    rounded = fallen.to(dtype)
     rounded = torch.where(
-        rounded.double() > factors, torch.nextafter(rounded, torch.zeros_like(rounded)), rounded
+        rounded.double() > fallen, torch.nextafter(rounded, torch.zeros_like(rounded)), rounded
     )
-    return torch.where(rounded >= torch.finfo(dtype).tiny, rounded, 0.0)
+    return torch.where(rounded >= info.tiny, rounded, 0.0)

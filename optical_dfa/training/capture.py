@@ -273,7 +273,7 @@ class Capture:
                     f"{name} is used at {part.positions} positions of a record, where align()'s example and {PASSES} "
                     f"passes allow for {self._positions}; give align() an example as long as the longest record"
                 )
-            total.append(part.norms())
+            total.append(part.norms() / part.share())
         return joint_norms(total, next(iter(self.parameters.values())).dtype)
 
     def add_clipped(self, factors: Tensor, out: Tensor) -> None:

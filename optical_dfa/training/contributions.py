@@ -10,8 +10,8 @@ Precision (THEORY T3): the float32 batch sum is taken in blocks, so that its rou
 record's positions may cancel, sums are in float64, and the norm is bounded from above by adding CANCELLATION times
 the positions' absolute sum A_i: after clipping, A_i <= C / CANCELLATION, which bounds their rounding too.
 
-Range: norms are rounded up, and infinite where a factor is so large that what underflows in the other could matter
-(`privacy.norms`).
+Range: norms are rounded up, and a record keeps no share of a factor so large that what underflows in the other could
+matter (`privacy.norms`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from privacy.norms import limit, vector_norms, within
+from privacy.norms import limit, share, vector_norms
 
 SUM_BLOCK = 128  # records added up in one matrix product
 SUM_GROUP = 1024  # records added up before they join the running sum
@@ -102,12 +102,16 @@ class Contribution(ABC):
     def norms(self) -> Tensor:
         """Upper bounds on each record's norm, to `privacy.norms.floor`, shape (m,), float64.
 
-        Infinite or NaN for a record that is not finite or has a factor out of range.
+        Infinite or NaN for a record that is not finite.
         """
 
     @abstractmethod
     def absolute(self) -> Tensor:
-        """The sum of the positions' norms, however they cancel; shape, type and range as of `norms`."""
+        """The sum of the positions' norms, however they cancel; shape and type as of `norms`."""
+
+    def share(self) -> Tensor | float:
+        """What a clipped record keeps, shape (m,): less than 1 where a factor is near the end of its range."""
+        return 1.0
 
     @abstractmethod
     def explicit(self, start: int, stop: int) -> Tensor:
@@ -134,20 +138,25 @@ class Contribution(ABC):
 class Rows(Contribution):
     """One vector a record: biases, gains, and anything already summed over positions."""
 
-    def __init__(self, rows: Tensor, known: Tensor | None = None) -> None:
+    def __init__(self, rows: Tensor, known: Tensor | None = None, kept: Tensor | float = 1.0) -> None:
         """
         Args:
             rows: shape (m, numel).
             known: `vector_norms(rows)` where it is known, shape (m,).
+            kept: share of the factors that the rows were made of, shape (m,).
         """
         self.rows = rows
         self.known = known
+        self.kept = kept
 
     def norms(self) -> Tensor:
         return vector_norms(self.rows) if self.known is None else self.known
 
     def absolute(self) -> Tensor:
         return self.norms()
+
+    def share(self) -> Tensor | float:
+        return self.kept
 
     def explicit(self, start: int, stop: int) -> Tensor:
         return self.rows[start:stop].double()
@@ -175,15 +184,25 @@ class Outer(Contribution):
         self.cols = cols
         self.known = known
 
+        self._norms: tuple[Tensor, Tensor] | None = None
+
+    def _factor_norms(self) -> tuple[Tensor, Tensor]:
+        if self._norms is None:
+            rows = vector_norms(self.rows) if self.known is None else self.known
+            self._norms = rows, vector_norms(self.cols)
+        return self._norms
+
     def norms(self) -> Tensor:
-        rows = vector_norms(self.rows) if self.known is None else self.known
-        n, d = self.rows.shape[1], self.cols.shape[1]
-        return within(rows, limit(self.rows.dtype, d)) * within(
-            vector_norms(self.cols), limit(self.rows.dtype, n)
-        )
+        rows, cols = self._factor_norms()
+        return rows * cols
 
     def absolute(self) -> Tensor:
         return self.norms()
+
+    def share(self) -> Tensor:
+        rows, cols = self._factor_norms()
+        dtype, n, d = self.rows.dtype, self.rows.shape[1], self.cols.shape[1]
+        return share(rows, limit(dtype, d)) * share(cols, limit(dtype, n))
 
     def explicit(self, start: int, stop: int) -> Tensor:
         rows, cols = self.rows[start:stop].double(), self.cols[start:stop].double()
@@ -208,6 +227,7 @@ class OuterSum(Contribution):
         self.parts = parts
         self.positions = sum(rows.shape[1] for rows, _ in parts)
         self.numel = parts[0][0].shape[2] * parts[0][1].shape[2]
+        self._norms: tuple[Tensor, Tensor] | None = None
 
     def _factors(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         pairs = [(rows[start:stop].double(), cols[start:stop].double()) for rows, cols in self.parts]
@@ -230,14 +250,22 @@ class OuterSum(Contribution):
         terms = n + d + self.positions**2 if gram else 2 * self.positions
         return _raised(torch.cat(found), self.absolute(), terms)
 
+    def _factor_norms(self) -> tuple[Tensor, Tensor]:
+        """Of rows and columns at every position, shapes (m, positions)."""
+        if self._norms is None:
+            rows, cols = (torch.cat([vector_norms(part[i]) for part in self.parts], dim=1) for i in (0, 1))
+            self._norms = rows, cols
+        return self._norms
+
     def absolute(self) -> Tensor:
-        rows, cols = (torch.cat([vector_norms(part[side]) for part in self.parts], dim=1) for side in (0, 1))
+        rows, cols = self._factor_norms()
+        return (rows * cols).sum(1)
+
+    def share(self) -> Tensor:
+        rows, cols = (vector_norms(norms) for norms in self._factor_norms())
         n, d = self.parts[0][0].shape[2], self.parts[0][1].shape[2]
         dtype, width = self.parts[0][0].dtype, self.positions
-        inside = (vector_norms(rows) <= limit(dtype, width * d)) & (
-            vector_norms(cols) <= limit(dtype, width * n)
-        )
-        return torch.where(inside, (rows * cols).sum(1), math.inf)
+        return share(rows, limit(dtype, width * d)) * share(cols, limit(dtype, width * n))
 
     def explicit(self, start: int, stop: int) -> Tensor:
         rows, cols = self._factors(start, stop)
@@ -279,8 +307,10 @@ class Lookup(Contribution):
         return _raised(torch.cat(found), self.absolute(), self.rows.shape[2] + self.positions**2)
 
     def absolute(self) -> Tensor:
-        rows = vector_norms(self.rows)
-        return within(rows.sum(1), limit(self.rows.dtype, self.positions * self.rows.shape[2]))
+        return vector_norms(self.rows).sum(1)
+
+    def share(self) -> Tensor:
+        return share(self.absolute(), limit(self.rows.dtype, self.positions * self.rows.shape[2]))
 
     def explicit(self, start: int, stop: int) -> Tensor:
         width = self.rows.shape[2]
@@ -318,6 +348,9 @@ class Mixed(Contribution):
     def absolute(self) -> Tensor:
         return torch.stack([part.absolute() for part in self.parts]).sum(0)
 
+    def share(self) -> Tensor | float:
+        return _product(self.parts)
+
     def explicit(self, start: int, stop: int) -> Tensor:
         total = self.parts[0].explicit(start, stop)
         for part in self.parts[1:]:
@@ -330,7 +363,8 @@ def combine(parts: Sequence[Contribution], records: int, numel: int) -> Contribu
     if len(parts) == 1:
         return parts[0]
     if all(isinstance(part, Rows) for part in parts):
-        return Rows(torch.stack([part.rows for part in parts if isinstance(part, Rows)]).sum(0))
+        rows = [part for part in parts if isinstance(part, Rows)]
+        return Rows(torch.stack([part.rows for part in rows]).sum(0), kept=_product(rows))
     outer: list[tuple[Tensor, Tensor]] = []
     for part in parts:
         if isinstance(part, Outer):
@@ -340,6 +374,14 @@ def combine(parts: Sequence[Contribution], records: int, numel: int) -> Contribu
     if all(isinstance(part, Outer | OuterSum) for part in parts):
         return OuterSum(outer)
     return Mixed(parts, records, numel)
+
+
+def _product(parts: Sequence[Contribution]) -> Tensor | float:
+    """The parts' shares together."""
+    kept: Tensor | float = 1.0
+    for part in parts:
+        kept = kept * part.share()
+    return kept
 
 
 def _add_in_groups(

@@ -5,7 +5,6 @@ A new layer type is one function here and one line in `LAYERS`; anything else is
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -16,7 +15,7 @@ from torch.nn.functional import pad, unfold
 
 from noise_models.errors import UsageError
 from optical_dfa.training.contributions import Contribution, Lookup, Outer, OuterSum, Rows
-from privacy.norms import limit, vector_norms
+from privacy.norms import limit, share, vector_norms
 
 LayerContributions = dict[str, Contribution]
 
@@ -42,15 +41,14 @@ def _grouped_convolution(layer: nn.Conv1d | nn.Conv2d, x: Tensor, delta: Tensor)
     """Groups share no weight, so the per-record gradient is formed group by group (depthwise kernels are small)."""
     groups = layer.groups
     cols = patches(layer, x)
-    inside = (vector_norms(cols.flatten(1)) <= limit(x.dtype, delta.shape[1:].numel())) & (
-        vector_norms(delta.flatten(1)) <= limit(x.dtype, cols.shape[1:].numel())
+    kept = share(vector_norms(cols.flatten(1)), limit(x.dtype, delta.shape[1:].numel())) * share(
+        vector_norms(delta.flatten(1)), limit(x.dtype, cols.shape[1:].numel())
     )
     cols = cols.view(len(x), groups, -1, cols.shape[-1]).double()
     rows = delta.flatten(2).double()
     rows = rows.view(len(x), groups, -1, rows.shape[-1])
     weight = torch.einsum("mgot,mgit->mgoi", rows, cols).flatten(1)
-    weight = torch.where(inside.unsqueeze(1), weight, math.inf)
-    return {"weight": Rows(weight.to(delta.dtype)), "bias": Rows(delta.flatten(2).sum(2))}
+    return {"weight": Rows(weight.to(delta.dtype), kept=kept), "bias": Rows(delta.flatten(2).sum(2))}
 
 
 def patches(layer: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:

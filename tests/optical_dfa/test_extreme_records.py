@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 from noise_models.generator import NoiseGenerator
 from optical_dfa.feedback import align
 from optical_dfa.training.capture import Capture, Use
-from privacy.norms import LEAST_NORM, MOST_NORM, floor, limit, rounded_down
+from privacy.norms import LEAST_NORM, MOST_NORM, floor, limit, rounded_down, share
 from privacy.releases.clipped import ClippedRelease, clip_factors
 from privacy.releases.source import Cost, NoiseSource
 
@@ -319,19 +319,41 @@ def test_norms_are_upper_bounds(
 @settings(max_examples=300, deadline=None)
 def test_factors_are_never_rounded_up(factor: float, dtype: torch.dtype) -> None:
     found = rounded_down(torch.tensor([factor], dtype=torch.float64), dtype)
+    info = torch.finfo(dtype)
     assert found.dtype == dtype
     assert float(found) <= factor
-    least = torch.finfo(dtype).tiny
-    assert float(found) == 0 if factor < least else float(found) >= factor * (1 - torch.finfo(dtype).eps)
+    if factor >= 2 * info.tiny / info.eps:
+        assert float(found) >= factor * (1 - info.eps)
+    elif factor <= info.tiny / info.eps:
+        assert float(found) == 0
 
 
 @pytest.mark.parametrize("flush", [False, True])
-@pytest.mark.parametrize("factor", [1.2e-38, 1.17e-38, 1e-40, 1e-45, 1e-60, 5e-324, 0.0])
-def test_factors_below_the_normal_range_silence(factor: float, flush: bool) -> None:
+@pytest.mark.parametrize("factor", [9.8e-32, 1.2e-38, 1.17e-38, 1e-40, 1e-45, 1e-60, 5e-324, 0.0])
+def test_factors_at_the_end_of_the_normal_range_silence(factor: float, flush: bool) -> None:
+    given_factor = torch.tensor([factor], dtype=torch.float64)
     torch.set_flush_denormal(flush)
-    found = rounded_down(torch.tensor([factor], dtype=torch.float64), torch.float32)
+    found = rounded_down(given_factor, torch.float32)
     torch.set_flush_denormal(False)
-    assert float(found) == (found.to(torch.float64) if factor >= torch.finfo(torch.float32).tiny else 0.0)
+    assert float(found) == 0.0
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_silence_begins_evenly(dtype: torch.dtype) -> None:
+    """What a clipped record contributes is continuous in its size: no rounding decides about much of it."""
+    info = torch.finfo(dtype)
+    end, most = info.tiny / info.eps, limit(dtype, 100)
+    grid = torch.linspace(0.4, 2.4, 4001, dtype=torch.float64)
+    factors = end * grid
+    kept = rounded_down(factors, dtype).double() / factors  # times |X| f = C
+    assert float(kept[0]) == 0
+    assert float(kept[-1]) >= 1 - info.eps
+    assert float(kept.diff().abs().max()) < 2e-3
+    norms = most * grid
+    kept = clip_factors(norms / share(norms, most), 1.0) * norms
+    assert float(kept[0]) == pytest.approx(1, rel=1e-12)
+    assert float(kept[-1]) == 0
+    assert float(kept.diff().abs().max()) < 2e-3
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
