@@ -21,9 +21,8 @@ from noise_models.errors import UsageError
 
 LEAST_NORM, MOST_NORM = 1e-12, 1e12  # of clipping norms
 _UNIT = torch.finfo(torch.float64).eps / 2
-_SPARE = (
-    64  # parts of one rounding error of the least clipping norm: 1024 parameters lose less than one together
-)
+_CACHED = 1 << 17  # numbers converted at a time
+_SPARE = 64  # parts of one rounding error of the least clipping norm: 1024 parameters lose less together
 _MOST_FACTOR = 2.0**200  # (the product of two)² and sums of 2^200 such are float64 numbers
 
 
@@ -43,8 +42,19 @@ def vector_norms(vectors: Tensor) -> Tensor:
 
     Squares of components below 2^-511 underflow, and a float32 subnormal may be read as zero: see `limit`.
     """
+    n = vectors.shape[-1]
+    if vectors.ndim == 2 and vectors.dtype == torch.float32 and vectors.device.type == "cpu":
+        # In blocks whose copies in float64 stay in the cache, which takes half the time.
+        blocks = torch.split(vectors, max(1, _CACHED // max(1, n)))
+        norms = torch.cat([_plain(block) for block in blocks])
+    else:
+        norms = _plain(vectors)
+    return norms.mul_(1 + (n + 4) * _UNIT)
+
+
+def _plain(vectors: Tensor) -> Tensor:
     norms: Tensor = torch.linalg.vector_norm(vectors, dim=-1, dtype=torch.float64)
-    return norms.mul_(1 + (vectors.shape[-1] + 4) * _UNIT)
+    return norms
 
 
 def limit(dtype: torch.dtype, width: int) -> float:
