@@ -32,6 +32,7 @@ from privacy import accounting, health_log
 from privacy.guarantee import Guarantee
 from privacy.kind import Kind
 from privacy.ledger import Ledger, Release
+from privacy.norms import refuse_norm
 from privacy.optimizer import PrivateOptimizer
 from privacy.plan import Plan, refuse_types
 from privacy.protocols import PrivateModule
@@ -44,9 +45,9 @@ from privacy.weights import ANNOUNCED
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
-# Bounds far from any use, within which float32 noise neither overflows nor loses its low bits.
+# A bound far from any use (as are those of privacy.norms), within which float32 noise neither overflows nor loses its
+# low bits.
 MOST_NOISE = 1e6
-LEAST_NORM, MOST_NORM = 1e-12, 1e12
 
 
 class BudgetExhaustedError(RuntimeError):
@@ -508,10 +509,8 @@ def _clipping_norm(given: float | None, release: str) -> float:
             raise UsageError(f"max_grad_norm is {given}, but release {release} does not clip; leave it out")
         return 1.0
     refuse_types({"max_grad_norm": given}, {})
-    if given is None or not LEAST_NORM <= given <= MOST_NORM:
-        raise UsageError(
-            f"max_grad_norm is {given}; it must be a number from {LEAST_NORM:g} to {MOST_NORM:g}"
-        )
+    assert given is not None  # refuse_types refuses it
+    refuse_norm(given)
     return given
 
 

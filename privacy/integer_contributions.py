@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from noise_models.generator import NoiseGenerator
+from privacy.norms import joint_norms, limit, vector_norms, within
 
 EXACT_FLOAT32 = (
     1 << 24
@@ -51,6 +52,14 @@ class Factors:
         """Shape (m,), float64: exact for integers as long as it is below 2^53, and not below 2^53 otherwise."""
         rows = self.rows.double().square().sum(1)
         return rows if self.cols is None else rows * self.cols.double().square().sum(1)
+
+    def norms(self) -> Tensor:
+        """Shape (m,), float64: rounded up; infinite or NaN where a factor is not finite or out of range."""
+        if self.cols is None:
+            return vector_norms(self.rows)
+        n, d = self.rows.shape[1], self.cols.shape[1]
+        rows = within(vector_norms(self.rows), limit(self.rows.dtype, d))
+        return rows * within(vector_norms(self.cols), limit(self.rows.dtype, n))
 
     def part(self, chosen: Tensor) -> Factors:
         """The contributions of some records only."""
@@ -87,14 +96,14 @@ def integers(stack: Sequence[Factors], *, grid: float, bound: int, coins: NoiseG
         floating-point tensors that hold whole numbers; a record that is not finite, or that no attempt brought below
         the bound, is all zero.
     """
-    squares = [part.squared_norms() for part in stack]
-    norms = torch.stack(squares).sum(0).sqrt() * grid
+    own = [part.norms() for part in stack]
+    norms = joint_norms(own, stack[0].rows.dtype) * grid
     # Expected squared norm after rounding = shrink² norms² + growth, to be within the room.
-    within = (bound / norms.clamp_min(bound)).nan_to_num(0.0)
+    clipped = bound / norms.clamp_min(bound)
     growth = torch.zeros_like(norms)
-    for part, square in zip(stack, squares, strict=True):
+    for part, norm in zip(stack, own, strict=True):
         n, d = part.rows.shape[1], 1 if part.cols is None else part.cols.shape[1]
-        growth += _growth(square.sqrt() * grid * within, n, d)
+        growth += _growth(norm * grid * clipped, n, d)
     room = (_room(bound) * bound**2 - growth).clamp_min(0.0).sqrt()
     shrink = torch.minimum(torch.ones_like(norms), room / norms)
     found = _rounded(stack, grid, shrink, coins)

@@ -24,11 +24,12 @@ from optical_dfa.capture.graph import refuse_unknown_functions
 from optical_dfa.capture.rows import FIRST
 from optical_dfa.capture.state import Attributes, Held, refuse_extra_state
 from optical_dfa.feedback.points import take_off
-from optical_dfa.training.contributions import Contribution, combine, sum_rounding
+from optical_dfa.training.contributions import Contribution, Workspace, combine, sum_rounding
 from optical_dfa.training.factors import factors
 from optical_dfa.training.layers import LAYERS, held_statistics, refuse_mixing
 from optical_dfa.training.probing import check_records_apart, check_uses
 from privacy.integer_contributions import Factors
+from privacy.norms import joint_norms, rounded_down
 
 PASSES = 4  # forward and backward passes over one batch that the rounding bound allows for
 
@@ -147,6 +148,7 @@ class Capture:
         self._reached: dict[int, list[Use]] = {}
         self._contributions: dict[str, Contribution] | None = None
         self._positions = 1
+        self._work = Workspace()
         refuse_mixing(module)
         self.held = held_statistics(module)
         self.hold()
@@ -330,22 +332,23 @@ class Capture:
         return bool(self.uses)
 
     def norms(self) -> Tensor:
-        """Upper bounds on the joint norm of each record's whole stack, shape (m,), float64; inf or NaN as they come."""
+        """Upper bounds on the joint norm of each record's whole stack, shape (m,), float64; inf where it is not finite
+        or out of range (`privacy.norms`)."""
         with self._exactly():
             return self._joint_norms()
 
     def _joint_norms(self) -> Tensor:
         parts = self._gather()
         device = next(iter(self.parameters.values())).device
-        total = torch.zeros(self.expected_records() or 0, dtype=torch.float64, device=device)
+        total = [torch.zeros(self.expected_records() or 0, dtype=torch.float64, device=device)]
         for name, part in parts.items():
             if part.positions > self._positions:
                 raise UsageError(
                     f"{name} is used at {part.positions} positions of a record, where align()'s example and {PASSES} "
                     f"passes allow for {self._positions}; give align() an example as long as the longest record"
                 )
-            total += part.squared_norms()
-        return total.sqrt()
+            total.append(part.norms() / part.share())
+        return joint_norms(total, next(iter(self.parameters.values())).dtype)
 
     def add_clipped(self, factors: Tensor, out: Tensor) -> None:
         """`out += sum_i factors_i X_i` over the flat stack; a record of factor 0 adds nothing, whatever it holds.
@@ -354,6 +357,7 @@ class Capture:
             factors: shape (m,), float64.
             out: shape (dimension,), contiguous.
         """
+        factors = rounded_down(factors, out.dtype)
         kept = factors != 0
         if not bool(kept.all()):  # 0·inf is not 0: silence such records at the source
             for use in self.uses:
@@ -361,12 +365,15 @@ class Capture:
                 use.x = _silence(use.x, kept) if use.x.is_floating_point() else use.x
             self._contributions = None
         start = 0
-        with self._exactly():
-            parts = self._gather()
-            for name, size in self.sizes.items():
-                if name in parts:
-                    parts[name].add_clipped(factors.to(out.dtype), out[start : start + size])
-                start += size
+        try:
+            with self._exactly():
+                parts = self._gather()
+                for name, size in self.sizes.items():
+                    if name in parts:
+                        parts[name].add_clipped(factors, out[start : start + size], self._work)
+                    start += size
+        finally:
+            self._work.clear()
 
     def factors(self) -> Iterator[list[Factors]]:
         """The batch's contributions record by record, in runs, as products of factors where they are such."""

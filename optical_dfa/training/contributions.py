@@ -9,6 +9,9 @@ such factors for all records. One position (a linear layer on flat records): the
 Precision (THEORY T3): the float32 batch sum is taken in blocks, so that its rounding has a useful bound. Where a
 record's positions may cancel, sums are in float64, and the norm is bounded from above by adding CANCELLATION times
 the positions' absolute sum A_i: after clipping, A_i <= C / CANCELLATION, which bounds their rounding too.
+
+Range: norms are rounded up, and a record keeps no share of a factor so large that what underflows in the other could
+matter (`privacy.norms`).
 """
 
 from __future__ import annotations
@@ -16,10 +19,11 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 
 import torch
 from torch import Tensor
+
+from privacy.norms import limit, share, vector_norms
 
 SUM_BLOCK = 128  # records added up in one matrix product
 SUM_GROUP = 1024  # records added up before they join the running sum
@@ -34,8 +38,9 @@ def sum_rounding(records: int, positions: int, unit: float, batches: int = 1) ->
     Each addition errs by at most u times the partial sum it makes (Higham, Accuracy and Stability of Numerical
     Algorithms, §4.2). k terms of norm <= C, in any order, make partial sums of at most k(k+1)/2·C in all; k blocks of
     equal size but for the last, k/2 + 1 times their sum; the running sum at most the whole, each time. So blocks,
-    groups and the running sum add up; 4 covers factors and products. A product starts from zero and is added on
-    afterwards: one that accumulates in place would add its records to the running sum one by one.
+    groups and the running sum add up; 4 covers products with factors (which are rounded down, so that they are no
+    error themselves) and what underflows (`privacy.norms.floor`, less than one in all). A product starts from zero and
+    is added on afterwards: one that accumulates in place would add its records to the running sum one by one.
 
     Args:
         records: records in the sum.
@@ -55,6 +60,35 @@ def _records_at_a_time(positions: int) -> int:
     return max(1, _PRODUCT_TERMS // positions)
 
 
+class Workspace:
+    """Working memory of one capture's sums, kept because fresh memory costs more than the sums that go into it.
+
+    It holds un-noised sums while they are taken, and zeros otherwise.
+    """
+
+    def __init__(self) -> None:
+        self._buffer: Tensor | None = None
+
+    def two(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Two tensors of that shape and type, with anything in them; the next call gives the same memory."""
+        buffer, size = self._buffer, like.numel()
+        if (
+            buffer is None
+            or buffer.shape[1] < size
+            or (buffer.dtype, buffer.device) != (like.dtype, like.device)
+        ):
+            self._buffer = buffer = torch.zeros(2, size, dtype=like.dtype, device=like.device)
+        return buffer[0, :size].view_as(like), buffer[1, :size].view_as(like)
+
+    def clear(self) -> None:
+        """Overwrite what the sums left."""
+        if self._buffer is not None:
+            self._buffer.zero_()
+
+    def __getstate__(self) -> dict[str, None]:
+        return {"_buffer": None}
+
+
 class Contribution(ABC):
     """All records' contributions to one parameter, from every use of it in one batch.
 
@@ -65,19 +99,31 @@ class Contribution(ABC):
     positions: int = 1
 
     @abstractmethod
-    def squared_norms(self) -> Tensor:
-        """Upper bounds on each record's squared norm, shape (m,), float64."""
+    def norms(self) -> Tensor:
+        """Upper bounds on each record's norm, to `privacy.norms.floor`, shape (m,), float64.
+
+        Infinite or NaN for a record that is not finite.
+        """
+
+    @abstractmethod
+    def absolute(self) -> Tensor:
+        """The sum of the positions' norms, however they cancel; shape and type as of `norms`."""
+
+    def share(self) -> Tensor | float:
+        """What a clipped record keeps, shape (m,): less than 1 where a factor is near the end of its range."""
+        return 1.0
 
     @abstractmethod
     def explicit(self, start: int, stop: int) -> Tensor:
         """The contributions of records start..stop-1 themselves, shape (stop - start, numel), float64."""
 
-    def add_clipped(self, factors: Tensor, out: Tensor) -> None:
+    def add_clipped(self, factors: Tensor, out: Tensor, work: Workspace) -> None:
         """`out += sum_i factors_i X_i`.
 
         Args:
             factors: shape (m,).
             out: the parameter's slice of the flat sum, shape (numel,), contiguous.
+            work: memory to take partial sums in.
         """
         total = torch.zeros(out.shape, dtype=torch.float64, device=out.device)
         for start, stop in self._chunks(len(factors), out.numel()):
@@ -92,54 +138,82 @@ class Contribution(ABC):
 class Rows(Contribution):
     """One vector a record: biases, gains, and anything already summed over positions."""
 
-    def __init__(self, rows: Tensor, square: Tensor | None = None) -> None:
+    def __init__(self, rows: Tensor, known: Tensor | None = None, kept: Tensor | float = 1.0) -> None:
         """
         Args:
             rows: shape (m, numel).
-            square: the rows' squared norms where they are known, shape (m,).
+            known: `vector_norms(rows)` where it is known, shape (m,).
+            kept: share of the factors that the rows were made of, shape (m,).
         """
         self.rows = rows
-        self.square = square
+        self.known = known
+        self.kept = kept
 
-    def squared_norms(self) -> Tensor:
-        return _square(self.rows) if self.square is None else self.square
+    def norms(self) -> Tensor:
+        return vector_norms(self.rows) if self.known is None else self.known
+
+    def absolute(self) -> Tensor:
+        return self.norms()
+
+    def share(self) -> Tensor | float:
+        return self.kept
 
     def explicit(self, start: int, stop: int) -> Tensor:
         return self.rows[start:stop].double()
 
-    def add_clipped(self, factors: Tensor, out: Tensor) -> None:
+    def add_clipped(self, factors: Tensor, out: Tensor, work: Workspace) -> None:
         _add_in_groups(
-            len(factors), out, lambda block, into: torch.mv(self.rows[block].T, factors[block], out=into)
+            len(factors),
+            out,
+            work,
+            lambda block, into: torch.mv(self.rows[block].T, factors[block], out=into),
         )
 
 
 class Outer(Contribution):
     """One outer product a record, `rows_i cols_i^T`: a linear layer's weight, used once on flat records."""
 
-    def __init__(self, rows: Tensor, cols: Tensor, rows_square: Tensor | None = None) -> None:
+    def __init__(self, rows: Tensor, cols: Tensor, known: Tensor | None = None) -> None:
         """
         Args:
             rows: delta, shape (m, n).
             cols: the layer's input, shape (m, d).
-            rows_square: the rows' squared norms where they are known, shape (m,).
+            known: `vector_norms(rows)` where it is known, shape (m,).
         """
         self.rows = rows
         self.cols = cols
-        self.rows_square = rows_square
+        self.known = known
 
-    def squared_norms(self) -> Tensor:
-        return (_square(self.rows) if self.rows_square is None else self.rows_square) * _square(self.cols)
+        self._norms: tuple[Tensor, Tensor] | None = None
+
+    def _factor_norms(self) -> tuple[Tensor, Tensor]:
+        if self._norms is None:
+            rows = vector_norms(self.rows) if self.known is None else self.known
+            self._norms = rows, vector_norms(self.cols)
+        return self._norms
+
+    def norms(self) -> Tensor:
+        rows, cols = self._factor_norms()
+        return rows * cols
+
+    def absolute(self) -> Tensor:
+        return self.norms()
+
+    def share(self) -> Tensor:
+        rows, cols = self._factor_norms()
+        dtype, n, d = self.rows.dtype, self.rows.shape[1], self.cols.shape[1]
+        return share(rows, limit(dtype, d)) * share(cols, limit(dtype, n))
 
     def explicit(self, start: int, stop: int) -> Tensor:
         rows, cols = self.rows[start:stop].double(), self.cols[start:stop].double()
         return (rows.unsqueeze(2) * cols.unsqueeze(1)).flatten(1)
 
-    def add_clipped(self, factors: Tensor, out: Tensor) -> None:
+    def add_clipped(self, factors: Tensor, out: Tensor, work: Workspace) -> None:
         def product(block: slice, into: Tensor) -> Tensor:
             rows = self.rows[block] * factors[block].unsqueeze(1)
             return torch.mm(rows.T, self.cols[block], out=into)
 
-        _add_in_groups(len(factors), out.view(self.rows.shape[1], self.cols.shape[1]), product)
+        _add_in_groups(len(factors), out.view(self.rows.shape[1], self.cols.shape[1]), work, product)
 
 
 class OuterSum(Contribution):
@@ -153,6 +227,7 @@ class OuterSum(Contribution):
         self.parts = parts
         self.positions = sum(rows.shape[1] for rows, _ in parts)
         self.numel = parts[0][0].shape[2] * parts[0][1].shape[2]
+        self._norms: tuple[Tensor, Tensor] | None = None
 
     def _factors(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         pairs = [(rows[start:stop].double(), cols[start:stop].double()) for rows, cols in self.parts]
@@ -160,26 +235,43 @@ class OuterSum(Contribution):
             return pairs[0]
         return torch.cat([rows for rows, _ in pairs], dim=1), torch.cat([cols for _, cols in pairs], dim=1)
 
-    def squared_norms(self) -> Tensor:
+    def norms(self) -> Tensor:
         n, d = self.parts[0][0].shape[2], self.parts[0][1].shape[2]
         gram = self.positions * (n + d) < n * d
-        squares = [torch.empty(0, dtype=torch.float64, device=self.parts[0][0].device)]
+        found = [torch.empty(0, dtype=torch.float64, device=self.parts[0][0].device)]
         elements = self.positions * (n + d) + (self.positions**2 if gram else self.numel)
         for start, stop in self._chunks(len(self.parts[0][0]), elements):
             rows, cols = self._factors(start, stop)
             if gram:
-                square = ((rows @ rows.mT) * (cols @ cols.mT)).sum((1, 2)).clamp_min(0.0)
+                square = ((rows @ rows.mT) * (cols @ cols.mT)).sum((1, 2))
+                found.append(square.clamp_min(0.0).sqrt())
             else:
-                square = _square((rows.mT @ cols).flatten(1))
-            absolute = (_norms(rows) * _norms(cols)).sum(1)
-            squares.append(square + (CANCELLATION * absolute) ** 2)
-        return torch.cat(squares)
+                found.append(vector_norms((rows.mT @ cols).flatten(1)))
+        terms = n + d + self.positions**2 if gram else 2 * self.positions
+        return _raised(torch.cat(found), self.absolute(), terms)
+
+    def _factor_norms(self) -> tuple[Tensor, Tensor]:
+        """Of rows and columns at every position, shapes (m, positions)."""
+        if self._norms is None:
+            rows, cols = (torch.cat([vector_norms(part[i]) for part in self.parts], dim=1) for i in (0, 1))
+            self._norms = rows, cols
+        return self._norms
+
+    def absolute(self) -> Tensor:
+        rows, cols = self._factor_norms()
+        return (rows * cols).sum(1)
+
+    def share(self) -> Tensor:
+        rows, cols = (vector_norms(norms) for norms in self._factor_norms())
+        n, d = self.parts[0][0].shape[2], self.parts[0][1].shape[2]
+        dtype, width = self.parts[0][0].dtype, self.positions
+        return share(rows, limit(dtype, width * d)) * share(cols, limit(dtype, width * n))
 
     def explicit(self, start: int, stop: int) -> Tensor:
         rows, cols = self._factors(start, stop)
         return (rows.mT @ cols).flatten(1)
 
-    def add_clipped(self, factors: Tensor, out: Tensor) -> None:
+    def add_clipped(self, factors: Tensor, out: Tensor, work: Workspace) -> None:
         n, d = self.parts[0][0].shape[2], self.parts[0][1].shape[2]
         total = torch.zeros(n, d, dtype=torch.float64, device=out.device)
         size = _records_at_a_time(self.positions)
@@ -206,14 +298,19 @@ class Lookup(Contribution):
         self.entries = entries
         self.positions = tokens.shape[1]
 
-    def squared_norms(self) -> Tensor:
-        squares = [torch.empty(0, dtype=torch.float64, device=self.rows.device)]
+    def norms(self) -> Tensor:
+        found = [torch.empty(0, dtype=torch.float64, device=self.rows.device)]
         for start, stop in self._chunks(len(self.tokens), self.tokens.shape[1] ** 2):
             rows, tokens = self.rows[start:stop].double(), self.tokens[start:stop]
             same = tokens.unsqueeze(1) == tokens.unsqueeze(2)
-            square = ((rows @ rows.mT) * same).sum((1, 2)).clamp_min(0.0)
-            squares.append(square + (CANCELLATION * _norms(rows).sum(1)) ** 2)
-        return torch.cat(squares)
+            found.append(((rows @ rows.mT) * same).sum((1, 2)).clamp_min(0.0).sqrt())
+        return _raised(torch.cat(found), self.absolute(), self.rows.shape[2] + self.positions**2)
+
+    def absolute(self) -> Tensor:
+        return vector_norms(self.rows).sum(1)
+
+    def share(self) -> Tensor:
+        return share(self.absolute(), limit(self.rows.dtype, self.positions * self.rows.shape[2]))
 
     def explicit(self, start: int, stop: int) -> Tensor:
         width = self.rows.shape[2]
@@ -221,7 +318,7 @@ class Lookup(Contribution):
         index = self.tokens[start:stop].unsqueeze(2).expand(-1, -1, width)
         return table.scatter_add_(1, index, self.rows[start:stop].double()).flatten(1)
 
-    def add_clipped(self, factors: Tensor, out: Tensor) -> None:
+    def add_clipped(self, factors: Tensor, out: Tensor, work: Workspace) -> None:
         width = self.rows.shape[2]
         total = torch.zeros(self.entries, width, dtype=torch.float64, device=out.device)
         size = _records_at_a_time(self.positions)
@@ -242,9 +339,17 @@ class Mixed(Contribution):
         self.numel = numel
         self.positions = sum(part.positions for part in parts)
 
-    def squared_norms(self) -> Tensor:
-        squares = [_square(self.explicit(a, b)) for a, b in self._chunks(self.records, self.numel)]
-        return torch.cat(squares) if squares else torch.zeros(0, dtype=torch.float64)
+    def norms(self) -> Tensor:
+        found = [vector_norms(self.explicit(a, b)) for a, b in self._chunks(self.records, self.numel)]
+        if not found:
+            return torch.zeros(0, dtype=torch.float64)
+        return _raised(torch.cat(found), self.absolute(), 2 * (self.positions + len(self.parts)))
+
+    def absolute(self) -> Tensor:
+        return torch.stack([part.absolute() for part in self.parts]).sum(0)
+
+    def share(self) -> Tensor | float:
+        return _product(self.parts)
 
     def explicit(self, start: int, stop: int) -> Tensor:
         total = self.parts[0].explicit(start, stop)
@@ -258,7 +363,8 @@ def combine(parts: Sequence[Contribution], records: int, numel: int) -> Contribu
     if len(parts) == 1:
         return parts[0]
     if all(isinstance(part, Rows) for part in parts):
-        return Rows(torch.stack([part.rows for part in parts if isinstance(part, Rows)]).sum(0))
+        rows = [part for part in parts if isinstance(part, Rows)]
+        return Rows(torch.stack([part.rows for part in rows]).sum(0), kept=_product(rows))
     outer: list[tuple[Tensor, Tensor]] = []
     for part in parts:
         if isinstance(part, Outer):
@@ -270,9 +376,19 @@ def combine(parts: Sequence[Contribution], records: int, numel: int) -> Contribu
     return Mixed(parts, records, numel)
 
 
-def _add_in_groups(records: int, out: Tensor, product: Callable[[slice, Tensor], Tensor]) -> None:
+def _product(parts: Sequence[Contribution]) -> Tensor | float:
+    """The parts' shares together."""
+    kept: Tensor | float = 1.0
+    for part in parts:
+        kept = kept * part.share()
+    return kept
+
+
+def _add_in_groups(
+    records: int, out: Tensor, work: Workspace, product: Callable[[slice, Tensor], Tensor]
+) -> None:
     """`out += ` the sum of `product(block of records, where to put it)`, with few additions to the running sum."""
-    subtotal, fresh = (buffer.view_as(out) for buffer in _buffers(out.numel(), out.dtype, out.device))
+    subtotal, fresh = work.two(out)
     for group in range(0, records, SUM_GROUP):
         product(slice(group, min(group + SUM_BLOCK, records)), subtotal)
         for start in range(group + SUM_BLOCK, min(group + SUM_GROUP, records), SUM_BLOCK):
@@ -280,18 +396,13 @@ def _add_in_groups(records: int, out: Tensor, product: Callable[[slice, Tensor],
         out += subtotal
 
 
-@lru_cache(maxsize=16)
-def _buffers(numel: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Two working buffers, kept: fresh memory costs more than the sums that go into it."""
-    return torch.empty(numel, dtype=dtype, device=device), torch.empty(numel, dtype=dtype, device=device)
+def _raised(norms: Tensor, absolute: Tensor, terms: int) -> Tensor:
+    """Norms of sums over positions as upper bounds: CANCELLATION, and the rounding of the norms themselves.
 
-
-def _norms(vectors: Tensor) -> Tensor:
-    """Norms along the last axis, accumulated and returned in float64."""
-    norms: Tensor = torch.linalg.vector_norm(vectors, dim=-1, dtype=torch.float64)
-    return norms
-
-
-def _square(rows: Tensor) -> Tensor:
-    """Squared norms of the rows, shape (m,), float64."""
-    return _norms(rows).square()
+    Args:
+        norms: as computed, shape (m,): their squares err by `terms` units of the absolute sum's square at most.
+        absolute: the positions' absolute sum, shape (m,).
+        terms: roundings in a row.
+    """
+    slack = math.sqrt(CANCELLATION**2 + terms * torch.finfo(torch.float64).eps)
+    return vector_norms(torch.stack([norms, slack * absolute], dim=1))

@@ -15,6 +15,7 @@ from torch.nn.functional import pad, unfold
 
 from noise_models.errors import UsageError
 from optical_dfa.training.contributions import Contribution, Lookup, Outer, OuterSum, Rows
+from privacy.norms import limit, share, vector_norms
 
 LayerContributions = dict[str, Contribution]
 
@@ -22,8 +23,8 @@ LayerContributions = dict[str, Contribution]
 def linear(layer: nn.Linear, x: Tensor, delta: Tensor) -> LayerContributions:
     """X_i = sum over positions of delta h^T; the bias gets the sum of delta."""
     if delta.ndim == 2:
-        square = torch.linalg.vector_norm(delta, dim=1, dtype=torch.float64).square()
-        return {"weight": Outer(delta, x, square), "bias": Rows(delta, square)}
+        norms = vector_norms(delta)
+        return {"weight": Outer(delta, x, norms), "bias": Rows(delta, norms)}
     rows, cols = delta.flatten(1, -2), x.flatten(1, -2)
     return {"weight": OuterSum([(rows, cols)]), "bias": Rows(rows.sum(1))}
 
@@ -40,11 +41,14 @@ def _grouped_convolution(layer: nn.Conv1d | nn.Conv2d, x: Tensor, delta: Tensor)
     """Groups share no weight, so the per-record gradient is formed group by group (depthwise kernels are small)."""
     groups = layer.groups
     cols = patches(layer, x)
+    kept = share(vector_norms(cols.flatten(1)), limit(x.dtype, delta.shape[1:].numel())) * share(
+        vector_norms(delta.flatten(1)), limit(x.dtype, cols.shape[1:].numel())
+    )
     cols = cols.view(len(x), groups, -1, cols.shape[-1]).double()
     rows = delta.flatten(2).double()
     rows = rows.view(len(x), groups, -1, rows.shape[-1])
     weight = torch.einsum("mgot,mgit->mgoi", rows, cols).flatten(1)
-    return {"weight": Rows(weight.to(delta.dtype)), "bias": Rows(delta.flatten(2).sum(2))}
+    return {"weight": Rows(weight.to(delta.dtype), kept=kept), "bias": Rows(delta.flatten(2).sum(2))}
 
 
 def patches(layer: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ noise, so the noise inside it earns nothing and costs nothing. The guarantee com
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import replace
 from typing import Self
 
@@ -15,9 +16,33 @@ from torch import Tensor
 
 from noise_models.errors import UsageError
 from privacy.ledger import Release
+from privacy.norms import refuse_norm
 from privacy.protocols import Contributions
 from privacy.releases.source import NoiseSource, Parts
 from privacy.releases.step import StepRelease
+
+# Settings that let a library take float32 products in a lower precision.
+_PRECISIONS = (
+    "fp32_precision",
+    "mkldnn.fp32_precision",
+    "mkldnn.matmul.fp32_precision",
+    "mkldnn.conv.fp32_precision",
+    "mkldnn.rnn.fp32_precision",
+    "cudnn.fp32_precision",
+    "cuda.matmul.fp32_precision",
+    "cuda.matmul.allow_tf32",
+)
+# Variables of the libraries, with the value that changes nothing.
+_ENVIRONMENT = {
+    "ONEDNN_DEFAULT_FPMATH_MODE": "STRICT",
+    "DNNL_DEFAULT_FPMATH_MODE": "STRICT",
+    "MKL_BLAS_COMPUTE_MODE": "STANDARD",
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "0",
+    "NVIDIA_TF32_OVERRIDE": "0",
+    "CUBLAS_EMULATE_SINGLE_PRECISION": "0",
+    "HIPBLASLT_ALLOW_TF32": "0",
+    "PYTORCH_MPS_FAST_MATH": "0",
+}
 
 # A step has more than `record_cap` records with at most this probability; it enters delta.
 CAP_MASS = 2.0**-60
@@ -48,14 +73,13 @@ class ClippedRelease(StepRelease):
         Args:
             contributions: the trainer's per-record contributions.
             source: where Z comes from.
-            max_grad_norm: C > 0, finite.
+            max_grad_norm: C, from LEAST_NORM to MOST_NORM.
             expected_batch_size: q·N with the public N; the realised size is never used.
             max_physical_batch_size: records absorbed at a time; None is all of a step's.
         Raises:
             UsageError: a value out of range.
         """
-        if not 0 < max_grad_norm < math.inf:
-            raise UsageError(f"max_grad_norm is {max_grad_norm}; it must be a positive number")
+        refuse_norm(max_grad_norm)
         self.contributions = contributions
         self.source = source
         self.max_grad_norm = max_grad_norm
@@ -92,7 +116,7 @@ class ClippedRelease(StepRelease):
         return replace(ideal, mass=ideal.mass + CAP_MASS)
 
     def _absorb(self, *, first: bool) -> None:
-        refuse_imprecise_products()
+        refuse_imprecise_products(self._sum.device)
         if first:
             if self._in_parts:  # whoever kept the last release must not see this step's sum grow in its place
                 self._sum = torch.zeros_like(self._sum)
@@ -114,9 +138,15 @@ class ClippedRelease(StepRelease):
         self._sum.zero_()
 
 
-def refuse_imprecise_products() -> None:
-    """Refuse settings under which float32 matrix products are not float32 (THEORY T3).
+def refuse_imprecise_products(device: torch.device | str = "cpu") -> None:
+    """Refuse settings under which float32 matrix products are not float32 (THEORY T3), and products that are not.
 
+    Convolutions and recurrent layers are a record's own arithmetic, which is clipped after it; cuDNN takes them in
+    TF32 by default. On the CPU their settings go through the same library as matrix products, and are refused alike.
+    Flags for reduced-precision REDUCTIONS are of half-precision products, which a release has none of.
+
+    Args:
+        device: where the products are taken.
     Raises:
         UsageError: naming the setting.
     """
@@ -124,17 +154,40 @@ def refuse_imprecise_products() -> None:
         precision = torch.get_float32_matmul_precision()
     except RuntimeError:  # a backend's own setting contradicts the global one
         precision = "mixed"
-    for own in (
-        getattr(torch.backends, "fp32_precision", "none"),
-        getattr(torch.backends.mkldnn, "fp32_precision", "none"),
-    ):
-        if own not in ("none", "ieee"):  # newer settings, which the older question does not see
-            precision = own
-    if precision != "highest":
-        raise UsageError(
-            f"float32 matrix products have precision {precision!r}, which overshoots the clip; call "
-            "torch.set_float32_matmul_precision('highest')"
+    if precision in ("high", "medium"):
+        raise _imprecise(
+            f"float32 matrix products have precision {precision!r}",
+            "call torch.set_float32_matmul_precision('highest')",
         )
+    for name in _PRECISIONS:
+        owner: object = torch.backends
+        for part in name.split("."):
+            owner = getattr(owner, part, None)
+        if owner not in (None, "none", "ieee", False):
+            raise _imprecise(f"torch.backends.{name} is {owner!r}", "leave it alone, or set it to 'ieee'")
+    if precision != "highest":
+        raise _imprecise(
+            f"float32 matrix products have precision {precision!r}", "undo the settings of torch.backends"
+        )
+    for name, exact in _ENVIRONMENT.items():
+        value = os.environ.get(name, "").strip()
+        if value.upper() not in ("", exact):
+            raise _imprecise(
+                f"the environment variable {name} is {value!r}", f"start without it, or with {exact}"
+            )
+    exactly = torch.full(
+        (64, 64), 1 + 2.0**-20, device=device
+    )  # a bit that neither bfloat16, TF32 nor half has
+    with torch.autocast(exactly.device.type, enabled=False):
+        if not torch.equal(torch.mm(exactly, torch.eye(64, device=device)), exactly):
+            raise _imprecise(
+                f"a float32 matrix product on {device} came out rounded",
+                "find the setting that makes the library take it in another type",
+            )
+
+
+def _imprecise(what: str, remedy: str) -> UsageError:
+    return UsageError(f"{what}, and a product of lower precision overshoots the clip; {remedy}")
 
 
 def clip_factors(norms: Tensor, max_grad_norm: float) -> Tensor:

@@ -52,6 +52,7 @@ from privacy.releases.step import StepRelease
 
 COVERAGE = 0.95  # share of a batch's records whose signal keeps its full weight
 _TOLERANCE = 1e-3  # of probabilities; far above float32's rounding, far below any other loss's error
+_LEAST_SQUARE = 1e-250  # of a noise scale
 _MARGIN = 1e-9  # relative, on M_i: rounding of sums in float64
 
 ASSUMPTIONS = (
@@ -150,7 +151,7 @@ class LabelRelease(StepRelease):
         self._update = None
         if self.contributions.expected_records():
             # The noise is drawn on the CPU, and the sums are taken there in float64.
-            layers = [layer.mapped(Tensor.cpu) for layer in self.contributions.gated()]
+            layers = [layer.mapped(_settled) for layer in self.contributions.gated()]
             errors = _errors(self.contributions.logits().cpu(), layers)
             _refuse_other_signals(layers, errors, self.contributions.matrices)
             self._batches.append(_Batch(layers, errors))
@@ -195,7 +196,10 @@ class LabelRelease(StepRelease):
         largest = (cast(Tensor, joint) / whole).amax(1).sqrt() * (1 + _MARGIN)
         weights = 1 / largest.clamp_min(1.0)
         if not bool((weights * largest <= 1 + 1e-12).all()):  # NaN fails too
-            raise UsageError("the privacy loss of a record cannot be bounded; an activation is not finite")
+            raise UsageError(
+                "the privacy loss of a record cannot be bounded: an activation is not finite, or the feedback matrix "
+                "is beyond 1e150"
+            )
         return [math.sqrt(scale * whole) for scale in scales], weights
 
     def _leverages(self, layer: GatedLayer) -> Tensor:
@@ -229,11 +233,20 @@ def shifts(matrix: Tensor) -> Tensor:
     return (matrix[:, first] - matrix[:, second]).square().T
 
 
+def _settled(x: Tensor) -> Tensor:
+    """On the CPU, without subnormals: whether a product sees those or zero is up to the thread that computes it."""
+    x = x.cpu()
+    return torch.where(x.abs() < torch.finfo(x.dtype).tiny, 0.0, x)
+
+
 def _covering(square: Tensor) -> float:
-    """A squared scale that COVERAGE of the records' squared losses do not exceed; 1 where nothing is lost at all."""
+    """A squared scale that COVERAGE of the records' squared losses do not exceed; 1 where nothing is lost at all.
+
+    It is no smaller than _LEAST_SQUARE, beside which squares that underflow are nothing.
+    """
     worst = square.amax(1)
     level = float(worst.kthvalue(max(1, math.ceil(COVERAGE * len(worst)))).values)
-    return next((value for value in (level, float(worst.max())) if value > 0), 1.0)
+    return next((max(value, _LEAST_SQUARE) for value in (level, float(worst.max())) if value > 0), 1.0)
 
 
 def _errors(logits: Tensor, layers: list[GatedLayer]) -> Tensor:

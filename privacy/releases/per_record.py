@@ -27,6 +27,7 @@ from noise_models.errors import UsageError
 from privacy.certificates import Certificate, Finding, public_findings, realised_findings
 from privacy.gated import GatedContributions, GatedLayer, joined
 from privacy.ledger import Release
+from privacy.norms import joint_norms, limit, refuse_norm, rounded_down, vector_norms, within
 from privacy.releases.clipped import (
     CAP_MASS,
     clip_factors,
@@ -77,15 +78,14 @@ class PerRecordRelease(StepRelease):
         Args:
             contributions: the trainer's, with gates.
             source: where g comes from.
-            max_grad_norm: C > 0, finite.
+            max_grad_norm: C, from LEAST_NORM to MOST_NORM.
             expected_batch_size: q·N with the public N; the realised size is never used.
             activation_floor: h_min > 0, public.
             derivative_floor: φ'_min > 0, public.
         Raises:
             UsageError: a value out of range.
         """
-        if not 0 < max_grad_norm < math.inf:
-            raise UsageError(f"max_grad_norm is {max_grad_norm}; it must be a positive number")
+        refuse_norm(max_grad_norm)
         for option, value in (("activation_floor", activation_floor), ("derivative_floor", derivative_floor)):
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
                 raise UsageError(f"release option {option}={value!r}: it must be a positive number")
@@ -134,7 +134,7 @@ class PerRecordRelease(StepRelease):
 
     def _absorb(self, *, first: bool) -> None:
         """Draw each record's noise, clip its error, and add its contribution to the step's sum."""
-        refuse_imprecise_products()
+        refuse_imprecise_products(self._sum.device)
         if first:  # whoever kept the last release must not see this step's sum grow in its place
             self._sum, self._records = torch.zeros_like(self._sum), 0
             self._noise.zero_()
@@ -144,10 +144,8 @@ class PerRecordRelease(StepRelease):
     def _take(self, layers: list[GatedLayer]) -> None:
         self._records += len(layers[0].inputs)
         refuse_excess(self._records, self._cap, self.expected_batch_size)
-        norms = torch.zeros(len(layers[0].inputs), dtype=torch.float64, device=self._sum.device)
-        for layer in layers:
-            norms += _square(layer.signal) * _square(layer.inputs)
-        factors = clip_factors(norms.sqrt(), self.sensitivity)
+        norms = joint_norms([_norms(layer) for layer in layers], self._sum.dtype)
+        factors = rounded_down(clip_factors(norms, self.sensitivity), self._sum.dtype)
         layers = [_silenced(layer, factors != 0) for layer in layers]  # 0·inf is not 0
         layers = [
             replace(layer, signal=factors.to(layer.signal.dtype).unsqueeze(1) * layer.signal)
@@ -194,10 +192,11 @@ class PerRecordRelease(StepRelease):
         self._noise.zero_()
 
 
-def _square(rows: Tensor) -> Tensor:
-    """Squared norms of the rows, shape (m,), float64."""
-    norms: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
-    return norms.square()
+def _norms(layer: GatedLayer) -> Tensor:
+    """Upper bounds on the norms of the records' noiseless contributions to the layer, shape (m,), float64."""
+    dtype, n, d = layer.signal.dtype, layer.signal.shape[1], layer.inputs.shape[1]
+    signals = within(vector_norms(layer.signal), limit(dtype, d))
+    return signals * within(vector_norms(layer.inputs), limit(dtype, n))
 
 
 def _silenced(layer: GatedLayer, kept: Tensor) -> GatedLayer:

@@ -9,7 +9,6 @@ significance of the least significant bits for differential privacy). It becomes
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any, Protocol, cast
@@ -21,6 +20,7 @@ from noise_models.errors import UsageError
 from noise_models.generator import NoiseGenerator
 from noise_models.integer_sampler import TABLE_MASS, SkellamSampler, table_size
 from privacy.integer_contributions import EXACT_FLOAT32, Factors, add_exactly, integers, least_bound
+from privacy.norms import refuse_norm
 from privacy.protocols import Contributions
 from privacy.releases.clipped import refuse_imprecise_products
 from privacy.releases.source import Cost, NoiseSource, Parts
@@ -109,15 +109,14 @@ class SkellamRelease(StepRelease):
         Args:
             contributions: the trainer's per-record contributions.
             noise, coins: of the noise, and of the rounding.
-            max_grad_norm: C > 0, finite.
+            max_grad_norm: C, from LEAST_NORM to MOST_NORM.
             expected_batch_size: q·N with the public N.
             grid_steps: D, the clipping norm in steps of the public grid; by default as many as keep the growth of a
                 norm by rounding below a twentieth of its square.
         Raises:
             UsageError: a value out of range.
         """
-        if not 0 < max_grad_norm < math.inf:
-            raise UsageError(f"max_grad_norm is {max_grad_norm}; it must be a positive number")
+        refuse_norm(max_grad_norm)
         steps = (
             least_bound([p.shape for p in contributions.parameters.values()])
             if grid_steps is None
@@ -149,7 +148,7 @@ class SkellamRelease(StepRelease):
             ) from error
 
     def _absorb(self, *, first: bool) -> None:
-        refuse_imprecise_products()
+        refuse_imprecise_products(self._sum.device)
         if first:
             self._sum.zero_()
         with torch.autocast(self._sum.device.type, enabled=False):

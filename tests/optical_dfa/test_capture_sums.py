@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 
@@ -422,3 +423,66 @@ def test_rounding_bound_grows_with_records_positions_and_parts() -> None:
     )
     assert 0 < capture.rounding(10) < capture.rounding(10_000) < capture.rounding(10_000, 5000) < 1e-3
     assert capture.rounding(10_000) < long.rounding(10_000)
+
+
+# ---- un-noised sums in working memory
+
+
+def large_batch(seed: int) -> tuple[Capture, Callable[[], Tensor]]:
+    """A capture of two blocks of records, and its clipped sum, taken when called."""
+    aligned = align(seeded(CASES["mlp"][0], torch.float32), show=None)
+    capture = captured(aligned, 200)
+    x, y = normal(200, 5, seed=seed, dtype=torch.float32), whole(200, seed=seed)
+
+    def total() -> Tensor:
+        cross_entropy(aligned(x), y).backward()
+        return clipped_sum(capture, 0.5)[1]
+
+    return capture, total
+
+
+def test_sums_taken_at_once_do_not_share_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another engine's sum, taken between two products of this one's, as a thread might."""
+    (_, first), (_, second) = large_batch(1), large_batch(2)
+    expected, other, mm, inside = first(), second(), torch.mm, []
+
+    def interrupted(*args: Tensor, **named: Tensor) -> Tensor:
+        if not inside:
+            inside.append(True)
+            assert torch.equal(second(), other)
+            inside.pop()
+        return mm(*args, **named)
+
+    monkeypatch.setattr(torch, "mm", interrupted)
+    assert torch.equal(first(), expected)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_no_sum_is_left_in_working_memory(fails: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even by a step that fails half way."""
+    capture, total = large_batch(1)
+    expected = total()
+    buffers = [x for x in vars(capture._work).values() if isinstance(x, Tensor)]
+    assert buffers
+    assert not any(bool(x.any()) for x in buffers)
+    if fails:
+
+        def stop(*args: object, **named: object) -> Tensor:
+            raise RuntimeError("interrupted")
+
+        monkeypatch.setattr(torch, "mv", stop)
+        with pytest.raises(RuntimeError, match="interrupted"):
+            total()
+        monkeypatch.undo()
+    else:
+        assert torch.equal(total(), expected)
+    assert not any(bool(x.any()) for x in vars(capture._work).values() if isinstance(x, Tensor))
+
+
+def test_a_copy_of_a_capture_has_its_own_working_memory() -> None:
+    capture, total = large_batch(1)
+    total()
+    twin = copy.deepcopy(capture._work)
+    assert vars(twin) == {"_buffer": None}
+    mine, theirs = capture._work.two(torch.zeros(3)), twin.two(torch.zeros(3))
+    assert mine[0].data_ptr() != theirs[0].data_ptr()

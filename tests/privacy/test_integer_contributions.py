@@ -77,6 +77,46 @@ def test_no_record_is_above_the_bound_whatever_it_holds(
         assert sum(x * x for x in record) <= bound**2
 
 
+@given(st.data())
+@settings(max_examples=150, deadline=None)
+def test_no_record_is_above_the_bound_at_the_ends_of_the_range(data: st.DataObject) -> None:
+    """Rows and columns of any scale, apart by hundreds of decades; subnormals flushed or not."""
+    dtype = data.draw(st.sampled_from([torch.float32, torch.float64]))
+    most = {torch.float32: 38, torch.float64: 300}[dtype]
+    given = stack(4, data.draw(st.integers(0, 2**31)), 1.0, torch.float64)
+    scaled = []
+    for part in given:
+        rows, cols = (10.0 ** data.draw(st.floats(-most - 7, most)) for _ in range(2))
+        scaled.append(
+            Factors(
+                part.offset,
+                (part.rows * rows).to(dtype),
+                None if part.cols is None else (part.cols * cols).to(dtype),
+            )
+        )
+    bound = data.draw(st.sampled_from([256, 1 << 13, 1 << 20]))
+    norm = 10.0 ** data.draw(st.floats(-12, 12))
+    torch.set_flush_denormal(data.draw(st.booleans()))
+    try:
+        found = integers(scaled, grid=bound / norm, bound=bound, coins=coins())
+    finally:
+        torch.set_flush_denormal(False)
+    for record in whole(found).tolist():
+        assert sum(x * x for x in record) <= bound**2
+    out = torch.zeros(58, dtype=torch.float64)
+    for part in found:
+        add_exactly(part, bound, out)
+    assert torch.equal(out, whole(found).sum(0).double())
+
+
+@pytest.mark.parametrize("sizes", [(1e-163, 1e153), (1e153, 1e-163), (1e-200, 1e199), (1e-30, 1e300)])
+def test_factors_far_apart_are_bounded_or_silent_in_double_precision(sizes: tuple[float, float]) -> None:
+    """Their squares leave the range although the product does not."""
+    rows, cols = (torch.full((1, 4), size, dtype=torch.float64) for size in sizes)
+    (found,) = integers([Factors(0, rows, cols)], grid=256 / 1e-12, bound=256, coins=coins())
+    assert not written_out(found).any()
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 3e38, 1e-42])
 @pytest.mark.parametrize("where", ["rows", "cols"])
 def test_records_out_of_range_are_silent_or_bounded_and_touch_no_other(value: float, where: str) -> None:

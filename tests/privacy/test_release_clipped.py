@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,13 @@ from torch import Tensor, nn
 
 from noise_models.errors import UsageError
 from noise_models.generator import NORMAL_TAIL_MASS, NoiseGenerator
-from privacy.releases.clipped import CAP_MASS, ClippedRelease, clip_factors, record_cap
+from privacy.releases.clipped import (
+    CAP_MASS,
+    ClippedRelease,
+    clip_factors,
+    record_cap,
+    refuse_imprecise_products,
+)
 from privacy.releases.digital import DigitalNoise
 from privacy.releases.source import Cost, NoiseSource
 
@@ -203,7 +210,7 @@ def test_more_records_than_the_public_size_explains_are_refused() -> None:
             release.absorb(first=True)
 
 
-@pytest.mark.parametrize("norm", [0.0, -1.0, math.inf, math.nan])
+@pytest.mark.parametrize("norm", [0.0, -1.0, math.inf, math.nan, 9e-13, 1.1e12, 1e-300])
 def test_clipping_norms_out_of_range_are_refused(norm: float) -> None:
     with pytest.raises(UsageError, match="max_grad_norm") as error:
         make(Stacks(3), Silence(), max_grad_norm=norm)
@@ -219,3 +226,82 @@ def test_reduced_precision_products_are_refused(precision: str) -> None:
             release.absorb(first=True)
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize(
+    "name", ["mkldnn.matmul", "mkldnn.conv", "mkldnn.rnn", "mkldnn", "cudnn", "cuda.matmul", ""]
+)
+def test_reduced_precision_of_one_backend_is_refused_by_name(name: str) -> None:
+    owner: Any = torch.backends
+    for part in filter(None, name.split(".")):
+        owner = getattr(owner, part)
+    stacks = Stacks(3)
+    stacks.rows = torch.ones(1, 3)
+    release = make(stacks, Silence())
+    before = owner.fp32_precision
+    owner.fp32_precision = "tf32"
+    try:
+        with pytest.raises(UsageError, match=r"fp32_precision is 'tf32'.*overshoots") as error:
+            release.absorb(first=True)
+        assert "\n" not in str(error.value)
+    finally:
+        owner.fp32_precision = before
+    release.absorb(first=True)
+
+
+def test_tf32_by_its_older_name_is_refused() -> None:
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        with pytest.raises(UsageError, match="overshoots"):
+            refuse_imprecise_products()
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = False
+    refuse_imprecise_products()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "refused"),
+    [
+        ("ONEDNN_DEFAULT_FPMATH_MODE", "BF16", True),
+        ("ONEDNN_DEFAULT_FPMATH_MODE", "any", True),
+        ("ONEDNN_DEFAULT_FPMATH_MODE", "TF32", True),
+        ("ONEDNN_DEFAULT_FPMATH_MODE", "F16", True),
+        ("ONEDNN_DEFAULT_FPMATH_MODE", "STRICT", False),
+        ("ONEDNN_DEFAULT_FPMATH_MODE", "strict", False),
+        ("ONEDNN_DEFAULT_FPMATH_MODE", "", False),
+        ("DNNL_DEFAULT_FPMATH_MODE", "BF16", True),
+        ("MKL_BLAS_COMPUTE_MODE", "FLOAT_TO_BF16", True),
+        ("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "1", True),
+        ("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "0", False),
+        ("NVIDIA_TF32_OVERRIDE", "1", True),
+        ("NVIDIA_TF32_OVERRIDE", "0", False),
+        ("CUBLAS_EMULATE_SINGLE_PRECISION", "1", True),
+        ("HIPBLASLT_ALLOW_TF32", "1", True),
+        ("PYTORCH_MPS_FAST_MATH", "1", True),
+    ],
+)
+def test_variables_that_lower_the_precision_are_refused_by_name(
+    name: str, value: str, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the library makes of them on this machine."""
+    stacks = Stacks(3)
+    stacks.rows = torch.ones(1, 3)
+    release = make(stacks, Silence())
+    monkeypatch.setenv(name, value)
+    if not refused:
+        release.absorb(first=True)
+        return
+    with pytest.raises(UsageError, match=f"{name} is '{value}'.*overshoots") as error:
+        release.absorb(first=True)
+    assert "\n" not in str(error.value)
+
+
+def test_products_that_come_out_rounded_are_refused_whatever_made_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A setting nobody listed."""
+    release, mm = make(Stacks(3), Silence()), torch.mm
+    for kind in (torch.bfloat16, torch.float16):
+        monkeypatch.setattr(torch, "mm", lambda a, b, kind=kind: mm(a.to(kind).float(), b.to(kind).float()))
+        with pytest.raises(UsageError, match="came out rounded"):
+            release.absorb(first=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,56 @@ def test_no_records_label_costs_more_than_the_ledger_says_and_some_costs_just_th
     assert spent.max() <= 1 + 1e-6
     assert spent.max() >= 1 - 1e-6
     assert (costs <= 1 + 1e-6).mean() >= COVERAGE
+
+
+@cache
+def absorbed() -> tuple[Step, list[GatedLayer]]:
+    step = Step(12, 1)
+    return step, step.absorb()
+
+
+@given(st.floats(-320, 140), st.floats(-30, 5), st.integers(0, 10**6))
+@settings(max_examples=60, deadline=None)
+def test_no_label_costs_more_at_any_size_of_the_feedback(exponent: float, spread: float, seed: int) -> None:
+    """Squares of a feedback matrix that underflow: the cost, in extended precision, stays what the ledger says."""
+    rows = 10.0 ** (
+        spread * torch.rand(6, 1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    )
+    check_costs(rows * 10.0**exponent)
+
+
+@pytest.mark.parametrize("exponent", [-161.33, -160.67, -160.33, -160.0, -155.0, -140.0])
+def test_no_label_costs_more_where_squares_underflow(exponent: float) -> None:
+    check_costs(torch.full((6, 1), 10.0**exponent, dtype=torch.float64))
+
+
+def check_costs(sizes: Tensor) -> None:
+    """Of every record and pair of labels, for the feedback matrix times this, in extended precision."""
+    step, layers = absorbed()
+    b = feedback(step) * sizes
+    scales, weights = step.release._public_scales(layers, [b, torch.eye(CLASSES, dtype=torch.float64)])
+    assert min(scales) > 1e-140  # far above where normal numbers end
+    costs = np.zeros((12, math.comb(CLASSES, 2)), dtype=np.longdouble)
+    for layer, scale, matrix in zip(
+        layers, scales, (b, torch.eye(CLASSES, dtype=torch.float64)), strict=True
+    ):
+        exact = matrix.numpy().astype(np.longdouble) / np.longdouble(scale)
+        for number, (first, second) in enumerate(combinations(range(CLASSES), 2)):
+            shift = (exact[:, first] - exact[:, second]) ** 2
+            costs[:, number] += step.release._leverages(layer).numpy() @ shift
+    assert float((np.sqrt(costs).max(1) * weights.numpy()).max()) <= 1
+
+
+@pytest.mark.parametrize("what", ["inputs", "gate"])
+def test_public_factors_have_no_subnormals(what: str) -> None:
+    """A thread that flushes them would see another leverage than the one that sums."""
+    step = Step(12)
+    if what == "inputs":
+        step.x[3] = 1e-40
+    else:
+        step.x[3] = 20.0  # 1 - tanh(a)²
+    factors = [getattr(layer, what) for layer in step.absorb()]
+    assert all(bool(((x == 0) | (x.abs() >= torch.finfo(x.dtype).tiny)).all()) for x in factors)
 
 
 def test_what_is_released_is_the_weighted_sum_of_the_equations() -> None:

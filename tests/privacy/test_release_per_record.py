@@ -60,6 +60,26 @@ def test_without_noise_it_is_the_sum_of_clipped_contributions(scale: float) -> N
         torch.testing.assert_close(found[layer.name].double(), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("signal", "inputs"),
+    [(1e12, 2.6e32), (2.6e32, 1e12), (1e12, 8e31), (1e-38, 1e38), (1e-10, 1e33), (2e25, 1.0)],
+)
+@pytest.mark.parametrize("flush", [False, True])
+def test_no_record_is_above_the_clip_at_the_ends_of_the_range(
+    signal: float, inputs: float, flush: bool
+) -> None:
+    """A factor or a scaled signal among subnormals was rounded up, and met a large input."""
+    batch = layers(1)
+    for name, size in (("signal", signal), ("inputs", inputs)):
+        getattr(batch[0], name).copy_(torch.full_like(getattr(batch[0], name), size))
+    torch.set_flush_denormal(flush)
+    try:
+        found = step(make(Gated(batch)), Gated(batch), batch, z=0.0)
+    finally:
+        torch.set_flush_denormal(False)
+    assert math.sqrt(sum(float(x.double().square().sum()) for x in found.values())) <= C * (1 + 1e-6)
+
+
 def test_the_output_layer_has_no_noise_and_the_hidden_one_has_that_of_the_equation() -> None:
     """4000 steps of the same batch: each row k ~ N(mean, sigma² Σ_i φ'_ik² h_i h_i^T). False alarm 1e-6 a quantile."""
     batch = layers(4)
