@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from importlib import import_module
 from importlib.metadata import version
+from inspect import signature
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -29,9 +30,11 @@ from noise_models.calibration import Calibration
 from noise_models.errors import UsageError
 from noise_models.generator import NoiseGenerator, derive_seed
 from privacy import accounting, health_log
+from privacy.fixed import Fixed
 from privacy.guarantee import Guarantee
 from privacy.kind import Kind
 from privacy.ledger import Ledger, Release
+from privacy.opacus_arguments import refuse_arguments, refuse_reduction
 from privacy.optimizer import PrivateOptimizer
 from privacy.plan import Plan, refuse_types
 from privacy.protocols import PrivateModule
@@ -53,14 +56,23 @@ class BudgetExhaustedError(RuntimeError):
     """The next release would pass the target epsilon; nothing was released."""
 
 
-class PrivacyEngine:
-    """Holds the ledger and the accountant of one private run.
+class PrivacyEngine(Fixed):
+    """Holds the ledger and the accountant of one private run. Its attributes are read-only."""
 
-    Attributes:
-        ledger: the record of every release; None before `make_private`.
-        step: the release of a step; None before `make_private`.
-        source: where its noise comes from; None before `make_private`.
-    """
+    # Until `make_private` has settled them.
+    _changing = frozenset(
+        {
+            "_ledger",
+            "_step_release",
+            "_accountant",
+            "_limit",
+            "_epochs",
+            "_terms",
+            "_rate",
+            "_beta",
+            "_failed",
+        }
+    )
 
     def __init__(
         self,
@@ -73,6 +85,7 @@ class PrivacyEngine:
         calibration: Calibration | None = None,
         before_writing: Callable[[], None] | None = None,
         assumptions: Sequence[str] = (),
+        **opacus: Any,
     ) -> None:
         """
         Args:
@@ -87,10 +100,13 @@ class PrivacyEngine:
             before_writing: called by `make_private` once everything was checked, just before the ledger is
                 created or continued.
             assumptions: what the caller takes for granted besides; printed with the guarantee.
+            **opacus: Opacus' other arguments, where they ask for nothing else (`secure_mode`).
+        Raises:
+            UsageError: an argument that there is not.
         """
-        self.ledger: Ledger | None = None
-        self.step: StepRelease | None = None
-        self.source: NoiseSource | None = None
+        refuse_arguments("PrivacyEngine", opacus, _arguments(PrivacyEngine.__init__))
+        self._ledger: Ledger | None = None
+        self._step_release: StepRelease | None = None
         self._path = None if ledger is None else Path(ledger)
         self._resume = resume
         self._seed = reproducible_seed
@@ -105,6 +121,22 @@ class PrivacyEngine:
         self._rate = 1.0
         self._beta = 0.0
         self._failed = False
+        self._fix()
+
+    @property
+    def ledger(self) -> Ledger | None:
+        """The record of every release; None before `make_private`."""
+        return self._ledger
+
+    @property
+    def step(self) -> StepRelease | None:
+        """The release of a step; None before `make_private`."""
+        return self._step_release
+
+    @property
+    def source(self) -> NoiseSource | None:
+        """Where its noise comes from; None before `make_private`."""
+        return None if self._step_release is None else self._step_release.source
 
     # ---- the Opacus-style face
 
@@ -123,6 +155,7 @@ class PrivacyEngine:
         target_epsilon: float | None = None,
         target_delta: float | None = None,
         release_options: Mapping[str, Any] | None = None,
+        **opacus: Any,
     ) -> tuple[ModuleT, PrivateOptimizer, PrivateLoader]:
         """Train `module` privately from now on.
 
@@ -141,6 +174,7 @@ class PrivacyEngine:
             target_epsilon: a budget; a release that would pass it raises BudgetExhaustedError.
             target_delta: delta of the budget and of the ledger's statement.
             release_options: the release's own settings (`privacy.releases.Terms.options`).
+            **opacus: Opacus' other arguments, where they ask for nothing else.
         Returns:
             (module, optimizer, loader) to use in place of the given ones.
         Raises:
@@ -148,6 +182,7 @@ class PrivacyEngine:
             DeviceError: the device's dark frames are not as credited, or its calibration does not serve; the ledger
                 says why.
         """
+        _refuse_other_arguments(self.make_private, opacus, module)
         refuse_types({"noise_multiplier": noise_multiplier}, {})
         if not 0 < noise_multiplier <= MOST_NOISE:
             raise UsageError(
@@ -186,12 +221,14 @@ class PrivacyEngine:
         public_size: int | None = None,
         max_physical_batch_size: int | None = None,
         release_options: Mapping[str, Any] | None = None,
+        **opacus: Any,
     ) -> tuple[ModuleT, PrivateOptimizer, PrivateLoader]:
         """As `make_private`, with the least noise that keeps `epochs` epochs within the target.
 
         Raises:
             UsageError: as `make_private`, or a target that no noise reaches.
         """
+        _refuse_other_arguments(self.make_private_with_epsilon, opacus, module)
         refuse_types({"target_epsilon": target_epsilon, "target_delta": target_delta}, {"epochs": epochs})
         if epochs < 1:
             raise UsageError(f"epochs is {epochs}; it must be at least 1")
@@ -277,8 +314,13 @@ class PrivacyEngine:
         options: Mapping[str, Any],
     ) -> tuple[ModuleT, PrivateOptimizer, PrivateLoader]:
         """`noise_multiplier` is asked once the cost of one step is known."""
-        if self.ledger is not None:
+        if self._ledger is not None:
             raise UsageError("this engine already serves a module; take a new PrivacyEngine for another")
+        if target_delta is not None and not 0 < target_delta < 1 / plan.size:
+            raise UsageError(
+                f"target_delta is {target_delta:g}; it must be positive and below 1/N = {1 / plan.size:.3g}, or "
+                "publishing whole records would pass for private"
+            )
         self._terms = terms(release)
         refuse_unknown_options(release, options)
         norm = _clipping_norm(max_grad_norm, release)
@@ -311,7 +353,13 @@ class PrivacyEngine:
                     plan.loader, plan.sample_rate, plan.steps, coins, plan.max_physical_batch_size
                 )
             private = PrivateOptimizer(
-                optimizer, capture.parameters, module, lambda: self._step(loader, step, sigma)
+                optimizer,
+                capture,
+                module,
+                lambda: self._step(loader, step, sigma),
+                noise_multiplier=sigma,
+                max_grad_norm=max_grad_norm,
+                expected_batch_size=plan.expected_batch_size,
             )
             undo.callback(private.hand_back)
             ledger = self._open(header, resumed)
@@ -335,17 +383,20 @@ class PrivacyEngine:
             undo.pop_all()
         capture.expected_records = lambda: _pending(loader)
         capture.mask_seed = lambda: int(masks.uint64(1)[0])
-        self.ledger, self.step, self.source = ledger, step, source
+        self._ledger, self._step_release = ledger, step
+        for part in (step, source):
+            part._fix()
+        self._fix(frozenset({"_failed"}))
         return module, private, loader
 
     def _step(self, loader: PrivateLoader, step: StepRelease, noise_multiplier: float) -> Tensor | None:
         """One `optimizer.step()`: take the batch in; if it completes the step, write the ledger and release."""
-        batch, ledger = loader.current, self.ledger
+        batch, ledger = loader.pending, self._ledger
         if self._failed:
             raise UsageError(
                 "an earlier step failed half-way, so no further one is released; resume from the ledger"
             )
-        if batch is None or batch.stepped or ledger is None:
+        if batch is None or ledger is None:
             raise UsageError("step() without a new batch from the private loader; step once on every batch")
         spent = self._limit is not None and (
             ledger.count() >= self._limit or (self._terms.public_batches and batch.epoch >= self._epochs)
@@ -356,12 +407,12 @@ class PrivacyEngine:
             )
         if batch.records and not step.contributions.taught:
             raise UsageError(
-                "no backward pass has reached this batch; never leave one out (a record that is not finite already "
-                "contributes zero)"
+                "no backward pass has reached this batch, or zero_grad() dropped it; never leave one out (a record "
+                "that is not finite already contributes zero)"
             )
         try:
             step.absorb(first=batch.first)
-            batch.stepped = True
+            loader._note_step()
             if not batch.final:
                 return None
             with health_log.noting_failures(ledger, "step"):
@@ -406,6 +457,7 @@ class PrivacyEngine:
         parts = Parts(
             device=face.backend,
             generator=lambda name: self._generator(name, resumed),
+            diagnoses=self._unsafe,
             start_capture=face.start_capture,
             max_grad_norm=max_grad_norm,
             expected_batch_size=plan.expected_batch_size,
@@ -501,6 +553,17 @@ def _private_face(module: nn.Module) -> PrivateModule:
     )
 
 
+def _refuse_other_arguments(call: Callable[..., Any], opacus: Mapping[str, Any], module: object) -> None:
+    """Opacus' arguments, and others, that `call` does not name."""
+    given = dict(opacus)
+    refuse_reduction(given.pop("loss_reduction", None), getattr(module, "loss_reduction", "mean"))
+    refuse_arguments(call.__name__, given, _arguments(call))
+
+
+def _arguments(call: Callable[..., Any]) -> list[str]:
+    return [name for name, p in signature(call).parameters.items() if p.kind is p.KEYWORD_ONLY]
+
+
 def _clipping_norm(given: float | None, release: str) -> float:
     """C; 1 where the release does not clip."""
     if not terms(release).clips:
@@ -517,8 +580,8 @@ def _clipping_norm(given: float | None, release: str) -> float:
 
 def _pending(loader: PrivateLoader) -> int | None:
     """Records of the batch that still awaits its step."""
-    batch = loader.current
-    return None if batch is None or batch.stepped else batch.records
+    batch = loader.pending
+    return None if batch is None else batch.records
 
 
 def _refuse_distributed() -> None:

@@ -8,8 +8,8 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from noise_models.errors import UsageError
+from privacy.records import map_style, tell_unused
 from privacy.releases.clipped import SIZE_SLACK
-from privacy.sampling import map_style
 
 
 def refuse_types(real: Mapping[str, object], whole: Mapping[str, object]) -> None:
@@ -53,3 +53,4 @@ class Plan:
         self.expected_batch_size = batch
         self.steps = max(1, round(self.size / batch))
         self.max_physical_batch_size = max_physical_batch_size
+        tell_unused(loader)

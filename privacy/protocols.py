@@ -44,6 +44,12 @@ class Contributions(Protocol):
             batches: physical batches they come in.
         """
 
+    def forget_passes(self) -> None:
+        """Drop what backward passes have added since the batch was handed out; forward passes already made still count.
+
+        What `optimizer.zero_grad()` does to gradients. Batches taken in before stay.
+        """
+
     def clear(self) -> None:
         """Forget the batch."""
 

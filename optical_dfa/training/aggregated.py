@@ -103,6 +103,10 @@ class AggregatedCapture(Capture):
         self._lifted = lifted
         return [lifted.new_zeros(1, 1).expand(len(lifted), point.width) for point in self._points]
 
+    def forget_passes(self) -> None:
+        super().forget_passes()
+        self._lifted, self._placed = None, False
+
     def clear(self) -> None:
         super().clear()
         self._lifted, self._placed = None, False

@@ -314,6 +314,11 @@ class Capture:
         device = next(iter(self.parameters.values())).device
         return torch.autocast(device.type, enabled=False)
 
+    def forget_passes(self) -> None:
+        """Drop what backward passes have added since the batch was handed out."""
+        self.uses = []
+        self._contributions = None
+
     def clear(self) -> None:
         """Forget the batch, and let no backward pass bring it back."""
         self.generation += 1

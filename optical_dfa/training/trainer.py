@@ -272,8 +272,6 @@ class _Run:
             made = self.engine.make_private(**shared, noise_multiplier=sigma, target_epsilon=config.epsilon)
         self.module, self.optimizer, self.loader = made
         self.steps_an_epoch = len(self.loader)
-        if isinstance(self.engine.step, PerRecordRelease):
-            self.engine.step.diagnoses = config.unsafe_diagnostics
         if self.folder is not None and isinstance(self.engine.source, DarkFrameNoise):
             self.folder.write_json(CALIBRATION, self.engine.source.histogram())
             if self.calibration is not None:

@@ -34,6 +34,7 @@ class ClippedRelease(StepRelease):
     """
 
     mechanism = "gaussian"
+    _changing = StepRelease._changing | {"_sum", "_records"}
 
     def __init__(
         self,

@@ -46,6 +46,7 @@ class DeviceEntropyNoise(NoiseSource):
     """
 
     name = "device-entropy"
+    _changing = frozenset({"_releases", "_rekeyed"})
     assumptions = (
         "the key is secret: the min-entropy of the dark frames is at least a third of what SP 800-90B's estimators "
         "found in it, or the operating system's entropy is secret (HMAC-SHA-256 of both makes either suffice)",

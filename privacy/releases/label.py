@@ -98,6 +98,7 @@ class LabelRelease(StepRelease):
 
     mechanism = "label-gaussian"
     assumptions = ASSUMPTIONS
+    _changing = StepRelease._changing | {"_batches", "_update"}
 
     def __init__(
         self,
