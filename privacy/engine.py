@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 import secrets
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from importlib import import_module
@@ -42,6 +43,7 @@ from privacy.releases import refuse_unknown_options, terms
 from privacy.releases.source import NoiseSource, Parts
 from privacy.releases.step import StepRelease
 from privacy.sampling import PoissonLoader, PrivateLoader, PublicLoader
+from privacy.secrecy import draws_from_the_process, foreign, unsecret
 from privacy.validation import Validation, validate
 from privacy.weights import ANNOUNCED
 
@@ -341,7 +343,16 @@ class PrivacyEngine(Fixed):
             step.check_noise(sigma)
             event = step.event(self._rate, sigma)
             self._refuse_worthless(event, target_delta)
-            header = self._header(face, event, step, plan, max_grad_norm, target_epsilon, target_delta)
+            reasons = _not_secret(face, step)
+            header = self._header(
+                face, event, step, plan, max_grad_norm, target_epsilon, target_delta, reasons
+            )
+            if reasons and self._seed is None:
+                warnings.warn(
+                    f"the guarantee of this run is of kind none: {reasons[0]}; leave noise= of align out, or give it "
+                    'NoiseGenerator.secure("device")',
+                    stacklevel=3,
+                )
             epoch = 0 if resumed is None else 1 + max((row.epoch for row in resumed.tally()), default=-1)
             if self._terms.public_batches:
                 header["batches_seed"] = self._batches_seed(resumed)
@@ -498,10 +509,18 @@ class PrivacyEngine(Fixed):
         max_grad_norm: float | None,
         target_epsilon: float | None,
         target_delta: float | None,
+        reasons: Sequence[str],
     ) -> dict[str, Any]:
-        """Everything the audit needs; equal for every part of a run."""
+        """Everything the audit needs; equal for every part of a run.
+
+        Args:
+            reasons: why the run's randomness is not secret.
+        """
         source = step.source
-        secret = self._seed is None and all(generator.secret for generator in source.generators)
+        secret = self._seed is None and not reasons
+        told = (
+            [] if self._seed is not None else [f"NOT so: randomness is secret ({text})" for text in reasons]
+        )
         return {
             "release": source.name,
             "adjacency": self._terms.adjacency.value,
@@ -522,7 +541,7 @@ class PrivacyEngine(Fixed):
             "calibration_beta": source.beta,
             "calibration": health_log.identity(source.calibration),
             "credit": source.describe(),
-            "assumptions": [*source.assumptions, *self._assumptions, *step.assumptions],
+            "assumptions": [*told, *source.assumptions, *self._assumptions, *step.assumptions],
             "module": module.describe(),
             "version": version("optical-dfa"),
         }
@@ -551,6 +570,17 @@ def _private_face(module: nn.Module) -> PrivateModule:
         f"module is a {type(module).__name__}; give the aligned module itself: optical_dfa.align(module, "
         'rule="dfa"), or rule="bp" for backpropagation (compiled and parallel wrappers are not supported)'
     )
+
+
+def _not_secret(module: PrivateModule, step: StepRelease) -> tuple[str, ...]:
+    """Why the randomness of the run's passes and of its noise is not secret; () where it is."""
+    device, rule = module.backend, getattr(module, "rule", None)
+    reasons = unsecret(module, device, step, step.source)
+    reasons += tuple(f"generator {g.name!r} is seeded" for g in step.source.generators if not g.secret)
+    if device is not None and foreign(device, rule):
+        project = module.signals if foreign(rule) else device.project  # type: ignore[attr-defined]
+        reasons += draws_from_the_process(lambda: project(torch.zeros(1, device.in_features)))
+    return reasons
 
 
 def _refuse_other_arguments(call: Callable[..., Any], opacus: Mapping[str, Any], module: object) -> None:

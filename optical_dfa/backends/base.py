@@ -47,6 +47,7 @@ class ProjectionBackend(ABC):
         ideal_converter: whether the camera's converter is ideal and uniform by construction; of hardware nobody
             knows (THEORY T4).
         generators: what a simulated device draws its noise from; () on hardware.
+        physical: whether its noise comes from outside this process, as hardware's does.
         closed: True once the device was handed back.
     """
 
@@ -58,6 +59,7 @@ class ProjectionBackend(ABC):
     frames_per_record: int = 0
     frame_rate_hz: float = 0.0
     ideal_converter: bool = False
+    physical: ClassVar[bool] = False
     noise: NoiseModel
     generators: tuple[NoiseGenerator, ...] = ()
 
