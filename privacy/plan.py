@@ -48,7 +48,7 @@ class Plan:
         self.sample_rate = batch / self.size
         if len(data) > max(SIZE_SLACK * self.size, self.size + 1):
             raise UsageError(
-                f"the public size is {self.size}, far below the {len(data)} records; declare one that is not below it"
+                f"the public size is {self.size}, far below the number of records; declare one that is not below it"
             )
         self.expected_batch_size = batch
         self.steps = max(1, round(self.size / batch))

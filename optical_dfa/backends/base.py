@@ -85,9 +85,10 @@ class ProjectionBackend(ABC):
         """
         self._require_open()
         if e.ndim != 2 or e.shape[1] != self.in_features or e.dtype not in (torch.float32, torch.float64):
+            # Never the number of rows: it is the realised batch size.
+            given = f"rows of {e.shape[1]}" if e.ndim == 2 else f"{e.ndim} axes"
             raise UsageError(
-                f"{self.name} projects float32 or float64 rows of {self.in_features} components, "
-                f"not {e.dtype} of shape {tuple(e.shape)}"
+                f"{self.name} projects float32 or float64 rows of {self.in_features} components, not {e.dtype} {given}"
             )
         return self._project(e.detach())
 
