@@ -24,13 +24,14 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedTensorMixin
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from noise_models.calibration import Calibration
 from noise_models.errors import UsageError
 from noise_models.generator import NoiseGenerator, derive_seed
-from privacy import accounting, health_log
+from privacy import accounting, checkpoint, health_log
 from privacy.fixed import Fixed
 from privacy.guarantee import Guarantee
 from privacy.kind import Kind
@@ -295,6 +296,55 @@ class PrivacyEngine(Fixed):
         if self.ledger is None or self._limit is None:
             return None
         return max(0, self._limit - self.ledger.count())
+
+    def save_checkpoint(
+        self, *, path: Path | str, module: nn.Module, optimizer: PrivateOptimizer, **opacus: Any
+    ) -> None:
+        """Keep the module's weights and the optimizer's state, both released, in one safetensors file.
+
+        The ledger names them. A scheduler's own state, and what the optimizer's groups hold (a learning rate), are the
+        script's to keep.
+
+        Args:
+            path: of the file, which is replaced whole.
+            module, optimizer: those that `make_private` returned.
+            **opacus: Opacus' other arguments are refused.
+        Raises:
+            UsageError: before `make_private`, or with a ledger that is in memory only.
+        """
+        refuse_arguments("save_checkpoint", opacus, _arguments(self.save_checkpoint))
+        ledger = self._kept_ledger()
+        releases = ledger.count()
+        position = checkpoint.Position(releases, releases, "", 0.0)
+        checkpoint.save(Path(path), module, _private(optimizer), position, ledger)
+
+    def load_checkpoint(
+        self, *, path: Path | str, module: nn.Module, optimizer: PrivateOptimizer, **opacus: Any
+    ) -> None:
+        """Put module and optimizer where `save_checkpoint` kept them; what was spent since is not given back.
+
+        A new process makes the module private again first, on the same ledger: `PrivacyEngine(ledger=, resume=True)`.
+
+        Args:
+            path: of the file.
+            module, optimizer: those that `make_private` returned.
+            **opacus: Opacus' other arguments are refused.
+        Raises:
+            UsageError: as `save_checkpoint`; an unreadable file, or one that the ledger does not know.
+        """
+        refuse_arguments("load_checkpoint", opacus, _arguments(self.load_checkpoint))
+        ledger = self._kept_ledger()
+        checkpoint.load(Path(path), module, _private(optimizer), ledger)
+
+    def _kept_ledger(self) -> Ledger:
+        if self._ledger is None:
+            raise UsageError("there are no private weights before make_private; call it first")
+        if self._path is None:
+            raise UsageError(
+                "the ledger is in memory only, and weights without one have no guarantee; give "
+                "PrivacyEngine(ledger=FILE)"
+            )
+        return self._ledger
 
     def close(self) -> None:
         """Close the ledger."""
@@ -564,12 +614,32 @@ class PrivacyEngine(Fixed):
 
 def _private_face(module: nn.Module) -> PrivateModule:
     """The module as one that can be made private."""
-    if isinstance(module, PrivateModule) and not hasattr(module, "_orig_mod"):
+    if not isinstance(module, nn.Module):
+        raise UsageError(
+            f"module is a {type(module).__name__}; give the module that optical_dfa.align returned"
+        )
+    for part in module.modules():
+        if wrapped := _wrapped(part):
+            raise UsageError(f"contributions are noted in Python, layer by layer, and the module {wrapped}")
+    if isinstance(module, PrivateModule):
         return cast(PrivateModule, module)
     raise UsageError(
         f"module is a {type(module).__name__}; give the aligned module itself: optical_dfa.align(module, "
-        'rule="dfa"), or rule="bp" for backpropagation (compiled and parallel wrappers are not supported)'
+        'rule="dfa"), or rule="bp" for backpropagation'
     )
+
+
+def _wrapped(part: nn.Module) -> str | None:
+    """What stands between the user's module and its layers, and the remedy."""
+    if isinstance(part, torch.jit.ScriptModule):
+        return "is scripted or traced (torch.jit); align the plain module"
+    if hasattr(part, "_orig_mod") or getattr(part, "_compiled_call_impl", None) is not None:
+        return "is compiled (torch.compile); align the plain module, and leave torch.compile out"
+    if isinstance(part, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        return f"is wrapped in {type(part).__name__}; align the plain module, and train in one process on one device"
+    if any(isinstance(p, UninitializedTensorMixin) for p in (*part.parameters(False), *part.buffers(False))):
+        return f"has a lazy {type(part).__name__} without a shape; run it on one example before align"
+    return None
 
 
 def _not_secret(module: PrivateModule, step: StepRelease) -> tuple[str, ...]:
@@ -588,6 +658,14 @@ def _refuse_other_arguments(call: Callable[..., Any], opacus: Mapping[str, Any],
     given = dict(opacus)
     refuse_reduction(given.pop("loss_reduction", None), getattr(module, "loss_reduction", "mean"))
     refuse_arguments(call.__name__, given, _arguments(call))
+
+
+def _private(optimizer: PrivateOptimizer) -> PrivateOptimizer:
+    if not isinstance(optimizer, PrivateOptimizer):
+        raise UsageError(
+            f"optimizer is a {type(optimizer).__name__}; give the one that make_private returned"
+        )
+    return optimizer
 
 
 def _arguments(call: Callable[..., Any]) -> list[str]:

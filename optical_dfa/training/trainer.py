@@ -31,7 +31,7 @@ from optical_dfa.feedback.aligned import AlignedModule
 from optical_dfa.feedback.aligning import align
 from optical_dfa.feedback.rule import FeedbackRule, Requires
 from optical_dfa.report.progress import Progress, SilentProgress
-from optical_dfa.training import checkpoint
+from privacy import checkpoint
 from optical_dfa.training.diagnosis import Diagnosis
 from optical_dfa.training.evaluation import accuracy_and_loss, area_under_curve
 from optical_dfa.training.loss import cross_entropy

@@ -43,10 +43,8 @@ def told(path: Path) -> list[str]:
     """What the file's messages fill in that counts something: `len(x)`, or a shape other than a record's own."""
     found = []
     for raised in ast.walk(ast.parse(path.read_text())):
-        if (
-            not isinstance(raised, ast.Raise | ast.Call)
-            or isinstance(raised, ast.Call)
-            and "warn" not in ast.unparse(raised.func)
+        if not isinstance(raised, ast.Raise | ast.Call) or (
+            isinstance(raised, ast.Call) and "warn" not in ast.unparse(raised.func)
         ):
             continue
         for part in ast.walk(raised):
