@@ -480,6 +480,7 @@ class PrivacyEngine(Fixed):
                 step.add_noise(noise_multiplier)
                 step.source.vouch()
             health_log.register_new_keys(step.source, ledger)
+            health_log.note_frames(step.source, ledger)
             event = step.event(self._rate, noise_multiplier, batch.epoch)
             ledger.append_release(event)  # on disk before anything is released
             return step.release()

@@ -58,7 +58,7 @@ def compare_runs(runs: Sequence[Path], notes: list[str]) -> list[str]:
 def _used(run: Path) -> _Used:
     with Ledger.open(ledger_of(run), read_only=True) as ledger:
         keys = {str(row.get("fingerprint")): str(row.get("name")) for row in _readable(ledger, "key")}
-        digests = [row.get("digests") for row in _readable(ledger, "health")]
+        digests = [row.get("digests") for kind in ("health", "frames") for row in _readable(ledger, kind)]
         frames = frozenset(str(digest) for some in digests if isinstance(some, list) for digest in some)
         return _Used(run, bool(ledger.header().get("reproducible")), ledger.head(), keys, frames)
 

@@ -115,6 +115,13 @@ class NoiseSource(Fixed, ABC):
             DeviceError: what was drawn may not be released.
         """
 
+    def shown(self) -> tuple[str, ...]:
+        """Digests of the device's frames since this was last asked; they are logged before the release.
+
+        A digest of 160 bits tells nothing of a frame that nobody can guess.
+        """
+        return ()
+
     def rekeyed(self) -> tuple[NoiseGenerator, ...]:
         """Generators whose key changed since this was last asked; they are registered before the release."""
         return ()
