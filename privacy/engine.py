@@ -24,7 +24,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
@@ -638,7 +638,7 @@ def _wrapped(part: nn.Module) -> str | None:
         return "is compiled (torch.compile); align the plain module, and leave torch.compile out"
     if isinstance(part, nn.DataParallel | nn.parallel.DistributedDataParallel):
         return f"is wrapped in {type(part).__name__}; align the plain module, and train in one process on one device"
-    if any(isinstance(p, UninitializedTensorMixin) for p in (*part.parameters(False), *part.buffers(False))):
+    if any(is_lazy(p) for p in (*part.parameters(False), *part.buffers(False))):
         return f"has a lazy {type(part).__name__} without a shape; run it on one example before align"
     return None
 
