@@ -108,6 +108,8 @@ class PrivacyEngine(Fixed):
             UsageError: an argument that there is not.
         """
         refuse_arguments("PrivacyEngine", opacus, _arguments(PrivacyEngine.__init__))
+        if reproducible_seed is not None and not hasattr(reproducible_seed, "__index__"):
+            raise UsageError(f"reproducible_seed is {reproducible_seed!r:.40}; it must be a whole number")
         self._ledger: Ledger | None = None
         self._step_release: StepRelease | None = None
         self._path = None if ledger is None else Path(ledger)
@@ -206,7 +208,7 @@ class PrivacyEngine(Fixed):
             lambda step: noise_multiplier,
             target_epsilon,
             target_delta,
-            release_options or {},
+            {} if release_options is None else release_options,
         )
 
     def make_private_with_epsilon(
@@ -256,7 +258,7 @@ class PrivacyEngine(Fixed):
             calibrate,
             target_epsilon,
             target_delta,
-            release_options or {},
+            {} if release_options is None else release_options,
         )
 
     def get_epsilon(self, delta: float) -> float:

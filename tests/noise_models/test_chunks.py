@@ -29,7 +29,9 @@ def child(words: list[int]) -> tuple[int, ...]:
     generator.words = np.array(words, dtype=np.uint64)
     states: list[tuple[int, ...]] = []
     draw_in_chunks(
-        1, generator, lambda i, child: states.append(tuple(child.bit_generator.state["state"]["state"].tolist()))
+        1,
+        generator,
+        lambda i, child: states.append(tuple(child.bit_generator.state["state"]["state"].tolist())),
     )
     return states[0]
 
@@ -50,7 +52,9 @@ def test_every_one_of_128_bits_decides_about_a_child() -> None:
 def test_no_two_children_of_one_generator_are_alike() -> None:
     generator, states = NoiseGenerator.secure("x"), set()
     for _ in range(20):
-        draw_in_chunks(50, generator, lambda i, child: states.add(tuple(child.bit_generator.state["state"]["state"])))
+        draw_in_chunks(
+            50, generator, lambda i, child: states.add(tuple(child.bit_generator.state["state"]["state"]))
+        )
     assert len(states) == 1000
 
 

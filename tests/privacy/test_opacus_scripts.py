@@ -315,3 +315,21 @@ def test_checkpoints_need_a_ledger_that_is_kept(tmp_path: Path) -> None:
     refused(
         lambda: kept.save_checkpoint(path="x", module=module, optimizer=optimizer.original), "make_private"
     )
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"poisson_sampling": "no"}, "poisson_sampling"), ({"poisson_sampling": 1}, "poisson_sampling"),
+        ({"release_options": 3}, "release_options"), ({"release_options": ["leverage"]}, "release_options"),
+        ({"release": ["digital"]}, "unknown release"), ({"noise_multiplier": torch.ones(3, 3)}, "a Tensor"),
+        ({"optimizer": None}, "NoneType"), ({"data_loader": [X]}, "list"), ({"public_size": 2.5}, "public_size"),
+    ],
+)  # fmt: skip
+def test_values_of_another_type_get_one_line(given: dict[str, Any], words: str) -> None:
+    refused(lambda: made(**given), words)
+
+
+def test_a_seed_is_a_whole_number() -> None:
+    refused(lambda: PrivacyEngine(reproducible_seed="seven"), "reproducible_seed")  # type: ignore[arg-type]
+    refused(lambda: PrivacyEngine(reproducible_seed=1.5), "reproducible_seed")  # type: ignore[arg-type]
