@@ -199,6 +199,7 @@ class Rekeyed(NoiseSource):
     """Takes a new key with every release."""
 
     name = "rekeyed"
+    _changing = frozenset({"_generator"})
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
