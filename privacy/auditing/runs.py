@@ -13,7 +13,7 @@ from privacy.ledger import Ledger
 
 
 class _Used(NamedTuple):
-    """What a run drew from: names of its generators by the key's fingerprint, and the start-up frames' digests."""
+    """What a run drew from: names of its generators by the key's fingerprint, and the digests of its dark frames."""
 
     run: Path
     seeded: bool
@@ -51,7 +51,7 @@ def compare_runs(runs: Sequence[Path], notes: list[str]) -> list[str]:
                 "branched off the other and both spent the budget"
             )
         else:
-            findings.append(f"{what} started on the same {len(frames)} dark frames: the device replayed them")
+            findings.append(f"{what} were shown the same {len(frames)} dark frames: the device replayed them")
     return findings
 
 
