@@ -122,6 +122,7 @@ class HealthMonitor:
         self.level = reference.level
         self._alarm = false_alarm / _DARK_TESTS
         self._replays = Replays(self._pixels, known)
+        self._unlogged: list[str] = []
         self._last: Codes | None = None  # unreleased
         self._previous: Codes | None = None  # released or not
         self._runs = np.zeros(self._pixels, dtype=np.int32)
@@ -236,6 +237,11 @@ class HealthMonitor:
         """
         self._compare_light(self._light(codes))
 
+    def shown(self) -> tuple[str, ...]:
+        """Hexadecimal digests of the frames shown since this was last asked; `known` to the next part of the run."""
+        digests, self._unlogged = tuple(self._unlogged), []
+        return digests
+
     def describe(self) -> dict[str, Any]:
         """Tests, limits and false alarms (JSON types), for the ledger."""
         return {
@@ -315,6 +321,7 @@ class HealthMonitor:
 
     def _refuse_replay(self, frames: Codes, *, noise: bool = True) -> list[bytes]:
         digests, chunks = self._replays.show(frames, noise=noise)
+        self._unlogged += [digest.hex() for digest in digests]
         self._fail_if(chunks > 0, "replay", chunks, 0, REPLAY_FALSE_ALARM)
         return digests
 

@@ -40,6 +40,12 @@ REPLAY_FALSE_ALARM: Final = 2.0**-90
 Codes = npt.NDArray[Any]
 
 
+def frame_digest(frame: Codes) -> bytes:
+    """By which a frame of raw codes is known for ever; whole codes given as floats have that of the integers."""
+    whole = frame.astype(np.int32) if frame.dtype.kind == "f" else frame
+    return hashlib.sha256(np.ascontiguousarray(whole).data).digest()[:_DIGEST_BYTES]
+
+
 class Replays:
     """What was shown of one camera.
 
@@ -71,7 +77,7 @@ class Replays:
             the frames' digests; of the first frame that came before in part, how many of its chunks did.
         """
         frames = np.ascontiguousarray(frames)
-        digests = [hashlib.sha256(frame.data).digest()[:_DIGEST_BYTES] for frame in frames]
+        digests = [frame_digest(frame) for frame in frames]
         hashes = self._hashes(frames) if noise else None
         for index, digest in enumerate(digests):
             if digest in self._seen:

@@ -13,26 +13,31 @@ from __future__ import annotations
 import json
 import math
 import secrets
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from importlib import import_module
 from importlib.metadata import version
+from inspect import signature
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from noise_models.calibration import Calibration
 from noise_models.errors import UsageError
 from noise_models.generator import NoiseGenerator, derive_seed
-from privacy import accounting, health_log
+from privacy import accounting, checkpoint, health_log
+from privacy.fixed import Fixed
 from privacy.guarantee import Guarantee
 from privacy.kind import Kind
 from privacy.ledger import Ledger, Release
 from privacy.norms import refuse_norm
+from privacy.opacus_arguments import refuse_arguments, refuse_reduction
 from privacy.optimizer import PrivateOptimizer
 from privacy.plan import Plan, refuse_types
 from privacy.protocols import PrivateModule
@@ -40,6 +45,7 @@ from privacy.releases import refuse_unknown_options, terms
 from privacy.releases.source import NoiseSource, Parts
 from privacy.releases.step import StepRelease
 from privacy.sampling import PoissonLoader, PrivateLoader, PublicLoader
+from privacy.secrecy import draws_from_the_process, foreign, unsecret
 from privacy.validation import Validation, validate
 from privacy.weights import ANNOUNCED
 
@@ -54,14 +60,23 @@ class BudgetExhaustedError(RuntimeError):
     """The next release would pass the target epsilon; nothing was released."""
 
 
-class PrivacyEngine:
-    """Holds the ledger and the accountant of one private run.
+class PrivacyEngine(Fixed):
+    """Holds the ledger and the accountant of one private run. Its attributes are read-only."""
 
-    Attributes:
-        ledger: the record of every release; None before `make_private`.
-        step: the release of a step; None before `make_private`.
-        source: where its noise comes from; None before `make_private`.
-    """
+    # Until `make_private` has settled them.
+    _changing = frozenset(
+        {
+            "_ledger",
+            "_step_release",
+            "_accountant",
+            "_limit",
+            "_epochs",
+            "_terms",
+            "_rate",
+            "_beta",
+            "_failed",
+        }
+    )
 
     def __init__(
         self,
@@ -74,6 +89,7 @@ class PrivacyEngine:
         calibration: Calibration | None = None,
         before_writing: Callable[[], None] | None = None,
         assumptions: Sequence[str] = (),
+        **opacus: Any,
     ) -> None:
         """
         Args:
@@ -88,10 +104,15 @@ class PrivacyEngine:
             before_writing: called by `make_private` once everything was checked, just before the ledger is
                 created or continued.
             assumptions: what the caller takes for granted besides; printed with the guarantee.
+            **opacus: Opacus' other arguments, where they ask for nothing else (`secure_mode`).
+        Raises:
+            UsageError: an argument that there is not.
         """
-        self.ledger: Ledger | None = None
-        self.step: StepRelease | None = None
-        self.source: NoiseSource | None = None
+        refuse_arguments("PrivacyEngine", opacus, _arguments(PrivacyEngine.__init__))
+        if reproducible_seed is not None and not hasattr(reproducible_seed, "__index__"):
+            raise UsageError(f"reproducible_seed is {reproducible_seed!r:.40}; it must be a whole number")
+        self._ledger: Ledger | None = None
+        self._step_release: StepRelease | None = None
         self._path = None if ledger is None else Path(ledger)
         self._resume = resume
         self._seed = reproducible_seed
@@ -106,6 +127,22 @@ class PrivacyEngine:
         self._rate = 1.0
         self._beta = 0.0
         self._failed = False
+        self._fix()
+
+    @property
+    def ledger(self) -> Ledger | None:
+        """The record of every release; None before `make_private`."""
+        return self._ledger
+
+    @property
+    def step(self) -> StepRelease | None:
+        """The release of a step; None before `make_private`."""
+        return self._step_release
+
+    @property
+    def source(self) -> NoiseSource | None:
+        """Where its noise comes from; None before `make_private`."""
+        return None if self._step_release is None else self._step_release.source
 
     # ---- the Opacus-style face
 
@@ -124,6 +161,7 @@ class PrivacyEngine:
         target_epsilon: float | None = None,
         target_delta: float | None = None,
         release_options: Mapping[str, Any] | None = None,
+        **opacus: Any,
     ) -> tuple[ModuleT, PrivateOptimizer, PrivateLoader]:
         """Train `module` privately from now on.
 
@@ -142,6 +180,7 @@ class PrivacyEngine:
             target_epsilon: a budget; a release that would pass it raises BudgetExhaustedError.
             target_delta: delta of the budget and of the ledger's statement.
             release_options: the release's own settings (`privacy.releases.Terms.options`).
+            **opacus: Opacus' other arguments, where they ask for nothing else.
         Returns:
             (module, optimizer, loader) to use in place of the given ones.
         Raises:
@@ -149,6 +188,7 @@ class PrivacyEngine:
             DeviceError: the device's dark frames are not as credited, or its calibration does not serve; the ledger
                 says why.
         """
+        _refuse_other_arguments(self.make_private, opacus, module)
         refuse_types({"noise_multiplier": noise_multiplier}, {})
         if not 0 < noise_multiplier <= MOST_NOISE:
             raise UsageError(
@@ -169,7 +209,7 @@ class PrivacyEngine:
             lambda step: noise_multiplier,
             target_epsilon,
             target_delta,
-            release_options or {},
+            {} if release_options is None else release_options,
         )
 
     def make_private_with_epsilon(
@@ -187,12 +227,14 @@ class PrivacyEngine:
         public_size: int | None = None,
         max_physical_batch_size: int | None = None,
         release_options: Mapping[str, Any] | None = None,
+        **opacus: Any,
     ) -> tuple[ModuleT, PrivateOptimizer, PrivateLoader]:
         """As `make_private`, with the least noise that keeps `epochs` epochs within the target.
 
         Raises:
             UsageError: as `make_private`, or a target that no noise reaches.
         """
+        _refuse_other_arguments(self.make_private_with_epsilon, opacus, module)
         refuse_types({"target_epsilon": target_epsilon, "target_delta": target_delta}, {"epochs": epochs})
         if epochs < 1:
             raise UsageError(f"epochs is {epochs}; it must be at least 1")
@@ -217,7 +259,7 @@ class PrivacyEngine:
             calibrate,
             target_epsilon,
             target_delta,
-            release_options or {},
+            {} if release_options is None else release_options,
         )
 
     def get_epsilon(self, delta: float) -> float:
@@ -258,6 +300,55 @@ class PrivacyEngine:
             return None
         return max(0, self._limit - self.ledger.count())
 
+    def save_checkpoint(
+        self, *, path: Path | str, module: nn.Module, optimizer: PrivateOptimizer, **opacus: Any
+    ) -> None:
+        """Keep the module's weights and the optimizer's state, both released, in one safetensors file.
+
+        The ledger names them. A scheduler's own state, and what the optimizer's groups hold (a learning rate), are the
+        script's to keep.
+
+        Args:
+            path: of the file, which is replaced whole.
+            module, optimizer: those that `make_private` returned.
+            **opacus: Opacus' other arguments are refused.
+        Raises:
+            UsageError: before `make_private`, or with a ledger that is in memory only.
+        """
+        refuse_arguments("save_checkpoint", opacus, _arguments(self.save_checkpoint))
+        ledger = self._kept_ledger()
+        releases = ledger.count()
+        position = checkpoint.Position(releases, releases, "", 0.0)
+        checkpoint.save(Path(path), module, _private(optimizer), position, ledger)
+
+    def load_checkpoint(
+        self, *, path: Path | str, module: nn.Module, optimizer: PrivateOptimizer, **opacus: Any
+    ) -> None:
+        """Put module and optimizer where `save_checkpoint` kept them; what was spent since is not given back.
+
+        A new process makes the module private again first, on the same ledger: `PrivacyEngine(ledger=, resume=True)`.
+
+        Args:
+            path: of the file.
+            module, optimizer: those that `make_private` returned.
+            **opacus: Opacus' other arguments are refused.
+        Raises:
+            UsageError: as `save_checkpoint`; an unreadable file, or one that the ledger does not know.
+        """
+        refuse_arguments("load_checkpoint", opacus, _arguments(self.load_checkpoint))
+        ledger = self._kept_ledger()
+        checkpoint.load(Path(path), module, _private(optimizer), ledger)
+
+    def _kept_ledger(self) -> Ledger:
+        if self._ledger is None:
+            raise UsageError("there are no private weights before make_private; call it first")
+        if self._path is None:
+            raise UsageError(
+                "the ledger is in memory only, and weights without one have no guarantee; give "
+                "PrivacyEngine(ledger=FILE)"
+            )
+        return self._ledger
+
     def close(self) -> None:
         """Close the ledger."""
         if self.ledger is not None:
@@ -278,8 +369,13 @@ class PrivacyEngine:
         options: Mapping[str, Any],
     ) -> tuple[ModuleT, PrivateOptimizer, PrivateLoader]:
         """`noise_multiplier` is asked once the cost of one step is known."""
-        if self.ledger is not None:
+        if self._ledger is not None:
             raise UsageError("this engine already serves a module; take a new PrivacyEngine for another")
+        if target_delta is not None and not 0 < target_delta < 1 / plan.size:
+            raise UsageError(
+                f"target_delta is {target_delta:g}; it must be positive and below 1/N = {1 / plan.size:.3g}, or "
+                "publishing whole records would pass for private"
+            )
         self._terms = terms(release)
         refuse_unknown_options(release, options)
         norm = _clipping_norm(max_grad_norm, release)
@@ -300,7 +396,16 @@ class PrivacyEngine:
             step.check_noise(sigma)
             event = step.event(self._rate, sigma)
             self._refuse_worthless(event, target_delta)
-            header = self._header(face, event, step, plan, max_grad_norm, target_epsilon, target_delta)
+            reasons = _not_secret(face, step)
+            header = self._header(
+                face, event, step, plan, max_grad_norm, target_epsilon, target_delta, reasons
+            )
+            if reasons and self._seed is None:
+                warnings.warn(
+                    f"the guarantee of this run is of kind none: {reasons[0]}; leave noise= of align out, or give it "
+                    'NoiseGenerator.secure("device")',
+                    stacklevel=3,
+                )
             epoch = 0 if resumed is None else 1 + max((row.epoch for row in resumed.tally()), default=-1)
             if self._terms.public_batches:
                 header["batches_seed"] = self._batches_seed(resumed)
@@ -312,7 +417,13 @@ class PrivacyEngine:
                     plan.loader, plan.sample_rate, plan.steps, coins, plan.max_physical_batch_size
                 )
             private = PrivateOptimizer(
-                optimizer, capture.parameters, module, lambda: self._step(loader, step, sigma)
+                optimizer,
+                capture,
+                module,
+                lambda: self._step(loader, step, sigma),
+                noise_multiplier=sigma,
+                max_grad_norm=max_grad_norm,
+                expected_batch_size=plan.expected_batch_size,
             )
             undo.callback(private.hand_back)
             ledger = self._open(header, resumed)
@@ -336,17 +447,20 @@ class PrivacyEngine:
             undo.pop_all()
         capture.expected_records = lambda: _pending(loader)
         capture.masks = masks
-        self.ledger, self.step, self.source = ledger, step, source
+        self._ledger, self._step_release = ledger, step
+        for part in (step, source):
+            part._fix()
+        self._fix(frozenset({"_failed"}))
         return module, private, loader
 
     def _step(self, loader: PrivateLoader, step: StepRelease, noise_multiplier: float) -> Tensor | None:
         """One `optimizer.step()`: take the batch in; if it completes the step, write the ledger and release."""
-        batch, ledger = loader.current, self.ledger
+        batch, ledger = loader.pending, self._ledger
         if self._failed:
             raise UsageError(
                 "an earlier step failed half-way, so no further one is released; resume from the ledger"
             )
-        if batch is None or batch.stepped or ledger is None:
+        if batch is None or ledger is None:
             raise UsageError("step() without a new batch from the private loader; step once on every batch")
         spent = self._limit is not None and (
             ledger.count() >= self._limit or (self._terms.public_batches and batch.epoch >= self._epochs)
@@ -357,18 +471,19 @@ class PrivacyEngine:
             )
         if batch.records and not step.contributions.taught:
             raise UsageError(
-                "no backward pass has reached this batch; never leave one out (a record that is not finite already "
-                "contributes zero)"
+                "no backward pass has reached this batch, or zero_grad() dropped it; never leave one out (a record "
+                "that is not finite already contributes zero)"
             )
         try:
             step.absorb(first=batch.first)
-            batch.stepped = True
+            loader._note_step()
             if not batch.final:
                 return None
             with health_log.noting_failures(ledger, "step"):
                 step.add_noise(noise_multiplier)
                 step.source.vouch()
             health_log.register_new_keys(step.source, ledger)
+            health_log.note_frames(step.source, ledger)
             event = step.event(self._rate, noise_multiplier, batch.epoch)
             ledger.append_release(event)  # on disk before anything is released
             return step.release()
@@ -407,6 +522,7 @@ class PrivacyEngine:
         parts = Parts(
             device=face.backend,
             generator=lambda name: self._generator(name, resumed),
+            diagnoses=self._unsafe,
             start_capture=face.start_capture,
             max_grad_norm=max_grad_norm,
             expected_batch_size=plan.expected_batch_size,
@@ -447,10 +563,18 @@ class PrivacyEngine:
         max_grad_norm: float | None,
         target_epsilon: float | None,
         target_delta: float | None,
+        reasons: Sequence[str],
     ) -> dict[str, Any]:
-        """Everything the audit needs; equal for every part of a run."""
+        """Everything the audit needs; equal for every part of a run.
+
+        Args:
+            reasons: why the run's randomness is not secret.
+        """
         source = step.source
-        secret = self._seed is None and all(generator.secret for generator in source.generators)
+        secret = self._seed is None and not reasons
+        told = (
+            [] if self._seed is not None else [f"NOT so: randomness is secret ({text})" for text in reasons]
+        )
         return {
             "release": source.name,
             "adjacency": self._terms.adjacency.value,
@@ -471,7 +595,7 @@ class PrivacyEngine:
             "calibration_beta": source.beta,
             "calibration": health_log.identity(source.calibration),
             "credit": source.describe(),
-            "assumptions": [*source.assumptions, *self._assumptions, *step.assumptions],
+            "assumptions": [*told, *source.assumptions, *self._assumptions, *step.assumptions],
             "module": module.describe(),
             "version": version("optical-dfa"),
         }
@@ -494,12 +618,62 @@ class PrivacyEngine:
 
 def _private_face(module: nn.Module) -> PrivateModule:
     """The module as one that can be made private."""
-    if isinstance(module, PrivateModule) and not hasattr(module, "_orig_mod"):
+    if not isinstance(module, nn.Module):
+        raise UsageError(
+            f"module is a {type(module).__name__}; give the module that optical_dfa.align returned"
+        )
+    for part in module.modules():
+        if wrapped := _wrapped(part):
+            raise UsageError(f"contributions are noted in Python, layer by layer, and the module {wrapped}")
+    if isinstance(module, PrivateModule):
         return cast(PrivateModule, module)
     raise UsageError(
         f"module is a {type(module).__name__}; give the aligned module itself: optical_dfa.align(module, "
-        'rule="dfa"), or rule="bp" for backpropagation (compiled and parallel wrappers are not supported)'
+        'rule="dfa"), or rule="bp" for backpropagation'
     )
+
+
+def _wrapped(part: nn.Module) -> str | None:
+    """What stands between the user's module and its layers, and the remedy."""
+    if isinstance(part, torch.jit.ScriptModule):
+        return "is scripted or traced (torch.jit); align the plain module"
+    if hasattr(part, "_orig_mod") or getattr(part, "_compiled_call_impl", None) is not None:
+        return "is compiled (torch.compile); align the plain module, and leave torch.compile out"
+    if isinstance(part, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        return f"is wrapped in {type(part).__name__}; align the plain module, and train in one process on one device"
+    if any(is_lazy(p) for p in (*part.parameters(False), *part.buffers(False))):
+        return f"has a lazy {type(part).__name__} without a shape; run it on one example before align"
+    return None
+
+
+def _not_secret(module: PrivateModule, step: StepRelease) -> tuple[str, ...]:
+    """Why the randomness of the run's passes and of its noise is not secret; () where it is."""
+    device, rule = module.backend, getattr(module, "rule", None)
+    reasons = unsecret(module, device, step, step.source)
+    reasons += tuple(f"generator {g.name!r} is seeded" for g in step.source.generators if not g.secret)
+    if device is not None and foreign(device, rule):
+        project = module.signals if foreign(rule) else device.project  # type: ignore[attr-defined]
+        reasons += draws_from_the_process(lambda: project(torch.zeros(1, device.in_features)))
+    return reasons
+
+
+def _refuse_other_arguments(call: Callable[..., Any], opacus: Mapping[str, Any], module: object) -> None:
+    """Opacus' arguments, and others, that `call` does not name."""
+    given = dict(opacus)
+    refuse_reduction(given.pop("loss_reduction", None), getattr(module, "loss_reduction", "mean"))
+    refuse_arguments(call.__name__, given, _arguments(call))
+
+
+def _private(optimizer: PrivateOptimizer) -> PrivateOptimizer:
+    if not isinstance(optimizer, PrivateOptimizer):
+        raise UsageError(
+            f"optimizer is a {type(optimizer).__name__}; give the one that make_private returned"
+        )
+    return optimizer
+
+
+def _arguments(call: Callable[..., Any]) -> list[str]:
+    return [name for name, p in signature(call).parameters.items() if p.kind is p.KEYWORD_ONLY]
 
 
 def _clipping_norm(given: float | None, release: str) -> float:
@@ -516,8 +690,8 @@ def _clipping_norm(given: float | None, release: str) -> float:
 
 def _pending(loader: PrivateLoader) -> int | None:
     """Records of the batch that still awaits its step."""
-    batch = loader.current
-    return None if batch is None or batch.stepped else batch.records
+    batch = loader.pending
+    return None if batch is None else batch.records
 
 
 def _refuse_distributed() -> None:

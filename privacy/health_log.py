@@ -13,6 +13,8 @@ from noise_models.health import HealthError
 from privacy.ledger import Ledger
 from privacy.releases.source import NoiseSource
 
+FRAMES = "frames"  # kind of the rows that name frames by their digests
+
 
 def start_up(source: NoiseSource, ledger: Ledger) -> None:
     """Test a source's device; a row says what was found, good or bad.
@@ -25,6 +27,13 @@ def start_up(source: NoiseSource, ledger: Ledger) -> None:
     if found:
         ledger.append_event("health", {"phase": "start-up", "passed": True, "at": _now(), **found})
     register_new_keys(source, ledger)
+    note_frames(source, ledger)
+
+
+def note_frames(source: NoiseSource, ledger: Ledger) -> None:
+    """The digests of all frames that a device showed since it was last asked: a later part of the run knows them."""
+    if digests := source.shown():
+        ledger.append_event(FRAMES, {"digests": list(digests)})
 
 
 @contextmanager
@@ -50,8 +59,9 @@ def register_new_keys(source: NoiseSource, ledger: Ledger) -> None:
 
 
 def known_digests(ledger: Ledger) -> tuple[str, ...]:
-    """Of the dark frames that the run's start-ups logged."""
-    return tuple(digest for row in ledger.events("health") for digest in row.get("digests", ()))
+    """Of the frames that earlier parts of the run logged, released ones and others."""
+    rows = (*ledger.events("health"), *ledger.events(FRAMES))
+    return tuple(dict.fromkeys(digest for row in rows for digest in row.get("digests", ())))
 
 
 def identity(calibration: Calibration | None) -> dict[str, str] | None:

@@ -60,8 +60,8 @@ def leverages(inputs: Tensor, gates: Tensor) -> Tensor:
     operations = 2.0 * n * m * r * r
     if operations > MOST_OPERATIONS:
         raise UsageError(
-            f"the leverages of {n} units over {m} records with {r} inputs take {operations:.1g} operations, above "
-            f"{MOST_OPERATIONS:.0e}; give the layer fewer inputs (--features pca:64) or units, or smaller batches"
+            f"the leverages of {n} units with {r} inputs over a batch take more than {MOST_OPERATIONS:.0e} operations; "
+            f"give the layer fewer inputs (--features pca:64) or units, or smaller batches"
         )
     size = max(1, _ELEMENTS // (r * r))
     parts = [_weighted(q, g[:, start : start + size], drift) for start in range(0, n, size)]

@@ -4,35 +4,56 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
 from noise_models.errors import UsageError
+from privacy.fixed import Fixed
+from privacy.protocols import Contributions
+
+# What a schedule would write, and what a schedule of ours could be.
+_SCHEDULED = {
+    "noise_multiplier": "a schedule of the noise needs an accountant that was told of it in advance",
+    "max_grad_norm": "the noise is calibrated to it",
+    "expected_batch_size": "steps are averaged over it",
+}
 
 
-class PrivateOptimizer(Optimizer):
+class PrivateOptimizer(Fixed, Optimizer):
     """Any torch optimizer, stepping on released gradients only.
 
     Parameter groups and state are the original's own, so learning-rate schedulers work on either. Momentum, Adam
-    and weight decay are post-processing of what was released.
+    and weight decay are post-processing of what was released. Other attributes are read-only.
+
+    Attributes:
+        original: the optimizer that moves the weights.
+        noise_multiplier, max_grad_norm, expected_batch_size: as `make_private` settled them.
     """
+
+    # `_opt_called` is what a learning-rate scheduler looks at.
+    _changing = frozenset({"_views", "_opt_called"})
 
     def __init__(
         self,
         original: Optimizer,
-        parameters: dict[str, nn.Parameter],
+        contributions: Contributions,
         module: nn.Module,
         step: Callable[[], Tensor | None],
+        *,
+        noise_multiplier: float,
+        max_grad_norm: float | None,
+        expected_batch_size: float,
     ) -> None:
         """
         Args:
             original: its `step` raises from now on.
-            parameters: the released parameters by name, in the order of the flat stack.
+            contributions: of the batches; its parameters are released, in the order of the flat stack.
             module: the private module; the optimizer may hold no other parameters.
             step: takes in the current batch; returns the flat released average, or None before the last part of
                 a logical batch.
+            noise_multiplier, max_grad_norm, expected_batch_size: of the release, to be read.
         Raises:
             UsageError: an optimizer that needs a closure, parameters outside the module, or released ones missing
                 from the optimizer.
@@ -44,7 +65,11 @@ class PrivateOptimizer(Optimizer):
         if isinstance(original, LBFGS):
             raise UsageError("LBFGS evaluates the loss several times a step, each a release; use SGD or Adam")
         self.original = original
-        self._parameters = parameters
+        self.noise_multiplier = noise_multiplier
+        self.max_grad_norm = max_grad_norm
+        self.expected_batch_size = expected_batch_size
+        self._contributions = contributions
+        self._parameters = parameters = dict(contributions.parameters)
         self._module = module
         held = self._held()
         missing = [name for name, p in parameters.items() if id(p) not in held]
@@ -58,6 +83,15 @@ class PrivateOptimizer(Optimizer):
             p.grad = None  # a gradient from before is no release
         original.step = _refusing(original)  # type: ignore[method-assign]
         original.add_param_group = self.add_param_group  # type: ignore[method-assign]
+        self._fix()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _SCHEDULED and self._fixed:
+            raise UsageError(
+                f"{name} of the private optimizer is {getattr(self, name)} to the end of the run: "
+                f"{_SCHEDULED[name]}; leave its scheduler out"
+            )
+        super().__setattr__(name, value)
 
     def hand_back(self) -> None:
         """Let the original step again: the private run could not begin."""
@@ -78,7 +112,11 @@ class PrivateOptimizer(Optimizer):
         return self.original.defaults
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """As the original's; contributions already taken in stay."""
+        """As the original's: backward passes over the batch now handed out are forgotten.
+
+        Earlier parts of a logical batch, on which `step` was called, stay.
+        """
+        self._contributions.forget_passes()
         self.original.zero_grad(set_to_none)
 
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
@@ -103,6 +141,8 @@ class PrivateOptimizer(Optimizer):
         self._views = [p.grad for p in self._parameters.values() if p.grad is not None]
         self._step_original()
         self.original._opt_called = True  # type: ignore[attr-defined]  # what a scheduler built on it looks at
+
+    step._wrapped_by_lr_sched = True  # type: ignore[attr-defined]  # it tells a scheduler of its call itself
 
     def _held(self) -> set[int]:
         """The parameters the optimizer moves, which must all be frozen by a private pass: the module's own."""
@@ -145,8 +185,17 @@ class PrivateOptimizer(Optimizer):
             raise AttributeError(name)
         return getattr(self.original, name)
 
-    def __deepcopy__(self, memo: Any) -> Any:
-        raise UsageError("a private optimizer cannot be copied: two of them would release the same batch")
+    @property
+    def _step_supports_amp_scaling(self) -> NoReturn:
+        """What a GradScaler looks at before it steps.
+
+        Raises:
+            UsageError: always.
+        """
+        raise UsageError(
+            "a GradScaler looks for gradients that a private step has not formed yet; leave it out (clipping scales "
+            "every record anyway), and use bfloat16 where you use autocast"
+        )
 
     def __repr__(self) -> str:
         return f"PrivateOptimizer({self.original!r})"

@@ -8,8 +8,8 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from noise_models.errors import UsageError
+from privacy.records import map_style, tell_unused
 from privacy.releases.clipped import SIZE_SLACK
-from privacy.sampling import map_style
 
 
 def refuse_types(real: Mapping[str, object], whole: Mapping[str, object]) -> None:
@@ -18,7 +18,8 @@ def refuse_types(real: Mapping[str, object], whole: Mapping[str, object]) -> Non
         fits = isinstance(value, int) or (name in real and isinstance(value, float))
         if not fits or isinstance(value, bool):
             kind = "a whole number" if name in whole else "a number"
-            raise UsageError(f"{name} is {value!r}; it must be {kind}")
+            shown = repr(value) if isinstance(value, str | int | float) else f"a {type(value).__name__}"
+            raise UsageError(f"{name} is {shown}; it must be {kind}")
 
 
 class Plan:
@@ -31,9 +32,10 @@ class Plan:
         public_size: int | None,
         max_physical_batch_size: int | None,
     ) -> None:
-        if not poisson_sampling:
+        if poisson_sampling is not True:
             raise UsageError(
-                "poisson_sampling is False; shuffled batches have no subsampling guarantee, leave it True"
+                f"poisson_sampling is {poisson_sampling!r:.20}; shuffled batches have no subsampling guarantee, leave "
+                "it True"
             )
         whole = {"public_size": public_size, "max_physical_batch_size": max_physical_batch_size}
         refuse_types({}, {name: value for name, value in whole.items() if value is not None})
@@ -48,8 +50,9 @@ class Plan:
         self.sample_rate = batch / self.size
         if len(data) > max(SIZE_SLACK * self.size, self.size + 1):
             raise UsageError(
-                f"the public size is {self.size}, far below the {len(data)} records; declare one that is not below it"
+                f"the public size is {self.size}, far below the number of records; declare one that is not below it"
             )
         self.expected_batch_size = batch
         self.steps = max(1, round(self.size / batch))
         self.max_physical_batch_size = max_physical_batch_size
+        tell_unused(loader)

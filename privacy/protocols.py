@@ -45,7 +45,10 @@ class Contributions(Protocol):
         """
 
     def forget_passes(self) -> None:
-        """Drop what the backward passes over the batch contributed so far, as zero_grad() drops gradients."""
+        """Drop what backward passes have added since the batch was handed out; forward passes already made still count.
+
+        What `optimizer.zero_grad()` does to gradients. Batches taken in before stay.
+        """
 
     def clear(self) -> None:
         """Forget the batch."""

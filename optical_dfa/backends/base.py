@@ -47,6 +47,7 @@ class ProjectionBackend(ABC):
         ideal_converter: whether the camera's converter is ideal and uniform by construction; of hardware nobody
             knows (THEORY T4).
         generators: what a simulated device draws its noise from; () on hardware.
+        physical: whether its noise comes from outside this process, as hardware's does.
         closed: True once the device was handed back.
     """
 
@@ -58,6 +59,7 @@ class ProjectionBackend(ABC):
     frames_per_record: int = 0
     frame_rate_hz: float = 0.0
     ideal_converter: bool = False
+    physical: ClassVar[bool] = False
     noise: NoiseModel
     generators: tuple[NoiseGenerator, ...] = ()
 
@@ -83,9 +85,10 @@ class ProjectionBackend(ABC):
         """
         self._require_open()
         if e.ndim != 2 or e.shape[1] != self.in_features or e.dtype not in (torch.float32, torch.float64):
+            # Never the number of rows: it is the realised batch size.
+            given = f"rows of {e.shape[1]}" if e.ndim == 2 else f"{e.ndim} axes"
             raise UsageError(
-                f"{self.name} projects float32 or float64 rows of {self.in_features} components, "
-                f"not {e.dtype} of shape {tuple(e.shape)}"
+                f"{self.name} projects float32 or float64 rows of {self.in_features} components, not {e.dtype} {given}"
             )
         return self._project(e.detach())
 

@@ -193,6 +193,7 @@ class LightonmlBackend(LightonmlFrontEnd):
     """
 
     name: ClassVar[str] = "lightonml"
+    physical: ClassVar[bool] = True
 
     def __init__(
         self,

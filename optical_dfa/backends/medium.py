@@ -8,6 +8,7 @@ al., Phys. Rev. Lett. 104, 100601, 2010), so |T x|² is exponential.
 from __future__ import annotations
 
 from math import ceil, exp, pi, sqrt
+from typing import ClassVar
 
 import torch
 from scipy.fft import next_fast_len
@@ -45,7 +46,10 @@ class Medium:
         shape: rows and columns of the patch that holds the pixels; its last row may be partly filled.
         columns: √2 [Re T; Im T]ᵀ, shape (inputs, 2 pixels), float32.
         moved: whether it has aged since it was made.
+        public_generators: attributes that draw how the medium ages, in public time, and nothing in a pass.
     """
+
+    public_generators: ClassVar[tuple[str, ...]] = ("_ageing",)
 
     def __init__(
         self,

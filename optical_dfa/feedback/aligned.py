@@ -37,6 +37,9 @@ _OUTSIDE_GRAPHS = (
     else {}
 )
 
+# What a private run was told of the module.
+_SETTLED = frozenset({"module", "rule", "backend", "points", "cuts", "loss_reduction", "state"})
+
 # The forms in which releases take what records contribute.
 CAPTURES: dict[str, type[Capture]] = {"records": Capture, "gated": GatedCapture}
 
@@ -412,6 +415,14 @@ class AlignedModule(nn.Module):
         for part in self.modules():
             for number in (*part._forward_pre_hooks, *part._forward_hooks):
                 RemovableHandle.next_id = max(RemovableHandle.next_id, number + 1)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _SETTLED and self.__dict__.get("_capture") is not None:
+            raise UsageError(
+                f"{name} of a private module is fixed: the ledger accounts for the module as it was; align the plain "
+                "module anew, and make it private with a new engine"
+            )
+        super().__setattr__(name, value)
 
     def get_extra_state(self) -> Tensor:
         """The description as bytes, so that `state_dict` says which feedback it was trained with."""

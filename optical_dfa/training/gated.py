@@ -162,7 +162,15 @@ class GatedCapture(Capture):
         self._outputs, self._logits = {}, output.detach()
 
     def forget_passes(self) -> None:
+        if self.uses:  # otherwise the forward pass still awaits its backward pass
+            self._forget_gates()
         super().forget_passes()
+
+    def clear(self) -> None:
+        super().clear()
+        self._forget_gates()
+
+    def _forget_gates(self) -> None:
         self._outputs, self._gates, self._signals = {}, {}, {}
         self._last, self._passes, self._logits = None, 0, None
 

@@ -31,7 +31,6 @@ from optical_dfa.feedback.aligned import AlignedModule
 from optical_dfa.feedback.aligning import align
 from optical_dfa.feedback.rule import FeedbackRule, Requires
 from optical_dfa.report.progress import Progress, SilentProgress
-from optical_dfa.training import checkpoint
 from optical_dfa.training.diagnosis import Diagnosis
 from optical_dfa.training.evaluation import accuracy_and_loss, area_under_curve
 from optical_dfa.training.loss import cross_entropy
@@ -45,6 +44,7 @@ from optical_dfa.training.run_folder import (
     RunFolder,
 )
 from optical_dfa.training.transfer import take_convolutions
+from privacy import checkpoint
 from privacy.adjacency import Adjacency
 from privacy.engine import PrivacyEngine
 from privacy.guarantee import Guarantee, Kind
@@ -272,8 +272,6 @@ class _Run:
             made = self.engine.make_private(**shared, noise_multiplier=sigma, target_epsilon=config.epsilon)
         self.module, self.optimizer, self.loader = made
         self.steps_an_epoch = len(self.loader)
-        if isinstance(self.engine.step, PerRecordRelease):
-            self.engine.step.diagnoses = config.unsafe_diagnostics
         if self.folder is not None and isinstance(self.engine.source, DarkFrameNoise):
             self.folder.write_json(CALIBRATION, self.engine.source.histogram())
             if self.calibration is not None:

@@ -13,7 +13,7 @@ from privacy.ledger import Ledger
 
 
 class _Used(NamedTuple):
-    """What a run drew from: names of its generators by the key's fingerprint, and the start-up frames' digests."""
+    """What a run drew from: names of its generators by the key's fingerprint, and the digests of its dark frames."""
 
     run: Path
     seeded: bool
@@ -51,14 +51,14 @@ def compare_runs(runs: Sequence[Path], notes: list[str]) -> list[str]:
                 "branched off the other and both spent the budget"
             )
         else:
-            findings.append(f"{what} started on the same {len(frames)} dark frames: the device replayed them")
+            findings.append(f"{what} were shown the same {len(frames)} dark frames: the device replayed them")
     return findings
 
 
 def _used(run: Path) -> _Used:
     with Ledger.open(ledger_of(run), read_only=True) as ledger:
         keys = {str(row.get("fingerprint")): str(row.get("name")) for row in _readable(ledger, "key")}
-        digests = [row.get("digests") for row in _readable(ledger, "health")]
+        digests = [row.get("digests") for kind in ("health", "frames") for row in _readable(ledger, kind)]
         frames = frozenset(str(digest) for some in digests if isinstance(some, list) for digest in some)
         return _Used(run, bool(ledger.header().get("reproducible")), ledger.head(), keys, frames)
 

@@ -5,8 +5,9 @@ The file of release `some-name` is `some_name.py` and has a function `make(parts
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from noise_models.errors import UsageError
 from privacy.adjacency import Adjacency
@@ -61,11 +62,15 @@ RELEASES: dict[str, Terms] = {
 }
 
 
-def refuse_unknown_options(release: str, options: Iterable[str]) -> None:
+def refuse_unknown_options(release: str, options: Mapping[str, Any]) -> None:
     """
     Raises:
         UsageError: the release has no option of that name.
     """
+    if not isinstance(options, Mapping):
+        raise UsageError(
+            f"release_options is a {type(options).__name__}; it must be a dict of options by name"
+        )
     known = terms(release).options
     for name in options:
         if name not in known:
@@ -79,6 +84,6 @@ def terms(release: str) -> Terms:
     Raises:
         UsageError: there is no release of that name.
     """
-    if release not in RELEASES:
+    if not isinstance(release, str) or release not in RELEASES:
         raise UsageError(f"unknown release {release!r}; choose one of {', '.join(RELEASES)}")
     return RELEASES[release]

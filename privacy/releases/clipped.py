@@ -59,6 +59,7 @@ class ClippedRelease(StepRelease):
     """
 
     mechanism = "gaussian"
+    _changing = StepRelease._changing | {"_sum", "_records"}
 
     def __init__(
         self,
@@ -203,8 +204,8 @@ def refuse_excess(records: int, cap: int, expected: float) -> None:
     """
     if records > cap:
         raise UsageError(
-            f"a step has more than {cap} records where {expected:g} are expected; declare a public size that is not "
-            "below the number of records"
+            f"the data set is larger than its public size explains (steps of {expected:g} records are expected); "
+            "declare a public size that is not below the number of records"
         )
 
 

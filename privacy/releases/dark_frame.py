@@ -167,6 +167,9 @@ class DarkFrameNoise(NoiseSource):
     def vouch(self) -> None:
         self._health.vouch()
 
+    def shown(self) -> tuple[str, ...]:
+        return self._health.shown()
+
 
 def make(parts: Parts) -> ClippedRelease:
     """This release."""

@@ -8,7 +8,6 @@ system's; either of the two suffices.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -23,6 +22,7 @@ from noise_models.errors import UsageError
 from noise_models.generator import NORMAL_TAIL_MASS, NoiseGenerator
 from noise_models.health import LEAST_PIXELS, LEAST_STD, HealthError
 from noise_models.min_entropy import LEAST_SAMPLES, MinEntropy, assess
+from noise_models.replays import REPLAY_FALSE_ALARM, frame_digest
 from privacy.protocols import DarkFrames
 from privacy.releases.clipped import ClippedRelease
 from privacy.releases.device_health import DeviceHealth
@@ -31,7 +31,6 @@ from privacy.releases.source import Cost, NoiseSource, Parts, add_secret_normals
 # Releases between two keys. A public schedule: it looks at nothing but their number.
 RESEED_RELEASES = 64
 MOST_SAMPLES = 2 * LEAST_SAMPLES  # a large camera's pair of frames has more than an assessment needs
-_DIGEST_BYTES = 16  # two of at most 2^40 frames have the same digest by chance with probability below 2^-48
 
 
 class DeviceEntropyNoise(NoiseSource):
@@ -46,6 +45,7 @@ class DeviceEntropyNoise(NoiseSource):
     """
 
     name = "device-entropy"
+    _changing = frozenset({"_releases", "_rekeyed", "_unlogged"})
     assumptions = (
         "the key is secret: the min-entropy of the dark frames is at least a third of what SP 800-90B's estimators "
         "found in it, or the operating system's entropy is secret (HMAC-SHA-256 of both makes either suffice)",
@@ -61,7 +61,7 @@ class DeviceEntropyNoise(NoiseSource):
         Raises:
             UsageError: no device, or one without dark frames.
         """
-        device = with_camera(device)
+        device, known = with_camera(device), tuple(known)
         self.assessment: MinEntropy | None = None
         self._health = _watch(device, known)
         self._device = device
@@ -69,7 +69,8 @@ class DeviceEntropyNoise(NoiseSource):
         self._generator: NoiseGenerator | None = None
         self._releases = 0
         self._rekeyed = False
-        self._seen: set[bytes] = set()
+        self._seen = {bytes.fromhex(digest) for digest in known}
+        self._unlogged: list[str] = []
 
     def start_up(self) -> dict[str, Any]:
         """Assess the device on frames that nothing else uses, then take the first key from further ones.
@@ -81,12 +82,12 @@ class DeviceEntropyNoise(NoiseSource):
         """
         found = {} if self._health is None else self._health.start_up()[1]
         pairs = math.ceil(LEAST_SAMPLES / self._device.dark_pixels)
-        frames = self._frames(pairs)
-        samples = differences(frames)
+        codes = self._codes(pairs)
+        samples = differences(codes.astype(np.int32))
         self.assessment = assess(samples[:MOST_SAMPLES])
         tests = ContinuousTests(self.assessment.bits)
         statistics = tests.check(samples)
-        self._refuse_replay(frames)
+        self._refuse_replay(codes)
         self._key()
         return {
             **found,
@@ -148,21 +149,26 @@ class DeviceEntropyNoise(NoiseSource):
         if self._health is not None:
             self._health.vouch()
 
-    def _frames(self, pairs: int) -> npt.NDArray[Any]:
+    def _codes(self, pairs: int) -> npt.NDArray[Any]:
         codes: npt.NDArray[Any] = self._device.dark(2 * pairs).cpu().numpy()
-        return codes.astype(np.int32)
+        return codes
 
     def _refuse_replay(self, frames: npt.NDArray[Any]) -> None:
         """No frame is drawn twice."""
         for frame in frames:
-            digest = hashlib.sha256(frame.tobytes()).digest()[:_DIGEST_BYTES]
+            digest = frame_digest(frame)
             if digest in self._seen:
                 raise HealthError(
                     "health test 'replay' failed: a dark frame equals an earlier one; restart the camera and its "
                     "driver (nothing was released)",
-                    {"test": "replay", "value": 1, "limit": 0, "false_alarm": 2.0**-48},
+                    {"test": "replay", "value": 1, "limit": 0, "false_alarm": REPLAY_FALSE_ALARM},
                 )
             self._seen.add(digest)
+            self._unlogged.append(digest.hex())
+
+    def shown(self) -> tuple[str, ...]:
+        own, self._unlogged = tuple(self._unlogged), []
+        return own + (() if self._health is None else self._health.shown())
 
     def _pairs(self) -> int:
         """Pairs of frames whose assessed entropy makes a key."""
@@ -172,10 +178,11 @@ class DeviceEntropyNoise(NoiseSource):
     def _key(self) -> None:
         """A key from fresh, tested frames that nothing else uses."""
         assert self.assessment is not None
-        frames = self._frames(self._pairs())
+        codes = self._codes(self._pairs())
+        frames = codes.astype(np.int32)
         samples = differences(frames)
         ContinuousTests(self.assessment.bits).check(samples)
-        self._refuse_replay(frames)
+        self._refuse_replay(codes)
         salt = self._system.uint64(4).tobytes()
         key = conditioned_key(frames, len(samples) * self.assessment.bits, salt, self.name)
         if self._generator is None:

@@ -93,6 +93,10 @@ class DeviceHealth:
         if self._has_lamp:
             self._monitor.lit(self._device.expose(1, light=1.0, seconds=None, setting=Frame.DATA))
 
+    def shown(self) -> tuple[str, ...]:
+        """Digests of the frames taken since this was last asked, released or not."""
+        return self._monitor.shown()
+
     def describe(self) -> dict[str, Any]:
         """Tests, limits and false alarms (JSON types)."""
         return self._monitor.describe()

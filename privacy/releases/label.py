@@ -99,6 +99,7 @@ class LabelRelease(StepRelease):
 
     mechanism = "label-gaussian"
     assumptions = ASSUMPTIONS
+    _changing = StepRelease._changing | {"_batches", "_update"}
 
     def __init__(
         self,
@@ -164,8 +165,8 @@ class LabelRelease(StepRelease):
             errors = torch.cat([batch.errors for batch in self._batches])
             if len(errors) > self._most_records:
                 raise UsageError(
-                    f"a step has {len(errors)} records where {self.expected_batch_size:g} are expected; declare the "
-                    "public size that the data set has"
+                    f"the data set is larger than its public size explains (steps of {self.expected_batch_size:g} "
+                    "records are expected); declare the public size that it has"
                 )
             matrices = [_matrix(layer, self.contributions.matrices) for layer in layers]
             scales, weights = self._public_scales(layers, matrices)

@@ -58,11 +58,11 @@ class PerRecordRelease(StepRelease):
     Attributes:
         sensitivity: C.
         dimension: released coordinates.
-        certificate: which assumptions fail; of public numbers alone, unless `diagnoses`.
         diagnoses: whether the first step's records are looked at for the certificate, which then is PRIVATE.
     """
 
     mechanism = "published"
+    _changing = StepRelease._changing | {"_sum", "_records", "_looked", "_certificate"}
 
     def __init__(
         self,
@@ -73,6 +73,7 @@ class PerRecordRelease(StepRelease):
         expected_batch_size: float,
         activation_floor: float = FLOOR,
         derivative_floor: float = FLOOR,
+        diagnoses: bool = False,
     ) -> None:
         """
         Args:
@@ -82,6 +83,7 @@ class PerRecordRelease(StepRelease):
             expected_batch_size: q·N with the public N; the realised size is never used.
             activation_floor: h_min > 0, public.
             derivative_floor: φ'_min > 0, public.
+            diagnoses: whether the first step's records are looked at for the certificate, which then is PRIVATE.
         Raises:
             UsageError: a value out of range.
         """
@@ -95,7 +97,7 @@ class PerRecordRelease(StepRelease):
         self.sensitivity = max_grad_norm
         self.expected_batch_size = expected_batch_size
         self.dimension = contributions.dimension
-        self.diagnoses = False
+        self.diagnoses = diagnoses
         self._cap = record_cap(expected_batch_size)
         first = next(iter(contributions.parameters.values()))
         self._sum = torch.zeros(self.dimension, dtype=first.dtype, device=first.device)
@@ -107,7 +109,7 @@ class PerRecordRelease(StepRelease):
             start += p.numel()
         self._records = 0
         self._looked: list[list[GatedLayer]] | None = []
-        self.certificate = Certificate(self._public())
+        self._certificate = Certificate(self._public())
         self.assumptions = (
             *(str(finding) for finding in self.certificate.failing()),
             "the noise of every update is taken for an isotropic Gaussian, which it is not: its covariance has at most "
@@ -116,6 +118,11 @@ class PerRecordRelease(StepRelease):
             "in absolute value; nothing enforces it",
             *RECORD_ASSUMPTIONS,
         )
+
+    @property
+    def certificate(self) -> Certificate:
+        """Which assumptions fail; of public numbers alone, unless `diagnoses`."""
+        return self._certificate
 
     def _public(self) -> tuple[Finding, ...]:
         """What the sizes decide; the last layer of the chain is the output."""
@@ -181,7 +188,7 @@ class PerRecordRelease(StepRelease):
                 noise_std=self.noise_std(noise_multiplier),
                 noise_multiplier=noise_multiplier,
             )
-            self.certificate = Certificate((*self.certificate.findings, *found))
+            self._certificate = Certificate((*self._certificate.findings, *found))
             self._looked = None
 
     def _released(self) -> Tensor:
@@ -222,5 +229,6 @@ def make(parts: Parts) -> PerRecordRelease:
         ProjectionNoise(parts.generator("noise")),
         max_grad_norm=parts.max_grad_norm,
         expected_batch_size=parts.expected_batch_size,
+        diagnoses=parts.diagnoses,
         **parts.options,
     )

@@ -38,6 +38,7 @@ class SkellamNoise(NoiseSource):
     """Integer noise of variance `std²` from a generator keyed by the operating system."""
 
     name = "skellam"
+    _changing = frozenset({"_sampler"})
     assumptions = ("the noise generator (AES-256 in counter mode) cannot be told from random bits",)
 
     def __init__(self, noise: NoiseGenerator, coins: NoiseGenerator, grid_steps: int) -> None:

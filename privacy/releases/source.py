@@ -12,6 +12,7 @@ from torch import Tensor
 from noise_models.calibration import Calibration
 from noise_models.errors import UsageError
 from noise_models.generator import NoiseGenerator
+from privacy.fixed import Fixed
 from privacy.protocols import Contributions, DarkFrames
 
 
@@ -32,6 +33,7 @@ class Parts:
         known: digests of dark frames that earlier parts of the run logged; seeing one again is a replay.
         resumed: what the release wrote into the ledger (`NoiseSource.describe`) when the run began; None at its
             beginning.
+        diagnoses: figures computed from private records are shown; the run then has no guarantee.
         options: the release's own settings.
     """
 
@@ -45,6 +47,7 @@ class Parts:
     calibration: Calibration | None = None
     known: tuple[str, ...] = ()
     resumed: dict[str, Any] | None = None
+    diagnoses: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -57,7 +60,7 @@ class Cost:
     mass: float
 
 
-class NoiseSource(ABC):
+class NoiseSource(Fixed, ABC):
     """Supplies Z, dominated by N(0, std² I) up to its stated cost.
 
     Attributes:
@@ -105,12 +108,19 @@ class NoiseSource(ABC):
             DeviceError: what was drawn may not be released.
         """
 
-    def vouch(self) -> None:  # noqa: B027 - without a device there is nothing to test
+    def vouch(self) -> None:
         """Test the device once more between the last `add_noise` and its release.
 
         Raises:
             DeviceError: what was drawn may not be released.
         """
+
+    def shown(self) -> tuple[str, ...]:
+        """Digests of the device's frames since this was last asked; they are logged before the release.
+
+        A digest of 160 bits tells nothing of a frame that nobody can guess.
+        """
+        return ()
 
     def rekeyed(self) -> tuple[NoiseGenerator, ...]:
         """Generators whose key changed since this was last asked; they are registered before the release."""

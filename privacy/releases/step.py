@@ -8,6 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from noise_models.errors import UsageError
+from privacy.fixed import Fixed
 from privacy.ledger import Release
 from privacy.protocols import Contributions
 from privacy.releases.source import NoiseSource
@@ -38,7 +39,7 @@ RECORD_ASSUMPTIONS = (
 )
 
 
-class StepRelease(ABC):
+class StepRelease(Fixed, ABC):
     """One way of releasing a step. The engine calls absorb (once a physical batch), add_noise, release.
 
     Attributes:
@@ -57,6 +58,7 @@ class StepRelease(ABC):
     sensitivity: float
     assumptions: tuple[str, ...] = RECORD_ASSUMPTIONS
     _noised = False
+    _changing = frozenset({"_noised"})
 
     def event(self, sample_rate: float, noise_multiplier: float, epoch: int = 0) -> Release:
         """The ledger's row of one step at this sample rate and noise multiplier."""
@@ -85,7 +87,7 @@ class StepRelease(ABC):
         """
         return {self.event(sample_rate, noise_multiplier): steps} if steps else {}
 
-    def check_noise(self, noise_multiplier: float) -> None:  # noqa: B027 - most noise can be drawn whatever its size
+    def check_noise(self, noise_multiplier: float) -> None:
         """Before anything is released or written: can noise of this size be drawn?
 
         Raises:

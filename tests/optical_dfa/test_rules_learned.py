@@ -17,7 +17,7 @@ from optical_dfa.feedback import AlignedModule, align, make_rule
 from optical_dfa.feedback.costs import cost
 from optical_dfa.feedback.forward_mode import directional_derivative
 from optical_dfa.feedback.learned import LearnedState, Noted
-from optical_dfa.training import checkpoint
+from privacy import checkpoint
 from privacy.ledger import Ledger
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}

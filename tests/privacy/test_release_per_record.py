@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from privacy.releases.per_record import PerRecordRelease, ProjectionNoise
 C, EXPECTED, Z = 0.8, 6.0, 1.3
 
 
-def make(gated: Gated, seed: int = 0, **options: float) -> PerRecordRelease:
+def make(gated: Gated, seed: int = 0, **options: Any) -> PerRecordRelease:
     source = ProjectionNoise(NoiseGenerator.seeded(seed, "noise"))
     return PerRecordRelease(gated, source, max_grad_norm=C, expected_batch_size=EXPECTED, **options)
 
@@ -225,8 +226,7 @@ def test_the_certificate_looks_at_records_only_where_it_was_asked_to() -> None:
     assert not engine.step.certificate.private
     batch = layers(5)
     gated = Gated(batch)
-    release = make(gated)
-    release.diagnoses = True
+    release = make(gated, diagnoses=True)
     step(release, gated, part(batch, slice(0, 2)), part(batch, slice(2, 5)))
     assert release.certificate.private
     looked = release.certificate

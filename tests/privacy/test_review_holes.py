@@ -87,7 +87,7 @@ def test_a_step_that_fails_half_way_is_the_last(where: str, monkeypatch: pytest.
         raise DeviceError("the lamp is off")
 
     if where == "noise":
-        monkeypatch.setattr(engine.source, "add_noise", fail)
+        monkeypatch.setattr(type(engine.source), "add_noise", fail)
     elif where == "ledger":
         monkeypatch.setattr(engine.ledger, "append_release", fail)
     else:

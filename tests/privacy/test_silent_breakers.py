@@ -449,7 +449,7 @@ def test_a_crash_beside_the_record(where: str, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(made.ledger, "append_release", crash)
     else:
         assert made.engine.step is not None
-        monkeypatch.setattr(made.engine.step, "release", crash)
+        monkeypatch.setattr(type(made.engine.step), "release", crash)
     with pytest.raises(KeyboardInterrupt):
         made.step()
     assert torch.equal(made.weights(), before)

@@ -1,0 +1,133 @@
+"""The records behind a data loader: which loaders can be redrawn, and how a batch of chosen records is made."""
+
+from __future__ import annotations
+
+import warnings
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, TensorDataset
+
+from noise_models.errors import UsageError
+from privacy.empty_batch import emptied
+
+# Settings of a DataLoader that say how batches are fetched, with the value that asks for nothing.
+_UNUSED = {
+    "num_workers": 0, "pin_memory": False, "drop_last": False, "timeout": 0, "worker_init_fn": None,
+    "multiprocessing_context": None, "generator": None, "persistent_workers": False,
+}  # fmt: skip
+
+
+class Records:
+    """Batches of chosen records, as the loader would make them."""
+
+    def __init__(self, loader: DataLoader[Any], *, empty: bool) -> None:
+        """
+        Args:
+            loader: its data set and collate function are used.
+            empty: whether there are batches without records.
+        Raises:
+            UsageError: a loader whose batches cannot be drawn anew; records that cannot be read, or of which no empty
+                batch can be made.
+        """
+        self.dataset = map_style(loader)
+        self.collate = loader.collate_fn
+        self.size = len(self.dataset)
+        # Exactly this type: one of the user's own may transform what it holds.
+        self._tensors = (
+            type(self.dataset) is TensorDataset and self.collate is torch.utils.data.default_collate
+        )
+        self._empty: Any = None
+        if empty and not self._tensors:
+            self._empty = emptied(self._read([0]), self._read([0, min(1, self.size - 1)]))
+
+    def __len__(self) -> int:
+        """As many as when the run began.
+
+        Raises:
+            UsageError: records were added or taken away since.
+        """
+        if len(self.dataset) != self.size:
+            raise UsageError(
+                "the data set changed its length after make_private, where the sample rate was settled; make the "
+                "module private again, with a new engine"
+            )
+        return self.size
+
+    def batch(self, records: Tensor) -> Any:
+        """The collated batch of these records, shape (m,)."""
+        if self._tensors:
+            return [tensor[records] for tensor in self.dataset.tensors]
+        return self._read(records.tolist()) if len(records) else deepcopy(self._empty)
+
+    def _read(self, records: list[int]) -> Any:
+        try:
+            if callable(many := getattr(self.dataset, "__getitems__", None)):  # as a DataLoader would
+                return self.collate(many(records))
+            return self.collate([self.dataset[i] for i in records])
+        except UsageError:
+            raise
+        except Exception as error:
+            raise UsageError(
+                f"a batch cannot be made: the data set or collate_fn raised {type(error).__name__}; try both outside "
+                "the private run (the message is kept back, as it may speak of private records)"
+            ) from None
+
+
+def map_style(loader: DataLoader[Any]) -> Any:
+    """The loader's data set, if its records can be drawn independently.
+
+    Raises:
+        UsageError: no DataLoader, an iterable data set, or a way of drawing of the user's own.
+    """
+    if not isinstance(loader, DataLoader):
+        raise UsageError(f"data_loader is a {type(loader).__name__}; give a torch.utils.data.DataLoader")
+    if isinstance(loader.dataset, IterableDataset):
+        raise UsageError(
+            "data_loader iterates over a stream; Poisson sampling needs a data set with a length"
+        )
+    kind, sampler = type(loader), loader.sampler
+    if kind.__iter__ is not DataLoader.__iter__ or kind._get_iterator is not DataLoader._get_iterator:
+        raise UsageError(
+            f"data_loader is a {kind.__name__}, which iterates in a way of its own, and batches are redrawn; give a "
+            "plain torch.utils.data.DataLoader"
+        )
+    # Exactly these types: another may leave records out, or draw some more often.
+    if loader.batch_size is None or type(sampler) not in (RandomSampler, SequentialSampler):
+        raise UsageError(
+            "data_loader has a sampler of its own, whose privacy is not known; give one with batch_size= (and "
+            "shuffle=, if you like): its batches are redrawn by Poisson sampling"
+        )
+    if isinstance(sampler, RandomSampler) and sampler.replacement:
+        raise UsageError("data_loader samples with replacement; leave the sampler out: batches are redrawn")
+    try:
+        size, drawn = len(loader.dataset), len(sampler)  # type: ignore[arg-type]  # map-style data sets have one
+    except TypeError:
+        raise UsageError(
+            f"the data set (a {type(loader.dataset).__name__}) has no length; give it a __len__"
+        ) from None
+    if size == 0:
+        raise UsageError("the training set is empty; there is nothing to learn from")
+    if size != drawn:
+        raise UsageError(
+            "data_loader's sampler goes over another number of records than the data set has; leave the sampler out, "
+            "and give a Subset of the data set for a part of it"
+        )
+    return loader.dataset
+
+
+def tell_unused(loader: DataLoader[Any]) -> None:
+    """One line about settings of the loader that do nothing here: batches are made in this process, one at a time."""
+    unused = [
+        name
+        for name, nothing in _UNUSED.items()
+        if (value := getattr(loader, name, nothing)) is not nothing and value != nothing
+    ]
+    if unused:
+        warnings.warn(
+            f"private batches are drawn anew, by secret coins, and made in this process: {', '.join(unused)} of "
+            "data_loader do nothing",
+            stacklevel=4,
+        )
