@@ -20,7 +20,7 @@ from importlib import import_module
 from importlib.metadata import version
 from inspect import signature
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -143,6 +143,18 @@ class PrivacyEngine(Fixed):
     def source(self) -> NoiseSource | None:
         """Where its noise comes from; None before `make_private`."""
         return None if self._step_release is None else self._step_release.source
+
+    @property
+    def accountant(self) -> NoReturn:
+        """Opacus' accountant, which scripts ask for epsilon.
+
+        Raises:
+            UsageError: always; the figure comes from the ledger.
+        """
+        raise UsageError(
+            "epsilon is accounted for from the ledger; ask engine.get_epsilon(delta), or get_guarantee(delta) for all "
+            "that it rests on"
+        )
 
     # ---- the Opacus-style face
 

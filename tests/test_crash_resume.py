@@ -34,9 +34,11 @@ _WATCHED = tuple(
         "optical_dfa/cli/train.py",
         "optical_dfa/feedback/dfa.py",
         "optical_dfa/config.py",
+        "privacy/checkpoint.py",
         "privacy/engine.py",
         "privacy/ledger.py",
         "privacy/optimizer.py",
+        "privacy/records.py",
         "privacy/sampling.py",
         "privacy/releases",
     )

@@ -98,7 +98,7 @@ def test_an_attribute_that_steers_is_read_only(part: str, name: str, value: Any)
 
 UNKNOWN = [
     ("loader", "_limit"), ("loader", "batch_size"), ("loader", "num_workers"), ("optimizer", "accountant"),
-    ("optimizer", "max_grad_norms"), ("engine", "accountant"), ("engine", "secure_mode"), ("step", "clip_norm"),
+    ("optimizer", "max_grad_norms"), ("engine", "accountants"), ("engine", "secure_mode"), ("step", "clip_norm"),
     ("source", "std"),
 ]  # fmt: skip
 

@@ -330,6 +330,13 @@ def test_values_of_another_type_get_one_line(given: dict[str, Any], words: str) 
     refused(lambda: made(**given), words)
 
 
+def test_the_accountant_of_a_script_points_at_the_ledger() -> None:
+    engine = PrivacyEngine()
+    made(engine)
+    refused(lambda: engine.accountant, "engine.get_epsilon(delta)")
+    refused(lambda: setattr(engine, "accountant", None), "accountant")
+
+
 def test_a_seed_is_a_whole_number() -> None:
     refused(lambda: PrivacyEngine(reproducible_seed="seven"), "reproducible_seed")  # type: ignore[arg-type]
     refused(lambda: PrivacyEngine(reproducible_seed=1.5), "reproducible_seed")  # type: ignore[arg-type]
