@@ -31,7 +31,7 @@ from noise_models.generator import NoiseGenerator, derive_seed
 from privacy import accounting, health_log
 from privacy.guarantee import Guarantee
 from privacy.kind import Kind
-from privacy.ledger import Ledger, Release
+from privacy.ledger import SETTINGS, Ledger, Release
 from privacy.optimizer import PrivateOptimizer
 from privacy.plan import Plan, refuse_types
 from privacy.protocols import PrivateModule
@@ -73,6 +73,7 @@ class PrivacyEngine:
         calibration: Calibration | None = None,
         before_writing: Callable[[], None] | None = None,
         assumptions: Sequence[str] = (),
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         """
         Args:
@@ -87,6 +88,8 @@ class PrivacyEngine:
             before_writing: called by `make_private` once everything was checked, just before the ledger is
                 created or continued.
             assumptions: what the caller takes for granted besides; printed with the guarantee.
+            settings: of the caller's training (JSON types), for the ledger to hold: an audit compares them. Those of a
+                resumed run may be others; a row of its own says so.
         """
         self.ledger: Ledger | None = None
         self.step: StepRelease | None = None
@@ -99,6 +102,7 @@ class PrivacyEngine:
         self._calibration = calibration
         self._before_writing = before_writing
         self._assumptions = tuple(assumptions)
+        self._settings = None if settings is None else dict(settings)
         self._limit: int | None = None
         self._epochs = 0  # public batches: what the budget allows of them, should a batch get lost
         self._terms = terms("digital")  # of the release that make_private is asked for
@@ -487,6 +491,10 @@ class PrivacyEngine:
                     )
         if self._before_writing is not None:
             self._before_writing()
+        if resumed is not None and self._settings is not None:
+            resumed.append_settings(self._settings)
+        if self._settings is not None:
+            header[SETTINGS] = self._settings
         # A ledger of before weights were named goes on without: it is the beginning that announces them.
         return Ledger.create(self._path, {**header, ANNOUNCED: True}) if resumed is None else resumed
 

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import secrets
 import sqlite3
+import stat
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +24,7 @@ from types import TracebackType
 from typing import Any
 
 from noise_models.errors import UsageError
+from privacy import ledger_file
 from privacy.mechanisms import MECHANISMS
 
 _GENESIS = hashlib.sha256(b"optical-dfa ledger, version 1").hexdigest()
@@ -33,6 +35,18 @@ CREATE TABLE entries (
 CREATE TRIGGER no_update BEFORE UPDATE ON entries BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
 CREATE TRIGGER no_delete BEFORE DELETE ON entries BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
 """
+
+
+SETTINGS = "settings"  # in the header, and kind of a row for each part of the run after the first
+# SQLite's names of errors that say nothing about what is in the file.
+_OUT_OF_REACH = (
+    *("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_FULL", "SQLITE_IOERR", "SQLITE_PERM", "SQLITE_AUTH"),
+    *("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_NOMEM", "SQLITE_PROTOCOL"),
+)
+
+
+class LedgerUnreadableError(UsageError):
+    """A ledger that is there, and that permissions, a full disk or another program keep out of reach."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +127,8 @@ class Ledger:
         self._intact = True
         self._next = 0
         self._head = _GENESIS
+        self._watch: ledger_file.Watch | None = None
+        self._logless = False
 
     @classmethod
     def create(cls, path: Path | str | None, header: Mapping[str, Any]) -> Ledger:
@@ -126,45 +142,40 @@ class Ledger:
             ledger = cls(sqlite3.connect(":memory:", isolation_level=None), "in memory")
             ledger._begin(canonical)
             return ledger
-        path = Path(path)
-        for file in (path, _log(path)):
-            if file.exists():
-                raise UsageError(
-                    f"ledger {file} exists: open it to continue that run, or choose another folder"
-                )
-        # Built beside and moved into place whole: a kill leaves either no ledger or one with its header.
-        draft = path.with_name(path.name + ".new")
-        try:
-            draft.unlink(missing_ok=True)
-            with closing(sqlite3.connect(draft, isolation_level=None)) as connection:
-                cls(connection, str(path))._begin(canonical)
-            draft.rename(path)
-        except (OSError, sqlite3.Error) as error:
-            raise UsageError(f"ledger {path} cannot be created ({error}): give a writable folder") from error
+        path = Path(path).resolve()
+        ledger_file.create(path, lambda connection: cls(connection, str(path))._begin(canonical))
         return cls.open(path)
 
     @classmethod
     def open(cls, path: Path | str, *, read_only: bool = False) -> Ledger:
         """The ledger at `path`. To be written its chain must be intact; `read_only` opens a broken one too.
 
+        A link is followed to the file, beside which its log of newest rows is.
+
         Raises:
-            UsageError: no file, not a ledger, or (for writing) findings of `verify`.
+            LedgerUnreadableError: it is there, and cannot be read here and now.
+            UsageError: no file, not a ledger, or (for writing) one that cannot be written or has findings of `verify`.
         """
-        path = Path(path)
-        if not path.is_file():
+        path = Path(path).resolve()
+        if not _is_file(path):
             raise UsageError(f"ledger {path} does not exist: give the run folder or ledger.sqlite of a run")
+        connection = None
         try:
-            connection = _connect(path, read_only)
+            connect = ledger_file.connect_to_read if read_only else ledger_file.connect_to_write
+            connection, logless = connect(path)
             connection.execute("SELECT seq, kind, body, nonce, hash FROM entries LIMIT 1").fetchall()
-            if not read_only:
-                _durable(connection)
             ledger = cls(connection, str(path))
+            ledger._logless = logless
             findings = ledger.verify()
             ledger._load(intact=not findings)
-        except sqlite3.Error as error:
-            raise UsageError(
-                f"{path} is not a readable ledger ({error}): give the ledger.sqlite of a run"
-            ) from error
+            if not read_only and not findings:
+                ledger._watch = ledger_file.begin_writing(connection, path)
+        except (sqlite3.Error, UsageError, OSError) as error:
+            if connection is not None:
+                connection.close()
+            if isinstance(error, UsageError):
+                raise
+            raise _refusal(path, error) from error
         if findings and not read_only:
             connection.close()
             raise UsageError(
@@ -198,6 +209,8 @@ class Ledger:
         )  # equal rows differ: a cut-off tail cannot be grown again to the same head
         row = (self._next, kind, canonical, nonce)
         digest = _link(self._head, *row)
+        if self._watch is not None:
+            self._watch.refuse_moved()
         try:
             # Autocommit: with WAL and synchronous=FULL the row is on disk when execute returns.
             self._connection.execute("INSERT INTO entries VALUES (?, ?, ?, ?, ?)", (*row, digest))
@@ -208,8 +221,10 @@ class Ledger:
         except sqlite3.Error as error:
             raise UsageError(
                 f"ledger {self._where} cannot be written ({error}): nothing was released; "
-                "check disk and permissions"
+                "check disk and permissions, then resume"
             ) from error
+        if self._watch is not None:
+            self._watch.refuse_moved()  # what was written is on disk under the ledger's name
         self._next, self._head = self._next + 1, digest
 
     def header(self) -> dict[str, Any]:
@@ -236,9 +251,13 @@ class Ledger:
 
     def append_event(self, kind: str, payload: Mapping[str, Any]) -> None:
         """Commits an event (a resume, a health finding, ...) of any `kind` not used by the ledger itself."""
-        if kind in {"header", "release", "key"}:
+        if kind in {"header", "release", "key", SETTINGS}:
             raise UsageError(f"event kind {kind!r} is the ledger's own: choose another name")
         self._append(kind, _canonical(dict(payload)))
+
+    def append_settings(self, settings: Mapping[str, Any]) -> None:
+        """Commits the settings of a part of the run that begins now; those of the first part are in the header."""
+        self._append(SETTINGS, _canonical(dict(settings)))
 
     def register_key(self, fingerprint: str, name: str) -> None:
         """Commits the fingerprint of a generator's key, and when it was drawn.
@@ -337,7 +356,7 @@ class Ledger:
 
     def verify(self) -> list[str]:
         """Recomputes the chain from its first row; one line per finding, none for an intact ledger."""
-        findings: list[str] = []
+        findings = [ledger_file.LOGLESS] if self._logless else []
         previous, expected = _GENESIS, 0
         keys: dict[str, int] = {}
         try:
@@ -368,6 +387,8 @@ class Ledger:
 
     def close(self) -> None:
         """Closes the file; further calls fail."""
+        if self._watch is not None:
+            ledger_file.end_writing(self._connection)
         self._connection.close()
 
     def __enter__(self) -> Ledger:
@@ -379,24 +400,29 @@ class Ledger:
         self.close()
 
 
-def _durable(connection: sqlite3.Connection) -> None:
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=FULL")
+def _is_file(path: Path) -> bool:
+    """
+    Raises:
+        LedgerUnreadableError: nobody can tell.
+    """
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise _refusal(path, error) from error
 
 
-def _log(path: Path) -> Path:
-    """SQLite's write-ahead log of the database at `path`."""
-    return path.with_name(path.name + "-wal")
-
-
-def _connect(path: Path, read_only: bool) -> sqlite3.Connection:
-    if not read_only:
-        return sqlite3.connect(path, isolation_level=None)
-    # Without a write-ahead log nobody writes: `immutable` leaves no side files and works in a read-only
-    # folder.
-    log = _log(path)
-    mode = "mode=ro" if log.exists() and log.stat().st_size else "immutable=1"
-    return sqlite3.connect(f"{path.resolve().as_uri()}?{mode}", uri=True, isolation_level=None)
+def _refusal(path: Path, error: sqlite3.Error | OSError) -> UsageError:
+    """What an error on opening means: no ledger, or one that is there and out of reach."""
+    name = getattr(error, "sqlite_errorname", "") or ""
+    out_of_reach = isinstance(error, OSError) or name.startswith(_OUT_OF_REACH)
+    if out_of_reach or not os.access(path, os.R_OK):
+        return LedgerUnreadableError(
+            f"ledger {path} cannot be read or written ({error}): nothing was released and nothing was checked; look to "
+            "permissions, disk and other programs that have it open"
+        )
+    return UsageError(f"{path} is not a readable ledger ({error}): give the ledger.sqlite of a run")
 
 
 def _canonical(payload: Mapping[str, Any]) -> str:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from noise_models.errors import UsageError
+from privacy.auditing.files import CALIBRATION_FILE
 from privacy.ledger import Ledger
 
-CALIBRATION_FILE = "camera-calibration.json"
 _TESTED = ("dark-frame", "device-entropy")
 
 
