@@ -388,7 +388,8 @@ class Ledger:
     def close(self) -> None:
         """Closes the file; further calls fail."""
         if self._watch is not None:
-            ledger_file.end_writing(self._connection)
+            ledger_file.end_writing(self._connection, self._watch)
+            self._watch = None
         self._connection.close()
 
     def __enter__(self) -> Ledger:

@@ -21,6 +21,9 @@ LOGLESS = (
     "its log of newest rows is not beside it (a copy, a link or a new name without it?): rows are missing"
 )
 _CLOSED, _OPENED = 0, 1  # SQLite's user_version: whether the file may need a log
+_USER_VERSION = (
+    60  # its place in the file, four bytes (https://www.sqlite.org/fileformat.html#the_database_header)
+)
 _LINKLESS = "another program holds its place, or this file system has no hard links"
 
 
@@ -133,10 +136,15 @@ def begin_writing(connection: sqlite3.Connection, path: Path) -> Watch:
     return watch
 
 
-def end_writing(connection: sqlite3.Connection) -> None:
-    """The log moves into the file when the connection closes. Where it cannot, the mark and the log stay."""
-    with contextlib.suppress(sqlite3.Error):
+def end_writing(connection: sqlite3.Connection, watch: Watch) -> None:
+    """Close the connection: the log moves into the file, and the mark goes. Where it cannot move, both stay."""
+    try:
         connection.execute(f"PRAGMA user_version={_CLOSED}")
+    except sqlite3.Error:  # no room for a row more in the log; the file itself may have room for the log
+        connection.close()
+        watch.unmark()
+    else:
+        connection.close()
 
 
 class Watch:
@@ -154,6 +162,16 @@ class Watch:
         """
         if any(_number(file) != number for file, number in self._files.items()):
             self.refuse()
+
+    def unmark(self) -> None:
+        """Write the mark in place, once no log is left that the file would need."""
+        if os.path.lexists(log_of(self._path)) or _number(self._path) != self._files[self._path]:
+            return
+        with contextlib.suppress(OSError), self._path.open("r+b") as file:
+            file.seek(_USER_VERSION)
+            file.write(_CLOSED.to_bytes(4, "big"))
+            file.flush()
+            os.fsync(file.fileno())
 
     def refuse(self) -> None:
         """

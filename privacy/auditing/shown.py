@@ -49,11 +49,7 @@ def read_metrics(content: bytes | None, *, shown: bool = False) -> Metrics:
             row = parsed(line)
         except ValueError as error:
             if line_number > len(lines):  # what a crash leaves; the names in it are looked at all the same
-                named = {
-                    name.decode("utf-8", "replace"): None for name in re.findall(rb'"([^"]*)"\s*:', line)
-                }
-                strange = fields.unknown(named, fields.METRICS)
-                if (strange and not shown) or not line.startswith(b'{"step"'[: len(line)]):
+                if not (shown or _begins_a_row(line)):
                     findings.append(f"{where} is cut off and no beginning of a row that this program writes")
                 notes.append(f"the last row of {METRICS_FILE} was cut by a crash")
             else:
@@ -67,6 +63,15 @@ def read_metrics(content: bytes | None, *, shown: bool = False) -> Metrics:
         findings += fields.off(row, fields.METRICS, where)
         rows.append(row)
     return Metrics(rows, _shortened(findings), notes)
+
+
+def _begins_a_row(line: bytes) -> bool:
+    """Whether a row that was cut names what a row may, as far as it goes."""
+    texts = re.findall(r'"([^"]*)("?)', line.decode("utf-8", "replace"))
+    known = (*fields.METRICS, "inf")
+    return line.startswith(b'{"step"'[: len(line)]) and all(
+        text in known if closed else any(name.startswith(text) for name in known) for text, closed in texts
+    )
 
 
 def check_shown(
