@@ -17,6 +17,7 @@ import sqlite3
 import stat
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -229,17 +230,13 @@ class Ledger:
 
     def header(self) -> dict[str, Any]:
         """The run's description as given to `create`. Raises UsageError where the row is missing."""
-        row = self._connection.execute(
-            "SELECT body FROM entries WHERE seq = 0 AND kind = 'header'"
-        ).fetchone()
-        if row is None:
+        query = "SELECT body FROM entries WHERE seq = 0 AND kind = 'header'"
+        with self._reading("header"):
+            row = self._connection.execute(query).fetchone()
+            found = None if row is None else dict(json.loads(row[0]))
+        if found is None:
             raise UsageError(f"ledger {self._where} has no header: it is not the ledger of a run")
-        try:
-            return dict(json.loads(row[0]))
-        except (TypeError, ValueError) as error:
-            raise UsageError(
-                f"ledger {self._where} has an unreadable header ({error}): it was damaged"
-            ) from error
+        return found
 
     def append_release(self, release: Release) -> int:
         """Commits `release` to disk, returns its step number (1-based). Only then may the step be
@@ -290,7 +287,8 @@ class Ledger:
 
     def releases(self) -> list[Release]:
         """Every release in order. Raises UsageError on a row that is not a release (a damaged ledger)."""
-        return [_release(body) for _, kind, body, _, _ in self._rows() if kind == "release"]
+        with self._reading("row"):
+            return [_release(body) for _, kind, body, _, _ in self._rows() if kind == "release"]
 
     def events(self, kind: str) -> list[dict[str, Any]]:
         """Payloads of all rows of this kind ("key" for the registered keys), in order.
@@ -298,13 +296,9 @@ class Ledger:
         Raises:
             UsageError: a row is no JSON (a damaged ledger).
         """
-        rows = self._connection.execute("SELECT body FROM entries WHERE kind = ? ORDER BY seq", (kind,))
-        try:
+        with self._reading(f"{kind} row"):
+            rows = self._connection.execute("SELECT body FROM entries WHERE kind = ? ORDER BY seq", (kind,))
             return [json.loads(body) for (body,) in rows]
-        except (TypeError, ValueError) as error:
-            raise UsageError(
-                f"ledger {self._where} has an unreadable {kind} row ({error}): it was damaged"
-            ) from error
 
     def history(self) -> list[tuple[str, dict[str, Any]]]:
         """Kind and payload of every row after the header, in order.
@@ -312,16 +306,13 @@ class Ledger:
         Raises:
             UsageError: a row is no JSON object (a damaged ledger).
         """
-        try:
+        with self._reading("row"):
             return [(kind, dict(json.loads(body))) for seq, kind, body, _, _ in self._rows() if seq]
-        except (TypeError, ValueError) as error:
-            raise UsageError(
-                f"ledger {self._where} has an unreadable row ({error}): it was damaged"
-            ) from error
 
     def head(self) -> str:
         """Hash of the last row; a checkpoint stores it."""
-        row = self._connection.execute("SELECT hash FROM entries ORDER BY seq DESC LIMIT 1").fetchone()
+        with self._reading("row"):
+            row = self._connection.execute("SELECT hash FROM entries ORDER BY seq DESC LIMIT 1").fetchone()
         return _GENESIS if row is None else str(row[0])
 
     def contains(self, head: str) -> bool:
@@ -330,11 +321,12 @@ class Ledger:
 
     def count_at(self, head: str) -> int | None:
         """Number of releases when `head` was the head; None where it never was."""
-        row = self._connection.execute("SELECT seq FROM entries WHERE hash = ?", (head,)).fetchone()
-        if row is None:
-            return None
-        query = "SELECT COUNT(*) FROM entries WHERE kind = 'release' AND seq <= ?"
-        return int(self._connection.execute(query, row).fetchone()[0])
+        with self._reading("row"):
+            row = self._connection.execute("SELECT seq FROM entries WHERE hash = ?", (head,)).fetchone()
+            if row is None:
+                return None
+            query = "SELECT COUNT(*) FROM entries WHERE kind = 'release' AND seq <= ?"
+            return int(self._connection.execute(query, row).fetchone()[0])
 
     def newest_at(self, head: str, kind: str) -> Any:
         """Payload of the newest row of a kind when `head` was the head; None where there was none.
@@ -346,12 +338,20 @@ class Ledger:
             "SELECT body FROM entries WHERE kind = ? AND seq <= (SELECT seq FROM entries WHERE hash = ?) "
             "ORDER BY seq DESC LIMIT 1"
         )
-        row = self._connection.execute(query, (kind, head)).fetchone()
-        try:
+        with self._reading(f"{kind} row"):
+            row = self._connection.execute(query, (kind, head)).fetchone()
             return None if row is None else json.loads(row[0])
-        except (TypeError, ValueError) as error:
+
+    @contextmanager
+    def _reading(self, what: str) -> Iterator[None]:
+        """What a damaged database, text or JSON makes the libraries raise, in one line."""
+        try:
+            yield
+        except UsageError:
+            raise
+        except (sqlite3.Error, TypeError, ValueError, RecursionError) as error:
             raise UsageError(
-                f"ledger {self._where} has an unreadable {kind} row ({error}): it was damaged"
+                f"ledger {self._where} has an unreadable {what} ({error}): it was damaged"
             ) from error
 
     def verify(self) -> list[str]:
@@ -369,6 +369,10 @@ class Ledger:
                     )
                 if (kind == "header") != (seq == 0):
                     findings.append(f"row {seq} is of kind {kind!r}: the header and only the header is row 0")
+                if (
+                    _canonical(json.loads(body)) != body
+                ):  # a key given twice, say: readers differ in which they see
+                    findings.append(f"row {seq} ({kind}) is not written as the ledger writes rows")
                 if kind == "release":
                     _release(body)
                 elif kind == "key":
@@ -379,7 +383,7 @@ class Ledger:
                         )
                     keys.setdefault(fingerprint, seq)
                 previous, expected = digest, seq + 1
-        except (sqlite3.Error, KeyError, TypeError, ValueError) as error:
+        except (sqlite3.Error, KeyError, TypeError, ValueError, RecursionError) as error:
             findings.append(f"row {expected} is unreadable ({error})")
         if expected == 0 and not findings:
             findings.append("the ledger is empty: not even a header")
@@ -442,7 +446,7 @@ def _link(previous: str, seq: int, kind: str, canonical: str, nonce: str) -> str
 def _release(body: str) -> Release:
     try:
         return Release(**json.loads(body))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise UsageError(
             f"ledger row {body[:60]!r} is not a release ({error}): the ledger was damaged"
         ) from error

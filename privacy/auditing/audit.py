@@ -217,7 +217,10 @@ def _read_folder(path: Path | None, header: Mapping[str, Any], notes: list[str])
     findings += metrics.findings + found + ([] if claim is None else check_fields(claim))
     notes += metrics.notes
     findings += check_files(path, header, notes, unreadable)
-    findings += check_missing(path, header, metrics.rows, claim)
+    if (
+        held[METRICS_FILE] is not None or not (path / METRICS_FILE).exists()
+    ):  # it can be told whether rows are there
+        findings += check_missing(path, header, metrics.rows, claim)
     findings += check_shown(header, metrics.rows, claim) + check_same(metrics.rows, claim, header)
     return _Folder(path, settings, metrics, claim, findings, unreadable)
 
