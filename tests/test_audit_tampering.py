@@ -783,6 +783,25 @@ def test_a_calibration_that_is_not_the_one_relied_on(
     assert any("that is not there" in line for line in findings(credited, capsys))
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("{", '{"training_loss": 0.3, '),
+        ("{", '{"frames": 0.3, '),  # a key given twice: the reader sees the last
+        ('"frames": 100', '"frames": 100, "curves ": {"loss": [0.3]}'),
+    ],
+)
+def test_a_calibration_that_carries_something(
+    before: str, after: str, credited: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The fields that make its digest are as they were."""
+    path = credited / "camera-calibration.json"
+    assert before in path.read_text()
+    path.write_text(path.read_text().replace(before, after, 1))
+    found = findings(credited, capsys)
+    assert any(line.startswith("camera-calibration.json ") for line in found), found
+
+
 def test_a_calibration_swapped_in_the_ledger_too(
     credited: Path, calibration: Calibration, capsys: pytest.CaptureFixture[str]
 ) -> None:

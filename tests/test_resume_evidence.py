@@ -175,6 +175,7 @@ def test_a_run_without_privacy_is_held_to_its_ledger_too(
 # ---- what makes it another run stands in the ledger, whatever the settings' file says
 
 
+@pytest.mark.parametrize("weights", [True, False], ids=["", "killed before the first weights"])
 @pytest.mark.parametrize(
     ("before", "after"),
     [
@@ -184,8 +185,10 @@ def test_a_run_without_privacy_is_held_to_its_ledger_too(
     ],
 )
 def test_an_edited_setting_does_not_make_another_run_of_it(
-    before: str, after: str, run: Path, capsys: pytest.CaptureFixture[str]
+    before: str, after: str, weights: bool, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    for name in () if weights else (WEIGHTS, METRICS, SUMMARY, "report.html"):
+        (run / name).unlink()
     text = (run / "config.toml").read_text()
     assert before in text
     text = text.replace(before, after)

@@ -202,6 +202,7 @@ class _Run:
         A folder whose ledger says why the device was refused stays.
         """
         if resume and self.folder is not None:
+            self._refuse_other_settings()
             self._take_up()
             refuse_beyond(self.folder.path)
         try:
@@ -228,14 +229,16 @@ class _Run:
         if self.folder is None or not (path := self.folder.path / CHECKPOINT).is_file():
             return
         with nullcontext() if self.resumed is None else Ledger.open(self.resumed, read_only=True) as ledger:
-            self._refuse_other_settings(ledger)
             self.position = checkpoint.load(path, self.module, self.optimizer, ledger)
         if not self.config.private:  # its noise goes on where it was; a private run draws under new keys
             self.noise.seek(self.position.noise_position)
 
-    def _refuse_other_settings(self, ledger: Ledger | None) -> None:
+    def _refuse_other_settings(self) -> None:
         """Refuse to go on under settings that make it another run: the ledger's, for a file is soon edited."""
-        before = None if ledger is None else ledger.header().get(SETTINGS)
+        if self.resumed is None:
+            return
+        with Ledger.open(self.resumed, read_only=True) as ledger:
+            before = ledger.header().get(SETTINGS)
         if not isinstance(before, dict):
             return
         now = self.config.model_dump(mode="json", exclude_none=True, exclude=LOCAL | RESUMED_ANEW)
@@ -307,7 +310,7 @@ class _Run:
         if self.folder is not None and isinstance(self.engine.source, DarkFrameNoise):
             self.folder.write_json(CALIBRATION, self.engine.source.histogram())
             if self.calibration is not None:
-                self.calibration.save(self.folder.path / CAMERA)
+                self.folder.write_json(CAMERA, self.calibration.to_dict())
 
     def _held(self) -> dict[str, Any]:
         """The settings as the ledger holds them: all but those of this machine."""

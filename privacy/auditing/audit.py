@@ -335,7 +335,7 @@ def _read_rows(ledger: Ledger, header: Mapping[str, Any], folder: _Folder, notes
     try:
         releases, history = ledger.releases(), ledger.history()
         refuse_unreadable(releases)
-        findings = check_device(ledger, header, folder.path, notes)
+        findings = check_device(ledger, header, folder.path, notes, folder.unreadable)
         findings += check_beyond(ledger, header, folder.metrics.rows, folder.claim)
     except UsageError as error:
         notes.append("releases that cannot be read have no known cost: no epsilon was recomputed")

@@ -13,9 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from noise_models.errors import UsageError
+from optical_dfa.feedback import align
 from privacy.auditing.audit import audit
+from privacy.engine import PrivacyEngine
 from privacy.ledger import Ledger, LedgerUnreadableError, Release
 
 ROOT = Path(__file__).parents[2]
@@ -197,6 +202,41 @@ def test_nor_where_it_goes_between_the_row_and_the_answer(
     monkeypatch.setattr(type(writing._watch), "refuse_moved", then)
     with pytest.raises(UsageError, match="removed, renamed or replaced"):
         writing.append_release(STEP)
+
+
+@pytest.mark.parametrize("change", [*CHANGES, without_the_index_of_its_log])
+def test_an_engine_whose_ledger_went_changes_no_weight(
+    change: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    monkeypatch.chdir(folder)  # the file is watched by its full name, whatever the program's folder is
+    x, y = torch.randn(60, 5, generator=torch.Generator().manual_seed(0)), torch.arange(60) % 4
+    net = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 4))
+    engine = PrivacyEngine(ledger="ledger.sqlite")
+    module, optimizer, loader = engine.make_private(
+        module=align(net, rule="dfa", backend="digital", example=x[:1], show=None),
+        optimizer=torch.optim.SGD(net.parameters(), lr=0.1),
+        data_loader=DataLoader(TensorDataset(x, y), batch_size=12),
+        noise_multiplier=1.0,
+        max_grad_norm=1.0,
+    )
+    monkeypatch.chdir(tmp_path)
+    batches = iter(loader)
+
+    def step() -> None:
+        records, labels = next(batches)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(module(records), labels).backward()
+        optimizer.step()
+
+    step()
+    change(folder)
+    before = [parameter.detach().clone() for parameter in net.parameters()]
+    with pytest.raises(UsageError, match="removed, renamed or replaced"):
+        step()
+    assert all(torch.equal(one, other) for one, other in zip(net.parameters(), before, strict=True))
+    engine.close()
 
 
 # ---- who may create it
