@@ -128,6 +128,7 @@ class Ledger:
         self._intact = True
         self._next = 0
         self._head = _GENESIS
+        self._file: tuple[Path, ledger_file.Number] | None = None  # to be watched from the first row on
         self._watch: ledger_file.Watch | None = None
         self._logless = False
 
@@ -162,6 +163,7 @@ class Ledger:
             raise UsageError(f"ledger {path} does not exist: give the run folder or ledger.sqlite of a run")
         connection = None
         try:
+            number = ledger_file.number_of(path)
             connect = ledger_file.connect_to_read if read_only else ledger_file.connect_to_write
             connection, logless = connect(path)
             connection.execute("SELECT seq, kind, body, nonce, hash FROM entries LIMIT 1").fetchall()
@@ -170,7 +172,8 @@ class Ledger:
             findings = ledger.verify()
             ledger._load(intact=not findings)
             if not read_only and not findings:
-                ledger._watch = ledger_file.begin_writing(connection, path)
+                ledger_file.make_durable(connection)
+                ledger._file = (path, number)
         except (sqlite3.Error, UsageError, OSError) as error:
             if connection is not None:
                 connection.close()
@@ -210,9 +213,11 @@ class Ledger:
         )  # equal rows differ: a cut-off tail cannot be grown again to the same head
         row = (self._next, kind, canonical, nonce)
         digest = _link(self._head, *row)
-        if self._watch is not None:
-            self._watch.refuse_moved()
         try:
+            if self._file is not None and self._watch is None:
+                self._watch = ledger_file.begin_writing(self._connection, *self._file)
+            if self._watch is not None:
+                self._watch.refuse_moved()
             # Autocommit: with WAL and synchronous=FULL the row is on disk when execute returns.
             self._connection.execute("INSERT INTO entries VALUES (?, ?, ?, ?, ?)", (*row, digest))
         except sqlite3.IntegrityError as error:

@@ -14,12 +14,14 @@ import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import NoReturn
 
 from noise_models.errors import UsageError
 
 LOGLESS = (
     "its log of newest rows is not beside it (a copy, a link or a new name without it?): rows are missing"
 )
+Number = tuple[int, int] | None
 _CLOSED, _OPENED = 0, 1  # SQLite's user_version: whether the file may need a log
 _USER_VERSION = (
     60  # its place in the file, four bytes (https://www.sqlite.org/fileformat.html#the_database_header)
@@ -118,22 +120,28 @@ def connect_to_write(path: Path) -> tuple[sqlite3.Connection, bool]:
     return connection, not logged and _is_opened(connection)
 
 
-def begin_writing(connection: sqlite3.Connection, path: Path) -> Watch:
-    """Mark the file as open, in the file itself, and watch it.
-
-    Raises:
-        sqlite3.Error: it cannot be written.
-        UsageError: it is no longer the file that the connection has.
-    """
-    before = _number(path)
+def make_durable(connection: sqlite3.Connection) -> None:
+    """Every row is on disk once it is written."""
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=FULL")
+
+
+def begin_writing(connection: sqlite3.Connection, path: Path, number: Number) -> Watch:
+    """Mark the file as open, in the file itself, and watch it; before the first row and not before.
+
+    Args:
+        connection: of `connect_to_write`.
+        path: resolved.
+        number: of the file that the connection has.
+    Raises:
+        sqlite3.Error: it cannot be written.
+        UsageError: the file is no longer there.
+    """
+    if number_of(path) != number:
+        refuse_gone(path)
     connection.execute(f"PRAGMA user_version={_OPENED}")
     connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()  # from the log into the file
-    watch = Watch(path)
-    if _number(path) != before:
-        watch.refuse()
-    return watch
+    return Watch(path, number)
 
 
 def end_writing(connection: sqlite3.Connection, watch: Watch) -> None:
@@ -150,22 +158,22 @@ def end_writing(connection: sqlite3.Connection, watch: Watch) -> None:
 class Watch:
     """The files that a writer has open, by number: what is written to them stays under their names."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, number: Number) -> None:
         self._path = path
-        shared = path.with_name(path.name + "-shm")
-        self._files = {file: _number(file) for file in (path, log_of(path), shared)}
+        others = (log_of(path), path.with_name(path.name + "-shm"))
+        self._files = {path: number} | {file: number_of(file) for file in others}
 
     def refuse_moved(self) -> None:
         """
         Raises:
             UsageError: one of the files was removed, renamed or replaced.
         """
-        if any(_number(file) != number for file, number in self._files.items()):
-            self.refuse()
+        if any(number_of(file) != number for file, number in self._files.items()):
+            refuse_gone(self._path)
 
     def unmark(self) -> None:
         """Write the mark in place, once no log is left that the file would need."""
-        if os.path.lexists(log_of(self._path)) or _number(self._path) != self._files[self._path]:
+        if os.path.lexists(log_of(self._path)) or number_of(self._path) != self._files[self._path]:
             return
         with contextlib.suppress(OSError), self._path.open("r+b") as file:
             file.seek(_USER_VERSION)
@@ -173,18 +181,20 @@ class Watch:
             file.flush()
             os.fsync(file.fileno())
 
-    def refuse(self) -> None:
-        """
-        Raises:
-            UsageError: always.
-        """
-        raise UsageError(
-            f"ledger {self._path} was removed, renamed or replaced while the run went on: nothing more is released; "
-            "put it back and resume, or begin a new run"
-        )
+
+def refuse_gone(path: Path) -> NoReturn:
+    """
+    Raises:
+        UsageError: always.
+    """
+    raise UsageError(
+        f"ledger {path} was removed, renamed or replaced while the run went on: nothing more is released; put it back "
+        "and resume, or begin a new run"
+    )
 
 
-def _number(path: Path) -> tuple[int, int] | None:
+def number_of(path: Path) -> Number:
+    """By which the file under a name is known, whatever happens to the name; None where there is none."""
     try:
         found = os.stat(path)
     except OSError:

@@ -239,6 +239,18 @@ def test_an_engine_whose_ledger_went_changes_no_weight(
     engine.close()
 
 
+def test_opening_changes_nothing(tmp_path: Path) -> None:
+    """A run that is refused after its ledger was opened leaves the file as it was."""
+    Ledger.create(tmp_path / "l.sqlite", HEADER).close()
+    before = (tmp_path / "l.sqlite").read_bytes()
+    Ledger.open(tmp_path / "l.sqlite").close()
+    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("l.sqlite", before)]
+    with Ledger.open(tmp_path / "l.sqlite") as ledger:
+        (tmp_path / "l.sqlite").rename(tmp_path / "m.sqlite")
+        with pytest.raises(UsageError, match="removed, renamed or replaced"):
+            ledger.append_release(STEP)
+
+
 # ---- who may create it
 
 CREATE = """
@@ -339,8 +351,8 @@ def test_a_full_disk_releases_nothing_and_the_run_goes_on_later(tmp_path: Path) 
             Ledger.create(path, HEADER)
         assert not list(tmp_path.iterdir())
     Ledger.create(path, HEADER).close()
-    with disk_of(1000), pytest.raises(LedgerUnreadableError, match="cannot be read or written"):
-        Ledger.open(path)
+    with Ledger.open(path) as ledger, disk_of(1000), pytest.raises(UsageError, match="nothing was released"):
+        ledger.append_release(STEP)
     with Ledger.open(path) as ledger:
         with disk_of(60_000):
             refusal = fill(ledger)
