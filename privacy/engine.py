@@ -89,7 +89,7 @@ class PrivacyEngine:
                 created or continued.
             assumptions: what the caller takes for granted besides; printed with the guarantee.
             settings: of the caller's training (JSON types), for the ledger to hold: an audit compares them. Those of a
-                resumed run may be others; a row of its own says so.
+                resumed run may be others; a row of its own then says so.
         """
         self.ledger: Ledger | None = None
         self.step: StepRelease | None = None

@@ -38,7 +38,7 @@ CREATE TRIGGER no_delete BEFORE DELETE ON entries BEGIN SELECT RAISE(ABORT, 'the
 """
 
 
-SETTINGS = "settings"  # in the header, and kind of a row for each part of the run after the first
+SETTINGS = "settings"  # in the header, and kind of a row for a later part of the run with others
 # SQLite's names of errors that say nothing about what is in the file.
 _OUT_OF_REACH = (
     *("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_FULL", "SQLITE_IOERR", "SQLITE_PERM", "SQLITE_AUTH"),
@@ -258,8 +258,16 @@ class Ledger:
         self._append(kind, _canonical(dict(payload)))
 
     def append_settings(self, settings: Mapping[str, Any]) -> None:
-        """Commits the settings of a part of the run that begins now; those of the first part are in the header."""
-        self._append(SETTINGS, _canonical(dict(settings)))
+        """Commits the settings of a part of the run that begins now, where they are not those of the part before.
+
+        Those of the first part are in the header.
+        """
+        canonical, before = (
+            _canonical(dict(settings)),
+            [self.header().get(SETTINGS), *self.events(SETTINGS)][-1],
+        )
+        if before is None or _canonical(before) != canonical:
+            self._append(SETTINGS, canonical)
 
     def register_key(self, fingerprint: str, name: str) -> None:
         """Commits the fingerprint of a generator's key, and when it was drawn.

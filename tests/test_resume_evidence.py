@@ -202,6 +202,7 @@ def test_an_edited_setting_does_not_make_another_run_of_it(
 
 def test_the_ledger_holds_the_settings_of_every_part(run: Path) -> None:
     assert train(run, "--epochs", "3", "--resume", "--lr", "0.01") == 0
+    assert main(["train", "--resume", "--out", str(run)]) == 0  # no other ones, no other row
     with Ledger.open(run / LEDGER, read_only=True) as ledger:
         parts = [ledger.header()["settings"], *ledger.events("settings")]
     assert [part["epochs"] for part in parts] == [1, 2, 3]

@@ -68,7 +68,7 @@ def settings_of(
 
     Args:
         header: of the ledger.
-        parts: payloads of its rows of kind "settings", one for each part after the first.
+        parts: payloads of its rows of kind "settings", one for each later part with others.
         notes: receives what changed from part to part.
     """
     held = header.get(SETTINGS)
