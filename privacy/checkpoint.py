@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -49,6 +50,8 @@ def save(path: Path, module: nn.Module, optimizer: Optimizer, position: Position
 
     Returns:
         the position, at the head of that row.
+    Raises:
+        UsageError: ledger or file cannot be written.
     """
     tensors = {_MODULE + name: _plain(value) for name, value in module.state_dict().items()}
     state = optimizer.state_dict()["state"]
@@ -69,12 +72,36 @@ def save(path: Path, module: nn.Module, optimizer: Optimizer, position: Position
         "noise_position": str(position.noise_position),
         "optimizer": json.dumps(numbers),
     }
-    partial = path.with_suffix(".partial")
-    save_file(tensors, partial, metadata=metadata)
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    partial.replace(path)
+    _write(path, tensors, metadata)
     return position
+
+
+def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """
+    Raises:
+        UsageError: the file cannot be written; the one before stays.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.open("wb").close()
+        mode = partial.stat().st_mode  # as of every other file of the run; safetensors makes its own private
+        save_file(tensors, partial, metadata=metadata)
+        partial.chmod(mode)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the new name is on disk before anything that is written after it
+        finally:
+            os.close(folder)
+    except (OSError, SafetensorError) as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise UsageError(
+            f"checkpoint {path} cannot be written ({_line(error)}); the one before is kept: make room, then go on "
+            "with --resume"
+        ) from None
 
 
 def load(path: Path, module: nn.Module, optimizer: Optimizer, ledger: Ledger | None) -> Position:

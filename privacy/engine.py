@@ -35,7 +35,7 @@ from privacy import accounting, checkpoint, health_log
 from privacy.fixed import Fixed
 from privacy.guarantee import Guarantee
 from privacy.kind import Kind
-from privacy.ledger import Ledger, Release
+from privacy.ledger import SETTINGS, Ledger, Release
 from privacy.norms import refuse_norm
 from privacy.opacus_arguments import refuse_arguments, refuse_reduction
 from privacy.optimizer import PrivateOptimizer
@@ -89,6 +89,7 @@ class PrivacyEngine(Fixed):
         calibration: Calibration | None = None,
         before_writing: Callable[[], None] | None = None,
         assumptions: Sequence[str] = (),
+        settings: Mapping[str, Any] | None = None,
         **opacus: Any,
     ) -> None:
         """
@@ -104,6 +105,8 @@ class PrivacyEngine(Fixed):
             before_writing: called by `make_private` once everything was checked, just before the ledger is
                 created or continued.
             assumptions: what the caller takes for granted besides; printed with the guarantee.
+            settings: of the caller's training (JSON types), for the ledger to hold: an audit compares them. Those of a
+                resumed run may be others; a row of its own then says so.
             **opacus: Opacus' other arguments, where they ask for nothing else (`secure_mode`).
         Raises:
             UsageError: an argument that there is not.
@@ -121,6 +124,7 @@ class PrivacyEngine(Fixed):
         self._calibration = calibration
         self._before_writing = before_writing
         self._assumptions = tuple(assumptions)
+        self._settings = None if settings is None else dict(settings)
         self._limit: int | None = None
         self._epochs = 0  # public batches: what the budget allows of them, should a batch get lost
         self._terms = terms("digital")  # of the release that make_private is asked for
@@ -624,6 +628,10 @@ class PrivacyEngine(Fixed):
                     )
         if self._before_writing is not None:
             self._before_writing()
+        if resumed is not None and self._settings is not None:
+            resumed.append_settings(self._settings)
+        if self._settings is not None:
+            header[SETTINGS] = self._settings
         # A ledger of before weights were named goes on without: it is the beginning that announces them.
         return Ledger.create(self._path, {**header, ANNOUNCED: True}) if resumed is None else resumed
 

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import secrets
 import sqlite3
+import stat
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import closing
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +25,7 @@ from types import TracebackType
 from typing import Any
 
 from noise_models.errors import UsageError
+from privacy import ledger_file
 from privacy.mechanisms import MECHANISMS
 
 _GENESIS = hashlib.sha256(b"optical-dfa ledger, version 1").hexdigest()
@@ -33,6 +36,18 @@ CREATE TABLE entries (
 CREATE TRIGGER no_update BEFORE UPDATE ON entries BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
 CREATE TRIGGER no_delete BEFORE DELETE ON entries BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
 """
+
+
+SETTINGS = "settings"  # in the header, and kind of a row for a later part of the run with others
+# SQLite's names of errors that say nothing about what is in the file.
+_OUT_OF_REACH = (
+    *("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_FULL", "SQLITE_IOERR", "SQLITE_PERM", "SQLITE_AUTH"),
+    *("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_NOMEM", "SQLITE_PROTOCOL"),
+)
+
+
+class LedgerUnreadableError(UsageError):
+    """A ledger that is there, and that permissions, a full disk or another program keep out of reach."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +128,9 @@ class Ledger:
         self._intact = True
         self._next = 0
         self._head = _GENESIS
+        self._file: tuple[Path, ledger_file.Number] | None = None  # to be watched from the first row on
+        self._watch: ledger_file.Watch | None = None
+        self._logless = False
 
     @classmethod
     def create(cls, path: Path | str | None, header: Mapping[str, Any]) -> Ledger:
@@ -126,45 +144,42 @@ class Ledger:
             ledger = cls(sqlite3.connect(":memory:", isolation_level=None), "in memory")
             ledger._begin(canonical)
             return ledger
-        path = Path(path)
-        for file in (path, _log(path)):
-            if file.exists():
-                raise UsageError(
-                    f"ledger {file} exists: open it to continue that run, or choose another folder"
-                )
-        # Built beside and moved into place whole: a kill leaves either no ledger or one with its header.
-        draft = path.with_name(path.name + ".new")
-        try:
-            draft.unlink(missing_ok=True)
-            with closing(sqlite3.connect(draft, isolation_level=None)) as connection:
-                cls(connection, str(path))._begin(canonical)
-            draft.rename(path)
-        except (OSError, sqlite3.Error) as error:
-            raise UsageError(f"ledger {path} cannot be created ({error}): give a writable folder") from error
+        path = Path(path).resolve()
+        ledger_file.create(path, lambda connection: cls(connection, str(path))._begin(canonical))
         return cls.open(path)
 
     @classmethod
     def open(cls, path: Path | str, *, read_only: bool = False) -> Ledger:
         """The ledger at `path`. To be written its chain must be intact; `read_only` opens a broken one too.
 
+        A link is followed to the file, beside which its log of newest rows is.
+
         Raises:
-            UsageError: no file, not a ledger, or (for writing) findings of `verify`.
+            LedgerUnreadableError: it is there, and cannot be read here and now.
+            UsageError: no file, not a ledger, or (for writing) one that cannot be written or has findings of `verify`.
         """
-        path = Path(path)
-        if not path.is_file():
+        path = Path(path).resolve()
+        if not _is_file(path):
             raise UsageError(f"ledger {path} does not exist: give the run folder or ledger.sqlite of a run")
+        connection = None
         try:
-            connection = _connect(path, read_only)
+            number = ledger_file.number_of(path)
+            connect = ledger_file.connect_to_read if read_only else ledger_file.connect_to_write
+            connection, logless = connect(path)
             connection.execute("SELECT seq, kind, body, nonce, hash FROM entries LIMIT 1").fetchall()
-            if not read_only:
-                _durable(connection)
             ledger = cls(connection, str(path))
+            ledger._logless = logless
             findings = ledger.verify()
             ledger._load(intact=not findings)
-        except sqlite3.Error as error:
-            raise UsageError(
-                f"{path} is not a readable ledger ({error}): give the ledger.sqlite of a run"
-            ) from error
+            if not read_only and not findings:
+                ledger_file.make_durable(connection)
+                ledger._file = (path, number)
+        except (sqlite3.Error, UsageError, OSError) as error:
+            if connection is not None:
+                connection.close()
+            if isinstance(error, UsageError):
+                raise
+            raise _refusal(path, error) from error
         if findings and not read_only:
             connection.close()
             raise UsageError(
@@ -199,6 +214,10 @@ class Ledger:
         row = (self._next, kind, canonical, nonce)
         digest = _link(self._head, *row)
         try:
+            if self._file is not None and self._watch is None:
+                self._watch = ledger_file.begin_writing(self._connection, *self._file)
+            if self._watch is not None:
+                self._watch.refuse_moved()
             # Autocommit: with WAL and synchronous=FULL the row is on disk when execute returns.
             self._connection.execute("INSERT INTO entries VALUES (?, ?, ?, ?, ?)", (*row, digest))
         except sqlite3.IntegrityError as error:
@@ -208,23 +227,21 @@ class Ledger:
         except sqlite3.Error as error:
             raise UsageError(
                 f"ledger {self._where} cannot be written ({error}): nothing was released; "
-                "check disk and permissions"
+                "check disk and permissions, then resume"
             ) from error
+        if self._watch is not None:
+            self._watch.refuse_moved()  # what was written is on disk under the ledger's name
         self._next, self._head = self._next + 1, digest
 
     def header(self) -> dict[str, Any]:
         """The run's description as given to `create`. Raises UsageError where the row is missing."""
-        row = self._connection.execute(
-            "SELECT body FROM entries WHERE seq = 0 AND kind = 'header'"
-        ).fetchone()
-        if row is None:
+        query = "SELECT body FROM entries WHERE seq = 0 AND kind = 'header'"
+        with self._reading("header"):
+            row = self._connection.execute(query).fetchone()
+            found = None if row is None else dict(json.loads(row[0]))
+        if found is None:
             raise UsageError(f"ledger {self._where} has no header: it is not the ledger of a run")
-        try:
-            return dict(json.loads(row[0]))
-        except (TypeError, ValueError) as error:
-            raise UsageError(
-                f"ledger {self._where} has an unreadable header ({error}): it was damaged"
-            ) from error
+        return found
 
     def append_release(self, release: Release) -> int:
         """Commits `release` to disk, returns its step number (1-based). Only then may the step be
@@ -236,9 +253,21 @@ class Ledger:
 
     def append_event(self, kind: str, payload: Mapping[str, Any]) -> None:
         """Commits an event (a resume, a health finding, ...) of any `kind` not used by the ledger itself."""
-        if kind in {"header", "release", "key"}:
+        if kind in {"header", "release", "key", SETTINGS}:
             raise UsageError(f"event kind {kind!r} is the ledger's own: choose another name")
         self._append(kind, _canonical(dict(payload)))
+
+    def append_settings(self, settings: Mapping[str, Any]) -> None:
+        """Commits the settings of a part of the run that begins now, where they are not those of the part before.
+
+        Those of the first part are in the header.
+        """
+        canonical, before = (
+            _canonical(dict(settings)),
+            [self.header().get(SETTINGS), *self.events(SETTINGS)][-1],
+        )
+        if before is None or _canonical(before) != canonical:
+            self._append(SETTINGS, canonical)
 
     def register_key(self, fingerprint: str, name: str) -> None:
         """Commits the fingerprint of a generator's key, and when it was drawn.
@@ -271,7 +300,8 @@ class Ledger:
 
     def releases(self) -> list[Release]:
         """Every release in order. Raises UsageError on a row that is not a release (a damaged ledger)."""
-        return [_release(body) for _, kind, body, _, _ in self._rows() if kind == "release"]
+        with self._reading("row"):
+            return [_release(body) for _, kind, body, _, _ in self._rows() if kind == "release"]
 
     def events(self, kind: str) -> list[dict[str, Any]]:
         """Payloads of all rows of this kind ("key" for the registered keys), in order.
@@ -279,13 +309,9 @@ class Ledger:
         Raises:
             UsageError: a row is no JSON (a damaged ledger).
         """
-        rows = self._connection.execute("SELECT body FROM entries WHERE kind = ? ORDER BY seq", (kind,))
-        try:
+        with self._reading(f"{kind} row"):
+            rows = self._connection.execute("SELECT body FROM entries WHERE kind = ? ORDER BY seq", (kind,))
             return [json.loads(body) for (body,) in rows]
-        except (TypeError, ValueError) as error:
-            raise UsageError(
-                f"ledger {self._where} has an unreadable {kind} row ({error}): it was damaged"
-            ) from error
 
     def history(self) -> list[tuple[str, dict[str, Any]]]:
         """Kind and payload of every row after the header, in order.
@@ -293,16 +319,13 @@ class Ledger:
         Raises:
             UsageError: a row is no JSON object (a damaged ledger).
         """
-        try:
+        with self._reading("row"):
             return [(kind, dict(json.loads(body))) for seq, kind, body, _, _ in self._rows() if seq]
-        except (TypeError, ValueError) as error:
-            raise UsageError(
-                f"ledger {self._where} has an unreadable row ({error}): it was damaged"
-            ) from error
 
     def head(self) -> str:
         """Hash of the last row; a checkpoint stores it."""
-        row = self._connection.execute("SELECT hash FROM entries ORDER BY seq DESC LIMIT 1").fetchone()
+        with self._reading("row"):
+            row = self._connection.execute("SELECT hash FROM entries ORDER BY seq DESC LIMIT 1").fetchone()
         return _GENESIS if row is None else str(row[0])
 
     def contains(self, head: str) -> bool:
@@ -311,11 +334,12 @@ class Ledger:
 
     def count_at(self, head: str) -> int | None:
         """Number of releases when `head` was the head; None where it never was."""
-        row = self._connection.execute("SELECT seq FROM entries WHERE hash = ?", (head,)).fetchone()
-        if row is None:
-            return None
-        query = "SELECT COUNT(*) FROM entries WHERE kind = 'release' AND seq <= ?"
-        return int(self._connection.execute(query, row).fetchone()[0])
+        with self._reading("row"):
+            row = self._connection.execute("SELECT seq FROM entries WHERE hash = ?", (head,)).fetchone()
+            if row is None:
+                return None
+            query = "SELECT COUNT(*) FROM entries WHERE kind = 'release' AND seq <= ?"
+            return int(self._connection.execute(query, row).fetchone()[0])
 
     def newest_at(self, head: str, kind: str) -> Any:
         """Payload of the newest row of a kind when `head` was the head; None where there was none.
@@ -327,17 +351,25 @@ class Ledger:
             "SELECT body FROM entries WHERE kind = ? AND seq <= (SELECT seq FROM entries WHERE hash = ?) "
             "ORDER BY seq DESC LIMIT 1"
         )
-        row = self._connection.execute(query, (kind, head)).fetchone()
-        try:
+        with self._reading(f"{kind} row"):
+            row = self._connection.execute(query, (kind, head)).fetchone()
             return None if row is None else json.loads(row[0])
-        except (TypeError, ValueError) as error:
+
+    @contextmanager
+    def _reading(self, what: str) -> Iterator[None]:
+        """What a damaged database, text or JSON makes the libraries raise, in one line."""
+        try:
+            yield
+        except UsageError:
+            raise
+        except (sqlite3.Error, TypeError, ValueError, RecursionError) as error:
             raise UsageError(
-                f"ledger {self._where} has an unreadable {kind} row ({error}): it was damaged"
+                f"ledger {self._where} has an unreadable {what} ({error}): it was damaged"
             ) from error
 
     def verify(self) -> list[str]:
         """Recomputes the chain from its first row; one line per finding, none for an intact ledger."""
-        findings: list[str] = []
+        findings = [ledger_file.LOGLESS] if self._logless else []
         previous, expected = _GENESIS, 0
         keys: dict[str, int] = {}
         try:
@@ -350,6 +382,10 @@ class Ledger:
                     )
                 if (kind == "header") != (seq == 0):
                     findings.append(f"row {seq} is of kind {kind!r}: the header and only the header is row 0")
+                if (
+                    _canonical(json.loads(body)) != body
+                ):  # a key given twice, say: readers differ in which they see
+                    findings.append(f"row {seq} ({kind}) is not written as the ledger writes rows")
                 if kind == "release":
                     _release(body)
                 elif kind == "key":
@@ -360,7 +396,7 @@ class Ledger:
                         )
                     keys.setdefault(fingerprint, seq)
                 previous, expected = digest, seq + 1
-        except (sqlite3.Error, KeyError, TypeError, ValueError) as error:
+        except (sqlite3.Error, KeyError, TypeError, ValueError, RecursionError) as error:
             findings.append(f"row {expected} is unreadable ({error})")
         if expected == 0 and not findings:
             findings.append("the ledger is empty: not even a header")
@@ -368,6 +404,9 @@ class Ledger:
 
     def close(self) -> None:
         """Closes the file; further calls fail."""
+        if self._watch is not None:
+            ledger_file.end_writing(self._connection, self._watch)
+            self._watch = None
         self._connection.close()
 
     def __enter__(self) -> Ledger:
@@ -379,24 +418,29 @@ class Ledger:
         self.close()
 
 
-def _durable(connection: sqlite3.Connection) -> None:
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=FULL")
+def _is_file(path: Path) -> bool:
+    """
+    Raises:
+        LedgerUnreadableError: nobody can tell.
+    """
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise _refusal(path, error) from error
 
 
-def _log(path: Path) -> Path:
-    """SQLite's write-ahead log of the database at `path`."""
-    return path.with_name(path.name + "-wal")
-
-
-def _connect(path: Path, read_only: bool) -> sqlite3.Connection:
-    if not read_only:
-        return sqlite3.connect(path, isolation_level=None)
-    # Without a write-ahead log nobody writes: `immutable` leaves no side files and works in a read-only
-    # folder.
-    log = _log(path)
-    mode = "mode=ro" if log.exists() and log.stat().st_size else "immutable=1"
-    return sqlite3.connect(f"{path.resolve().as_uri()}?{mode}", uri=True, isolation_level=None)
+def _refusal(path: Path, error: sqlite3.Error | OSError) -> UsageError:
+    """What an error on opening means: no ledger, or one that is there and out of reach."""
+    name = getattr(error, "sqlite_errorname", "") or ""
+    out_of_reach = isinstance(error, OSError) or name.startswith(_OUT_OF_REACH)
+    if out_of_reach or not os.access(path, os.R_OK):
+        return LedgerUnreadableError(
+            f"ledger {path} cannot be read or written ({error}): nothing was released and nothing was checked; look to "
+            "permissions, disk and other programs that have it open"
+        )
+    return UsageError(f"{path} is not a readable ledger ({error}): give the ledger.sqlite of a run")
 
 
 def _canonical(payload: Mapping[str, Any]) -> str:
@@ -415,7 +459,7 @@ def _link(previous: str, seq: int, kind: str, canonical: str, nonce: str) -> str
 def _release(body: str) -> Release:
     try:
         return Release(**json.loads(body))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise UsageError(
             f"ledger row {body[:60]!r} is not a release ({error}): the ledger was damaged"
         ) from error

@@ -55,3 +55,13 @@ def names_weights(ledger: Ledger, head: str, digest: str, step: int) -> bool | N
     if row is None and not ledger.header().get(ANNOUNCED):
         return None
     return bool(row == {"sha256": digest, "step": step})
+
+
+def named_steps(ledger: Ledger) -> set[int]:
+    """The steps at which the ledger names weights.
+
+    Raises:
+        UsageError: a row is no JSON (a damaged ledger).
+    """
+    steps = (row.get("step") for row in ledger.events(ROW) if isinstance(row, dict))
+    return {step for step in steps if isinstance(step, int) and not isinstance(step, bool)}

@@ -149,10 +149,8 @@ def test_an_honest_run_is_consistent(run: Path, capsys: pytest.CaptureFixture[st
     assert findings(run, capsys) == []
     report = audit(run)
     assert (report.consistent, report.reserved, report.releases) == (True, False, STEPS)
-    (note,) = report.notes
-    assert note.startswith(
-        "as the run's settings name it, for the ledger does not hold it: dataset, model, epochs"
-    )
+    assert report.notes == ()
+    assert report.unchecked == ("report.html",)
 
 
 def test_the_forgers_chain_is_the_ledgers(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -247,7 +245,7 @@ def in_settings(run: Path, before: str, after: str) -> None:
         (lambda run: in_summary(run, seconds={"loss": 1}), "summary.json shows seconds"),
         (lambda run: in_summary(run, rule="bp"), "the summary reports rule 'bp', the ledger 'dfa'"),
         (lambda run: in_summary(run, backend="lightonml"), "the summary reports backend 'lightonml'"),
-        (lambda run: in_summary(run, dataset="mnist"), "the summary reports dataset 'mnist', config.toml 'digits'"),
+        (lambda run: in_summary(run, dataset="mnist"), "the summary reports dataset 'mnist', the ledger 'digits'"),
         (lambda run: in_settings(run, 'rule = "dfa"', 'rule = "bp"'), "config.toml has rule = 'bp'"),
         (lambda run: in_settings(run, '"digital"\nrelease', '"lightonml"\nrelease'), "config.toml has backend"),
         (lambda run: in_metrics(run, gradient_norm=2.0), "metrics.jsonl shows gradient_norm"),
@@ -489,7 +487,8 @@ def test_weights_that_saw_more_than_a_cut_ledger_are_found(
     with Ledger.open(run / "ledger.sqlite", read_only=True) as ledger:
         assert (ledger.verify(), ledger.count()) == ([], left)
         cost = epsilon(ledger.releases(), 1e-4)
-    in_summary(run, steps=left, releases=left)
+    took = float(metadata["seconds"]) / left
+    in_summary(run, steps=left, releases=left, test_accuracy=0.5, seconds_per_step=took)
     in_summary(run, "guarantee", epsilon=cost)
     found = findings(run, capsys)
     assert any("does not hold the weights that the ledger names at that head" in line for line in found), (
@@ -782,6 +781,25 @@ def test_a_calibration_that_is_not_the_one_relied_on(
     assert any("has digest" in line for line in findings(credited, capsys))
     path.unlink()
     assert any("that is not there" in line for line in findings(credited, capsys))
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("{", '{"training_loss": 0.3, '),
+        ("{", '{"frames": 0.3, '),  # a key given twice: the reader sees the last
+        ('"frames": 100', '"frames": 100, "curves ": {"loss": [0.3]}'),
+    ],
+)
+def test_a_calibration_that_carries_something(
+    before: str, after: str, credited: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The fields that make its digest are as they were."""
+    path = credited / "camera-calibration.json"
+    assert before in path.read_text()
+    path.write_text(path.read_text().replace(before, after, 1))
+    found = findings(credited, capsys)
+    assert any(line.startswith("camera-calibration.json ") for line in found), found
 
 
 def test_a_calibration_swapped_in_the_ledger_too(

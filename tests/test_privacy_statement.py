@@ -139,6 +139,6 @@ def test_the_page_explains_every_line(run: Path, tmp_path: Path, capsys: pytest.
 def test_the_page_lists_every_verdict() -> None:
     listed = re.findall(r"^\| ([A-Z]{2}[A-Z ]+?)(?: under .*)? \|", EXPLANATION, re.MULTILINE)
     source = Path(wording.__file__).read_text(encoding="utf-8")
-    assert len(listed) == 6
+    assert len(listed) == 7
     for verdict in listed:
         assert f'"{verdict}' in source

@@ -376,22 +376,34 @@ def test_a_wrong_resume_is_refused_and_the_run_stays_as_it_was(
     assert contents(run) == before
 
 
-@pytest.mark.parametrize("line", [b"3", b"{}", b"[]", b'{"step":"a"}', b'{"step":true}', b'{"ste', b"\xff"])
-def test_a_damaged_row_of_metrics_is_dropped_and_a_finished_run_gets_no_row_twice(
-    line: bytes, shelf: Path, tmp_path: Path
+def test_a_row_of_metrics_that_a_crash_cut_is_dropped_and_a_finished_run_gets_no_row_twice(
+    shelf: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(shelf / "run", run)
     metrics = run / "metrics.jsonl"
     before = metrics.read_bytes()
     assert before.count(b"\n") == 1
-    metrics.write_bytes(before + line)
+    metrics.write_bytes(before + b'{"ste')
     for _ in range(2):
         assert main(["train", "--resume", "--out", str(run)]) == 0
         assert metrics.read_bytes() == before
-    metrics.write_bytes(line + b"\n" + before)  # what follows a damaged row is not trusted, and made again
-    assert main(["train", "--resume", "--out", str(run)]) == 0
-    assert metrics.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "line", [b"3", b"{}", b"[]", b'{"step":"a"}', b'{"step":true}', b"\xff", b'{"loss": 0.']
+)
+def test_a_damaged_row_of_metrics_that_no_crash_explains_is_kept_and_refused(
+    line: bytes, shelf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(shelf / "run", run)
+    metrics = run / "metrics.jsonl"
+    before = metrics.read_bytes()
+    for content in (before + line, line + b"\n" + before, b'{"ste\n' + before):
+        metrics.write_bytes(content)
+        refused(capsys, ["train", "--resume", "--out", str(run)], "cannot be resumed")
+        assert metrics.read_bytes() == content
 
 
 def test_a_diverged_training_loss_is_no_crash(tmp_path: Path, shelf: Path) -> None:

@@ -40,12 +40,14 @@ def audit(
 ) -> None:
     """Recompute a run's privacy budget from its ledger, compare it with what the run claims, and state it.
 
-    Checked are the hash chain, every row, the checkpoint, the settings, the calibration and health of the device,
-    the generators' keys and the program's version. Of several runs, whether they share a generator. Exit code 1 when
-    anything does not hold.
+    Checked are the hash chain, every row, the checkpoint, the settings, the metrics, the summary, the report page, the
+    calibration and health of the device, the generators' keys and the program's version. Of several runs, whether they
+    share a generator. The verdict names what was not checked. Exit code 1 when anything does not hold, 2 when
+    something could not be read.
 
     Example: optical-dfa audit runs/first --statement first.md
     """
+    from optical_dfa.report.checked import check_page
     from privacy.auditing.audit import audit as audited
     from privacy.auditing.filed import check_filed, read_filed
     from privacy.auditing.runs import compare_runs
@@ -63,7 +65,7 @@ def audit(
     before = None if filed is None else read_filed(filed)
     notes: list[str] = []
     with notes_to_stderr(as_json):
-        results = {str(run): audited(run, delta) for run in runs}
+        results = {str(run): check_page(run, audited(run, delta)) for run in runs}
         shared = compare_runs(runs, notes)
     if before is not None:
         name, result = next(iter(results.items()))
@@ -87,6 +89,8 @@ def audit(
             print(f"\nstatement: {statement}")
     if not consistent:
         raise typer.Exit(1)
+    if any(result.unreadable for result in results.values()):
+        raise typer.Exit(2)  # neither confirmed nor contradicted
 
 
 def _show(name: str, result: AuditReport, *, alone: bool, stated: bool) -> None:
@@ -105,9 +109,15 @@ def _show(name: str, result: AuditReport, *, alone: bool, stated: bool) -> None:
     print_facts(facts if alone else {"run": name} | facts)
     print(f"\nfrom the ledger alone: {result.guarantee.headline()}")
     print("\n".join(["", *(f"finding: {text}" for text in result.findings or ("none",))]))
-    print("\n".join([*(f"note: {text}" for text in result.notes), ""]))
+    print("\n".join([*(f"note: {text}" for text in result.notes), *_not_checked(result), ""]))
     if alone and stated:
         print(markdown(_stated(name, result)), end="")
+
+
+def _not_checked(result: AuditReport) -> list[str]:
+    from privacy.auditing.wording import not_checked
+
+    return [f"not checked: {text}" for text in not_checked(result.unreadable, result.unchecked)]
 
 
 def _stated(name: str, result: AuditReport) -> dict[str, Any]:

@@ -257,6 +257,12 @@ def _show(summary: Mapping[str, Any], out: Path | None) -> None:
         for name in ("dataset", "model", "rule", "backend", "release")
     }
     facts["steps"] = f"{summary.get('steps')} in {summary.get('epochs')} epochs"
+    lost = (summary.get("releases") or 0) - (summary.get("steps") or 0)
+    if lost > 0:
+        facts["releases"] = (
+            f"{summary['releases']}: {lost} more than steps, released and then lost when the run was interrupted; they "
+            "are paid for"
+        )
     if accuracy is not None:
         facts["test accuracy"] = f"{100 * accuracy:.2f} %"
     if summary.get("test_auc") is not None:

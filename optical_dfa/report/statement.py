@@ -51,7 +51,8 @@ _DEVICES = {
     "is the model's, drawn by a generator; no physical noise was used and nothing was measured on hardware.",
     "lightonml-simulated": "The device was SIMULATED by the lightonml library's own software model; nothing "
     "was measured on hardware.",
-    "lightonml": "The device was HARDWARE: a LightOn optical processing unit driven through lightonml.",
+    "lightonml": "The device was, as its driver reports, a LightOn optical processing unit (through lightonml); the "
+    "program cannot tell a device from a driver that imitates one.",
 }
 
 

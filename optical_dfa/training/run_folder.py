@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -27,6 +28,7 @@ FILES = (
     *(CONFIG, SUMMARY, METRICS, REPORT, CALIBRATION, CAMERA, CERTIFICATE, CHECKPOINT),
     *(LEDGER, f"{LEDGER}-wal", f"{LEDGER}-shm"),
 )
+DRAFTS = (".partial", ".new", "-journal")  # what a crash can leave of one of them
 # What may change when a run is resumed; the budget, noise and clipping norm are the ledger's to check.
 RESUMED_ANEW = {
     *(
@@ -50,19 +52,23 @@ RESUMED_ANEW = {
         "calibration",
     ),
 }
+# Settings of the machine: no ledger holds them, for neither weights nor guarantee depend on them.
+LOCAL = {"data_dir", "device", "max_physical_batch_size", "calibration"}
 
 
 class RunFolder:
-    """Where one run keeps its files. Nothing is created before `begin`."""
+    """Where one run keeps its files. Nothing is created before `begin`, and nothing removed that is not this run's."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock: int | None = None
+        self._made = False  # the folder itself is this process's
+        self._was_empty = False  # when this process took it: every file of a run in it is this process's
         self._last_step: object = None
 
     def holds_run(self) -> bool:
-        """Whether a run was begun here before."""
-        return any((self.path / name).exists() for name in (CONFIG, LEDGER, CHECKPOINT, SUMMARY))
+        """Whether files of a run are here."""
+        return any(os.path.lexists(self.path / name) for name in (*FILES, TENSORBOARD))
 
     def refuse_run(self) -> None:
         """Refuse to begin where a run was begun before.
@@ -88,6 +94,15 @@ class RunFolder:
                     f"the run to resume had {name} {before[name]!r}, not {value!r}; resume it with its own settings"
                 )
 
+    def take(self) -> None:
+        """Keep other processes out until `close`.
+
+        Raises:
+            UsageError: another process trains in it, or it is not there.
+        """
+        if self._lock is None and not self._locked():
+            raise UsageError(f"{self.path} is not there; name the run's folder")
+
     def begin(self, config: settings.TrainConfig, *, resume: bool, overwrite: bool) -> None:
         """Create the folder, take it for this process, clear an earlier run and write the configuration.
 
@@ -95,25 +110,26 @@ class RunFolder:
             UsageError: the folder cannot be created or written, or another process trains in it.
         """
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self.path, os.O_RDONLY)
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise UsageError(
-                    f"another process trains in {self.path}; wait for it, or name another folder"
-                ) from None
+            self._make()
+            while self._lock is None and not self._locked():
+                self._make()
+            self._was_empty = not any(self.path.iterdir())
             if not resume and not overwrite:
                 self.refuse_run()  # one may have begun since the first look
-            if not resume:
-                for name in FILES:
-                    (self.path / name).unlink(missing_ok=True)
-                shutil.rmtree(self.path / TENSORBOARD, ignore_errors=True)
+            if overwrite:
+                self._remove_files()
             settings.write(config, self.path / CONFIG)
         except OSError as error:
-            raise UsageError(
-                f"run folder {self.path} cannot be written ({error.strerror}); name another folder"
-            ) from None
+            raise self._unwritable(error) from None
+
+    def undo(self) -> None:
+        """Take back what `begin` made, for a run that could not begin; what was there before stays."""
+        if self._lock is None or not self._was_empty:
+            return
+        with contextlib.suppress(OSError):
+            self._remove_files()
+            if self._made:
+                self.path.rmdir()
 
     def close(self) -> None:
         """Leave the folder to others."""
@@ -122,26 +138,33 @@ class RunFolder:
             self._lock = None
 
     def add_metrics(self, row: Mapping[str, Any]) -> None:
-        """Append one row to `metrics.jsonl`, unless the row of its step was kept from before a resume."""
+        """Append one row to `metrics.jsonl`, unless the row of its step was kept from before a resume.
+
+        Raises:
+            UsageError: it cannot be written.
+        """
         if row["step"] == self._last_step:
             return
         self._last_step = row["step"]
-        with (self.path / METRICS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row, allow_nan=False) + "\n")
+        try:
+            with (self.path / METRICS).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row, allow_nan=False) + "\n")
+        except OSError as error:
+            raise self._unwritable(error) from None
 
     def keep_metrics_until(self, step: int) -> None:
-        """Drop rows of steps that a resumed run takes again, and all from a damaged one on (a crash cuts one)."""
+        """Drop rows of steps that a resumed run takes again, and a last one that a crash cut.
+
+        `privacy.auditing.beyond` said before that the ledger knows of all of them.
+        """
         path = self.path / METRICS
         if not path.is_file():
             return
         kept = []
         for line in path.read_bytes().splitlines():
             try:
-                row = json.loads(line)
+                taken = json.loads(line)["step"]
             except ValueError:
-                break
-            taken = row.get("step") if isinstance(row, dict) else None
-            if not isinstance(taken, int) or isinstance(taken, bool):
                 break
             if taken <= step:
                 kept.append(line.decode() + "\n")
@@ -149,13 +172,68 @@ class RunFolder:
         self._replace(METRICS, "".join(kept))
 
     def write_json(self, name: str, document: Mapping[str, Any]) -> None:
-        """Write a JSON document whole or not at all."""
+        """Write a JSON document whole or not at all.
+
+        Raises:
+            UsageError: it cannot be written.
+        """
         self._replace(name, json.dumps(document, indent=2, allow_nan=False) + "\n")
 
     def _replace(self, name: str, text: str) -> None:
         partial = self.path / f"{name}.partial"
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self.path / name)
+        try:
+            with partial.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(self.path / name)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise self._unwritable(error) from None
+
+    def _locked(self) -> bool:
+        """Whether the folder is locked now; False where it is not there, or went while this process locked it."""
+        try:
+            lock = os.open(self.path, os.O_RDONLY)
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise self._unwritable(error) from None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(lock), os.stat(self.path)):
+                self._lock, lock = lock, -1
+        except BlockingIOError:
+            raise UsageError(
+                f"another process trains in {self.path}; wait for it, or name another folder"
+            ) from None
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise self._unwritable(error) from None
+        finally:
+            if lock >= 0:
+                os.close(lock)
+        return self._lock is not None
+
+    def _make(self) -> None:
+        try:
+            self.path.mkdir(parents=True)
+            self._made = True
+        except FileExistsError:
+            if not self.path.is_dir():
+                raise
+
+    def _remove_files(self) -> None:
+        """The files of a run, and drafts of them."""
+        for name in FILES:
+            (self.path / name).unlink(missing_ok=True)
+        for draft in self.path.iterdir():
+            if draft.name.startswith(FILES) and draft.name.endswith(DRAFTS):
+                draft.unlink(missing_ok=True)
+        shutil.rmtree(self.path / TENSORBOARD, ignore_errors=True)
+
+    def _unwritable(self, error: OSError) -> UsageError:
+        return UsageError(
+            f"run folder {self.path} cannot be written ({error.strerror}); make room or name another folder"
+        )

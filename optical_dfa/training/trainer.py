@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -40,16 +40,19 @@ from optical_dfa.training.run_folder import (
     CERTIFICATE,
     CHECKPOINT,
     LEDGER,
+    LOCAL,
+    RESUMED_ANEW,
     SUMMARY,
     RunFolder,
 )
 from optical_dfa.training.transfer import take_convolutions
 from privacy import checkpoint
 from privacy.adjacency import Adjacency
+from privacy.auditing.beyond import refuse_beyond
 from privacy.engine import PrivacyEngine
 from privacy.guarantee import Guarantee, Kind
 from privacy.health_log import noting_failures
-from privacy.ledger import Ledger
+from privacy.ledger import SETTINGS, Ledger
 from privacy.releases import terms
 from privacy.releases.dark_frame import DarkFrameNoise
 from privacy.releases.per_record import PerRecordRelease
@@ -83,24 +86,31 @@ def train(
         KeyboardInterrupt: interrupted; a checkpoint of the last whole step was kept.
     """
     started = time.perf_counter()
-    run = _Run(config, out, resume=resume, overwrite=overwrite)
-    try:
-        run.train(progress or SilentProgress())
-        return run.summarise(time.perf_counter() - started)
-    finally:
-        run.close()
+    folder = None if out is None else RunFolder(out)
+    with nullcontext() if folder is None else closing(folder):
+        if folder is not None and resume:
+            folder.take()  # before anything of the run is read
+        run = _Run(config, folder, resume=resume, overwrite=overwrite)
+        before = run.position.seconds  # of the parts before, as far as the checkpoint goes
+        try:
+            run.train(progress or SilentProgress())
+            return run.summarise(before + time.perf_counter() - started)
+        finally:
+            run.close()
 
 
 class _Run:
     """One run: data, aligned network, optimizer, and in a private run the engine."""
 
-    def __init__(self, config: TrainConfig, out: Path | None, *, resume: bool, overwrite: bool) -> None:
+    def __init__(
+        self, config: TrainConfig, folder: RunFolder | None, *, resume: bool, overwrite: bool
+    ) -> None:
         device = _device(config.device)
         self.data: Dataset = load_data(config.dataset, config.data_dir, progress=True)
         self.config: ResolvedConfig = resolve(config, len(self.data.x_train))
         if self.config.features is not None:
             self.data = with_features(self.data, self.config.features)
-        self.folder = None if out is None else RunFolder(out)
+        self.folder = folder
         if self.folder is not None and not resume and not overwrite:
             self.folder.refuse_run()
         self.overwrite = overwrite
@@ -148,7 +158,7 @@ class _Run:
         self.x, self.y = self.data.x_train.to(device), self.data.y_train.to(device)
         self.x_test, self.y_test = self.data.x_test.to(device), self.data.y_test.to(device)
         self.diagnosis = (
-            Diagnosis(self.module, self.x, self.y, out if self.folder is not None else None)
+            Diagnosis(self.module, self.x, self.y, None if folder is None else folder.path)
             if self.config.diagnose
             else None
         )
@@ -191,26 +201,28 @@ class _Run:
 
         A folder whose ledger says why the device was refused stays.
         """
-        fresh = self.folder is not None and not self.folder.path.exists()
-        if resume:
+        if resume and self.folder is not None:
+            self._refuse_other_settings()
             self._take_up()
+            refuse_beyond(self.folder.path)
         try:
             self._make_private(lambda: self._begin(resume))
         except BaseException:
-            if fresh and self.folder is not None and self.folder.path.is_dir() and not self._tells_why():
-                for file in self.folder.path.iterdir():
-                    file.unlink()
-                self.folder.path.rmdir()
+            if self.folder is not None and not resume and not self._tells_why():
+                self.folder.undo()
             raise
 
     def _tells_why(self) -> bool:
-        """Whether the ledger of a run that could not begin has something to say."""
+        """Whether the ledger of a run that could not begin has something to say, or nobody can tell."""
         assert self.folder is not None
         path = self.folder.path / LEDGER
         if not path.is_file():
             return False
-        with Ledger.open(path, read_only=True) as ledger:
-            return bool(ledger.events("health"))
+        try:
+            with Ledger.open(path, read_only=True) as ledger:
+                return bool(ledger.events("health")) or ledger.count() > 0
+        except UsageError:
+            return True
 
     def _take_up(self) -> None:
         """Load the checkpoint of the run that is resumed, if it got that far."""
@@ -220,6 +232,22 @@ class _Run:
             self.position = checkpoint.load(path, self.module, self.optimizer, ledger)
         if not self.config.private:  # its noise goes on where it was; a private run draws under new keys
             self.noise.seek(self.position.noise_position)
+
+    def _refuse_other_settings(self) -> None:
+        """Refuse to go on under settings that make it another run: the ledger's, for a file is soon edited."""
+        if self.resumed is None:
+            return
+        with Ledger.open(self.resumed, read_only=True) as ledger:
+            before = ledger.header().get(SETTINGS)
+        if not isinstance(before, dict):
+            return
+        now = self.config.model_dump(mode="json", exclude_none=True, exclude=LOCAL | RESUMED_ANEW)
+        for name in sorted((before.keys() | now.keys()) - RESUMED_ANEW):
+            if before.get(name) != now.get(name):
+                raise UsageError(
+                    f"the run to resume had {name} {before.get(name)!r}, not {now.get(name)!r}; resume it with its own "
+                    "settings"
+                )
 
     def _begin(self, resume: bool) -> None:
         if self.folder is not None:
@@ -233,9 +261,13 @@ class _Run:
         loader: DataLoader[Any] = DataLoader(TensorDataset(self.x, self.y), batch_size=config.batch_size)
         if not config.private:
             about = {"module": self.module.describe(), ANNOUNCED: True}
-            header = {"release": "none", "reproducible": False, **about}
+            header = {"release": "none", "reproducible": False, **about, SETTINGS: self._held()}
             begin()
-            self.ledger = Ledger.open(path) if self.resumed and path else Ledger.create(path, header)
+            if self.resumed:
+                self.ledger = Ledger.open(self.resumed)
+                self.ledger.append_settings(self._held())
+            else:
+                self.ledger = Ledger.create(path, header)
             self.steps_an_epoch = math.ceil(len(self.x) / config.batch_size)
             self.loader: Any = None
             return
@@ -247,6 +279,7 @@ class _Run:
             calibration=self.calibration,
             before_writing=begin,
             assumptions=self.data.public,
+            settings=self._held(),
         )
         shared: dict[str, Any] = {
             "module": self.module,
@@ -275,7 +308,11 @@ class _Run:
         if self.folder is not None and isinstance(self.engine.source, DarkFrameNoise):
             self.folder.write_json(CALIBRATION, self.engine.source.histogram())
             if self.calibration is not None:
-                self.calibration.save(self.folder.path / CAMERA)
+                self.folder.write_json(CAMERA, self.calibration.to_dict())
+
+    def _held(self) -> dict[str, Any]:
+        """The settings as the ledger holds them: all but those of this machine."""
+        return self.config.model_dump(mode="json", exclude_none=True, exclude=LOCAL)
 
     # ---- training
 
@@ -391,7 +428,11 @@ class _Run:
         return self.engine.get_guarantee(self.config.delta)
 
     def summarise(self, seconds: float) -> dict[str, Any]:
-        """The summary, also written to the run folder."""
+        """The summary, also written to the run folder.
+
+        Args:
+            seconds: that all parts of the run took.
+        """
         config, stated = self.config, self._guarantee()
         header = (
             self.engine.ledger.header() if self.engine is not None and self.engine.ledger is not None else {}
@@ -446,8 +487,6 @@ class _Run:
             self.ledger.close()
         if self.module.backend is not None:
             self.module.backend.close()
-        if self.folder is not None:
-            self.folder.close()
 
 
 # Under which name a row of metrics gives epsilon: one that is no worst-case guarantee is never a bare one.

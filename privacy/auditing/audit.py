@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from noise_models.errors import UsageError
+from privacy.auditing.beyond import check_beyond
 from privacy.auditing.claim import (
-    SUMMARY_FILE,
     Claim,
     check_budget,
     check_delta,
@@ -28,24 +28,37 @@ from privacy.auditing.claim import (
     unsupported,
 )
 from privacy.auditing.device import check_device
-from privacy.auditing.folder import (
+from privacy.auditing.files import (
+    CHECKPOINT_FILE,
+    LATER,
+    LEDGER_FILE,
     METRICS_FILE,
+    REPORT_FILE,
     SETTINGS_FILE,
-    check_repeated,
-    check_settings,
-    read_settings,
+    SUMMARY_FILE,
+    check_files,
+    content,
+    others,
 )
+from privacy.auditing.folder import check_repeated, check_settings, read_settings, settings_of
 from privacy.auditing.header import check_terms, check_version, read_header
 from privacy.auditing.rows import check_keys, check_rows, refuse_unreadable
-from privacy.auditing.shown import check_missing, check_progress, check_shown, read_metrics
-from privacy.auditing.weights import CHECKPOINT_FILE, Weights, read_weights
+from privacy.auditing.shown import (
+    Metrics,
+    check_fields,
+    check_missing,
+    check_progress,
+    check_same,
+    check_shown,
+    not_public,
+    read_metrics,
+)
+from privacy.auditing.weights import Weights, check_weights, read_weights
 from privacy.auditing.wording import one_line
 from privacy.guarantee import Guarantee, Kind
-from privacy.ledger import Ledger, Release
+from privacy.ledger import SETTINGS, Ledger, LedgerUnreadableError, Release
 from privacy.mechanisms import MECHANISMS
 from privacy.releases import RELEASES
-
-LEDGER_FILE = "ledger.sqlite"
 
 
 @dataclass(frozen=True)
@@ -70,6 +83,8 @@ class AuditReport:
         confirmed: the same guarantee by the accountant that the run stopped by, where that is the smaller of two
             upper bounds that agree; None otherwise.
         reserved: True where the ledger names no weights that are there, so that a cut-off tail would not show.
+        unreadable: files that are there and could not be read here and now, each with the reason.
+        unchecked: what of the folder was not compared with anything.
     """
 
     guarantee: Guarantee
@@ -88,6 +103,8 @@ class AuditReport:
     period: tuple[str, str] | None = None
     confirmed: Guarantee | None = None
     reserved: bool = False
+    unreadable: tuple[str, ...] = ()
+    unchecked: tuple[str, ...] = ()
 
     @property
     def epsilon(self) -> float:
@@ -126,6 +143,8 @@ class AuditReport:
             "consistent": self.consistent,
             "findings": list(self.findings),
             "notes": list(self.notes),
+            "unreadable": list(self.unreadable),
+            "unchecked": list(self.unchecked),
             "releases": self.releases,
             "health": list(self.health),
             "calibration": self.calibration,
@@ -144,31 +163,91 @@ def audit(run: Path | str, delta: float | None = None) -> AuditReport:
         delta: recompute epsilon at this delta instead of the run's own.
 
     Raises:
+        LedgerUnreadableError: the ledger is there, and cannot be read here and now: nothing was audited.
         UsageError: no ledger there, or one that is not readable or does not describe a run.
     """
-    run = Path(run)
-    folder = run if run.is_dir() else None
-    settings, claim, metrics = dict[str, Any](), None, list[dict[str, Any]]()
-    weights = Weights([])
+    try:
+        return _audit(Path(run), delta)
+    except OSError as error:
+        raise LedgerUnreadableError(
+            f"{run} cannot be read ({error.strerror or error}): nothing was checked; give it to this account"
+        ) from error
+
+
+def ledger_of(run: Path) -> Path:
+    """The ledger of a run folder, or the file itself."""
+    return run / LEDGER_FILE if run.is_dir() else run
+
+
+class _Folder(NamedTuple):
+    """What was read of a run folder besides its ledger; nothing of it where a ledger is audited by itself.
+
+    Attributes:
+        path: None where there is no folder.
+        settings: what was asked for; None where they are not there, or cannot be read.
+        metrics: rows, and findings about them.
+        claim: what the summary claims.
+        findings: about files that cannot be what this program wrote.
+        unreadable: files that could not be read.
+    """
+
+    path: Path | None
+    settings: dict[str, Any] | None
+    metrics: Metrics
+    claim: Claim | None
+    findings: list[str]
+    unreadable: list[str]
+
+
+def _read_folder(path: Path | None, header: Mapping[str, Any], notes: list[str]) -> _Folder:
+    if path is None:
+        return _Folder(None, None, Metrics([], [], []), None, [], [])
+    unreadable: list[str] = []
+    held = {name: content(path / name, unreadable) for name in (SETTINGS_FILE, METRICS_FILE, SUMMARY_FILE)}
+    if not (path / SETTINGS_FILE).exists():
+        notes.append(f"no {SETTINGS_FILE}: what was asked for cannot be compared")
+    if not (path / SUMMARY_FILE).exists():
+        notes.append(
+            f"no {SUMMARY_FILE}: the run did not finish, and nothing was reported that could be compared"
+        )
+    settings, findings = read_settings(held[SETTINGS_FILE])
+    shown = header["release"] == "none" or bool(header.get("unsafe_diagnostics"))
+    metrics = read_metrics(held[METRICS_FILE], shown=shown)
+    claim, found = read_summary(held[SUMMARY_FILE])
+    findings += metrics.findings + found + ([] if claim is None else check_fields(claim))
+    notes += metrics.notes
+    findings += check_files(path, header, notes, unreadable)
+    if (
+        held[METRICS_FILE] is not None or not (path / METRICS_FILE).exists()
+    ):  # it can be told whether rows are there
+        findings += check_missing(path, header, metrics.rows, claim)
+    findings += check_shown(header, metrics.rows, claim) + check_same(metrics.rows, claim, header)
+    return _Folder(path, settings, metrics, claim, findings, unreadable)
+
+
+def _audit(run: Path, delta: float | None) -> AuditReport:
+    path = run if run.is_dir() else None
+    if (
+        path is not None
+        and not (path / LEDGER_FILE).exists()
+        and any((path / name).exists() for name in LATER)
+    ):
+        return _without_ledger(path)
+    weights, notes = Weights([]), list[str]()
     with Ledger.open(ledger_of(run), read_only=True) as ledger:
-        header, notes = read_header(ledger, run), list[str]()
+        header = read_header(ledger, run)
         findings = ledger.verify()
-        if folder is not None:
-            weights = read_weights(folder / CHECKPOINT_FILE, ledger, header, notes)
+        folder = _read_folder(path, header, notes)
+        if path is not None:
+            weights = read_weights(path / CHECKPOINT_FILE, ledger, header, notes, folder.unreadable)
             findings += weights.findings
         intact = not findings
-        findings += check_terms(header) + check_version(header, notes)
-        if folder is not None:
-            settings, found = read_settings(folder / SETTINGS_FILE, notes)
-            findings += found + check_settings(settings, header, notes)
-            metrics = read_metrics(folder / METRICS_FILE)
-        rows = _read_rows(ledger, header, settings, folder, notes)
+        findings += check_terms(header) + check_version(header, notes) + folder.findings
+        rows = _read_rows(ledger, header, folder, notes)
         findings += rows.findings
         count, head = ledger.count(), ledger.head()
-        if folder is not None:
-            claim, found = read_summary(folder / SUMMARY_FILE, notes)
-            findings += found + check_missing(folder, header, metrics, claim)
-    findings += check_shown(header, metrics, claim)
+    claim, metrics = folder.claim, folder.metrics.rows
+    findings += check_weights(weights, claim)
     at = choose_delta(run, header, claim, delta)
     guarantee, found = _recomputed(header, rows.releases, at, intact, notes)
     findings += found
@@ -179,11 +258,17 @@ def audit(run: Path | str, delta: float | None = None) -> AuditReport:
         if claim.guarantee.delta != at:
             notes.append(f"{SUMMARY_FILE} was compared at its own delta = {claim.guarantee.delta:g}")
         compared, found = _at_claimed(claim, guarantee, header, rows.releases, intact)
-        findings += found + check_delta(claim, header) + compare(claim, compared, count)
-        findings += check_summary(claim, header, count) + check_repeated(claim.summary, settings, header)
+        findings += found + check_delta(claim, header) + compare(claim, compared)
+        findings += check_summary(claim, header)
     findings += _check_budget_and_progress(header, rows.releases, metrics, claim, guarantee, intact)
     if claim is not None and not findings and rows.releases is not None:
         own = confirmed(claim, header, rows.releases, guarantee, notes)
+    unchecked = []
+    if path is not None:
+        unchecked += [REPORT_FILE] if (path / REPORT_FILE).exists() else []
+        unchecked += others(path)
+        if header["release"] == "none" or header.get("unsafe_diagnostics"):
+            unchecked += not_public(metrics, claim)
     return AuditReport(
         guarantee=guarantee,
         consistent=not findings,
@@ -195,18 +280,37 @@ def audit(run: Path | str, delta: float | None = None) -> AuditReport:
         claim=None if claim is None else claim.guarantee,
         header=header,
         ledger_head=head,
-        settings=settings,
+        settings=rows.settings or folder.settings or {},
         checkpoint_digest=weights.file,
         tensors_digest=weights.tensors,
         period=rows.period,
         confirmed=own,
         reserved=not weights.named and header["release"] != "none",
+        unreadable=tuple(one_line(text) for text in folder.unreadable),
+        unchecked=tuple(one_line(text) for text in unchecked),
     )
 
 
-def ledger_of(run: Path) -> Path:
-    """The ledger of a run folder, or the file itself."""
-    return run / LEDGER_FILE if run.is_dir() else run
+def _without_ledger(path: Path) -> AuditReport:
+    """Of a folder whose ledger was taken away: nothing in it is borne out by anything."""
+    header: dict[str, Any] = {"release": "none", "reproducible": False}
+    there = [name for name in LATER if (path / name).exists()]
+    finding = (
+        f"there is no {LEDGER_FILE}, and {', '.join(there)} can only be written after it: it was taken away, and "
+        "nothing bears out what the folder claims"
+    )
+    return AuditReport(
+        guarantee=unsupported(header, 0.0, f"there is no {LEDGER_FILE}"),
+        consistent=False,
+        findings=(finding,),
+        notes=(),
+        releases=0,
+        health=(),
+        calibration=None,
+        claim=None,
+        header=header,
+        unchecked=tuple(one_line(text) for text in (*there, *others(path))),
+    )
 
 
 class _Rows(NamedTuple):
@@ -216,35 +320,41 @@ class _Rows(NamedTuple):
         releases: every release in order, None where they cannot be read.
         health: payloads of the rows of kind "health".
         period: first and last date of a row.
-        findings: about the rows.
+        settings: of the last part, as the ledger holds them.
+        findings: about the rows, and about what the folder says of them.
     """
 
     releases: list[Release] | None
     health: tuple[dict[str, Any], ...]
     period: tuple[str, str] | None
+    settings: dict[str, Any]
     findings: list[str]
 
 
-def _read_rows(
-    ledger: Ledger,
-    header: Mapping[str, Any],
-    settings: Mapping[str, Any],
-    folder: Path | None,
-    notes: list[str],
-) -> _Rows:
+def _read_rows(ledger: Ledger, header: Mapping[str, Any], folder: _Folder, notes: list[str]) -> _Rows:
     try:
         releases, history = ledger.releases(), ledger.history()
         refuse_unreadable(releases)
-        findings = check_device(ledger, header, folder, notes)
+        findings = check_device(ledger, header, folder.path, notes, folder.unreadable)
+        findings += check_beyond(ledger, header, folder.metrics.rows, folder.claim)
     except UsageError as error:
         notes.append("releases that cannot be read have no known cost: no epsilon was recomputed")
-        return _Rows(None, (), None, [str(error)])
+        return _Rows(None, (), None, {}, [str(error)])
+    parts = [row for kind, row in history if kind == SETTINGS]
+    settings, found = settings_of(header, parts, notes)
+    findings += found
+    if folder.settings is not None:
+        findings += check_settings(folder.settings, header, settings, notes)
+    if folder.claim is not None:
+        held = [part for part in (header.get(SETTINGS), *parts) if isinstance(part, Mapping)]
+        findings += check_repeated(folder.claim.summary, folder.settings or {}, header, held)
     keys = [row for kind, row in history if kind == "key"]
-    seeds = {seed for seed in (0, settings.get("seed")) if isinstance(seed, int)}
+    asked = (0, settings.get("seed"), (folder.settings or {}).get("seed"))
+    seeds = {seed for seed in asked if isinstance(seed, int) and 0 <= seed < 2**63}
     findings += check_rows(header, releases) + check_keys(header, keys, len(releases), seeds)
     health = tuple(row for kind, row in history if kind == "health")
     dates = [row["at"] for _, row in history if isinstance(row.get("at"), str)]
-    return _Rows(releases, health, (min(dates), max(dates)) if dates else None, findings)
+    return _Rows(releases, health, (min(dates), max(dates)) if dates else None, settings, findings)
 
 
 def _recomputed(

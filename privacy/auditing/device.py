@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from datetime import datetime
@@ -9,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from noise_models.errors import UsageError
+from privacy.auditing.files import CALIBRATION_FILE, content
+from privacy.auditing.strict import parsed
 from privacy.ledger import Ledger
 
-CALIBRATION_FILE = "camera-calibration.json"
 _TESTED = ("dark-frame", "device-entropy")
 
 
 def check_device(
-    ledger: Ledger, header: Mapping[str, Any], folder: Path | None, notes: list[str]
+    ledger: Ledger, header: Mapping[str, Any], folder: Path | None, notes: list[str], unreadable: list[str]
 ) -> list[str]:
     """Findings about the device of a run; notes say what was relied on.
 
@@ -24,6 +26,8 @@ def check_device(
         ledger: readable throughout.
         header: its header.
         folder: the run folder, None where only the ledger is audited.
+        notes: receives what is worth knowing.
+        unreadable: receives why the calibration cannot be read, where it is there.
     Raises:
         UsageError: a row is no JSON.
     """
@@ -42,7 +46,7 @@ def check_device(
     calibration = header["calibration"]
     if isinstance(calibration, dict):
         findings += _check_validity(calibration, health, notes)
-        findings += _check_document(calibration, header, ledger.count(), folder, notes)
+        findings += _check_document(calibration, header, ledger.count(), folder, notes, unreadable)
     elif header.get("calibration_beta"):
         findings.append(
             f"the header counts a calibration's failure probability {header['calibration_beta']:g}, but names no "
@@ -88,7 +92,12 @@ def _check_validity(named: Mapping[str, Any], health: list[dict[str, Any]], note
 
 
 def _check_document(
-    named: Mapping[str, Any], header: Mapping[str, Any], releases: int, folder: Path | None, notes: list[str]
+    named: Mapping[str, Any],
+    header: Mapping[str, Any],
+    releases: int,
+    folder: Path | None,
+    notes: list[str],
+    unreadable: list[str],
 ) -> list[str]:
     """The calibration itself: the one that the header names, and worth what the header credits."""
     if folder is None:
@@ -104,10 +113,14 @@ def _check_document(
     from noise_models.calibration import Calibration  # imports torch
     from privacy.health_log import identity
 
+    if (held := content(path, unreadable)) is None:
+        return []
     try:
-        found = Calibration.load(path)
-    except UsageError as error:
+        said, found = parsed(held), Calibration.load(path)
+    except (UsageError, ValueError, RecursionError) as error:
         return [f"{path.name} is unreadable ({error})"]
+    if said != json.loads(json.dumps(found.to_dict())):
+        return [f"{path.name} holds more than a calibration does, or in another form"]
     digest = str(named.get("digest"))
     if found.digest != digest:
         return [

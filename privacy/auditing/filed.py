@@ -51,6 +51,8 @@ def check_filed(filed: dict[str, Any], run: Path, report: AuditReport, notes: li
         notes: receives what is worth knowing.
     """
     head, said = filed["evidence"]["ledger_head"], filed["guarantee"]
+    if not ledger_of(run).exists():
+        return ["the ledger of the filed statement is not there"]
     with Ledger.open(ledger_of(run), read_only=True) as ledger:
         known = ledger.count_at(head)
     if known is None:

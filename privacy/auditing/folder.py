@@ -1,15 +1,14 @@
-"""The settings of a run folder against its ledger."""
+"""The settings of a run folder against those that its ledger holds."""
 
 from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-SETTINGS_FILE = "config.toml"
-METRICS_FILE = "metrics.jsonl"
+from privacy.auditing.files import SETTINGS_FILE
+from privacy.ledger import SETTINGS
 
 # What a setting is called in the ledger's header.
 _ANNOUNCED = {
@@ -23,29 +22,93 @@ _ANNOUNCED = {
     "reproducible": "reproducible",
     "unsafe_diagnostics": "unsafe_diagnostics",
 }
-# Settings that the header cannot contradict: it does not hold them.
-_UNHELD = (
-    *("dataset", "model", "features", "epochs", "optimizer", "lr", "lr_schedule", "momentum", "weight_decay"),
-    *("seed", "rule", "backend"),
+# Settings that a summary repeats.
+_REPEATED = ("dataset", "model", "rule", "backend", "release", "seed", "epochs")
+# Settings that make it another run.
+_FIXED = (
+    *(
+        "dataset",
+        "features",
+        "model",
+        "transfer",
+        "rule",
+        "rule_options",
+        "points",
+        "backend",
+        "backend_options",
+    ),
+    *("release", "release_options", "batch_size", "public_size", "optimizer", "seed"),
 )
-# Settings that a summary repeats and that a resumed run may not change.
-_REPEATED = ("dataset", "model", "rule", "backend", "release", "seed")
+# Of the machine: neither the weights nor the guarantee depend on them, and no ledger holds them.
+_LOCAL = {"data_dir", "device", "max_physical_batch_size", "calibration"}
+
+_EMPTY = {
+    "rule_options",
+    "backend_options",
+    "release_options",
+}  # compared entry by entry, as far as they are held
 
 
-def read_settings(path: Path, notes: list[str]) -> tuple[dict[str, Any], list[str]]:
-    """The run's settings, empty where there are none, and findings."""
-    if not path.is_file():
-        notes.append(f"no {path.name}: what was asked for cannot be compared")
-        return {}, []
+def read_settings(content: bytes | None) -> tuple[dict[str, Any] | None, list[str]]:
+    """The run's settings, None where there are none to read, and findings.
+
+    Args:
+        content: of the file, None without one.
+    """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8")), []
-    except (OSError, ValueError) as error:
-        return {}, [f"{path.name} is unreadable ({' '.join(str(error).split())})"]
+        return None if content is None else tomllib.loads(content.decode("utf-8")), []
+    except (ValueError, RecursionError) as error:
+        return None, [f"{SETTINGS_FILE} is unreadable ({' '.join(str(error).split())[:200]})"]
 
 
-def check_settings(settings: Mapping[str, Any], header: Mapping[str, Any], notes: list[str]) -> list[str]:
-    """Where what was asked for is not what the ledger announces. A setting that was left out says nothing."""
-    findings = []
+def settings_of(
+    header: Mapping[str, Any], parts: Sequence[Mapping[str, Any]], notes: list[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """The settings of the last part of a run as the ledger holds them, empty where it holds none, and findings.
+
+    Args:
+        header: of the ledger.
+        parts: payloads of its rows of kind "settings", one for each later part with others.
+        notes: receives what changed from part to part.
+    """
+    held = header.get(SETTINGS)
+    if held is None and not parts:
+        return {}, []
+    if not isinstance(held, Mapping):
+        return {}, ["the ledger's settings are no table"]
+    findings, changed, now = [], set[str](), dict(held)
+    for part in parts:
+        other = {name for name in part.keys() | now.keys() if not _equal(part.get(name), now.get(name))}
+        changed |= other
+        findings += [
+            f"the ledger has {name} = {part.get(name)!r} for a later part of the run, and {now.get(name)!r} before: "
+            "that makes it another run"
+            for name in sorted(other & set(_FIXED))
+        ]
+        now = dict(part)
+    if changed:
+        notes.append(f"settings that changed when the run was resumed: {', '.join(sorted(changed))}")
+    return now, findings
+
+
+def check_settings(
+    settings: Mapping[str, Any], header: Mapping[str, Any], held: Mapping[str, Any], notes: list[str]
+) -> list[str]:
+    """Where what was asked for is not what the ledger announces.
+
+    Args:
+        settings: of the settings' file.
+        header: of the ledger.
+        held: all settings as the ledger holds them; empty in one of before it did, which a setting that was left out
+            does not contradict.
+        notes: receives what the ledger does not hold.
+    """
+    by_header = _ANNOUNCED.keys() & settings.keys() if header["release"] != "none" else {"release"}
+    findings = [
+        f"{SETTINGS_FILE} has {name} = {settings.get(name)!r}, the ledger {held.get(name)!r}"
+        for name in sorted((settings.keys() | held.keys()) - _LOCAL - by_header)
+        if held and not _equal(settings.get(name), held.get(name))
+    ]
     for name, announced in _ANNOUNCED.items():
         if name not in settings or (header["release"] == "none" and name != "release"):
             continue
@@ -54,10 +117,10 @@ def check_settings(settings: Mapping[str, Any], header: Mapping[str, Any], notes
             stands = bool(stands)
         if not _equal(said, stands):
             findings.append(f"{SETTINGS_FILE} has {name} = {said!r}, the ledger {announced} = {stands!r}")
-    held = _held(header)
-    for name in held.keys() & settings.keys():
-        if settings[name] != held[name]:
-            findings.append(f"{SETTINGS_FILE} has {name} = {settings[name]!r}, the ledger {held[name]!r}")
+    named = _named(header)
+    for name in named.keys() & settings.keys():
+        if settings[name] != named[name]:
+            findings.append(f"{SETTINGS_FILE} has {name} = {settings[name]!r}, the ledger {named[name]!r}")
     module, options = header.get("module"), settings.get("rule_options")
     known = module.get("rule_options") if isinstance(module, Mapping) else None
     if isinstance(known, Mapping) and isinstance(options, Mapping):
@@ -66,25 +129,39 @@ def check_settings(settings: Mapping[str, Any], header: Mapping[str, Any], notes
             for name, said in options.items()
             if name in known and not _equal(said, known[name])
         ]
-    unheld = [name for name in _UNHELD if settings.get(name) is not None and name not in held]
+    unheld = sorted(settings.keys() - _ANNOUNCED.keys() - named.keys() - held.keys() - _LOCAL - _EMPTY)
     if unheld and header["release"] != "none":
         notes.append(f"as the run's settings name it, for the ledger does not hold it: {', '.join(unheld)}")
     return findings
 
 
 def check_repeated(
-    summary: Mapping[str, Any], settings: Mapping[str, Any], header: Mapping[str, Any]
+    summary: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    header: Mapping[str, Any],
+    parts: Sequence[Mapping[str, Any]],
 ) -> list[str]:
-    """Where the summary says another network, data set or device than the ledger or the settings."""
-    findings, held = [], _held(header)
+    """Where the summary says another network, data set or device than the ledger or the settings.
+
+    Args:
+        summary: of the last part that was finished.
+        settings: of the settings' file.
+        header: of the ledger.
+        parts: the settings of every part as the ledger holds them.
+    """
+    findings, named = [], _named(header)
     for name in _REPEATED:
-        by, known = ("the ledger", held) if name in held else (SETTINGS_FILE, settings)
-        if name in summary and name in known and summary[name] != known[name]:
-            findings.append(f"the summary reports {name} {summary[name]!r}, {by} {known[name]!r}")
+        by, known = "the ledger", [part[name] for part in parts if name in part]
+        if name in named:
+            known = [named[name]]
+        elif not known and name in settings:
+            by, known = SETTINGS_FILE, [settings[name]]
+        if name in summary and known and summary[name] not in known:
+            findings.append(f"the summary reports {name} {summary[name]!r}, {by} {known[-1]!r}")
     return findings
 
 
-def _held(header: Mapping[str, Any]) -> dict[str, Any]:
+def _named(header: Mapping[str, Any]) -> dict[str, Any]:
     """Rule and device as the header names them; what it does not name is left out."""
     module = header.get("module")
     if not isinstance(module, Mapping):

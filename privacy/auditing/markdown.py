@@ -90,6 +90,8 @@ def markdown(stated: Mapping[str, Any]) -> str:
         _list(stated["findings"], "none"),
         "## Notes",
         _list(stated["notes"], "none"),
+        "## Not checked",
+        _list(stated["not_checked"], "-"),
         "## Evidence",
         _table(
             {

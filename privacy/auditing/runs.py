@@ -35,7 +35,8 @@ def compare_runs(runs: Sequence[Path], notes: list[str]) -> list[str]:
         UsageError: a ledger is not there or not readable.
     """
     findings = []
-    for one, other in combinations([_used(Path(run)) for run in runs], 2):
+    there = [Path(run) for run in runs if ledger_of(Path(run)).exists()]  # what is not there, its audit finds
+    for one, other in combinations([_used(run) for run in there], 2):
         shared = sorted({name for key, name in one.keys.items() if key in other.keys})
         frames = one.frames & other.frames
         if not shared and not frames:

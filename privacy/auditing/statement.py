@@ -36,13 +36,21 @@ def statement(report: AuditReport, run: str, device: str, issued: datetime | Non
     relies = (
         report.consistent
         and not report.reserved
+        and not report.unreadable
         and guarantee.kind in (Kind.RECORD_DP, Kind.LABEL_DP)
         and math.isfinite(epsilon)
     )
     return {
         "format": FORMAT,
         "issued": (issued or datetime.now(UTC)).isoformat(timespec="seconds"),
-        "verdict": wording.verdict(guarantee, epsilon, len(report.findings), reserved=report.reserved),
+        "verdict": wording.verdict(
+            guarantee,
+            epsilon,
+            len(report.findings),
+            reserved=report.reserved,
+            unreadable=report.unreadable,
+            unchecked=report.unchecked,
+        ),
         "holds": relies,
         "guarantee": {
             "epsilon": rounded_up(epsilon),
@@ -104,6 +112,7 @@ def statement(report: AuditReport, run: str, device: str, issued: datetime | Non
         },
         "findings": list(report.findings),
         "notes": list(report.notes),
+        "not_checked": list(wording.not_checked(report.unreadable, report.unchecked)),
         "verification": _commands(run, guarantee.delta if private else None),
     }
 

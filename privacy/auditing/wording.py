@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from privacy.adjacency import Adjacency
@@ -18,6 +18,12 @@ NOT_COVERED = (
     "The data set's declared size, the hyper-parameters and the test set: they are taken to be public.",
     "Choosing among several runs on the same records: each spends its own budget, and the budgets add up.",
     "Several records of one person: the guarantee speaks of one record.",
+)
+# What an audit has no means to check: it has neither the data nor the clock. Bounds were looked at.
+NOT_CHECKED = (
+    "the test accuracy, AUC and loss (the test set would be needed)",
+    "times, frames of the device and versions of other programs",
+    "that the data set is the one that its name and size say, in every part of the run",
 )
 INPUTS_PUBLIC = "The inputs of the records (images, features): only their labels are protected."
 
@@ -124,15 +130,39 @@ def not_covered(kind: Kind) -> tuple[str, ...]:
     return (INPUTS_PUBLIC, *NOT_COVERED) if kind is Kind.LABEL_DP else NOT_COVERED
 
 
-def verdict(guarantee: Guarantee, epsilon: float, findings: int, *, reserved: bool = False) -> str:
-    """The first line of a statement: what may be relied on, before any number.
+def verdict(
+    guarantee: Guarantee,
+    epsilon: float,
+    findings: int,
+    *,
+    reserved: bool = False,
+    unreadable: Sequence[str] = (),
+    unchecked: Sequence[str] = (),
+) -> str:
+    """The first line of a statement: what may be relied on, before any number, and what nobody checked.
 
     Args:
         guarantee: that the ledger supports.
         epsilon: that is stated.
         findings: contradictions that the audit found.
         reserved: no weights were compared with the ledger.
+        unreadable: files that could not be read.
+        unchecked: what else of the folder was not compared with anything.
     """
+    text = _verdict(guarantee, epsilon, findings, reserved=reserved, unreadable=unreadable)
+    return text if findings else f"{text} NOT CHECKED: {'; '.join(not_checked(unreadable, unchecked))}."
+
+
+def not_checked(unreadable: Sequence[str], unchecked: Sequence[str]) -> tuple[str, ...]:
+    """Everything that a verdict says nothing about, in words."""
+    named = f"what {', '.join(unchecked)} in the folder may say or hold" if unchecked else None
+    closed = f"what could not be read: {', '.join(unreadable)}" if unreadable else None
+    return (*NOT_CHECKED, *(text for text in (named, closed) if text is not None))
+
+
+def _verdict(
+    guarantee: Guarantee, epsilon: float, findings: int, *, reserved: bool, unreadable: Sequence[str]
+) -> str:
     if findings:
         text = f"DOES NOT HOLD: the audit found {findings} contradiction(s), listed below. Rely on no figure here."
         return text if guarantee.kind is not Kind.CONDITIONAL else f"NOT A GUARANTEE, and it {text}"
@@ -151,6 +181,11 @@ def verdict(guarantee: Guarantee, epsilon: float, findings: int, *, reserved: bo
         f"({rounded_up(epsilon)}, {guarantee.delta:g})-differential privacy for data sets that differ by "
         f"{guarantee.adjacency.words}."
     )
+    if unreadable:
+        return (
+            "NOT FULLY AUDITED: files of the run could not be read, so this is the ledger's word alone, and neither "
+            f"confirmed nor contradicted by them; audit again with leave to read them: {text}"
+        )
     if reserved:
         return (
             "HOLDS FOR THIS LEDGER ONLY, under the assumptions below; no weights were compared with it, so releases "

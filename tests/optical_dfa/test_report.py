@@ -226,8 +226,8 @@ def test_reproducible_run_shows_no_guarantee_and_labels_the_nominal_epsilon(tmp_
 @pytest.mark.parametrize(
     ("settings", "said", "not_said"),
     [
-        ({"backend": "lightonml"}, "HARDWARE", "SIMULATED"),
-        ({"backend": "lightonml-simulated"}, "SIMULATED", "HARDWARE"),
+        ({"backend": "lightonml"}, "as its driver reports", "SIMULATED"),
+        ({"backend": "lightonml-simulated"}, "SIMULATED", "as its driver reports"),
         ({"backend": "digital", "release": "digital"}, "No optical device took part", "SIMULATED"),
         ({"rule": "bp", "release": "digital"}, "No projection device took part", "projected by"),
         ({"rule": "bp"}, "SIMULATED", "projected by"),
