@@ -71,6 +71,8 @@ def audit(
         found = check_filed(before, runs[0], result, remarks)
         results[name] = result.with_remarks(found, remarks)
     consistent = not shared and all(result.consistent for result in results.values())
+    if statement is not None:
+        _write(statement, _stated(str(runs[0]), results[str(runs[0])]))
     if as_json:
         documents = {
             name: result.to_dict() | {"statement": _stated(name, result)} for name, result in results.items()
@@ -81,10 +83,8 @@ def audit(
         for name, result in results.items():
             _show(name, result, alone=len(runs) == 1, stated=statement is None)
         print("".join(f"between runs: {text}\n" for text in (*shared, *notes)), end="")
-    if statement is not None:
-        _write(statement, _stated(str(runs[0]), results[str(runs[0])]))
-        if not as_json:
-            print(f"\nstatement: {statement}")
+    if statement is not None and not as_json:
+        print(f"\nstatement: {statement}")
     if not consistent:
         raise typer.Exit(1)
 

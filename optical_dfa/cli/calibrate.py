@@ -288,9 +288,13 @@ def _health(device: ProjectionBackend, path: Path | None, as_json: bool) -> None
                 tests.take()
             tests.vouch()
     except HealthError as error:
-        if as_json:
-            print_json({**report, "healthy": False, "finding": error.finding})
-        raise
+        if not as_json:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        print_json(
+            {**report, "healthy": False, "finding": error.finding, "error": str(error), "exit_code": 1}
+        )
+        raise typer.Exit(1) from None
     report |= {"healthy": True, "found": found, "tests": tests.describe()}
     if as_json:
         print_json(report)
