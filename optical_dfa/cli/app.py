@@ -84,6 +84,8 @@ def _outcome(chosen: list[str]) -> tuple[int, str | None]:
         return _NO, str(error)
     except BrokenPipeError:
         raise
+    except SystemExit as error:  # how typer answers a broken pipe
+        raise BrokenPipeError from error
     except OSError as error:
         return _MACHINE, f"{error.filename}: {error.strerror}" if error.filename else str(error)
     except (UserInterruptError, KeyboardInterrupt, typer.Abort) as error:

@@ -61,8 +61,8 @@ def readable() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for name in ("stdout", "stderr"):
             stream = getattr(sys, name)
+            stack.callback(setattr, sys, name, stream)
             if stream is None:  # closed by whoever started the program
-                stack.callback(setattr, sys, name, None)
                 nothing = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
                 setattr(sys, name, nothing)
             elif isinstance(stream, io.TextIOWrapper) and stream.errors != ERRORS:
