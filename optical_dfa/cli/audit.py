@@ -124,7 +124,7 @@ def _write(path: Path, stated: dict[str, Any]) -> None:
         markdown(stated) if path.suffix == ".md" else json.dumps(stated, indent=2, ensure_ascii=False) + "\n"
     )
     try:
-        path.write_text(text, encoding="utf-8")
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise UsageError(
             f"--statement {path} cannot be written ({error.strerror}); name another file"

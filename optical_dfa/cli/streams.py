@@ -26,7 +26,7 @@ _SPELLINGS = {
 def spelt(text: str, encoding: str | None) -> str:
     """`text` as a stream of this encoding shows it: what the encoding lacks in ASCII, all else unchanged."""
     known = encoding or "utf-8"
-    return text.encode(known, ERRORS).decode(known)
+    return text.encode(known, ERRORS).decode(known, "surrogateescape")
 
 
 def encodable(text: str, encoding: str | None) -> bool:
@@ -41,8 +41,11 @@ def encodable(text: str, encoding: str | None) -> bool:
 def _spell(error: UnicodeError) -> tuple[str | bytes, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    lacking = error.object[error.start : error.end]
-    return "".join(_SPELLINGS.get(character, _escaped(character)) for character in lacking), error.end
+    character = error.object[error.start]
+    byte = ord(character) - 0xDC00
+    if 0x80 <= byte <= 0xFF and not error.encoding.startswith(("utf-16", "utf-32", "utf_16", "utf_32")):
+        return bytes([byte]), error.start + 1  # a byte of a file's name, as the system has it
+    return _SPELLINGS.get(character, _escaped(character)), error.start + 1
 
 
 def _escaped(character: str) -> str:

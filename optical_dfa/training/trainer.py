@@ -97,7 +97,11 @@ class _Run:
     def __init__(self, config: TrainConfig, out: Path | None, *, resume: bool, overwrite: bool) -> None:
         device = _device(config.device)
         self.data: Dataset = load_data(config.dataset, config.data_dir, progress=True)
-        self.config: ResolvedConfig = resolve(config, len(self.data.x_train))
+        self.config: ResolvedConfig = resolve(
+            config,
+            len(self.data.x_train),
+            models.usual(text=self.data.text, cardinalities=self.data.cardinalities),
+        )
         if self.config.features is not None:
             self.data = with_features(self.data, self.config.features)
         self.folder = None if out is None else RunFolder(out)

@@ -91,7 +91,7 @@ def test_equal_records_of_two_types_become_equal_inputs_or_are_refused(
     whole = [kind in "ui" for kind in kinds]
     pixels = [t == np.uint8 or (w and len(shape) > 1) for t, w in zip((first, second), whole, strict=True)]
     if "b" in kinds or whole[0] != whole[1] or pixels[0] != pixels[1]:
-        with pytest.raises(UsageError, match="correct the file|must be integers") as caught:
+        with pytest.raises(UsageError, match=r"correct the file|must be integers") as caught:
             load_npz(path)
         assert "\n" not in str(caught.value)
     else:
