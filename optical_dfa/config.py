@@ -302,7 +302,7 @@ def merge(file_values: Mapping[str, Any], flags: Mapping[str, Any]) -> TrainConf
         if isinstance(values.get(name), Mapping) and isinstance(given.get(name), Mapping):
             given[name] = {**values[name], **given[name]}
     for name, value in (*values.items(), *given.items()):
-        if not _utf8(str(value)):
+        if not _utf8(str(value)) or "\0" in str(value):
             raise UsageError(
                 f"{name} is {str(value)!r}, which is no UTF-8 text and cannot be written into the run's settings; "
                 "rename it, or set a UTF-8 locale"

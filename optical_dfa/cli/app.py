@@ -72,6 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _outcome(chosen: list[str]) -> tuple[int, str | None]:
     """Exit code, and what is to be said of an error."""
+    broken = [text for text in chosen if "\0" in text]
+    if broken:  # no shell passes one; whoever calls from Python may
+        return _USAGE, f"{broken[0]!r} has a zero character, which no name has; leave it out"
     try:
         command = typer.main.get_command(_application())
         code = command.main(args=chosen, prog_name="optical-dfa", standalone_mode=False)

@@ -81,6 +81,15 @@ def calibrate(
         )
     elif matrix and out is None:
         raise UsageError("--matrix keeps the matrix beside the calibration; name that with --out FILE")
+    for flag, count, most in (
+        ("--in-features", in_features, 2**24),
+        ("--out-features", out_features, 2**24),
+        ("--frames", frames, 10**9),
+    ):
+        if not 1 <= count <= most:
+            raise UsageError(f"{flag} is {count}; it must be a whole number from 1 to {most:,}")
+    if not 0 <= seed < 2**63:
+        raise UsageError(f"--seed is {seed}; it must be a whole number from 0 to 2^63 - 1")
     for flag, path in (("--out", out), ("--plot", plot)):
         if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
             raise UsageError(f"{flag} is {path}; name a file in a folder that exists")

@@ -43,8 +43,8 @@ def _spell(error: UnicodeError) -> tuple[str | bytes, int]:
         raise error
     character = error.object[error.start]
     byte = ord(character) - 0xDC00
-    if 0x80 <= byte <= 0xFF and not error.encoding.startswith(("utf-16", "utf-32", "utf_16", "utf_32")):
-        return bytes([byte]), error.start + 1  # a byte of a file's name, as the system has it
+    if 0x80 <= byte <= 0xFF and codecs.lookup(error.encoding).name == "ascii":
+        return bytes([byte]), error.start + 1  # of a file's name in a C locale, as the system has it
     return _SPELLINGS.get(character, _escaped(character)), error.start + 1
 
 
