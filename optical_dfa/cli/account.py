@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +12,7 @@ import typer
 
 from noise_models.errors import UsageError
 from optical_dfa.cli.output import JsonOption, notes_to_stderr, print_facts, print_json, print_table
+from optical_dfa.report.progress import waiting
 from privacy.mechanisms import MECHANISMS
 
 if TYPE_CHECKING:
@@ -116,13 +118,13 @@ def account(
         raise UsageError("--cross-check compares one plan; leave out --table")
     if table is not None:
         name, values = _varied(table)
-        with notes_to_stderr(as_json):
+        with notes_to_stderr(as_json), waiting(sys.stderr, "accounting"):
             plans = _rows(asked, name, values)
             if plot is not None:
                 _plot_rows(name, plans, asked, plot)
         _print_rows(name, plans, as_json)
         return
-    with notes_to_stderr(as_json):
+    with notes_to_stderr(as_json), waiting(sys.stderr, "accounting"):
         plan = _plan(asked)
         left_out: dict[str, str] = {}
         checks = plan.cross_check(left_out) if cross_check else {}
