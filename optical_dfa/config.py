@@ -19,11 +19,20 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from noise_models.errors import UsageError
-from optical_dfa.backends import targets
+from optical_dfa.backends import has_dark_frames, targets
 from optical_dfa.data import NAMES as DATASETS
 from optical_dfa.data import SUFFIXES
 from optical_dfa.data.features import components
-from optical_dfa.defaults import ADAM_LR, DEFAULTS, shipped_for
+from optical_dfa.defaults import (
+    ADAM_LR,
+    DEFAULTS,
+    OTHER_DATASET,
+    TEXTS,
+    for_records,
+    rate_for_records,
+    shipped_for,
+)
+from optical_dfa.feedback import RECURRENT, WITH_OWN_LAW, WITHOUT_DEVICE
 from optical_dfa.feedback import RULES as REGISTERED_RULES
 from privacy.adjacency import Adjacency
 from privacy.releases import RELEASES as SOUND_RELEASES
@@ -57,6 +66,9 @@ Points = Annotated[
 class TrainConfig(BaseModel):
     """What a user asked for. None: the shipped default for this data set and release
     (`optical_dfa.defaults`).
+
+    Of rule, backend and release those that were not given follow the others: dfa on simulated-opu under dark-frame,
+    but digital where there is no device or no camera, and what a release or a rule cannot do without.
 
     Attributes:
         dataset: a name of `optical_dfa.data.NAMES`, or a path ending in .npz or .txt.
@@ -134,6 +146,26 @@ class TrainConfig(BaseModel):
         """Whether a private release was asked for."""
         return self.release != "none"
 
+    @model_validator(mode="before")
+    @classmethod
+    def _follow(cls, values: Any) -> Any:
+        """Rule, backend and release that were not given, from those that were."""
+        if not isinstance(values, Mapping):
+            return values
+        given = dict(values)
+        if given.get("release") == "aggregate":
+            given.setdefault("rule", "gated-dfa")
+        rule = given.get("rule", "dfa")
+        if given.get("release") == "label" or (isinstance(rule, str) and rule in WITH_OWN_LAW):
+            given.setdefault("backend", "digital")
+        backend, options = given.get("backend", "simulated-opu"), given.get("backend_options", {})
+        no_frames = isinstance(rule, str) and rule in WITHOUT_DEVICE
+        if isinstance(backend, str) and isinstance(options, Mapping):
+            no_frames |= not has_dark_frames(backend, options)
+        if no_frames and given.get("calibration") is None:
+            given.setdefault("release", "digital")
+        return given
+
     @field_validator("dataset")
     @classmethod
     def _known_dataset(cls, value: str) -> str:
@@ -186,6 +218,11 @@ class TrainConfig(BaseModel):
             raise ValueError(
                 f"epsilon is {self.epsilon} and noise_multiplier is {self.noise_multiplier}; "
                 "give one of the two: the other follows from it"
+            )
+        if self.rule in RECURRENT and shipped_for(self.dataset) not in TEXTS:
+            raise ValueError(
+                f"rule is {self.rule!r}, which teaches recurrent layers, but dataset {self.dataset} is no text; add "
+                "dataset tiny-shakespeare, or a path ending in .txt"
             )
         if not self.private:
             for name in (
@@ -264,18 +301,25 @@ def merge(file_values: Mapping[str, Any], flags: Mapping[str, Any]) -> TrainConf
     for name in ("backend_options", "rule_options", "release_options"):
         if isinstance(values.get(name), Mapping) and isinstance(given.get(name), Mapping):
             given[name] = {**values[name], **given[name]}
+    for name, value in (*values.items(), *given.items()):
+        if not _utf8(str(value)) or "\0" in str(value):
+            raise UsageError(
+                f"{name} is {str(value)!r}, which is no UTF-8 text and cannot be written into the run's settings; "
+                "rename it, or set a UTF-8 locale"
+            )
     try:
         return TrainConfig.model_validate({**values, **given})
     except ValidationError as error:
         raise UsageError(one_line(error)) from None
 
 
-def resolve(config: TrainConfig, train_size: int) -> ResolvedConfig:
+def resolve(config: TrainConfig, train_size: int, model: str | None = None) -> ResolvedConfig:
     """Every default filled in, and checked against the number of training records.
 
     Args:
         config: what was asked for; a resolved one comes back unchanged.
         train_size: number of training records. It becomes `public_size` where none was declared.
+        model: the network for this kind of data, where none was asked for; None: the usual one.
     Raises:
         UsageError: delta is not below 1/N, or a batch is larger than the data set.
     """
@@ -283,15 +327,19 @@ def resolve(config: TrainConfig, train_size: int) -> ResolvedConfig:
         raise UsageError(f"the data set has {train_size} training records; at least 1 is needed")
     size = config.public_size if config.public_size is not None else train_size
     shipped = DEFAULTS[shipped_for(config.dataset), config.private]
+    by_records = config.private and shipped_for(config.dataset) == OTHER_DATASET
+    if by_records:
+        shipped = for_records(size, clips=SOUND_RELEASES[config.release].clips)
     values: dict[str, Any] = config.model_dump()
 
     def default(key: str, value: Any) -> None:
         if values[key] is None:
             values[key] = value
 
+    if model is not None and "model" not in config.model_fields_set:
+        values["model"] = model
     default("batch_size", min(shipped.batch_size, size))
     default("epochs", shipped.epochs)
-    default("lr", shipped.lr if config.optimizer == "sgd" else ADAM_LR)
     if config.optimizer == "sgd":
         default("momentum", shipped.momentum)
     if config.private:
@@ -301,6 +349,13 @@ def resolve(config: TrainConfig, train_size: int) -> ResolvedConfig:
             default("max_grad_norm", shipped.max_grad_norm)
         if config.noise_multiplier is None:
             default("epsilon", shipped.epsilon)
+    if config.optimizer == "adam":
+        default("lr", ADAM_LR)
+    elif by_records:
+        names = ("batch_size", "epochs", "momentum", "max_grad_norm", "epsilon", "noise_multiplier")
+        default("lr", rate_for_records(size, **{name: values[name] for name in names}))
+    else:
+        default("lr", shipped.lr)
     for name in ("data_dir", "calibration", "transfer"):
         if values[name] is not None:
             values[name] = values[name].expanduser().resolve()
@@ -334,7 +389,7 @@ def read(path: Path) -> dict[str, Any]:
         raise UsageError(f"config file {path}: {error.strerror}; give the path of a TOML file") from None
     except UnicodeDecodeError:
         raise UsageError(f"config file {path} is not UTF-8 text; give the path of a TOML file") from None
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise UsageError(f"config file {path} is not valid TOML: {reason}; correct that line") from None
     for key in values:
@@ -374,6 +429,14 @@ def _allowed(name: str) -> str:
     field = TrainConfig.model_fields[name]
     inner = (note for member in get_args(field.annotation) for note in getattr(member, "__metadata__", ()))
     return next(str(note.description) for note in (field, *inner) if getattr(note, "description", None))
+
+
+def _utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _one_of(setting: str, value: str, allowed: tuple[str, ...], besides: str = "") -> str:

@@ -47,6 +47,11 @@ class ResidualBlock(nn.Module):
         return out
 
 
+def usual(*, text: bool, cardinalities: Sequence[int]) -> str:
+    """The specification of the network for a kind of data: text, a table with categorical columns, or another."""
+    return "gru" if text else "embed" if any(cardinalities) else "mlp"
+
+
 def mlp(
     input_shape: Sequence[int], classes: int, widths: Sequence[int], activation: type[nn.Module]
 ) -> nn.Sequential:

@@ -30,7 +30,7 @@ def fail(capsys: pytest.CaptureFixture[str], out: Path, *more: str) -> str:
     capsys.readouterr()
     assert main([*TRAIN, "--out", str(out), *more]) == 1
     said = capsys.readouterr()
-    assert said.out == ""
+    assert json.loads(said.out) == {"error": said.err.strip().removeprefix("error: "), "exit_code": 1}
     assert said.err.startswith("error: ")
     assert said.err.count("\n") == 1
     return said.err

@@ -67,6 +67,17 @@ def backend_class(name: str) -> type[ProjectionBackend]:
     return found
 
 
+def has_dark_frames(name: str, options: Mapping[str, Any] | None = None) -> bool:
+    """Whether the device has a camera whose dark frames a release can use, as far as is known without building it.
+
+    A third-party device that cannot be loaded, or finds its camera only when built, is taken to have one: who uses it
+    says so, or refuses.
+    """
+    if name == "lightonml-simulated":
+        return (options or {}).get("device") == "physics"
+    return name != "digital"
+
+
 def create(
     name: str,
     *,

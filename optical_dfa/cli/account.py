@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +12,7 @@ import typer
 
 from noise_models.errors import UsageError
 from optical_dfa.cli.output import JsonOption, notes_to_stderr, print_facts, print_json, print_table
+from optical_dfa.report.progress import waiting
 from privacy.mechanisms import MECHANISMS
 
 if TYPE_CHECKING:
@@ -116,20 +118,21 @@ def account(
         raise UsageError("--cross-check compares one plan; leave out --table")
     if table is not None:
         name, values = _varied(table)
-        with notes_to_stderr(as_json):
+        with notes_to_stderr(as_json), waiting(sys.stderr, "accounting"):
             plans = _rows(asked, name, values)
             if plot is not None:
                 _plot_rows(name, plans, asked, plot)
         _print_rows(name, plans, as_json)
         return
-    with notes_to_stderr(as_json):
+    with notes_to_stderr(as_json), waiting(sys.stderr, "accounting"):
         plan = _plan(asked)
-        checks = plan.cross_check() if cross_check else {}
+        left_out: dict[str, str] = {}
+        checks = plan.cross_check(left_out) if cross_check else {}
         if plot is not None:
             from optical_dfa.report.budget import draw_steps
 
             draw_steps(plan, plot)
-    _print_plan(plan, checks, as_json)
+    _print_plan(plan, checks, left_out, as_json)
 
 
 def _plan(asked: Mapping[str, Any]) -> Plan:
@@ -270,11 +273,12 @@ def _rows(asked: Mapping[str, Any], name: str, values: list[float]) -> list[tupl
     return plans
 
 
-def _print_plan(plan: Plan, checks: Mapping[str, float], as_json: bool) -> None:
+def _print_plan(plan: Plan, checks: Mapping[str, float], left_out: Mapping[str, str], as_json: bool) -> None:
     from optical_dfa.report.budget import document_of, epsilon_label, guarantee_of
 
     if as_json:
-        print_json(document_of(plan) | ({"cross_check": dict(checks)} if checks else {}))
+        crossed = {"cross_check": dict(checks), "cross_check_left_out": dict(left_out)} if checks else {}
+        print_json(document_of(plan) | crossed)
         return
     document = document_of(plan)
     light = (
@@ -285,7 +289,7 @@ def _print_plan(plan: Plan, checks: Mapping[str, float], as_json: bool) -> None:
         | {
             "noise multiplier": f"{plan.noise_multiplier:.6g}",
             "sample rate": f"{plan.scheme.sample_rate:.6g}",
-            "steps": f"{plan.steps:,}",
+            "steps": _steps_words(plan),
         }
     )
     print(f"\nguarantee: {guarantee_of(plan)}")
@@ -294,6 +298,11 @@ def _print_plan(plan: Plan, checks: Mapping[str, float], as_json: bool) -> None:
         print_table(
             ("accountant", epsilon_label(plan)), [(name, f"{value:.6g}") for name, value in checks.items()]
         )
+        print("".join(f"not {name}: {reason}\n" for name, reason in left_out.items()), end="")
+
+
+def _steps_words(plan: Plan) -> str:
+    return f"at least {plan.steps:,} (the count ends there)" if plan.capped else f"{plan.steps:,}"
 
 
 def _print_rows(name: str, plans: list[tuple[float, Plan | None]], as_json: bool) -> None:
@@ -313,7 +322,7 @@ def _print_rows(name: str, plans: list[tuple[float, Plan | None]], as_json: bool
             cells.append((*first, row["noise-multiplier"], row["steps"], row["epsilon"]))
         else:
             cells.append(
-                (*first, f"{plan.noise_multiplier:.6g}", f"{plan.steps:,}", rounded_up(plan.epsilon))
+                (*first, f"{plan.noise_multiplier:.6g}", _steps_words(plan), rounded_up(plan.epsilon))
             )
     heads = () if name in ("noise-multiplier", "steps", "epsilon") else (name.replace("-", " "),)
     print_table((*heads, "noise multiplier", "steps", epsilon_label(made[0])), cells)

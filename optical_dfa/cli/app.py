@@ -1,21 +1,27 @@
 """The program: its commands, and what a command's ending means to the shell.
 
-Exit codes: 0 ok; 1 the answer is no, or a device failed; 2 wrong usage; 130 interrupted. A mistake is
-answered in one line on standard error. Command modules import what is heavy inside their functions, so that
-`--help` is quick.
+Exit codes: 0 ok; 1 the answer is no, or a device failed; 2 wrong usage; 3 this machine cannot (a file, a full
+disc, memory); 70 a defect of the program; 130 interrupted; 141 whoever read the output has left. Only 1 is an answer.
+A mistake is one line on standard error; with --json also a document on standard output, fields `error` and
+`exit_code`. Command modules import what is heavy inside their functions, so that `--help` is quick.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import sys
+import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from noise_models.errors import DeviceError, UsageError
+from optical_dfa.cli import streams
+from optical_dfa.cli.output import print_json
 
 # Name on the command line -> "module:function". A new command is one new file and one line here.
 COMMANDS = {
@@ -30,6 +36,8 @@ COMMANDS = {
     "reproduce": "optical_dfa.cli.reproduce:reproduce",
 }
 
+_NO, _USAGE, _MACHINE, _DEFECT, _INTERRUPTED, _READER_LEFT = 1, 2, 3, 70, 130, 141
+
 # click's base class of "the command line cannot be understood"; typer vendors click from 0.26 on.
 _CommandLineError: type[Exception] = next(
     c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException"
@@ -43,24 +51,72 @@ class UserInterruptError(Exception):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program on `arguments` (those of the process by default) and return its exit code."""
     chosen = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    with streams.readable():
+        try:
+            code, message = _outcome(chosen)
+            if message is not None:
+                _say(message, code, as_json="--json" in chosen)
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
+        except BrokenPipeError:
+            for stream in (sys.stdout, sys.stderr):
+                streams.forget(stream)
+            return _READER_LEFT
+        except OSError as error:  # the output itself: a full disc
+            streams.forget(sys.stdout)
+            with contextlib.suppress(OSError):
+                print(f"error: the output cannot be written ({error.strerror})", file=sys.stderr)
+            return _MACHINE
+        return code
+
+
+def _outcome(chosen: list[str]) -> tuple[int, str | None]:
+    """Exit code, and what is to be said of an error."""
+    broken = [text for text in chosen if "\0" in text]
+    if broken:  # no shell passes one; whoever calls from Python may
+        return _USAGE, f"{broken[0]!r} has a zero character, which no name has; leave it out"
     try:
         command = typer.main.get_command(_application())
         code = command.main(args=chosen, prog_name="optical-dfa", standalone_mode=False)
-        return code if isinstance(code, int) else 0
+        return (code if isinstance(code, int) else 0), None
     except UsageError as error:
-        return _fail(error, code=2)
+        return _USAGE, str(error)
     except _CommandLineError as error:
-        return _fail(_explained(error, chosen), code=2)
+        return _USAGE, _explained(error, chosen)
     except DeviceError as error:
-        return _fail(error, code=1)
-    except MemoryError as error:
-        return _fail(
-            f"not enough memory ({error}); ask for fewer steps, or a smaller network or batch", code=1
-        )
+        return _NO, str(error)
+    except BrokenPipeError:
+        raise
+    except SystemExit as error:  # how typer answers a broken pipe
+        raise BrokenPipeError from error
     except OSError as error:
-        return _fail(f"{error.filename}: {error.strerror}" if error.filename else error, code=1)
+        return _MACHINE, f"{error.filename}: {error.strerror}" if error.filename else str(error)
     except (UserInterruptError, KeyboardInterrupt, typer.Abort) as error:
-        return _fail(str(error) or "interrupted", code=130)
+        return _INTERRUPTED, str(error) or "interrupted"
+    except Exception as error:
+        if _out_of_memory(error):
+            return _MACHINE, "not enough memory; ask for fewer steps, or a smaller network or batch"
+        if sys.flags.dev_mode:
+            raise
+        return _DEFECT, _defect(error)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Also torch's, which is a RuntimeError: on a CPU by its text, on an accelerator by its class."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and "allocate memory" in str(error))
+    )
+
+
+def _defect(error: Exception) -> str:
+    """Where an error came up that nobody foresaw. Its text is left out: it may speak of private records."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return (
+        f"internal error ({type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}); nothing follows from "
+        "this run. Please report it, with the traceback of: python -X dev -m optical_dfa ..."
+    )
 
 
 def _application() -> typer.Typer:
@@ -129,7 +185,9 @@ def _explained(error: Any, given: Sequence[str]) -> str:
     return f"{message}; see {program} --help"
 
 
-def _fail(error: Exception | str, *, code: int) -> int:
-    message = " ".join(str(error).split())
-    print(message if code == 130 else f"error: {message}", file=sys.stderr)
-    return code
+def _say(message: str, code: int, *, as_json: bool) -> None:
+    """One line on standard error and, where JSON was asked for, a document on standard output."""
+    line = " ".join(message.split())
+    if as_json:
+        print_json({"error": line, "exit_code": code})
+    print(line if code == _INTERRUPTED else f"error: {line}", file=sys.stderr)

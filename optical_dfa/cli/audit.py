@@ -73,6 +73,8 @@ def audit(
         found = check_filed(before, runs[0], result, remarks)
         results[name] = result.with_remarks(found, remarks)
     consistent = not shared and all(result.consistent for result in results.values())
+    if statement is not None:
+        _write(statement, _stated(str(runs[0]), results[str(runs[0])]))
     if as_json:
         documents = {
             name: result.to_dict() | {"statement": _stated(name, result)} for name, result in results.items()
@@ -83,10 +85,8 @@ def audit(
         for name, result in results.items():
             _show(name, result, alone=len(runs) == 1, stated=statement is None)
         print("".join(f"between runs: {text}\n" for text in (*shared, *notes)), end="")
-    if statement is not None:
-        _write(statement, _stated(str(runs[0]), results[str(runs[0])]))
-        if not as_json:
-            print(f"\nstatement: {statement}")
+    if statement is not None and not as_json:
+        print(f"\nstatement: {statement}")
     if not consistent:
         raise typer.Exit(1)
     if any(result.unreadable for result in results.values()):
@@ -134,7 +134,7 @@ def _write(path: Path, stated: dict[str, Any]) -> None:
         markdown(stated) if path.suffix == ".md" else json.dumps(stated, indent=2, ensure_ascii=False) + "\n"
     )
     try:
-        path.write_text(text, encoding="utf-8")
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise UsageError(
             f"--statement {path} cannot be written ({error.strerror}); name another file"

@@ -81,6 +81,15 @@ def calibrate(
         )
     elif matrix and out is None:
         raise UsageError("--matrix keeps the matrix beside the calibration; name that with --out FILE")
+    for flag, count, most in (
+        ("--in-features", in_features, 2**24),
+        ("--out-features", out_features, 2**24),
+        ("--frames", frames, 10**9),
+    ):
+        if not 1 <= count <= most:
+            raise UsageError(f"{flag} is {count}; it must be a whole number from 1 to {most:,}")
+    if not 0 <= seed < 2**63:
+        raise UsageError(f"--seed is {seed}; it must be a whole number from 0 to 2^63 - 1")
     for flag, path in (("--out", out), ("--plot", plot)):
         if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
             raise UsageError(f"{flag} is {path}; name a file in a folder that exists")
@@ -288,9 +297,13 @@ def _health(device: ProjectionBackend, path: Path | None, as_json: bool) -> None
                 tests.take()
             tests.vouch()
     except HealthError as error:
-        if as_json:
-            print_json({**report, "healthy": False, "finding": error.finding})
-        raise
+        if not as_json:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        print_json(
+            {**report, "healthy": False, "finding": error.finding, "error": str(error), "exit_code": 1}
+        )
+        raise typer.Exit(1) from None
     report |= {"healthy": True, "found": found, "tests": tests.describe()}
     if as_json:
         print_json(report)

@@ -11,14 +11,22 @@ from typing import Annotated, Any
 
 import typer
 
+from optical_dfa.cli.streams import encodable, spelt
+
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Machine-readable JSON on standard output, nothing else.")
 ]
 
 
 def print_json(value: Mapping[str, Any]) -> None:
-    """One JSON document on standard output; infinities become the string "inf", NaN null."""
-    print(json.dumps(_plain(value), indent=2, allow_nan=False, ensure_ascii=False))
+    """One JSON document on standard output; infinities become the string "inf", NaN null.
+
+    Where the output's encoding lacks a character it is written as JSON escapes it, never spelt otherwise.
+    """
+    text = json.dumps(_plain(value), indent=2, allow_nan=False, ensure_ascii=False)
+    if not encodable(text, getattr(sys.stdout, "encoding", None)):
+        text = json.dumps(_plain(value), indent=2, allow_nan=False)
+    print(text)
 
 
 @contextlib.contextmanager
@@ -51,7 +59,8 @@ def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
             table.add_row(*(Text(cell) for cell in row))
         Console().print(table)
         return
-    lines = [list(heads), *rows] if any(heads) else list(rows)
+    encoding = getattr(sys.stdout, "encoding", None)
+    lines = [[spelt(cell, encoding) for cell in line] for line in ([heads, *rows] if any(heads) else rows)]
     widths = [max((len(line[column]) for line in lines), default=0) for column in range(len(heads))]
     for line in lines:
         cells = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]

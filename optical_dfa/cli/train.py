@@ -209,7 +209,7 @@ def parse_options(flag: str, given: Sequence[str] | None) -> dict[str, Any] | No
             raise UsageError(f"{flag} is {text!r}; it must be NAME=VALUE, such as {flag} bits=8")
         try:
             options[name.strip().replace("-", "_")] = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
+        except (tomllib.TOMLDecodeError, RecursionError):
             options[name.strip().replace("-", "_")] = value
     return options
 

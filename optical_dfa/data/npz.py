@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import lzma
+import struct
 import zipfile
 import zlib
 from pathlib import Path
@@ -28,7 +30,8 @@ def load_npz(path: Path) -> Dataset:
     x_train and x_test have shape (N, ...): tables (N, features), or images (N, H, W) or (N, C, H, W),
     channels first. uint8 arrays of any shape, and images of another integer type in 0 ... 255, are pixels:
     they become (x/255 - 1/2)/(1/2). Everything else is used as it is: scale it beforehand, by constants that
-    do not come from private records. y_train, y_test have shape (N,) and integer labels from 0; `classes` is
+    do not come from private records. Types and shapes alone decide, never values, and decide alike for both arrays,
+    or the file is refused. y_train, y_test have shape (N,) and integer labels from 0; `classes` is
     their number. Where it is absent the largest label decides, which declares that number public.
 
     `cardinalities` makes columns of a table categorical: one whole number a column, its number of categories,
@@ -43,18 +46,15 @@ def load_npz(path: Path) -> Dataset:
         if name not in arrays:
             raise UsageError(f"{path} has no array {name}; it must have {', '.join(REQUIRED)}: add it")
     cardinalities = _cardinalities(arrays, path)
+    pixels = not cardinalities and _pixels(arrays["x_train"], arrays["x_test"], path)
     x_train, x_test = (
-        _records(arrays[name], f"{name} of {path}", cardinalities) for name in ("x_train", "x_test")
+        _records(arrays[name], f"{name} of {path}", cardinalities, pixels=pixels)
+        for name in ("x_train", "x_test")
     )
     if x_train.shape[1:] != x_test.shape[1:]:
         raise UsageError(
             f"{path} has records of shape {tuple(x_train.shape[1:])} in x_train "
             f"and {tuple(x_test.shape[1:])} in x_test; they must be equal: correct the file"
-        )
-    if (arrays["x_train"].dtype.kind in "ui") != (arrays["x_test"].dtype.kind in "ui"):
-        raise UsageError(
-            f"{path} has {arrays['x_train'].dtype} x_train and {arrays['x_test'].dtype} x_test; "
-            "they must be of one kind, or they would be scaled differently: correct the file"
         )
     for x, name in ((x_train, "y_train"), (x_test, "y_test")):
         labels = arrays[name]
@@ -71,11 +71,20 @@ def load_npz(path: Path) -> Dataset:
     return Dataset(str(path), x_train, y_train, x_test, y_test, classes, shape, public, cardinalities)
 
 
+# What numpy and zipfile raise of a file that is damaged, encrypted, or packed in a way they do not know.
+_DAMAGED = (
+    OSError, ValueError, EOFError, LookupError, ArithmeticError, RuntimeError, TypeError, SyntaxError, struct.error,
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError,
+)  # fmt: skip
+
+
 def _read(path: Path) -> dict[str, NDArray[np.generic]]:
     if not path.is_file():
         kind = "is a folder" if path.is_dir() else "does not exist"
         raise UsageError(f"{path} {kind}; give the path of an .npz file")
     try:
+        with path.open("rb"):  # is_zipfile() would not say that it cannot be read
+            pass
         # A plain .npy would come back as an array: it has no names.
         if not zipfile.is_zipfile(path):
             raise UsageError(f"{path} is no .npz file; write it with numpy.savez")
@@ -83,14 +92,30 @@ def _read(path: Path) -> dict[str, NDArray[np.generic]]:
             return {name: stored[name] for name in (*REQUIRED, *OPTIONAL) if name in stored}
     except UsageError:
         raise
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        reason = " ".join(str(error).split())
+    except _DAMAGED as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise UsageError(
             f"{path} cannot be read ({reason}); write it with numpy.savez, numbers only"
         ) from None
 
 
-def _records(x: NDArray[np.generic], what: str, cardinalities: tuple[int, ...]) -> Tensor:
+def _pixels(train: NDArray[np.generic], test: NDArray[np.generic], path: Path) -> bool:
+    """Whether both arrays are pixels, 0 ... 255.
+
+    Raises:
+        UsageError: one is and the other is not, or one is of whole numbers and the other is not.
+    """
+    whole = [x.dtype.kind in "ui" for x in (train, test)]
+    pixels = [x.dtype == np.uint8 or (x.dtype.kind in "ui" and x.ndim in (3, 4)) for x in (train, test)]
+    if whole[0] != whole[1] or pixels[0] != pixels[1]:
+        raise UsageError(
+            f"{path} has {train.dtype} x_train and {test.dtype} x_test, which would be scaled differently (pixels are "
+            "scaled, other numbers are not); store both in one type: correct the file"
+        )
+    return pixels[0]
+
+
+def _records(x: NDArray[np.generic], what: str, cardinalities: tuple[int, ...], *, pixels: bool) -> Tensor:
     if x.dtype.kind not in "uif":
         raise UsageError(f"{what} is of type {x.dtype}; it must be integers or floating-point numbers")
     if x.ndim < 2 or 0 in x.shape:
@@ -100,7 +125,6 @@ def _records(x: NDArray[np.generic], what: str, cardinalities: tuple[int, ...]) 
     if x.ndim == 3:
         x = x[:, None]
     _check_categories(x, what, cardinalities)
-    pixels = not cardinalities and (x.dtype == np.uint8 or (x.dtype.kind in "ui" and x.ndim == 4))
     if pixels and (x.min() < 0 or x.max() > 255):
         raise UsageError(f"{what} has pixels from {x.min()} to {x.max()}; they must be 0 ... 255, or floats")
     with np.errstate(over="ignore"):  # too large for float32: refused below

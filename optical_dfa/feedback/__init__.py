@@ -47,6 +47,16 @@ RULES: dict[str, str] = {
     "usf": "optical_dfa.feedback.sign_symmetry:UniformSignSymmetry",
 }
 
+# Those that use no projection device, as their classes are built by default.
+WITHOUT_DEVICE = frozenset(
+    {"bp", "brsf", "ddfa", "dkp", "fa", "fdfa", "fg-a", "fg-w", "frsf", "hybrid", "lg-fg-a", "pepita",
+     "recurrent-hybrid", "shallow", "sparse-recurrent", "usf"}
+)  # fmt: skip
+# Those that teach recurrent layers alone.
+RECURRENT = frozenset({"recurrent-hybrid", "sparse-recurrent"})
+# Those whose feedback matrix has a law that no optical device has.
+WITH_OWN_LAW = frozenset({"bdfa", "ssdfa"})
+
 __all__ = ["RULES", "AlignedModule", "align", "make_rule", "unalign"]
 
 

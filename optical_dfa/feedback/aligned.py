@@ -283,17 +283,17 @@ class AlignedModule(nn.Module):
         if not self.rule.sums_over_records:
             raise UsageError(
                 f"the update of rule {self.rule.name} is not a sum over records, so it cannot be clipped record by "
-                "record; use another rule"
+                "record; use another rule, or release none"
             )
         if self.rule.learns_feedback:
             raise UsageError(
                 f"rule {self.rule.name} learns its feedback from the records, outside the clipped and noised stack; "
-                "use a rule with fixed feedback"
+                "use a rule with fixed feedback, or release none"
             )
         if not self.rule.captured:
             raise UsageError(
                 f"rule {self.rule.name} does not teach layer by layer from one pass, so its contributions cannot be "
-                "recorded; use rule dfa"
+                "recorded; use rule dfa, or release none"
             )
         refuse_computed(self.module)
         self._check_taught_apart()

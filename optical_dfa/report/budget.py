@@ -88,6 +88,8 @@ def document_of(plan: Plan) -> dict[str, Any]:
         "steps": plan.steps,
         "calibration_beta": scheme.beta,
     }
+    if plan.capped:  # as many fit, perhaps more
+        document["steps_capped"] = True
     if scheme.mechanism == "skellam":
         document |= {"sensitivity": scheme.sensitivity, "dimension": scheme.dimension}
     if scheme.mechanism == "poisson":

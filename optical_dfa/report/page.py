@@ -28,7 +28,7 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> None:
     html = single_page(runs[0]) if len(runs) == 1 else comparison_page(runs)
     partial = out.with_name(out.name + ".partial")
     try:
-        partial.write_text(html, encoding="utf-8")
+        partial.write_text(html, encoding="utf-8", errors="backslashreplace")  # a folder that is no UTF-8
         os.replace(partial, out)
     except OSError as error:
         raise UsageError(

@@ -6,7 +6,8 @@ Only public quantities may be passed here: what a progress line shows of a priva
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol, TextIO
 
 if TYPE_CHECKING:
@@ -83,6 +84,18 @@ class BarProgress:
 def progress_for(stream: TextIO, what: str = "training") -> Progress:
     """A bar called `what` where `stream` is a terminal, silence where it is a pipe or a file."""
     return BarProgress(stream, what) if stream.isatty() else SilentProgress()
+
+
+@contextmanager
+def waiting(stream: TextIO, what: str) -> Iterator[None]:
+    """While open, a sign of life beside `what` where `stream` is a terminal: for work that cannot count its steps."""
+    if not stream.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(file=stream).status(what, spinner="line"):
+        yield
 
 
 def _short(value: float | str) -> str:

@@ -107,7 +107,11 @@ class _Run:
     ) -> None:
         device = _device(config.device)
         self.data: Dataset = load_data(config.dataset, config.data_dir, progress=True)
-        self.config: ResolvedConfig = resolve(config, len(self.data.x_train))
+        self.config: ResolvedConfig = resolve(
+            config,
+            len(self.data.x_train),
+            models.usual(text=self.data.text, cardinalities=self.data.cardinalities),
+        )
         if self.config.features is not None:
             self.data = with_features(self.data, self.config.features)
         self.folder = folder

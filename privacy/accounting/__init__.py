@@ -7,8 +7,11 @@ it), `rdp` and `prv` (cross-checks, add-or-remove only). Each is imported when f
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from importlib import import_module
 from typing import TYPE_CHECKING, NamedTuple, cast
@@ -49,7 +52,7 @@ def epsilon(
 
     Raises:
         UsageError: a value out of range, an unknown accountant, an adjacency that it does not cover, releases of
-            several mechanisms.
+            several mechanisms, figures at which the accountant's arithmetic ends.
     """
     from privacy.accounting.composition import check_budget, cost, total_epsilon
 
@@ -62,11 +65,40 @@ def epsilon(
     name = accountant_for(mechanism, accountant)
     notion = _covered(mechanism, adjacency)
     module = MECHANISMS[mechanism].module
-    if module is None:
-        return _epsilon(cost(tally), delta - beta, notion, name)
-    composed = import_module(f"privacy.accounting.{module}").epsilon
-    ideal = _Composed(lambda at: float(composed(tally, at, notion, name)))
-    return total_epsilon(ideal, cost(tally), delta - beta)
+    with _arithmetic_that_may_end(name, mechanism, delta):
+        if module is None:
+            found = _epsilon(cost(tally), delta - beta, notion, name)
+        else:
+            composed = import_module(f"privacy.accounting.{module}").epsilon
+            ideal = _Composed(lambda at: float(composed(tally, at, notion, name)))
+            found = total_epsilon(ideal, cost(tally), delta - beta)
+        if math.isnan(found):
+            raise ArithmeticError("it is not a number")
+    return found
+
+
+@contextmanager
+def _arithmetic_that_may_end(accountant: str, mechanism: str, delta: float) -> Iterator[None]:
+    """What numpy, scipy, dp_accounting and Opacus raise or warn of at the ends of their ranges, as one line.
+
+    Figures go on by IEEE rules (an overflow is inf, no guarantee); what is not a number is refused by the caller.
+    """
+    import numpy as np
+
+    try:
+        with np.errstate(all="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except UsageError:
+        raise
+    except (ArithmeticError, ValueError, RuntimeError, IndexError, MemoryError) as error:
+        others = [name for name in MECHANISMS[mechanism].accountants if name != accountant]
+        remedy = f"use another accountant ({', '.join(others)}), or" if others else "use"
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise UsageError(
+            f"accountant {accountant!r} cannot compute epsilon of these releases at delta = {delta:g} ({reason}); "
+            f"{remedy} less extreme figures"
+        ) from error
 
 
 class _Composed(NamedTuple):
@@ -200,7 +232,7 @@ def steps_within(
         spent: what was released before (`Ledger.tally()` of a resumed run).
 
     Returns:
-        The number of steps, 0 where not even one fits, at most `STEP_LIMIT`.
+        The number of steps, 0 where not even one fits; `STEP_LIMIT` where that many fit: more are not tried.
 
     Raises:
         UsageError: a value out of range.
@@ -238,7 +270,10 @@ def releases_within(
 
     near = 63
     if name == "numerical" or name in _BRACKETED:
-        near = most_steps(lambda steps: at(steps, "numerical"), target_epsilon, 64, STEP_LIMIT)
+        if at(STEP_LIMIT, "numerical") <= target_epsilon:
+            near = STEP_LIMIT
+        else:
+            near = most_steps(lambda steps: at(steps, "numerical"), target_epsilon, 64, STEP_LIMIT)
         if name == "numerical":
             return near
     return most_steps(lambda steps: at(steps, name), target_epsilon, near + 1, STEP_LIMIT)
@@ -281,6 +316,9 @@ def gaussian(
 
 # Below this an un-subsampled step alone costs an epsilon above 1000: inf is said, and grids stay within memory.
 LEAST_NOISE = 0.02
+# Epsilon falls in the noise multiplier and grows with the sample rate: outside these, the bound at the end is said.
+LARGEST_NOISE = 1e6
+_LEAST_RATE = 1e-12
 
 
 @lru_cache(maxsize=4096)
@@ -291,7 +329,18 @@ def _epsilon(spent: Cost, delta: float, adjacency: Adjacency, accountant: str) -
         return 0.0
     if any(group.noise_multiplier < LEAST_NOISE for group in spent.groups):
         return float("inf")
-    return total_epsilon(_compose(accountant)(spent.groups, adjacency), spent, delta)
+    groups = tuple(
+        group._replace(
+            sample_rate=max(group.sample_rate, _LEAST_RATE),
+            noise_multiplier=min(group.noise_multiplier, LARGEST_NOISE),
+        )
+        for group in spent.groups
+    )
+    # A record that joins no step changes nothing, so that both worlds differ by at most this in total variation.
+    joins = math.fsum(group.sample_rate * group.steps for group in spent.groups)
+    composed = _compose(accountant)(groups, adjacency)
+    ideal = _Composed(lambda at: 0.0 if joins <= at else composed.epsilon(at))
+    return total_epsilon(ideal, spent, delta)
 
 
 def _compose(accountant: str) -> Callable[[tuple[Group, ...], Adjacency], Composition]:

@@ -6,9 +6,8 @@ import math
 from collections.abc import Callable
 
 from noise_models.errors import UsageError
-
-_LARGEST_MULTIPLIER = 1e6
-_SMALLEST_MULTIPLIER = 0.02
+from privacy.accounting import LARGEST_NOISE as _LARGEST_MULTIPLIER
+from privacy.accounting import LEAST_NOISE as _SMALLEST_MULTIPLIER
 
 
 def smallest_multiplier(

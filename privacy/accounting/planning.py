@@ -89,33 +89,40 @@ class Plan:
         noise_multiplier: noise over sensitivity.
         steps: number of steps; of public batches the steps a record takes part in, one an epoch.
         epsilon: at the scheme's delta.
+        capped: the steps were asked for, and are the most that are counted: as many fit, perhaps more.
     """
 
     scheme: Scheme
     noise_multiplier: float
     steps: int
     epsilon: float
+    capped: bool = False
 
-    def cross_check(self) -> dict[str, float]:
+    def cross_check(self, left_out: dict[str, str] | None = None) -> dict[str, float]:
         """Epsilon by every accountant that covers the mechanism and adjacency, and exactly where a closed form is.
 
         Without sampling Gaussian steps are mu-Gaussian differentially private: "gdp", no limit theorem involved.
+
+        Args:
+            left_out: receives, of every accountant that has no figure here, why.
         """
         from privacy import accounting
         from privacy.accounting.gdp import gaussian_epsilon
 
         scheme, found = self.scheme, {}
+        reasons = {} if left_out is None else left_out
         for name in MECHANISMS[scheme.mechanism].accountants:
             try:
                 found[name] = _epsilon(replace(scheme, accountant=name), self.noise_multiplier, self.steps)
-            except UsageError:  # it does not cover this adjacency
-                continue
+            except UsageError as error:  # it does not cover this adjacency, or its arithmetic ends here
+                reasons[name] = str(error)
         if scheme.mechanism == "gaussian" and scheme.sample_rate == 1:
             width = 2 if scheme.adjacency is Adjacency.REPLACE_ONE else 1
             mu = width * math.sqrt(self.steps) / self.noise_multiplier
             found["gdp"] = gaussian_epsilon(mu, scheme.delta - scheme.beta)
-        if scheme.mechanism == "gaussian" and not accounting.resolves(scheme.delta - scheme.beta, self.steps):
-            found.pop("numerical", None)  # below its resolution
+        unresolved = not accounting.resolves(scheme.delta - scheme.beta, self.steps)
+        if scheme.mechanism == "gaussian" and unresolved and found.pop("numerical", None) is not None:
+            reasons["numerical"] = f"it does not resolve delta after {self.steps:,} steps"
         return found
 
 
@@ -149,8 +156,10 @@ def complete(
             scheme.accountant,
             beta=scheme.beta,
         )
-    elif steps is None:
+    asked_for_steps = steps is None
+    if steps is None:
         assert epsilon is not None
+        assert noise_multiplier is not None
         sigma = noise_multiplier
         steps = accounting.releases_within(
             epsilon,
@@ -164,7 +173,8 @@ def complete(
             raise UsageError(
                 f"epsilon = {epsilon:g} does not pay for one step; raise it or the noise multiplier"
             )
-    return Plan(scheme, noise_multiplier, steps, _epsilon(scheme, noise_multiplier, steps))
+    capped = asked_for_steps and steps >= accounting.STEP_LIMIT
+    return Plan(scheme, noise_multiplier, steps, _epsilon(scheme, noise_multiplier, steps), capped)
 
 
 def _epsilon(scheme: Scheme, noise_multiplier: float, steps: int) -> float:

@@ -199,7 +199,7 @@ class PixelLoss:
 
     def epsilon(self, delta: float) -> float:
         """Smallest epsilon >= 0 at `delta`, an upper bound; inf where there is none."""
-        return max(0.0, float(self._distribution.get_epsilon_for_delta(delta)))
+        return max(float(self._distribution.get_epsilon_for_delta(delta)), 0.0)
 
 
 def _pixel(rate: float, other: float, interval: float) -> Any:

@@ -94,7 +94,7 @@ def epsilon(
     total = np.zeros(len(ORDERS))
     for row, count in sorted(steps.items()):
         total += count * _sampled(*row)
-    return max(0.0, convert_to_epsilon(np.asarray(ORDERS, dtype=np.float64), total, delta))
+    return max(convert_to_epsilon(np.asarray(ORDERS, dtype=np.float64), total, delta), 0.0)
 
 
 @lru_cache(maxsize=256)

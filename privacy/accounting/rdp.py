@@ -23,7 +23,8 @@ class RdpComposition:
 
     def epsilon(self, delta: float) -> float:
         """Epsilon >= 0 at `delta`: an upper bound, looser than a privacy-loss distribution's."""
-        return max(0.0, float(self._accountant.get_epsilon(delta)))
+        with _odd_orders_unsaid():
+            return max(float(self._accountant.get_epsilon(delta)), 0.0)
 
 
 @lru_cache(maxsize=64)
@@ -53,7 +54,7 @@ def divergences(groups: tuple[Group, ...], orders: Sequence[int]) -> list[float]
 
 def _composed(groups: tuple[Group, ...], orders: Sequence[int] | None) -> RdpAccountant:
     accountant = RdpAccountant(orders)
-    with _unconverged_orders_unsaid():
+    with _odd_orders_unsaid():
         for group in groups:
             accountant.compose(
                 PoissonSampledDpEvent(group.sample_rate, GaussianDpEvent(group.noise_multiplier)), group.steps
@@ -62,15 +63,17 @@ def _composed(groups: tuple[Group, ...], orders: Sequence[int] | None) -> RdpAcc
 
 
 @contextmanager
-def _unconverged_orders_unsaid() -> Iterator[None]:
+def _odd_orders_unsaid() -> Iterator[None]:
     """The library warns of every fractional order whose series it gave up on, and leaves the order out.
 
-    The bound is a minimum over orders: any subset of them gives a valid one, so there is nothing to say.
+    The bound is a minimum over orders: any subset of them gives a valid one, so there is nothing to say. A divergence
+    that rounds below 0 it warns of too, and takes for 0.
     """
     logger = logging.getLogger("absl")
 
     def said(record: logging.LogRecord) -> bool:
-        return "failed to converge" not in record.getMessage()
+        text = record.getMessage()
+        return "failed to converge" not in text and "Negative Renyi divergence" not in text
 
     logger.addFilter(said)
     try:

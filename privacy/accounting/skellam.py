@@ -142,11 +142,11 @@ def epsilon(
         return math.inf
     rows = sorted(steps.items())
     if accountant == "skellam-exact":
-        return max(0.0, _exact_epsilon(rows, delta))
+        return max(_exact_epsilon(rows, delta), 0.0)
     total = np.zeros(len(ORDERS))
     for (sample_rate, multiplier, l2, dimension), count in rows:
         total += count * _paper(ORDERS, sample_rate, (multiplier * l2) ** 2, l2, dimension)
-    return max(0.0, _convert_by_dp_accounting(np.asarray(ORDERS, dtype=np.float64), total, delta))
+    return max(_convert_by_dp_accounting(np.asarray(ORDERS, dtype=np.float64), total, delta), 0.0)
 
 
 def _exact_epsilon(rows: list[tuple[tuple[float, float, float, int], int]], delta: float) -> float:

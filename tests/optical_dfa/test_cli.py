@@ -314,7 +314,7 @@ def test_resume_takes_the_folders_settings_and_overwrite_does_not(
     [
         (UsageError("seed is -1;\nuse 0"), 2, "error: seed is -1; use 0\n"),
         (DeviceError("the camera is unplugged"), 1, "error: the camera is unplugged\n"),
-        (OSError(28, "No space left on device", "/run/x"), 1, "error: /run/x: No space left on device\n"),
+        (OSError(28, "No space left on device", "/run/x"), 3, "error: /run/x: No space left on device\n"),
         (KeyboardInterrupt(), 130, "interrupted; go on with: optical-dfa train --resume --out run\n"),
     ],
 )
@@ -338,15 +338,15 @@ def test_failures_are_one_line_with_their_exit_code(
     assert output.out == ""
 
 
-def test_a_programming_error_is_not_hidden(
-    monkeypatch: pytest.MonkeyPatch, trainer: types.ModuleType
+def test_a_programming_error_names_its_place_and_is_no_answer(
+    monkeypatch: pytest.MonkeyPatch, trainer: types.ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(*_: Any, **__: Any) -> dict[str, Any]:
         raise ZeroDivisionError
 
     monkeypatch.setattr(trainer, "train", fail)
-    with pytest.raises(ZeroDivisionError):
-        main(["train"])
+    assert main(["train"]) == 70
+    assert "ZeroDivisionError at test_cli.py:" in capsys.readouterr().err
 
 
 def test_options_are_numbers_truths_or_text() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optical_dfa.cli.output import print_json, print_table, show
-from optical_dfa.report.progress import BarProgress, SilentProgress, progress_for
+from optical_dfa.report.progress import BarProgress, SilentProgress, progress_for, waiting
 
 
 class Terminal(io.StringIO):
@@ -90,3 +90,12 @@ def test_progress_may_finish_without_a_start() -> None:
 )
 def test_values_as_people_read_them(value: object, text: str) -> None:
     assert show(value) == text
+
+
+def test_a_sign_of_life_on_a_terminal_only() -> None:
+    pipe, terminal = io.StringIO(), Terminal()
+    for stream in (pipe, terminal):
+        with waiting(stream, "accounting"):
+            pass
+    assert pipe.getvalue() == ""
+    assert "accounting" in terminal.getvalue()

@@ -6,11 +6,12 @@ import math
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from noise_models.errors import UsageError
@@ -25,7 +26,7 @@ from optical_dfa.config import (
     write,
 )
 from optical_dfa.data import NAMES
-from optical_dfa.defaults import ADAM_LR, DEFAULTS, OTHER_DATASET, OTHER_TEXT, shipped_for
+from optical_dfa.defaults import ADAM_LR, DEFAULTS, OTHER_DATASET, OTHER_TEXT, for_records, shipped_for
 from privacy.releases import RELEASES as SOUND_RELEASES
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -160,6 +161,11 @@ def test_every_default_is_filled_in(dataset: str, release: str) -> None:
     assert key in {*NAMES, OTHER_DATASET, OTHER_TEXT}
     config = resolve(merge({}, {"dataset": dataset, "release": release}), SIZES[key])
     shipped = DEFAULTS[key, release != "none"]
+    if key == OTHER_DATASET and release != "none":
+        shipped = replace(
+            for_records(SIZES[key], clips=SOUND_RELEASES[release].clips), lr=config.lr, momentum=0.9
+        )
+        assert 0 < config.lr < 1
     assert (config.batch_size, config.epochs, config.lr) == (shipped.batch_size, shipped.epochs, shipped.lr)
     private = (config.epsilon, config.delta, config.max_grad_norm, config.public_size)
     if release == "none":
@@ -191,7 +197,8 @@ def test_adam_defaults() -> None:
 
 def test_small_data_of_ones_own() -> None:
     config = resolve(merge({}, {"dataset": "own.npz"}), 50)
-    assert config.batch_size == 50
+    assert config.batch_size == 32
+    assert resolve(merge({}, {"dataset": "own.npz"}), 20).batch_size == 20
     assert config.delta == 1e-5
     assert resolve(merge({}, {"dataset": "own.npz"}), 10**6).delta == pytest.approx(1e-7)
 
@@ -311,3 +318,90 @@ def test_importing_does_not_import_torch() -> None:
     code = f"{use}; sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False, capture_output=True)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+GIVEN_ALONE = [  # what was given -> rule, backend, release
+    ({}, ("dfa", "simulated-opu", "dark-frame")),
+    ({"backend": "digital"}, ("dfa", "digital", "digital")),
+    ({"backend": "lightonml-simulated"}, ("dfa", "lightonml-simulated", "digital")),
+    (
+        {"backend": "lightonml-simulated", "backend_options": {"device": "physics"}},
+        ("dfa", "lightonml-simulated", "dark-frame"),
+    ),
+    ({"backend": "lightonml"}, ("dfa", "lightonml", "dark-frame")),
+    ({"rule": "bp"}, ("bp", "simulated-opu", "digital")),
+    ({"rule": "shallow"}, ("shallow", "simulated-opu", "digital")),
+    ({"rule": "bdfa"}, ("bdfa", "digital", "digital")),
+    ({"rule": "ternary"}, ("ternary", "simulated-opu", "dark-frame")),
+    ({"release": "label"}, ("dfa", "digital", "label")),
+    ({"release": "aggregate"}, ("gated-dfa", "simulated-opu", "aggregate")),
+    (
+        {"release": "dark-frame", "backend": "digital"},
+        ("dfa", "digital", "dark-frame"),
+    ),  # asked for: refused later
+    ({"release": "none", "rule": "bp"}, ("bp", "simulated-opu", "none")),
+    ({"calibration": Path("c.json"), "backend": "lightonml"}, ("dfa", "lightonml", "dark-frame")),
+]
+
+
+@pytest.mark.parametrize(("given", "follow"), GIVEN_ALONE)
+def test_rule_backend_and_release_follow_one_another(
+    given: dict[str, Any], follow: tuple[str, str, str]
+) -> None:
+    config = merge({}, given)
+    assert (config.rule, config.backend, config.release) == follow
+    from_file = merge(given, {})
+    assert (from_file.rule, from_file.backend, from_file.release) == follow
+
+
+def test_what_is_said_of_rules_without_importing_them_is_true() -> None:
+    from optical_dfa.feedback import RECURRENT, RULES, WITHOUT_DEVICE, make_rule
+
+    for name in RULES:
+        rule = make_rule(name)
+        assert name == "hybrid" or (name in WITHOUT_DEVICE) == (not rule.projects), name
+    assert {name for name in RULES if "recurrent" in name} == RECURRENT
+
+
+def test_recurrent_rules_say_which_data_they_want() -> None:
+    assert "add dataset tiny-shakespeare" in refusal(rule="recurrent-hybrid")
+    assert "path ending in .txt" in refusal(rule="sparse-recurrent", dataset="own.npz")
+    merge({}, {"rule": "recurrent-hybrid", "dataset": "own.TXT"})
+
+
+def test_the_network_follows_the_data_unless_named() -> None:
+    config = merge({}, {"dataset": "own.npz"})
+    assert resolve(config, 500, "embed").model == "embed"
+    assert resolve(config, 500).model == "mlp"
+    assert resolve(merge({}, {"dataset": "own.npz", "model": "mlp"}), 500, "embed").model == "mlp"
+
+
+def test_names_that_are_no_utf8_are_refused() -> None:
+    for name in ("dataset", "model", "device"):
+        assert refusal(**{name: "daten\udce4.npz"}).startswith(f"{name} is ")
+    assert "UTF-8" in refusal(data_dir=Path("d\udce4"))
+
+
+@settings(max_examples=50)
+@given(
+    size=st.integers(1, 10**8),
+    epsilon=st.floats(1e-3, 1e3),
+    batch=st.one_of(st.none(), st.integers(1, 10**6)),
+    epochs=st.one_of(st.none(), st.integers(1, 1000)),
+    release=st.sampled_from(["digital", "label"]),
+)
+def test_settings_by_records_are_whole_and_more_privacy_never_learns_faster(
+    size: int, epsilon: float, batch: int | None, epochs: int | None, release: str
+) -> None:
+    flags = {
+        "dataset": "own.npz", "backend": "digital", "release": release, "delta": 1e-9, "epochs": epochs,
+        "batch_size": None if batch is None else min(batch, size),
+    }  # fmt: skip
+    config, stronger = (
+        resolve(merge({}, {**flags, "epsilon": value}), size) for value in (epsilon, epsilon / 2)
+    )
+    assert 0 < stronger.lr <= config.lr <= 1
+    assert 1 <= config.batch_size <= size
+    assert resolve(config, size) == config
+    noise = resolve(merge({}, {**flags, "noise_multiplier": 1.0}), size)
+    assert 0 < noise.lr <= 1

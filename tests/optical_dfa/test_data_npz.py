@@ -69,6 +69,70 @@ def test_which_arrays_are_pixels(
     assert data.x_test.unique().tolist() == ([-1.0] if is_pixels else [0.0])
 
 
+TYPES = [np.uint8, np.int8, np.uint16, np.int64, np.float16, np.float32, np.float64, bool]
+
+
+@pytest.mark.parametrize("shape", [(9,), (4, 6), (3, 4, 6)], ids=str)
+@pytest.mark.parametrize("second", TYPES)
+@pytest.mark.parametrize("first", TYPES)
+def test_equal_records_of_two_types_become_equal_inputs_or_are_refused(
+    tmp_path: Path, first: Any, second: Any, shape: tuple[int, ...]
+) -> None:
+    """The same records under two types: never scaled in one array and not in the other."""
+    records = np.resize(np.arange(2), (7, *shape))
+    path = saved(
+        tmp_path,
+        x_train=records.astype(first),
+        x_test=records.astype(second),
+        y_train=np.arange(7) % 3,
+        y_test=np.arange(7) % 3,
+    )
+    kinds = [np.dtype(t).kind for t in (first, second)]
+    whole = [kind in "ui" for kind in kinds]
+    pixels = [t == np.uint8 or (w and len(shape) > 1) for t, w in zip((first, second), whole, strict=True)]
+    if "b" in kinds or whole[0] != whole[1] or pixels[0] != pixels[1]:
+        with pytest.raises(UsageError, match=r"correct the file|must be integers") as caught:
+            load_npz(path)
+        assert "\n" not in str(caught.value)
+    else:
+        data = load_npz(path)
+        assert torch.equal(data.x_train, data.x_test)
+
+
+def test_the_types_decide_and_not_the_values(tmp_path: Path) -> None:
+    """Whether a table of whole numbers is scaled does not turn on a private record."""
+    small, large = np.zeros((20, 5), np.int64), np.full((20, 5), 255, np.int64)
+    for x in (small, large):
+        assert torch.equal(
+            load_npz(saved(tmp_path, x_train=x, x_test=x[:7])).x_train, torch.from_numpy(x).float()
+        )
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        np.arange(20) % 3 * 1.0,
+        np.array(["0", "1"] * 10),
+        np.array([b"0", b"1"] * 10),
+        np.eye(3)[np.arange(20) % 3],
+        np.eye(3, dtype=int)[np.arange(20) % 3],
+        np.arange(20) % 2 == 0,
+        np.full(20, np.nan),
+        np.arange(20) % 3 - 2,
+        np.datetime64("2020-01-01") + np.arange(20),
+    ],
+    ids=["float", "text", "bytes", "one-hot", "one-hot int", "bool", "nan", "negative", "dates"],
+)
+def test_labels_that_are_no_numbers_of_classes_are_refused_in_one_line(tmp_path: Path, labels: Any) -> None:
+    with pytest.raises(UsageError, match="y_train") as caught:
+        load_npz(saved(tmp_path, y_train=labels))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_class_that_only_the_test_set_has_counts(tmp_path: Path) -> None:
+    assert load_npz(saved(tmp_path, y_train=np.arange(20) % 2)).classes == 3
+
+
 def test_categorical_columns_are_kept_and_not_scaled(tmp_path: Path) -> None:
     x = np.tile(np.arange(20, dtype=np.uint8)[:, None], (1, 2))
     data = load_npz(saved(tmp_path, x_train=x, x_test=x[:7], cardinalities=np.array([20, 0])))
@@ -199,3 +263,22 @@ def test_damaged_member(tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(UsageError, match="cannot be read"):
         load_npz(path)
+
+
+def test_a_member_that_is_encrypted_or_packed_in_an_unknown_way_is_one_line(tmp_path: Path) -> None:
+    content = saved(tmp_path).read_bytes()
+    for name, at, value in (
+        ("locked", 6, 1),
+        ("packed", 8, 99),
+    ):  # fields of a zip's local and central headers
+        damaged = bytearray(content)
+        for magic, shift in ((b"PK\x03\x04", 0), (b"PK\x01\x02", 2)):
+            start = damaged.find(magic)
+            while start >= 0:
+                damaged[start + at + shift] = value
+                start = damaged.find(magic, start + 1)
+        path = tmp_path / f"{name}.npz"
+        path.write_bytes(damaged)
+        with pytest.raises(UsageError, match="cannot be read") as caught:
+            load_npz(path)
+        assert "\n" not in str(caught.value)
