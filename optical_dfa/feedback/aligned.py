@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from inspect import signature
+from itertools import product
 from typing import Any, Literal
 
 import torch
@@ -318,22 +319,49 @@ class AlignedModule(nn.Module):
         width = self.backend.in_features if self.backend is not None else 2
         error = torch.randn(3, width, generator=torch.Generator().manual_seed(0))
         self._check_feedback_fixed(error)
-        changed = error.clone()
-        changed[0] *= -100.0
-        for before, after in zip(
-            self.rule.feedback(error, self.points, self.backend),
-            self.rule.feedback(changed, self.points, self.backend),
-            strict=True,
-        ):
-            if before is not None and after is not None and not torch.allclose(before[1:], after[1:]):
+        for record, factor in product(range(len(error)), (-100.0, 0.0, 1e-6, 1e6, 1e12)):
+            changed = error.clone()
+            changed[record] *= factor
+            others = [row for row in range(len(error)) if row != record]
+            if self.backend is not None and not torch.allclose(
+                self.backend.project(error)[others], self.backend.project(changed)[others]
+            ):
                 raise UsageError(
-                    f"rule {self.rule.name} mixes records: one record's error moves another's teaching signal; scales "
-                    "and thresholds must be public constants or a function of the record alone"
+                    f"backend {self.backend.name} mixes records: one record's error moves what it answers another; its "
+                    "scales and thresholds must be public constants or a function of the record alone "
+                    "(optical_dfa.testing checks a device)"
                 )
+            for before, after in zip(
+                self.rule.feedback(error, self.points, self.backend),
+                self.rule.feedback(changed, self.points, self.backend),
+                strict=True,
+            ):
+                if (
+                    before is not None
+                    and after is not None
+                    and not torch.allclose(before[others], after[others])
+                ):
+                    raise UsageError(
+                        f"rule {self.rule.name} mixes records: one record's error moves another's teaching signal; "
+                        "scales and thresholds must be public constants or a function of the record alone"
+                    )
 
     def _check_feedback_fixed(self, error: Tensor) -> None:
-        """The same error teaches the same again: whoever wrote the rule may have forgotten `learns_feedback`."""
-        first, again = (self.rule.feedback(error, self.points, self.backend) for _ in range(2))
+        """The same error teaches the same again: whoever wrote the rule may have forgotten `learns_feedback`.
+
+        The device is asked first: one that declares no noise must repeat, or the rule would be blamed for it.
+        """
+        if self.backend is not None:
+            answers = [self.backend.project(error).clone() for _ in range(3)]
+            if not all(torch.equal(answers[0], answer) for answer in answers):
+                raise UsageError(
+                    f"backend {self.backend.name} declares no noise (NoNoise) but answers the same errors differently; "
+                    "give it the noise model it has, or make it repeat (optical_dfa.testing checks a device)"
+                )
+        first = [
+            None if a is None else a.clone() for a in self.rule.feedback(error, self.points, self.backend)
+        ]
+        again = self.rule.feedback(error, self.points, self.backend)
         if any(
             a is not None and b is not None and not torch.equal(a, b)
             for a, b in zip(first, again, strict=True)
