@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from noise_models.base import NoNoise
 from noise_models.errors import UsageError
 from optical_dfa.backends.base import ProjectionBackend
-from optical_dfa.feedback.cuts import OUTPUT, Trace
+from optical_dfa.feedback.cuts import OUTPUT, Trace, leaves
 from optical_dfa.feedback.points import Tape, install, refuse_computed
 from optical_dfa.feedback.rule import FeedbackRule, Point
 from optical_dfa.feedback.state import FeedbackState, TeachingState
@@ -172,6 +172,8 @@ class AlignedModule(nn.Module):
         if not self.rule.cuts and self._capture is None:
             return output  # type: ignore[no-any-return]  # plain autograd
         indices = [index for index, _ in kept]
+        if self._capture is None and self.rule.teaches_hidden and len(set(indices)) < len(self.points):
+            self._refuse_leaks(indices, output, kept)
         for index, h in kept:
             self._check_shape(self.points[index], h, output, indices.count(index))
         context = (
@@ -181,6 +183,26 @@ class AlignedModule(nn.Module):
         )
         result: Tensor = _RootFeedback.apply(self, indices, context, output, *(h for _, h in kept))  # type: ignore[no-untyped-call]
         return result
+
+    def _refuse_leaks(
+        self, indices: Sequence[int], output: Tensor, kept: Sequence[tuple[int, Tensor]]
+    ) -> None:
+        """A pass that leaves out a point (a block skipped at random) must not reach what that point teaches.
+
+        Raises:
+            UsageError: it does: the point's hook was not run, as in code that was compiled after `align`.
+        """
+        names = {id(p): name for name, p in self.module.named_parameters()}
+        allowed = {cut.root: set(cut.parameters) for cut in self.cuts}
+        missing = [point.name for index, point in enumerate(self.points) if index not in indices]
+        for root, h in [(OUTPUT, output), *((self.points[index].name, h) for index, h in kept)]:
+            for leaf in leaves(h):
+                if id(leaf) in names and names[id(leaf)] not in allowed.get(root, set()):
+                    raise UsageError(
+                        f"the hook of feedback point {missing[0]} did not run, so that {names[id(leaf)]} would learn "
+                        f"by backpropagation from {root}; a part was compiled, replaced or wrapped after align(): "
+                        "unalign() the module, and align the plain one"
+                    )
 
     def _check_shape(self, point: Point, h: Tensor, output: Tensor, calls: int) -> None:
         if called_at_positions(h, output, calls) and h.shape[1:] == point.shape:
@@ -385,7 +407,7 @@ class AlignedModule(nn.Module):
         """Rule, device and points (JSON types), for checkpoints and the ledger."""
         return {
             "rule": self.rule.name,
-            "rule_options": dict(vars(self.rule)),
+            "rule_options": self.rule.describe(self.points),
             "backend": None if self.backend is None else self.backend.describe(),
             "fingerprint": None if self.backend is None else self.backend.fingerprint(),
             "points": [[point.name, list(point.shape)] for point in self.points],
