@@ -28,7 +28,7 @@ from optical_dfa.feedback.outlook import outlook
 from optical_dfa.feedback.points import refuse_computed, remove
 from optical_dfa.feedback.records import check_record_axis
 from optical_dfa.feedback.rule import FeedbackRule, Point
-from optical_dfa.feedback.trial import try_step
+from optical_dfa.feedback.trial import runs_again, try_step
 
 __all__ = ["AlignedModule", "align", "unalign"]
 
@@ -131,8 +131,10 @@ def align(
             )
     state = chosen.state(module, all_points, traced.output, inputs, derive_seed(seed, "feedback state"))
     check_record_axis(module, names, some)
+    again = chosen.cuts and runs_again(module, inputs)  # before the hooks are on
     aligned = AlignedModule(module, chosen, device, located, traced, loss_reduction, inputs, state)
-    try_step(aligned)
+    if again:
+        try_step(aligned)
     if show is not None:
         found = outlook(aligned, traced.below)
         show("\n".join([*(str(cut) for cut in aligned.cuts), *([found] if found else [])]))

@@ -45,8 +45,8 @@ def _out_of_proportion(aligned: AlignedModule, below: Mapping[str, Below]) -> st
     if not name or over[name] <= MOST_OVER:
         return None
     return (
-        f"note: with scale={rule.scale:g} the feedback to {name} is {over[name]:.0f} times what its activation bears, and "
-        f"its units will probably die before they learn: leave scale out (it is derived for each point), {REMEDY}"
+        f"note: with scale={rule.scale:g} the feedback to {name} is {over[name]:.0f} times what its activation bears, "
+        f"and its units will probably die before they learn: leave scale out (it is derived for each point), {REMEDY}"
     )
 
 
@@ -71,6 +71,6 @@ def _dead(aligned: AlignedModule) -> str | None:
     if not name or dead[name] <= MOST_DEAD:
         return None
     return (
-        f"note: {dead[name]:.0%} of the units of {name} are the same for all of {RECORDS} random records (dead), and direct "
-        f"feedback cannot revive them: initialise its layer anew, {REMEDY}"
+        f"note: {dead[name]:.0%} of the units of {name} are the same for all of {RECORDS} random records (dead), and "
+        f"direct feedback cannot revive them: initialise its layer anew, {REMEDY}"
     )

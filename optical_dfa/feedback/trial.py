@@ -1,18 +1,20 @@
-"""One step of a copy of an aligned module, before it is used: do the hooks run, and does the gradient obey the rule?"""
+"""One step of a copy of a module that is run again in its backward pass (activation checkpointing)."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from noise_models.base import NoNoise
 from noise_models.errors import UsageError
 from noise_models.generator import NoiseGenerator
 from optical_dfa.backends.base import ProjectionBackend
 from optical_dfa.feedback.cuts import run
+from optical_dfa.feedback.points import recomputed
 
 if TYPE_CHECKING:
     from optical_dfa.feedback.aligned import AlignedModule
@@ -33,6 +35,21 @@ class _StandIn(ProjectionBackend):
 
     def describe(self) -> dict[str, Any]:
         return {"name": self.name}
+
+
+def runs_again(module: nn.Module, inputs: Sequence[Tensor]) -> bool:
+    """Whether a backward pass calls parts of the plain module again, as activation checkpointing does."""
+    twin, called = copy.deepcopy(module), []
+    for part in twin.modules():
+        part.register_forward_pre_hook(lambda *_: called.append(recomputed()))
+    with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        output = run(twin, [x.clone() for x in inputs])
+        if output.requires_grad:
+            try:
+                output.sum().backward()
+            except RuntimeError:
+                return True  # let the trial of a step say it
+    return any(called)
 
 
 def try_step(aligned: AlignedModule) -> None:
