@@ -131,7 +131,7 @@ def align(
             )
     state = chosen.state(module, all_points, traced.output, inputs, derive_seed(seed, "feedback state"))
     check_record_axis(module, names, some)
-    again = chosen.cuts and runs_again(module, inputs)  # before the hooks are on
+    again = (chosen.cuts or state is not None) and runs_again(module, inputs)  # before the hooks are on
     aligned = AlignedModule(module, chosen, device, located, traced, loss_reduction, inputs, state)
     if again:
         try_step(aligned)

@@ -142,7 +142,8 @@ def trace(
     owners = {id(p): name for name, p in twin.named_parameters()}
 
     if names:
-        _refuse_hidden(graph)
+        for _, h in roots:
+            refuse_hidden(h)
     _refuse_foreign_weights(graph, module)
     _check_separate(graph, roots)
     functions = graph.functions(made, parts=dict(twin.named_modules()))
@@ -223,9 +224,9 @@ def _note_what_layers_make(module: nn.Module) -> dict[Node, str]:
     return made
 
 
-def _refuse_hidden(graph: _Graph) -> None:
+def refuse_hidden(output: Tensor) -> None:
     """A checkpoint that runs its part without gradients hides what it calls from the pass."""
-    if any(node.name().startswith("CheckpointFunction") for node in graph.below):
+    if any(node.name().startswith("CheckpointFunction") for node in nodes(output)):
         raise UsageError(
             "activation checkpointing with use_reentrant=True runs its part without gradients first, so that no point "
             "in it can be cut; use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
@@ -373,20 +374,22 @@ class _Graph:
         return uses
 
 
-def leaves(h: Tensor) -> list[Tensor]:
-    """The leaves of autograd's graph that the gradient at `h` reaches."""
-    found, seen = [], set[Node]()
+def nodes(h: Tensor) -> set[Node]:
+    """Every node of autograd's graph that the gradient at `h` passes."""
+    seen: set[Node] = set()
     todo = [] if h.grad_fn is None else [h.grad_fn]
     while todo:
         node = todo.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        variable = _variable(node)
-        if variable is not None:
-            found.append(variable)
-        todo.extend(edge[0] for edge in node.next_functions if edge[0] is not None)
-    return found
+        if node not in seen:
+            seen.add(node)
+            todo.extend(edge[0] for edge in node.next_functions if edge[0] is not None)
+    return seen
+
+
+def leaves(h: Tensor) -> list[Tensor]:
+    """The leaves of autograd's graph that the gradient at `h` reaches."""
+    found = [_variable(node) for node in nodes(h)]
+    return [variable for variable in found if variable is not None]
 
 
 def _variable(node: Node) -> Tensor | None:
@@ -396,7 +399,7 @@ def _variable(node: Node) -> Tensor | None:
 
 
 def _operation(node: Node) -> str:
-    return node.name().removesuffix("0").removesuffix("Backward")
+    return node.name().split("Backward")[0]
 
 
 def _copies_a_leaf(graph: _Graph, node: Node) -> bool:

@@ -40,4 +40,5 @@ def gains(module: nn.Module, names: Sequence[str], below: Mapping[str, Below]) -
 def unbounded(part: nn.Module) -> bool:
     """Whether the last activation of a part does not saturate; of a point that is no activation, False."""
     parts = [p for p in part.modules() if next(p.children(), None) is None]
-    return isinstance(parts[-1], ACTIVATIONS) and not isinstance(parts[-1], SATURATING)
+    last = parts[-1]
+    return isinstance(last, nn.ReLU6) or (isinstance(last, ACTIVATIONS) and not isinstance(last, SATURATING))

@@ -13,7 +13,7 @@ from noise_models.base import NoNoise
 from noise_models.errors import UsageError
 from noise_models.generator import NoiseGenerator
 from optical_dfa.backends.base import ProjectionBackend
-from optical_dfa.feedback.cuts import run
+from optical_dfa.feedback.cuts import refuse_hidden, run
 from optical_dfa.feedback.points import recomputed
 
 if TYPE_CHECKING:
@@ -38,12 +38,17 @@ class _StandIn(ProjectionBackend):
 
 
 def runs_again(module: nn.Module, inputs: Sequence[Tensor]) -> bool:
-    """Whether a backward pass calls parts of the plain module again, as activation checkpointing does."""
+    """Whether a backward pass calls parts of the plain module again, as activation checkpointing does.
+
+    Raises:
+        UsageError: checkpoints that hide what they call from the pass.
+    """
     twin, called = copy.deepcopy(module), []
     for part in twin.modules():
         part.register_forward_pre_hook(lambda *_: called.append(recomputed()))
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-        output = run(twin, [x.clone() for x in inputs])
+        output = run(twin, [x.clone().requires_grad_(x.is_floating_point()) for x in inputs])
+        refuse_hidden(output)
         if output.requires_grad:
             try:
                 output.sum().backward()
