@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from inspect import signature
+from itertools import product
 from typing import Any, Literal
 
 import torch
@@ -18,7 +19,7 @@ from noise_models.base import NoNoise
 from noise_models.errors import UsageError
 from optical_dfa.backends.base import ProjectionBackend
 from optical_dfa.capture.device import FollowedDevice
-from optical_dfa.feedback.cuts import OUTPUT, Trace
+from optical_dfa.feedback.cuts import OUTPUT, Trace, leaves
 from optical_dfa.feedback.points import Tape, install, refuse_computed
 from optical_dfa.feedback.rule import FeedbackRule, Point
 from optical_dfa.feedback.state import FeedbackState, TeachingState
@@ -180,6 +181,8 @@ class AlignedModule(nn.Module):
         if not self.rule.cuts and self._capture is None:
             return output  # type: ignore[no-any-return]  # plain autograd
         indices = [index for index, _ in kept]
+        if self._capture is None and self.rule.teaches_hidden and len(set(indices)) < len(self.points):
+            self._refuse_leaks(indices, output, kept)
         for index, h in kept:
             self._check_shape(self.points[index], h, output, indices.count(index))
         context = (
@@ -189,6 +192,26 @@ class AlignedModule(nn.Module):
         )
         result: Tensor = _RootFeedback.apply(self, indices, context, output, *(h for _, h in kept))  # type: ignore[no-untyped-call]
         return result
+
+    def _refuse_leaks(
+        self, indices: Sequence[int], output: Tensor, kept: Sequence[tuple[int, Tensor]]
+    ) -> None:
+        """A pass that leaves out a point (a block skipped at random) must not reach what that point teaches.
+
+        Raises:
+            UsageError: it does: the point's hook was not run, as in code that was compiled after `align`.
+        """
+        names = {id(p): name for name, p in self.module.named_parameters()}
+        allowed = {cut.root: set(cut.parameters) for cut in self.cuts}
+        missing = [point.name for index, point in enumerate(self.points) if index not in indices]
+        for root, h in [(OUTPUT, output), *((self.points[index].name, h) for index, h in kept)]:
+            for leaf in leaves(h):
+                if id(leaf) in names and names[id(leaf)] not in allowed.get(root, set()):
+                    raise UsageError(
+                        f"the hook of feedback point {missing[0]} did not run, so that {names[id(leaf)]} would learn "
+                        f"by backpropagation from {root}; a part was compiled, replaced or wrapped after align(): "
+                        "unalign() the module, and align the plain one"
+                    )
 
     def _check_shape(self, point: Point, h: Tensor, output: Tensor, calls: int) -> None:
         if called_at_positions(h, output, calls) and h.shape[1:] == point.shape:
@@ -343,22 +366,49 @@ class AlignedModule(nn.Module):
         width = self.backend.in_features if self.backend is not None else 2
         error = torch.randn(3, width, generator=torch.Generator().manual_seed(0))
         self._check_feedback_fixed(error)
-        changed = error.clone()
-        changed[0] *= -100.0
-        for before, after in zip(
-            self.rule.feedback(error, self.points, self.backend),
-            self.rule.feedback(changed, self.points, self.backend),
-            strict=True,
-        ):
-            if before is not None and after is not None and not torch.allclose(before[1:], after[1:]):
+        for record, factor in product(range(len(error)), (-100.0, 0.0, 1e-6, 1e6, 1e12)):
+            changed = error.clone()
+            changed[record] *= factor
+            others = [row for row in range(len(error)) if row != record]
+            if self.backend is not None and not torch.allclose(
+                self.backend.project(error)[others], self.backend.project(changed)[others]
+            ):
                 raise UsageError(
-                    f"rule {self.rule.name} mixes records: one record's error moves another's teaching signal; scales "
-                    "and thresholds must be public constants or a function of the record alone"
+                    f"backend {self.backend.name} mixes records: one record's error moves what it answers another; its "
+                    "scales and thresholds must be public constants or a function of the record alone "
+                    "(optical_dfa.testing checks a device)"
                 )
+            for before, after in zip(
+                self.rule.feedback(error, self.points, self.backend),
+                self.rule.feedback(changed, self.points, self.backend),
+                strict=True,
+            ):
+                if (
+                    before is not None
+                    and after is not None
+                    and not torch.allclose(before[others], after[others])
+                ):
+                    raise UsageError(
+                        f"rule {self.rule.name} mixes records: one record's error moves another's teaching signal; "
+                        "scales and thresholds must be public constants or a function of the record alone"
+                    )
 
     def _check_feedback_fixed(self, error: Tensor) -> None:
-        """The same error teaches the same again: whoever wrote the rule may have forgotten `learns_feedback`."""
-        first, again = (self.rule.feedback(error, self.points, self.backend) for _ in range(2))
+        """The same error teaches the same again: whoever wrote the rule may have forgotten `learns_feedback`.
+
+        The device is asked first: one that declares no noise must repeat, or the rule would be blamed for it.
+        """
+        if self.backend is not None:
+            answers = [self.backend.project(error).clone() for _ in range(3)]
+            if not all(torch.equal(answers[0], answer) for answer in answers):
+                raise UsageError(
+                    f"backend {self.backend.name} declares no noise (NoNoise) but answers the same errors differently; "
+                    "give it the noise model it has, or make it repeat (optical_dfa.testing checks a device)"
+                )
+        first = [
+            None if a is None else a.clone() for a in self.rule.feedback(error, self.points, self.backend)
+        ]
+        again = self.rule.feedback(error, self.points, self.backend)
         if any(
             a is not None and b is not None and not torch.equal(a, b)
             for a, b in zip(first, again, strict=True)
@@ -399,7 +449,7 @@ class AlignedModule(nn.Module):
         """Rule, device and points (JSON types), for checkpoints and the ledger."""
         return {
             "rule": self.rule.name,
-            "rule_options": dict(vars(self.rule)),
+            "rule_options": self.rule.describe(self.points),
             "backend": None if self.backend is None else self.backend.describe(),
             "fingerprint": None if self.backend is None else self.backend.fingerprint(),
             "points": [[point.name, list(point.shape)] for point in self.points],

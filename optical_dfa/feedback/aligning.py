@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from noise_models.generator import NoiseGenerator, derive_seed
 from optical_dfa.backends import create
 from optical_dfa.backends.base import ProjectionBackend
 from optical_dfa.feedback import make_rule
+from optical_dfa.feedback.admission import refuse_foreign
 from optical_dfa.feedback.aligned import (
     AlignedModule,
     LossReduction,
@@ -21,8 +23,12 @@ from optical_dfa.feedback.aligned import (
     random_inputs,
 )
 from optical_dfa.feedback.cuts import check_steps, trace
+from optical_dfa.feedback.gains import gains
+from optical_dfa.feedback.outlook import outlook
 from optical_dfa.feedback.points import refuse_computed, remove
+from optical_dfa.feedback.records import check_record_axis
 from optical_dfa.feedback.rule import FeedbackRule, Point
+from optical_dfa.feedback.trial import runs_again, try_step
 
 __all__ = ["AlignedModule", "align", "unalign"]
 
@@ -54,7 +60,8 @@ def align(
         seed: seeds the device's transmission matrix (only where `backend` is a name), and what the rule draws.
         rule_options, backend_options: options of a rule or device given by name.
         noise: generator of a simulated device's noise; by default a cryptographic one.
-        show: is given the list of cuts, a line each; None keeps quiet.
+        show: is given the list of cuts, a line each, and a note where direct feedback will probably teach nothing; None
+            keeps quiet.
     Returns:
         the aligned module; `unalign` gives the plain one back.
     Raises:
@@ -64,6 +71,7 @@ def align(
         raise UsageError("the module is already aligned; unalign() it first")
     if loss_reduction not in ("mean", "sum"):
         raise UsageError(f"loss_reduction is {loss_reduction!r}; it must be 'mean' or 'sum'")
+    refuse_foreign(module)
     refuse_computed(module)
     chosen = make_rule(rule, rule_options) if isinstance(rule, str) else rule
     inputs = _example_inputs(module, example)
@@ -84,10 +92,21 @@ def align(
             before_activation=chosen.before_activation,
             meant=chosen.backpropagates,
         )
-    all_points = _locate(names, traced.output, traced.kept)
+
+    def some(records: int) -> list[Tensor]:
+        return random_inputs(module, _shapes(inputs), records)
+
+    try:
+        all_points = _locate(names, traced.output, traced.kept)
+    except UsageError:
+        check_record_axis(module, names, some)  # the better reason, where there is no record axis
+        raise
     stepwise = [names[i] for i in _stepwise(traced.kept, traced.output)]
     if stepwise:
         check_steps(module, stepwise, inputs, traced.output.shape[1])
+    called = list(dict.fromkeys(names[index] for index, _ in traced.kept))
+    gain = gains(module, called, traced.below)
+    all_points = [replace(point, gain=gain[point.name]) for point in all_points]
     located = _laid_out(chosen.taught_from_output(all_points), chosen)
     needed = max((point.start + point.outputs for point in located), default=0)
     wanted = chosen.device_inputs(components(traced.output))
@@ -111,9 +130,14 @@ def align(
                 f"{wanted} -> {needed} (what its feedback points read of a frame)"
             )
     state = chosen.state(module, all_points, traced.output, inputs, derive_seed(seed, "feedback state"))
+    check_record_axis(module, names, some)
+    again = (chosen.cuts or state is not None) and runs_again(module, inputs)  # before the hooks are on
     aligned = AlignedModule(module, chosen, device, located, traced, loss_reduction, inputs, state)
+    if again:
+        try_step(aligned)
     if show is not None:
-        show("\n".join(str(cut) for cut in aligned.cuts))
+        found = outlook(aligned, traced.below)
+        show("\n".join([*(str(cut) for cut in aligned.cuts), *([found] if found else [])]))
     return aligned
 
 
@@ -141,7 +165,12 @@ def _example_inputs(module: nn.Module, example: Tensor | Sequence[Tensor] | None
         given = [torch.empty(1, first.in_features, dtype=first.weight.dtype)]
     else:
         given = [example] if isinstance(example, Tensor) else list(example)
-    return random_inputs(module, [(tuple(x.shape[1:]), x.dtype) for x in given], 2)
+    return random_inputs(module, _shapes(given), 2)
+
+
+def _shapes(given: Sequence[Tensor]) -> list[tuple[tuple[int, ...], torch.dtype]]:
+    """Shape of a record, and type, of each input."""
+    return [(tuple(x.shape[1:]), x.dtype) for x in given]
 
 
 def _layers(points: Sequence[Point]) -> list[int]:
@@ -187,4 +216,4 @@ def _stepwise(kept: Sequence[tuple[int, Tensor]], output: Tensor) -> list[int]:
 def _laid_out(points: Sequence[Point], rule: FeedbackRule) -> list[Point]:
     """The points with their slices of the frame."""
     slices = rule.layout([point.shape for point in points])
-    return [Point(p.name, p.shape, *place) for p, place in zip(points, slices, strict=True)]
+    return [replace(p, start=start, outputs=size) for p, (start, size) in zip(points, slices, strict=True)]

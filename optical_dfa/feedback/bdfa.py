@@ -21,7 +21,7 @@ class BinaryFeedbackAlignment(DirectFeedbackAlignment):
 
     def __init__(
         self,
-        scale: float = 1.0,
+        scale: float | None = None,
         slices: str = "separate",
         normalisation: str = "layer",
         conv: str = "dense",

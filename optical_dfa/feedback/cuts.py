@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,15 +14,17 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 
 from noise_models.errors import UsageError
-from optical_dfa.feedback.points import Tape, install
+from optical_dfa.feedback.advice import instead, rewritten
+from optical_dfa.feedback.points import ACTIVATIONS, Tape, install
 
 OUTPUT = "output"
 
 # Nodes that apply a nonlinearity element by element, and nodes that end the search for one after a point.
 _NONLINEAR = (
-    "Celu", "Cos", "Elu", "Erf", "Exp", "Gelu", "Hardshrink", "Hardsigmoid", "Hardswish", "Hardtanh", "LeakyRelu",
-    "LogSigmoid", "Mish", "Pow", "PreluKernel", "Relu", "RreluWithNoise", "Sigmoid", "Silu", "Sin", "Softplus",
-    "Softshrink", "Tanh", "Threshold",
+    "Abs", "Celu", "Clamp", "ClampMax", "ClampMin", "Cos", "Elu", "Erf", "Exp", "Expm1", "Gelu", "Hardshrink",
+    "Hardsigmoid", "Hardswish", "Hardtanh", "LeakyRelu", "Log", "Log1P", "LogSigmoid", "Maximum", "Minimum", "Mish",
+    "Pow", "PreluKernel", "Relu", "RreluWithNoise", "Sigmoid", "Silu", "Sin", "Softmax", "Softplus", "Softshrink",
+    "Sqrt", "Tanh", "Threshold",
 )  # fmt: skip
 _ADDITION = ("Add", "Sub", "Cat", "Stack")  # what is added passes no gradient on to the other terms
 # Where a parameter of several axes enters without mixing what passes: an addition, a gain, a table of embeddings.
@@ -34,6 +37,14 @@ _PASSES_BY = (
     "NativeGroupNorm",
     "NativeBatchNorm",
     "PreluKernel",
+)
+_NORMS = (
+    "NativeLayerNorm",
+    "NativeGroupNorm",
+    "NativeBatchNorm",
+    "CudnnBatchNorm",
+    "FusedRmsNorm",
+    "RmsNorm",
 )
 _MATRIX = ("Addmm", "Mm", "Bmm", "Baddbmm", "Convolution", "Embedding", "Linear", "Mv", "Addmv")
 
@@ -59,6 +70,19 @@ class Cut:
         return f"{self.root} {list(self.shape)}{source} <- {', '.join(self.parameters) or 'nothing to train'}"
 
 
+@dataclass(frozen=True)
+class Below:
+    """What stands right below a feedback point.
+
+    Attributes:
+        places: how many places of a record share the weights: the point's units a row of them, 1 if that is no number.
+        normalised: whether there is a normalisation between the weights and the point.
+    """
+
+    places: int
+    normalised: bool
+
+
 @dataclass
 class Trace:
     """One traced forward pass.
@@ -69,6 +93,7 @@ class Trace:
         cuts: what every root trains.
         uses: how often the graph uses each parameter.
         ends: points that are the output itself: nothing between them and it is trained or multiplies by a matrix.
+        below: of each point, what stands between it and its weights.
     """
 
     output: Tensor
@@ -76,6 +101,7 @@ class Trace:
     cuts: list[Cut]
     uses: dict[str, int]
     ends: frozenset[str]
+    below: dict[str, Below]
 
 
 def trace(
@@ -105,29 +131,35 @@ def trace(
     install(twin, names, tape)
     inputs = [x.clone().requires_grad_() if x.is_floating_point() else x for x in example]
     given = _mark_what_is_given(twin)
+    made = _note_what_layers_make(twin)
     tape.kept, tape.markers = [], []
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-        output = twin(*[x.clone() for x in inputs])
+        output = run(twin, [x.clone() for x in inputs])
     if not isinstance(output, Tensor):
         raise UsageError(f"the module returns {type(output).__name__}; it must return one tensor of outputs")
     roots = [(OUTPUT, output), *((names[index], h) for index, h in tape.kept)]
     graph = _Graph([h for _, h in roots], [*tape.markers, *given, *(x for x in inputs if x.requires_grad)])
     owners = {id(p): name for name, p in twin.named_parameters()}
 
+    if names:
+        for _, h in roots:
+            refuse_hidden(h)
+    _refuse_foreign_weights(graph, module)
     _check_separate(graph, roots)
+    functions = graph.functions(made, parts=dict(twin.named_modules()))
     parts = dict(twin.named_modules())
     for (index, _), marker in zip(tape.kept, tape.markers, strict=True):
         layer = parts[names[index]]
         if before_activation:
             continue
         if next(layer.children(), None) is None and next(layer.parameters(recurse=False), None) is not None:
-            _check_derivative_kept(graph, marker, names[index])
+            _check_derivative_kept(graph, marker, names[index], module)
     trained: dict[str, dict[str, None]] = {OUTPUT: {}, **{name: {} for name in names}}
     for root, h in roots:
         reached = {id(p) for p in graph.parameters(h)}
         trained[root].update((name, None) for known, name in owners.items() if known in reached)
         if strict:
-            _check_one_matrix(graph, h, root, owners, meant)
+            _check_one_matrix(graph, h, root, owners, meant, _Advice(module, names, functions))
     shapes = {root: tuple(h.shape[1:]) for root, h in roots}
     cuts = [Cut(root, shapes[root], tuple(params)) for root, params in trained.items() if root in shapes]
     uses = {
@@ -140,7 +172,77 @@ def trace(
         for (index, _), marker in zip(tape.kept, tape.markers, strict=True)
         if not trained[OUTPUT] and graph.ends_in(marker, output)
     ]
-    return Trace(output.detach(), tape.kept, cuts, uses, frozenset(ends))
+    below = {names[index]: graph.weights_below(h) for index, h in tape.kept}
+    return Trace(output.detach(), tape.kept, cuts, uses, frozenset(ends), below)
+
+
+def run(module: nn.Module, inputs: Sequence[Tensor]) -> Any:
+    """What a module returns for random records; what it raises for them becomes one line.
+
+    Raises:
+        UsageError: whatever the module raised.
+    """
+    try:
+        return module(*inputs)
+    except UsageError:
+        raise
+    except Exception as error:
+        reason = next(iter(str(error).strip().splitlines()), "")[:200]
+        shapes = ", ".join(str(list(x.shape)) for x in inputs)
+        raise UsageError(
+            f"the module does not run on {len(inputs[0])} random records like the example, of shape {shapes} "
+            f"({type(error).__name__}: {reason}); align() tries it on batches of several sizes, so give an example "
+            "of what it takes"
+        ) from error
+
+
+@dataclass(frozen=True)
+class _Advice:
+    """What a refusal needs to say what to write instead.
+
+    Attributes:
+        module: the plain module.
+        points: names of its feedback points.
+        functions: layers whose output goes to a nonlinear function, each with the function's node.
+    """
+
+    module: nn.Module
+    points: Sequence[str]
+    functions: Sequence[tuple[str, Node]]
+
+
+def _note_what_layers_make(module: nn.Module) -> dict[Node, str]:
+    """By the node that made it, the innermost part whose output a tensor is; filled as the module is run."""
+    made: dict[Node, str] = {}
+
+    def note(part: nn.Module, args: Any, output: Any, name: str) -> None:
+        if isinstance(output, Tensor) and output.grad_fn is not None and name:
+            made.setdefault(output.grad_fn, name)
+
+    for name, part in module.named_modules():
+        part.register_forward_hook(partial(note, name=name), prepend=True)
+    return made
+
+
+def refuse_hidden(output: Tensor) -> None:
+    """A checkpoint that runs its part without gradients hides what it calls from the pass."""
+    if any(node.name().startswith("CheckpointFunction") for node in nodes(output)):
+        raise UsageError(
+            "activation checkpointing with use_reentrant=True runs its part without gradients first, so that no point "
+            "in it can be cut; use torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
+        )
+
+
+def _refuse_foreign_weights(graph: _Graph, module: nn.Module) -> None:
+    """A copy of the module must use the copy's own parameters."""
+    originals = {id(p): name for name, p in module.named_parameters()}
+    for node in graph.below:
+        name = originals.get(id(_variable(node)))
+        if name is not None:
+            raise UsageError(
+                f"a copy of the module still uses {name} of the module itself: a forward was replaced by a function "
+                "that holds on to it; write it as a method of a subclass, so that the module can be copied and tried"
+            )
 
 
 def _mark_what_is_given(module: nn.Module) -> list[Tensor]:
@@ -206,6 +308,44 @@ class _Graph:
         found = [] if h.grad_fn is None else [_variable(node) for node in self.reach(h.grad_fn)]
         return [variable for variable in found if variable is not None]
 
+    def weights_below(self, h: Tensor) -> Below:
+        """What stands right below the point whose output `h` is."""
+        uses = self.matrix_uses(h)
+        todo, seen = [] if h.grad_fn is None else [h.grad_fn], set[Node]()
+        places, normalised = 1, False
+        while todo:
+            node = todo.pop()
+            if node in seen or node not in self.data:
+                continue
+            seen.add(node)
+            normalised |= _operation(node) in _NORMS
+            if node in uses and _operation(node) not in _PASSES_BY:
+                rows = uses[node].shape[0]
+                if h.ndim > 1 and h[0].numel() % rows == 0:
+                    places = max(places, h[0].numel() // rows)
+            else:
+                todo.extend(self.below[node])
+        return Below(places, normalised)
+
+    def functions(self, made: Mapping[Node, str], parts: Mapping[str, nn.Module]) -> list[tuple[str, Node]]:
+        """Layers with a weight matrix whose output goes to a nonlinear function outside any module, in call order."""
+        found = []
+        for maker, name in made.items():
+            if not any(p.ndim > 1 for p in parts[name].parameters(recurse=False)):
+                continue
+            todo, seen = list(self.consumers.get(maker, ())), set[Node]()
+            while todo:
+                node = todo.pop()
+                if node in seen or (node in made and isinstance(parts[made[node]], ACTIVATIONS)):
+                    continue
+                seen.add(node)
+                operation = _operation(node)
+                if operation in _NONLINEAR and node not in made:
+                    found.append((name, node))
+                elif operation not in _MATRIX:
+                    todo.extend(self.consumers.get(node, ()))
+        return found
+
     def ends_in(self, marker: Tensor, output: Tensor) -> bool:
         """Whether `marker` becomes the output without a matrix in between."""
         todo = [node for node in self.below if _variable(node) is marker]
@@ -234,6 +374,24 @@ class _Graph:
         return uses
 
 
+def nodes(h: Tensor) -> set[Node]:
+    """Every node of autograd's graph that the gradient at `h` passes."""
+    seen: set[Node] = set()
+    todo = [] if h.grad_fn is None else [h.grad_fn]
+    while todo:
+        node = todo.pop()
+        if node not in seen:
+            seen.add(node)
+            todo.extend(edge[0] for edge in node.next_functions if edge[0] is not None)
+    return seen
+
+
+def leaves(h: Tensor) -> list[Tensor]:
+    """The leaves of autograd's graph that the gradient at `h` reaches."""
+    found = [_variable(node) for node in nodes(h)]
+    return [variable for variable in found if variable is not None]
+
+
 def _variable(node: Node) -> Tensor | None:
     """The leaf an AccumulateGrad node accumulates into."""
     variable = getattr(node, "variable", None)
@@ -241,7 +399,7 @@ def _variable(node: Node) -> Tensor | None:
 
 
 def _operation(node: Node) -> str:
-    return node.name().removesuffix("0").removesuffix("Backward")
+    return node.name().split("Backward")[0]
 
 
 def _copies_a_leaf(graph: _Graph, node: Node) -> bool:
@@ -262,11 +420,14 @@ def _check_separate(graph: _Graph, roots: Sequence[tuple[str, Tensor]]) -> None:
             if other != root:
                 raise UsageError(
                     f"autograd still connects {other} and {root} (through {_operation(node)}): a skip connection goes "
-                    "around a feedback point; put the point after the addition, or cut the branch at its start too"
+                    "around a feedback point; put the point after the addition, or cut the branch at its start too: "
+                    "activate the sum, h = self.act(h + self.layer(h)), as optical_dfa.models.ResidualBlock does; or "
+                    "in __init__ self.sum = nn.Identity(), in forward h = self.sum(h + ...), and as points= such sums, "
+                    f"without {root if other == OUTPUT else other}"
                 )
 
 
-def _check_derivative_kept(graph: _Graph, marker: Tensor, name: str) -> None:
+def _check_derivative_kept(graph: _Graph, marker: Tensor, name: str, module: nn.Module) -> None:
     """A layer's own output must not be cut before its nonlinearity, which would drop phi'."""
     todo = [node for node in graph.below if _variable(node) is marker]
     while todo:
@@ -275,14 +436,20 @@ def _check_derivative_kept(graph: _Graph, marker: Tensor, name: str) -> None:
             if operation in _NONLINEAR:
                 raise UsageError(
                     f"feedback point {name} is cut before its nonlinearity ({operation.lower()}), which drops the "
-                    "derivative; make it an activation module (e.g. nn.Tanh) and cut there"
+                    "derivative; make it an activation module (e.g. nn.Tanh) and cut there: "
+                    f"{rewritten(module, [(name, consumer)])}"
                 )
             if operation not in _MATRIX:
                 todo.append(consumer)
 
 
 def _check_one_matrix(
-    graph: _Graph, h: Tensor, root: str, owners: dict[int, str], meant: Callable[[Tensor, Tensor], bool]
+    graph: _Graph,
+    h: Tensor,
+    root: str,
+    owners: dict[int, str],
+    meant: Callable[[Tensor, Tensor], bool],
+    advice: _Advice,
 ) -> None:
     """With default points, no root may backpropagate through one weight matrix into another unless that is meant."""
     uses = graph.matrix_uses(h)
@@ -294,8 +461,25 @@ def _check_one_matrix(
                 first, second = owners.get(id(uses[below])), owners.get(id(matrix))
                 raise UsageError(
                     f"{first} and {second} are in one segment below {root}: the gradient would be backpropagated "
-                    "between them; use activation modules (nn.Tanh, not torch.tanh), or name the points= yourself"
+                    f"between them; {_remedy(advice, first, second)}"
                 )
+
+
+def _remedy(advice: _Advice, first: str | None, second: str | None) -> str:
+    """What to write instead of two matrices in one segment."""
+    kind = instead(advice.module, first, second, advice.points)
+    if kind is not None:
+        return kind
+    if advice.functions:
+        return (
+            "use activation modules (nn.Tanh, not torch.tanh): "
+            f"{rewritten(advice.module, advice.functions)}; or name the points= yourself"
+        )
+    layer = (first or "the first layer").rpartition(".")[0] or "the first layer"
+    return (
+        f"no activation module stands between them: put one after {layer} (nn.Tanh()), or in __init__ self.point = "
+        f"nn.Identity(), in forward x = self.point(self.{layer}(x)), and points={[*advice.points, 'point']!r}"
+    )
 
 
 def check_layerwise(

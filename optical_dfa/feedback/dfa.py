@@ -23,7 +23,9 @@ class DirectFeedbackAlignment(FeedbackRule):
     """`dfa`: every hidden layer is taught by a fixed random projection of the output error.
 
     B_l is layer l's slice of ONE device frame, scaled to entries of standard deviation `scale / sqrt(n_l)`, so that
-    |g_l| ~ scale |e|. The published variants:
+    |g_l| ~ scale |e|. Where no scale is given, each point has its own (`optical_dfa.feedback.gains`): 1 after
+    activations that saturate or a normalisation, 3^(-1/2) 6^(-k/2) P^(-3/2) after ReLU and its kind, with k such points
+    above and P places that share the weights. The published variants:
 
     - Nøkland 2016 (arXiv 1609.01596): `law="uniform"`, `scale=1/sqrt(3)`, that is U[±1/sqrt(n_l)].
     - Launay et al. 2019 (arXiv 1906.04554): `slices="shared"`, `scale=1/sqrt(c)`; without their constant 1/sqrt(c)
@@ -40,7 +42,7 @@ class DirectFeedbackAlignment(FeedbackRule):
 
     def __init__(
         self,
-        scale: float = 1.0,
+        scale: float | None = None,
         law: str | None = None,
         slices: str = "separate",
         normalisation: str = "layer",
@@ -49,7 +51,8 @@ class DirectFeedbackAlignment(FeedbackRule):
     ) -> None:
         """
         Args:
-            scale: standard deviation of B_l's entries times sqrt(n_l).
+            scale: standard deviation of B_l's entries times sqrt(n_l), the same for all points; None derives one for
+                each from its shape and activation.
             law: of B's entries, "normal", "uniform" or "orthogonal" (B_l's columns orthogonal); None is the
                 device's own, which is normal for light.
             slices: "separate", every layer has components of the frame of its own; or "shared", layer l reads the
@@ -62,7 +65,7 @@ class DirectFeedbackAlignment(FeedbackRule):
         Raises:
             UsageError: an option out of its range.
         """
-        if not (isinstance(scale, int | float) and 0 < scale < math.inf):
+        if scale is not None and not (isinstance(scale, int | float) and 0 < scale < math.inf):
             raise UsageError(f"rule option scale={scale!r}: it must be a positive number")
         for option, value, allowed in (
             ("law", law, (None, *self.laws)),
@@ -77,7 +80,8 @@ class DirectFeedbackAlignment(FeedbackRule):
             raise UsageError(
                 f"rule option kernel={kernel!r}: it must be an odd whole number from 1 to {MOST_TAPS}"
             )
-        self.scale = float(scale)
+        self.scale = 1.0 if scale is None else float(scale)
+        self.derived = scale is None
         self.law = law
         self.slices = slices
         self.normalisation = normalisation
@@ -135,6 +139,18 @@ class DirectFeedbackAlignment(FeedbackRule):
         """Factor from the device's answer to the teaching signal at a point of so many addends."""
         return self.scale / (backend.std * math.sqrt(addends))
 
+    def gain(self, point: Point) -> float:
+        """The scale derived for a point; 1 where one was given."""
+        return point.gain if self.derived else 1.0
+
+    def describe(self, points: Sequence[Point]) -> dict[str, Any]:
+        """The options; where no scale was given, the derived one, or those of the points by name where they differ."""
+        options = super().describe(points)
+        gains = {point.name: point.gain for point in points}
+        if options.pop("derived") and set(gains.values()) - {1.0}:
+            options["scale"] = gains
+        return options
+
     def feedback_work(self, points: Sequence[Point], components: int) -> tuple[int, int]:
         """c for each component of the frame, and the sums of a shared kernel's taps; a unit hears c errors.
 
@@ -158,6 +174,7 @@ class DirectFeedbackAlignment(FeedbackRule):
         signals: list[Tensor | None] = []
         for point, own in zip(points, addends, strict=True):
             factor = self.entry_scale(max(addends) if self.normalisation == "widest" else own, backend)
+            factor *= self.gain(point)
             signal = frame[:, point.start : point.start + point.outputs]
             # In place, but for components that other layers read as well.
             signal = signal.mul_(factor) if self.slices == "separate" else signal * factor

@@ -21,7 +21,7 @@ class DilatedFeedback(ConvolutionalMaps):
         between: str = "dfa",
         size: int = 3,
         dilation: int = 2,
-        scale: float = 1.0,
+        scale: float | None = None,
     ) -> None:
         """
         Args:

@@ -36,7 +36,7 @@ class GatedFeedbackAlignment(DirectFeedbackAlignment):
     name = "gated-dfa"
     before_activation = True
 
-    def __init__(self, scale: float = 1.0, gates: int = 1, gate_seed: int = 0) -> None:
+    def __init__(self, scale: float | None = None, gates: int = 1, gate_seed: int = 0) -> None:
         """
         Args:
             scale: as for `dfa`.

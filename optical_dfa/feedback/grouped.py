@@ -21,7 +21,7 @@ class GroupedFeedback(ConvolutionalMaps):
         between: str = "dfa",
         size: int = 3,
         groups: int = 2,
-        scale: float = 1.0,
+        scale: float | None = None,
     ) -> None:
         """
         Args:

@@ -21,7 +21,7 @@ class HybridFeedback(ConvolutionalMaps):
         size: int = 3,
         dilation: int = 1,
         groups: int = 1,
-        scale: float = 1.0,
+        scale: float | None = None,
     ) -> None:
         """
         Args:

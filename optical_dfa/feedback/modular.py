@@ -44,13 +44,15 @@ class ModularFeedbackAlignment(DirectFeedbackAlignment):
 
     name = "modular"
 
-    def __init__(self, modules: Sequence[str] | int = 2, between: str = "dfa", scale: float = 1.0) -> None:
+    def __init__(
+        self, modules: Sequence[str] | int = 2, between: str = "dfa", scale: float | None = None
+    ) -> None:
         """
         Args:
             modules: number of feedback points in a module; or names of feedback points that are modules' outputs, or
                 of parts of the network (nn.Sequential, blocks) that are modules.
             between: "dfa" or "bp", how a module's own error comes about.
-            scale: |g_l| ~ scale |E_m|, and |E_m| ~ scale |e| under "dfa".
+            scale: |g_l| ~ scale |E_m|, and |E_m| ~ scale |e| under "dfa"; None derives them, as for `dfa`.
         Raises:
             UsageError: an option out of its range.
         """
@@ -131,6 +133,10 @@ class ModularFeedbackAlignment(DirectFeedbackAlignment):
     def kernel_shape(self, source: Point, target: Point) -> tuple[int, ...]:
         """Shape of what is drawn for one map."""
         return (source.width, target.width)
+
+    def map_scale(self, source: Point, target: Point) -> float:
+        """|g_l| over |E_m|: the scale given, or the ratio of those derived for the two points."""
+        return self.scale * self.gain(target) / self.gain(source)
 
     def addends(self, source: Point, target: Point) -> int:
         """How many components of g_l one component of E_m moves: |g_l| ~ |E_m| where its entries have 1/addends."""
@@ -240,7 +246,9 @@ class ModularState(FeedbackState):
                     derive_seed(int(self.get_buffer("seed")), f"map to {point.name}")
                 )
                 kernel = torch.randn(shape, generator=stream)
-                kernel *= self.rule.scale / math.sqrt(self.rule.addends(group[-1], point))
+                kernel *= self.rule.map_scale(group[-1], point) / math.sqrt(
+                    self.rule.addends(group[-1], point)
+                )
                 self.register_buffer(key(point.name), kernel, persistent=False)
 
     def install(self, module: nn.Module) -> None:

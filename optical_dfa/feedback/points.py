@@ -17,6 +17,8 @@ ACTIVATIONS: tuple[type[nn.Module], ...] = (
     nn.Tanh, nn.Tanhshrink,
 )  # fmt: skip
 
+SATURATING: tuple[type[nn.Module], ...] = (nn.Hardsigmoid, nn.Hardtanh, nn.Sigmoid, nn.Softsign, nn.Tanh)
+
 
 class State(nn.Identity):
     """Marks h_t of an unrolled recurrent cell: called once a time, in the order of the positions; cut by default."""
@@ -35,17 +37,24 @@ class Tape:
 
     Attributes:
         kept: None outside the aligned module's forward pass.
+        called: indices of the points that the last forward pass called.
         markers: when tracing, the detached copies, which then require grad and so mark the graph.
         added: in a forward-mode pass, which is not cut, what is added at each call of a point (None adds nothing).
     """
 
     def __init__(self) -> None:
         self.kept: list[tuple[int, Tensor]] | None = None
+        self.called: set[int] = set()
         self.markers: list[Tensor] | None = None
         self.added: list[Tensor | None] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"kept": None, "markers": None, "added": None}  # a copy or a pickle starts between two passes
+        return {
+            "kept": None,
+            "called": set(),
+            "markers": None,
+            "added": None,
+        }  # a copy or a pickle starts between two passes
 
 
 class PointHook:
@@ -65,6 +74,10 @@ class PointHook:
             return None if addition is None else output + addition
         if not torch.is_grad_enabled():
             return None
+        if self.tape.kept is None and recomputed() and self.index in self.tape.called:
+            return (
+                output.detach()
+            )  # activation checkpointing runs the segment again: its point was kept the first time
         if self.tape.kept is None:
             raise UsageError(
                 f"the module inside an aligned module was called directly (at {self.name}); "
@@ -75,11 +88,17 @@ class PointHook:
                 f"feedback point {self.name} returns {type(output).__name__}; it must return one tensor"
             )
         self.tape.kept.append((self.index, output))
+        self.tape.called.add(self.index)
         if self.tape.markers is None:
             return output.detach()
         marker = output.detach().requires_grad_()
         self.tape.markers.append(marker)
         return marker.clone()  # what follows may work in place, which a leaf does not allow
+
+
+def recomputed() -> bool:
+    """Whether a backward pass is running, in which activation checkpointing calls parts of the module again."""
+    return bool(torch._C._current_graph_task_id() != -1)
 
 
 def refuse_computed(module: nn.Module) -> None:

@@ -36,12 +36,14 @@ class Point:
         shape: its output's shape without the record axis (per position where the network's output has positions).
         start: first component of its slice of the device's frame.
         outputs: number of components of that slice.
+        gain: the feedback scale derived for it (`optical_dfa.feedback.gains`), for rules whose scale was not given.
     """
 
     name: str
     shape: tuple[int, ...]
     start: int
     outputs: int
+    gain: float = 1.0
 
     @property
     def width(self) -> int:
@@ -182,6 +184,10 @@ class FeedbackRule(ABC):
         """
         work = components * sum(point.width for point in points) if self.projects else 0
         return work, work
+
+    def describe(self, points: Sequence[Point]) -> dict[str, Any]:
+        """The options as they act on these points (JSON types), for checkpoints and the ledger."""
+        return dict(vars(self))
 
     @abstractmethod
     def feedback(

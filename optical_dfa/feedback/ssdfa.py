@@ -32,7 +32,7 @@ class SparseFeedbackAlignment(DirectFeedbackAlignment):
         self,
         nonzeros: int = 1,
         rank: int | None = None,
-        scale: float = 1.0,
+        scale: float | None = None,
         slices: str = "separate",
         normalisation: str = "layer",
         conv: str = "dense",
@@ -42,7 +42,7 @@ class SparseFeedbackAlignment(DirectFeedbackAlignment):
         Args:
             nonzeros: k, 1 to c.
             rank: of each layer's matrix, nonzeros times rank at least c; None is unrestricted.
-            scale: factor on r.
+            scale: factor on r; None derives one for each point, as for `dfa`.
             slices, normalisation, conv, kernel: as for `dfa`.
         Raises:
             UsageError: an option out of its range; `nonzeros` and `rank` are checked when the device is built.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from noise_models.errors import UsageError
 from noise_models.generator import derive_seed
 from optical_dfa.feedback.forward_mode import RandomState
-from optical_dfa.feedback.points import Tape, take_off
+from optical_dfa.feedback.points import Tape, recomputed, take_off
 
 
 class StateHook:
@@ -142,7 +142,12 @@ def key(name: str) -> str:
 
 
 def called_directly(name: str) -> UsageError:
-    """The error of a call that goes around the aligned module."""
+    """The error of a call that goes around the aligned module, or comes again in the backward pass."""
+    if recomputed():
+        return UsageError(
+            f"activation checkpointing calls {name} again in the backward pass, which this rule does not follow; leave "
+            "the checkpointing out, or use rule dfa"
+        )
     return UsageError(
         f"the module inside an aligned module was called directly (at {name}); call the aligned module, or "
         "unalign() it first"

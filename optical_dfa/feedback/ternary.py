@@ -34,7 +34,7 @@ class TernaryFeedbackAlignment(DirectFeedbackAlignment):
         self,
         threshold: float = 0.3,
         relative: bool = False,
-        scale: float = 1.0,
+        scale: float | None = None,
         law: str | None = None,
         slices: str = "separate",
         normalisation: str = "layer",

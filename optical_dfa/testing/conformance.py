@@ -18,15 +18,17 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import sqrt
 from typing import Any, Final
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from noise_models.base import Frame
+from noise_models.base import Frame, NoNoise
 from noise_models.errors import UsageError
 from optical_dfa.backends.base import ProjectionBackend
 
@@ -37,6 +39,8 @@ _OUT: Final = 512
 _SIGMAS: Final = 6.0
 # Conformance inputs are ternary with this amplitude, so that every binary encoding is exact on them.
 _AMPLITUDE: Final = 0.5
+# Of one record beside ordinary ones: what depends on a batch's largest, smallest or mean shows at some of them.
+_SCALES: Final = (0.0, 1e-30, 1e-6, 1e-2, 10.0, 1e3, 1e8, 1e30)
 
 
 class ConformanceError(AssertionError):
@@ -104,8 +108,14 @@ def check_shapes(make: Make, limits: Limits) -> None:
             _require(not out.requires_grad, "no gradient flows through project")
             _require(torch.equal(e.detach(), before), "project leaves its input alone")
             kept = out.clone()
-            device.project(-_ternary(5, 2).to(dtype))
-            _require(torch.equal(out, kept), "a later call does not change an earlier answer")
+            for rows in (5, 2, 9, 5):
+                device.project(-_ternary(rows, 2).to(dtype))
+                _require(torch.equal(out, kept), "a later call does not change an earlier answer")
+            out.fill_(torch.nan)  # callers scale the answer in place
+            _require(torch.equal(e.detach(), before), "the answer does not share its input's memory")
+            _require(
+                bool(device.project(e).isfinite().all()), "what is written into an answer is in no later one"
+            )
             strided = _ternary(5, 1, 2 * _IN).to(dtype)[:, ::2]
             _require(device.project(strided).shape == (5, _OUT), "project takes strided input")
             _require(device.project(e[:0]).shape == (0, _OUT), "an empty batch has an empty answer")
@@ -162,19 +172,69 @@ def check_linear(make: Make, limits: Limits) -> None:
 
 
 def check_row_independence(make: Make, limits: Limits) -> None:
-    """A record's answer does not depend on the other records of its batch (THEORY T3)."""
+    """A record's answer does not depend on the other records of its batch (THEORY T3), of whatever size they are."""
     e = _ternary(16, 4)
-    changed = e.clone()
-    changed[3] = -1000 * e[3].roll(1)
-    others = [row for row in range(16) if row != 3]
-    with make(_IN, _OUT, 1) as one, make(_IN, _OUT, 1) as two:
-        plain, moved = one.project(e)[others], two.project(changed)[others]
-        _close(moved, plain, limits.between_twins, "changing one record leaves the others' answers alone")
-        _close(
-            one.project(e[others]),
-            plain,
-            max(1e-6, 2 * limits.relative_noise),
-            "a batch's size changes nothing",
+    with make(_IN, _OUT, 1) as one:
+        plain = one.project(e)
+        alone = max(1e-6, 2 * limits.relative_noise)
+        for row in (3, 0, 15):
+            others = [other for other in range(16) if other != row]
+            _close(one.project(e[others]), plain[others], alone, "a batch's size changes nothing")
+            _close(
+                one.project(e[row : row + 1]), plain[row : row + 1], alone, "a batch's size changes nothing"
+            )
+        _close(one.project(e.flip(0)).flip(0), plain, alone, "a batch's order changes nothing")
+        twice = one.project(torch.cat([e, e[:8]]))
+        _close(twice[:16], plain, alone, "records that are there twice change nothing")
+        _close(twice[16:], plain[:8], alone, "records that are there twice are answered twice")
+    for place, scale in enumerate(_SCALES):
+        row = (3, 0, 15)[place % 3]
+        others = [other for other in range(16) if other != row]
+        for moved_rows, kept in (([row], others), (others, [row])):
+            changed = e.clone()
+            changed[moved_rows] = -scale * e[moved_rows].roll(1, 1)
+            with make(_IN, _OUT, 1) as one, make(_IN, _OUT, 1) as two:
+                _close(
+                    two.project(changed)[kept],
+                    one.project(e)[kept],
+                    limits.between_twins,
+                    f"changing {'one record' if kept is others else 'the other records'} by a factor of {scale:g} "
+                    "leaves a record's answer alone",
+                )
+
+
+def check_repeats(make: Make, limits: Limits) -> None:
+    """A device that declares no noise answers the same again; and no device keeps anything of what it was shown."""
+    e, between = _ternary(8, 10), -1000.0 * _ternary(8, 11)
+    with make(_IN, _OUT, 1) as used, make(_IN, _OUT, 1) as fresh:
+        exact = isinstance(used.noise, NoNoise)
+        first = used.project(e)
+        if exact:
+            promise = "a device without noise (NoNoise) answers the same errors alike; declare what moves its answers"
+            for _ in range(3):
+                _require(torch.equal(used.project(e), first), promise)
+            torch.rand(1)  # moves the global generator
+            _require(torch.equal(used.project(e), first), promise)
+        for _ in range(3):
+            used.project(between)
+        again, expected = used.project(e), fresh.project(e) if exact else first
+        promise = "an answer does not depend on what was projected before"
+        _close(again, expected, 1e-6 if exact else 2 * limits.relative_noise, promise)
+
+
+def check_generators(make: Make, limits: Limits) -> None:
+    """Python's, numpy's and torch's own generators are left alone: noise comes from the one the device was given."""
+    e = _ternary(8, 12)
+
+    def states() -> tuple[object, ...]:
+        return random.getstate(), str(np.random.get_state()), torch.random.get_rng_state().tolist()
+
+    with make(_IN, _OUT, 1) as device:
+        device.project(e)  # a device may set itself up at the first call
+        before = states()
+        device.project(e)
+        _require(
+            states() == before, "project draws from the generator it was given alone, not from a global one"
         )
 
 
@@ -292,6 +352,8 @@ CHECKS: Final[tuple[Callable[[Make, Limits], None], ...]] = (
     check_scale,
     check_linear,
     check_row_independence,
+    check_repeats,
+    check_generators,
     check_non_finite_rows,
     check_seed,
     check_fingerprint,
@@ -339,6 +401,12 @@ class BackendConformance:
 
     def test_row_independence(self) -> None:
         check_row_independence(self.make, self.limits)
+
+    def test_repeats(self) -> None:
+        check_repeats(self.make, self.limits)
+
+    def test_generators(self) -> None:
+        check_generators(self.make, self.limits)
 
     def test_non_finite_rows(self) -> None:
         check_non_finite_rows(self.make, self.limits)

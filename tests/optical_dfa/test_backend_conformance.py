@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -177,9 +178,94 @@ class _Quiet(SimulatedOpuBackend):
         self.noise.credit = PhysicalCamera(replace(self.noise.camera, read_noise_electrons=5.0)).credit  # type: ignore[method-assign]
 
 
+class _Restless(DigitalBackend):
+    """Declares no noise and does not repeat."""
+
+    def _project(self, e: Tensor) -> Tensor:
+        self._calls = getattr(self, "_calls", 0) + 1
+        return super()._project(e) * (1 + 1e-6 * self._calls)
+
+
+class _Warming(DigitalBackend):
+    """Its gain creeps with what it has been shown."""
+
+    def _project(self, e: Tensor) -> Tensor:
+        answer = super()._project(e) * getattr(self, "_gain", 1.0)
+        if float(torch.nan_to_num(e).abs().amax() if len(e) else 0.0) > 100:
+            self._gain = 1.01
+        return answer
+
+
+class _GlobalNoise(DigitalBackend):
+    """Noise too small for the limits, from torch's global generator."""
+
+    def _project(self, e: Tensor) -> Tensor:
+        return super()._project(e) + 1e-9 * torch.randn(len(e), 1, dtype=e.dtype)
+
+
+class _NumpyNoise(SimulatedOpuBackend):
+    """More noise, from numpy's global generator."""
+
+    def _project(self, e: Tensor) -> Tensor:
+        return super()._project(e) + 1e-9 * float(np.random.standard_normal())
+
+
+class _PooledAnswers(DigitalBackend):
+    """Answers are views of one buffer as large as the largest batch."""
+
+    def _project(self, e: Tensor) -> Tensor:
+        if not hasattr(self, "_buffer") or len(self._buffer) < len(e) or self._buffer.dtype != e.dtype:
+            self._buffer = torch.empty(2 * len(e), self.out_features, dtype=e.dtype)
+        return self._buffer[: len(e)].copy_(super()._project(e))
+
+
+class _Remembered(DigitalBackend):
+    """Hands the same answer out for the same errors, with what its caller wrote into it."""
+
+    def _project(self, e: Tensor) -> Tensor:
+        known = self.__dict__.setdefault("_known", {})
+        key = str(e.tolist()), e.dtype
+        if key not in known:
+            known[key] = super()._project(e)
+        return known[key]
+
+
+class _ClampedByTheLargest(DigitalBackend):
+    """Scales down a batch whose largest error is above what an ordinary batch holds."""
+
+    def _project(self, e: Tensor) -> Tensor:
+        largest = torch.nan_to_num(e).abs().amax() if len(e) else torch.ones(())
+        return super()._project(e / (largest / 1e4).clamp_min(1))
+
+
+class _Muted(DigitalBackend):
+    """Answers nothing to a batch with a faint record in it."""
+
+    def _project(self, e: Tensor) -> Tensor:
+        faint = bool(((e.norm(dim=1) > 0) & (e.norm(dim=1) < 1e-5)).any())
+        return super()._project(e) * (not faint)
+
+
+class _Ordered(DigitalBackend):
+    """The last record's answer is the first's as well where the batch is of even size."""
+
+    def _project(self, e: Tensor) -> Tensor:
+        answer = super()._project(e)
+        return answer if len(e) % 2 or not len(e) else answer + 1e-3 * answer[-1]
+
+
 @pytest.mark.parametrize(
     ("broken", "caught_by"),
     [
+        (_Restless, "check_repeats"),
+        (_Warming, "check_repeats"),
+        (_GlobalNoise, "check_generators"),
+        (_NumpyNoise, "check_generators"),
+        (_PooledAnswers, "check_shapes"),
+        (_Remembered, "check_shapes"),
+        (_ClampedByTheLargest, "check_row_independence"),
+        (_Muted, "check_row_independence"),
+        (_Ordered, "check_row_independence"),
         (_BatchMaximum, "check_row_independence"),
         (_Reused, "check_shapes"),
         (_NanSpreads, "check_non_finite_rows"),

@@ -26,12 +26,12 @@ def labels(*shape: int, classes: int = 4) -> Tensor:
 
 
 def feedback(aligned: AlignedModule, name: str) -> Tensor:
-    """B_l as the equation has it: entries of standard deviation 1/sqrt(n_l)."""
+    """B_l as the equation has it: entries of standard deviation gain/sqrt(n_l) (gains: test_feedback_gains)."""
     point = next(p for p in aligned.points if p.name == name)
     assert aligned.backend is not None
     matrix = aligned.backend.matrix()
     assert matrix is not None
-    return matrix[point.start : point.start + point.width].double() / math.sqrt(point.width)
+    return matrix[point.start : point.start + point.width].double() * point.gain / math.sqrt(point.width)
 
 
 def error(z: Tensor, y: Tensor) -> Tensor:

@@ -123,7 +123,7 @@ def test_parametrised_activations_learn_from_the_same_signal() -> None:
         a = net[0](x)
         e = (torch.softmax(net(x), 1) - nn.functional.one_hot(Y, 4)) / len(x)
         assert aligned.backend is not None
-        signal = e @ aligned.backend.matrix().double().T / math.sqrt(6)
+        signal = e @ aligned.backend.matrix().double().T / math.sqrt(3 * 6)  # gain 1/sqrt(3)
         torch.testing.assert_close(net[1].weight.grad, (signal * a.clamp_max(0)).sum().view(1))
         slope = torch.where(a > 0, torch.ones_like(a), net[1].weight)
         torch.testing.assert_close(net[0].weight.grad, (signal * slope).T @ x)

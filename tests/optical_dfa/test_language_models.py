@@ -148,7 +148,7 @@ def test_every_segment_is_taught_by_its_own_projection(level: str) -> None:
     matrix = aligned.backend.matrix().double()
     total = (roots[OUTPUT] * error).sum()
     for point in aligned.points:
-        own = matrix[point.start : point.start + point.width] / math.sqrt(point.width)
+        own = matrix[point.start : point.start + point.width] * point.gain / math.sqrt(point.width)
         total = total + (roots[point.name] * (error @ own.T)).sum()
     expected = torch.autograd.grad(total, list(twin.parameters()))
     plain = torch.autograd.grad(cross_entropy(twin(x), y), list(twin.parameters()))
