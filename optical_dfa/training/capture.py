@@ -61,10 +61,7 @@ class _Record(torch.autograd.Function):
                 "is lost; use the operation that is not in place"
             )
         if ctx.generation != ctx.capture.generation:
-            raise UsageError(
-                "a backward pass went through the graph of an earlier private batch; a step is made of the batch now "
-                "handed out alone"
-            )
+            raise UsageError(_EARLIER)
         ctx.capture.reached(Use(ctx.layer, ctx.x, grad.detach()))
         return (grad if ctx.needs_input_grad[0] else None), torch.zeros(()), None, None, None
 
@@ -287,7 +284,10 @@ class Capture:
             rule: its name.
             given: what it starts from, records (or their positions, record by record) first.
         """
-        following = Following(self.module, self.expected_records() or 0, self.masks, None, rule)
+        records = self.expected_records() or 0
+        if any(isinstance(x, Tensor) and (x.shape[0] % records if records else x.shape[0]) for x in given):
+            raise UsageError(_EARLIER)
+        following = Following(self.module, records, self.masks, None, rule)
         with following.on(given):
             yield following
 
@@ -472,6 +472,10 @@ class Capture:
         return layers
 
 
+_EARLIER = (
+    "a backward pass went through the graph of an earlier private batch; a step is made of the batch now handed out "
+    "alone"
+)
 _PROGRAMS = 64  # kept; text of many lengths has many
 _OTHER_BATCH = (
     "the batch of a private pass is not the one that the private loader handed out last; give the module that batch, "

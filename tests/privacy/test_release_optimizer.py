@@ -143,8 +143,8 @@ def test_zeroing_instead_of_dropping_gradients_is_harmless() -> None:
         for x, y in run.loader:
             run.optimizer.zero_grad(set_to_none=set_to_none)
             run.plain.zero_grad(set_to_none=set_to_none)
-            cross_entropy(run.model(x), y).backward()
             run.aligned.zero_grad(set_to_none=set_to_none)
+            cross_entropy(run.model(x), y).backward()
             run.optimizer.step()
         weights.append(run.weights())
     assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))

@@ -333,7 +333,7 @@ class Counting(nn.Module):
 def test_a_backward_pass_that_mixes_records_is_found(rule: str) -> None:
     """The forward pass shows nothing."""
     (line,) = validate(aligned(network(Mixing()), rule=rule), cross_entropy).findings
-    assert line.startswith("0 mixes records: changing one record")
+    assert "may mix records in the backward pass" in line
 
 
 @pytest.mark.parametrize(
