@@ -10,86 +10,31 @@ same operations with the same numbers, and sizes that are a multiple of the numb
 
 from __future__ import annotations
 
-import hashlib
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from noise_models.errors import UsageError
 from noise_models.generator import NoiseGenerator
 from optical_dfa.capture.masks import DRAWN, draw
-from optical_dfa.capture.operations import Call, MixingError, Rule, base_name, pointwise, rule_of
+from optical_dfa.capture.modes import Modes
+from optical_dfa.capture.operations import Call, MixingError
+from optical_dfa.capture.plans import FACTORIES, SIZED, Plan, argument_of, entry_of, number, plan_of, tensors
+from optical_dfa.capture.program import LARGER, REMEDY, Program, differs, digest_of, first_difference
 from optical_dfa.capture.rows import SOMEWHERE, Rows, fits
 
-SMALL, LARGER = 3, 5  # records of the passes that are compared
-_REMEDY = (
-    "a private update must be a sum over records (normalise over features, not over the batch or its size)"
-)
 _NOWHERE = Rows(-1, 0, 1)  # of statistics that only the backward pass reads: in no place that a rule takes
 _ALONE = 2  # users of the memory of a tensor that shares it with none: itself, and whoever asks
-# Made of sizes alone.
-_FACTORIES = frozenset({
-    "zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty", "rand", "randn",
-    "_efficientzerotensor",
-})  # fmt: skip
-_SIZED = _FACTORIES | {"expand", "repeat", "arange"}
-# Where things are, not what they are: their sizes are followed by the rules.
-_LAYOUT = frozenset({
-    "view", "_unsafe_view", "reshape", "_reshape_alias", "clone", "detach", "alias", "expand", "permute", "transpose",
-    "t", "unsqueeze", "squeeze", "contiguous", "_to_copy",
-})  # fmt: skip
-_PRODUCTS = frozenset({"mm", "bmm", "matmul", "addmm", "baddbmm", "linear"})
-
-
-class _Plan:
-    """What is known of an operation, whatever it is called with.
-
-    Attributes:
-        name: without overload and namespace.
-        rule: of its records' axis, None where there is none.
-        written: places of the positional arguments that it writes to, and names of the keyword ones.
-        random: whether it draws.
-        reads: whether it takes a value into Python.
-        logged: whether it is one of the operations that two passes are compared by.
-        simple: whether it works element by element, and makes one tensor.
-        views: whether what it returns shares memory with its first argument.
-    """
-
-    __slots__ = ("logged", "name", "random", "reads", "rule", "simple", "views", "written", "written_names")
-
-    def __init__(self, func: OpOverload) -> None:
-        self.name = base_name(func)
-        self.rule: Rule | None = rule_of(func)
-        arguments = func._schema.arguments
-        writes = [a.alias_info is not None and a.alias_info.is_write for a in arguments]
-        self.written = tuple(i for i, a in enumerate(arguments) if writes[i] and not a.kwarg_only)
-        self.written_names = tuple(a.name for i, a in enumerate(arguments) if writes[i] and a.kwarg_only)
-        draws = torch.Tag.nondeterministic_seeded in func.tags and "dot_product" not in self.name
-        self.random = draws or self.name in DRAWN
-        returned = func._schema.returns
-        self.views = any(r.alias_info is not None and not r.alias_info.is_write for r in returned)
-        self.reads = self.name in ("_local_scalar_dense", "equal", "is_nonzero", "item")
-        self.logged = self.name not in _LAYOUT
-        self.simple = (
-            (self.rule is pointwise or self.rule is None)
-            and (torch.Tag.pointwise in func.tags or self.name in ("detach", "alias", "_to_copy"))
-            and not (self.written or self.written_names or self.random)
-            and len(returned) == 1
-        )
-
-
-@cache
-def _plan(func: OpOverload) -> _Plan:
-    return _Plan(func)
+_HOOKS = (
+    "a private pass records every layer where it is called, and a part of the module is computed anew in the backward "
+    "pass (torch.utils.checkpoint?); leave checkpointing out, and cut the batch by max_physical_batch_size"
+)
 
 
 class _Note:
@@ -112,61 +57,6 @@ class _Note:
 
 def _nothing() -> None:
     return None
-
-
-class Program:
-    """The operations of a pass, as two passes of different size agree on them.
-
-    Attributes:
-        entries: what was called with which numbers, in order.
-        sizes: of what was made from sizes, in order: each (multiple of the number of records, else the size itself).
-    """
-
-    def __init__(self, entries: tuple[Any, ...], sizes: tuple[tuple[tuple[int, int], ...], ...]) -> None:
-        self.entries, self.sizes = entries, sizes
-
-    @classmethod
-    def of(cls, small: Following, larger: Following) -> Program:
-        """
-        Raises:
-            UsageError: the two passes did different things.
-        """
-        if any(one is not two for one, two in zip(small.constants, larger.constants, strict=False)):
-            raise UsageError(
-                "the module makes tensors in its pass by what is no operation of torch (numpy, another thread?), which "
-                f"cannot be followed; {_REMEDY}"
-            )
-        if small.entries != larger.entries or len(small.asked) != len(larger.asked):
-            raise _differs(_first_difference(small.entries, larger.entries))
-        sizes = []
-        for one, two in zip(small.asked, larger.asked, strict=True):
-            if len(one) != len(two):
-                raise _differs("sizes")
-            sizes.append(tuple(_size(a, b) for a, b in zip(one, two, strict=True)))
-        return cls(tuple(small.entries), tuple(sizes))
-
-
-def _size(small: int, larger: int) -> tuple[int, int]:
-    """(multiple, constant) of a size in batches of SMALL and of LARGER records."""
-    if small == larger:
-        return 0, small
-    if small % SMALL == 0 and small // SMALL * LARGER == larger:
-        return small // SMALL, 0
-    raise _differs(f"a size that is {small} for {SMALL} records and {larger} for {LARGER}")
-
-
-def _differs(what: str) -> UsageError:
-    return UsageError(
-        f"the operations of a forward pass are not always the same ({what}): what is done to a record may depend on "
-        f"the number of records, on chance or on time; {_REMEDY}"
-    )
-
-
-def _first_difference(one: Sequence[Any], two: Sequence[Any]) -> str:
-    for a, b in zip(one, two, strict=False):
-        if a != b:
-            return str(a[0]) if a[0] != b[0] else f"the numbers of {a[0]}"
-    return str((one if len(one) > len(two) else two)[min(len(one), len(two))][0]) if one or two else "sizes"
 
 
 class Following:
@@ -207,7 +97,7 @@ class Following:
         self._strangers: dict[int, Tensor] = {}  # kept, so that no other tensor takes their identity
         # Of a small batch everything is kept to the end, so that no memory is used twice.
         self._kept: list[Tensor] | None = [] if records <= LARGER else None
-        self._modes: _Modes | None = None
+        self._modes: Modes | None = None
         self._failure: Exception | None = None
 
     @property
@@ -228,7 +118,7 @@ class Following:
         for x in inputs:
             if isinstance(x, Tensor):
                 self.note(x, self._first(x), own=True)
-        self._modes = _Modes(self)
+        self._modes = Modes(self)
         try:
             with torch.autograd.graph.disable_saved_tensors_hooks(_HOOKS), self._modes:
                 yield
@@ -241,7 +131,7 @@ class Following:
         if self._failure is not None:  # whoever caught it may have gone another way by what the records are
             raise self._failure
         if self._rules and self.program is not None and tuple(self.entries) != self.program.entries:
-            raise _differs(_first_difference(self.entries, self.program.entries))
+            raise differs(first_difference(self.entries, self.program.entries))
 
     @contextmanager
     def off(self) -> Iterator[None]:
@@ -300,7 +190,7 @@ class Following:
             )
         self._strangers[id(x)] = x
         if not known:
-            self.entries.append(("constant", tuple(x.shape), _hash(x)))  # whoever made it, not of records
+            self.entries.append(("constant", tuple(x.shape), digest_of(x)))  # whoever made it, not of records
             self.constants.append(x)
         return None
 
@@ -330,25 +220,22 @@ class Following:
             raise
 
     def _dispatch(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        plan = _plan(func)
+        plan = plan_of(func)
         if plan.simple and self._rules:
             out = self._quick(func, plan, args, kwargs)
             if out is not None:
                 return out
         if plan.name == "lift_fresh":  # made of Python's numbers
-            self.entries.append(("values", _hash(args[0])))
+            self.entries.append(("values", digest_of(args[0])))
             self._strangers[id(args[0])] = args[0]
-        tensors = _tensors(args)
-        if kwargs:
-            tensors += _tensors(tuple(kwargs.values()))
         held = False
-        for x in tensors:
+        for x in tensors((*args, *kwargs.values())) if kwargs else tensors(args):
             if self.rows(x) is not None:
                 held = True
         if plan.logged:
-            self.entries.append(_entry(plan, args, kwargs))
+            self.entries.append(entry_of(plan, args, kwargs))
         sizes = self._sizes(func, plan, args, kwargs, held)
-        if not held or plan.name in _FACTORIES:
+        if not held or plan.name in FACTORIES:
             return self._constant(func, plan, args, kwargs, sizes)
         if plan.reads:
             raise self.refusal(
@@ -361,7 +248,7 @@ class Following:
         return out
 
     def _quick(
-        self, func: OpOverload, plan: _Plan, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, func: OpOverload, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Tensor | None:
         """An operation element by element on records in one place, numbers and constants of fewer axes; else None.
 
@@ -389,7 +276,7 @@ class Following:
         if place is None:
             return None
         if kwargs:
-            entry += ((name, _number(value)) for name, value in kwargs.items())  # type: ignore[misc]
+            entry += ((name, number(value)) for name, value in kwargs.items())  # type: ignore[misc]
         if plan.logged:
             self.entries.append(tuple(entry))
         out: Tensor = func(*args, **kwargs)
@@ -399,27 +286,27 @@ class Following:
         return out
 
     def _sizes(
-        self, func: OpOverload, plan: _Plan, args: tuple[Any, ...], kwargs: dict[str, Any], held: bool
+        self, func: OpOverload, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any], held: bool
     ) -> Rows | None:
         """Where a tensor made from sizes has the records' axis; None where its sizes do not depend on them."""
-        if plan.name not in _SIZED or 0 <= self.records < 2:
+        if plan.name not in SIZED or 0 <= self.records < 2:
             return None
         if plan.name == "arange":
             asked: tuple[Any, ...] = tuple(value for value in args if isinstance(value, int | float))
         else:
-            asked = tuple(_argument(func, args, kwargs, ("size", "repeats")))
+            asked = tuple(argument_of(func, args, kwargs, ("size", "repeats")))
         place = len(self.asked)
         self.asked.append(asked)
         if self.program is None:
             return None
         if place >= len(self.program.sizes) or len(self.program.sizes[place]) != len(asked):
-            raise _differs(plan.name)
+            raise differs(plan.name)
         wanted = self.program.sizes[place]
         expected = tuple(multiple * self.records if multiple else itself for multiple, itself in wanted)
         if asked != expected:
-            raise _differs(f"sizes of {plan.name}")
+            raise differs(f"sizes of {plan.name}")
         axes = [axis for axis, (multiple, _) in enumerate(wanted) if multiple]
-        if not axes or (held and plan.name not in _FACTORIES):
+        if not axes or (held and plan.name not in FACTORIES):
             return None
         if plan.name == "arange":
             raise self.refusal(
@@ -430,19 +317,19 @@ class Following:
         return Rows(axes[0], 1, wanted[axes[0]][0])
 
     def _constant(
-        self, func: OpOverload, plan: _Plan, args: tuple[Any, ...], kwargs: dict[str, Any], rows: Rows | None
+        self, func: OpOverload, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any], rows: Rows | None
     ) -> Any:
         """An operation on constants alone."""
         out = self._drawn(func, plan, args, kwargs) if plan.random else func(*args, **kwargs)
         own = not plan.views or (bool(args) and isinstance(args[0], Tensor) and self.own(args[0]))
         written = {id(args[i]) for i in plan.written if i < len(args)}
-        for x in _tensors((out,)):
+        for x in tensors((out,)):
             if id(x) not in written:
                 self.note(x, rows, own)
         return out
 
     def _judge(
-        self, func: OpOverload, plan: _Plan, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
+        self, func: OpOverload, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
     ) -> Rows | tuple[Rows | None, ...]:
         if not self._rules:
             return SOMEWHERE
@@ -454,10 +341,10 @@ class Following:
             raise self.refusal(f"mixes records: {plan.name} {how}") from None
 
     def _place(
-        self, plan: _Plan, args: tuple[Any, ...], out: Any, found: Rows | tuple[Rows | None, ...]
+        self, plan: Plan, args: tuple[Any, ...], out: Any, found: Rows | tuple[Rows | None, ...]
     ) -> None:
         own = not plan.views or self.own(args[0])
-        outputs = _tensors((out,))
+        outputs = tensors((out,))
         places = [found] * len(outputs) if isinstance(found, Rows) else list(found)
         for x, rows in zip(outputs, places, strict=False):
             if rows is not None and rows is not SOMEWHERE and not fits(rows, x.shape, self.records):
@@ -466,11 +353,11 @@ class Following:
                 rows = _NOWHERE
             self.note(x, rows, own)
 
-    def _write(self, func: OpOverload, plan: _Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _write(self, func: OpOverload, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """An operation that writes to its arguments: to records of this pass, where they are."""
         targets = [args[i] for i in plan.written if i < len(args)]
         targets += [kwargs[name] for name in plan.written_names if name in kwargs]
-        targets = _tensors(tuple(targets))
+        targets = tensors(tuple(targets))
         for x in targets:
             if not self.own(x):
                 raise self.refusal(
@@ -498,14 +385,14 @@ class Following:
                     f"mixes records: {plan.name} into a tensor that keeps them in another place"
                 )
         out = self._drawn(func, plan, args, kwargs) if plan.random else func(*args, **kwargs)
-        for x in _tensors((out,)):
+        for x in tensors((out,)):
             if not any(x is target for target in targets):
                 self.note(x, found if isinstance(found, Rows) else found[0], own=True)
         if self._rules and targets and isinstance(found, Rows) and self.rows(targets[0]) != found:
             self.note(targets[0], found, own=True)  # in-place views
         return out
 
-    def _drawn(self, func: OpOverload, plan: _Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _drawn(self, func: OpOverload, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A random operation, from the secret stream; shared by all records where it makes no row a record."""
         if any(isinstance(x, torch.Generator) for x in (*args, *kwargs.values())):
             raise self.refusal(
@@ -513,7 +400,7 @@ class Following:
             )
 
         def get(name: str, default: Any = None) -> Any:
-            return _argument(func, args, kwargs, (name,), default)
+            return argument_of(func, args, kwargs, (name,), default)
 
         if plan.name not in DRAWN:
             raise self.refusal(
@@ -542,147 +429,13 @@ class Following:
     def refusal(self, what: str) -> UsageError:
         """The error of a pass that is not separate, naming the module that was running."""
         where = _running(self.module) if self.rule is None else f"rule {self.rule}"
-        return UsageError(f"{where} {what}; {_REMEDY}")
-
-
-_HOOKS = (
-    "a private pass records every layer where it is called, and a part of the module is computed anew in the backward "
-    "pass (torch.utils.checkpoint?); leave checkpointing out, and cut the batch by max_physical_batch_size"
-)
-
-
-class _Modes:
-    """The two modes of a pass: operations, and what of torch's Python functions is no operation."""
-
-    def __init__(self, following: Following) -> None:
-        self._operations, self._functions = _Operations(following), _Functions(following)
-
-    def __enter__(self) -> None:
-        self._operations.__enter__()  # type: ignore[no-untyped-call]
-        self._functions.__enter__()  # type: ignore[no-untyped-call]
-
-    def __exit__(self, *error: Any) -> None:
-        self._functions.__exit__(*error)  # type: ignore[no-untyped-call]
-        self._operations.__exit__(*error)  # type: ignore[no-untyped-call]
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        self.__exit__(None, None, None)
-        try:
-            yield
-        finally:
-            self.__enter__()
-
-
-class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # nothing is compiled here, and the guard costs more than a rule
-
-    def __init__(self, following: Following) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.following = following
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        return self.following.dispatch(func, args, kwargs or {})
-
-
-# Ways out of torch, or into autograd, that no operation shows.
-_LEAVES: dict[Any, str] = {
-    Tensor.numpy: "numpy()", Tensor.tolist: "tolist()", Tensor.data_ptr: "data_ptr()", Tensor.__array__: "numpy",
-    Tensor.untyped_storage: "untyped_storage()", Tensor.storage: "storage()", Tensor.__dlpack__: "dlpack",
-    Tensor.__reduce_ex__: "pickle", Tensor.__deepcopy__: "deepcopy",
-    vars(torch._C.TensorBase)["grad_fn"].__get__: "grad_fn",
-    Tensor.register_hook: "register_hook()", Tensor.__repr__: "printing", Tensor.__format__: "printing",
-}  # fmt: skip
-
-
-class _Functions(TorchFunctionMode):
-    def __init__(self, following: Following) -> None:
-        super().__init__()
-        self.following = following
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        following = self.following
-        if func in _LEAVES and following._tracked and args and isinstance(args[0], Tensor):
-            if following.rows(args[0]) is not None:
-                raise following.refusal(
-                    f"takes records out of the operations that can be followed ({_LEAVES[func]})"
-                )
-        elif func is torch.nn.functional.one_hot:
-            return _one_hot(following, *args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
-
-
-def _one_hot(following: Following, tensor: Tensor, num_classes: int = -1) -> Tensor:
-    """one_hot looks at the values first, to see whether they are classes; here the comparison is all there is."""
-    if num_classes < 1:
-        raise following.refusal("counts classes in the records (one_hot); give num_classes")
-    classes = torch.arange(num_classes, device=tensor.device)
-    return tensor.unsqueeze(-1).eq(classes).to(torch.int64)
-
-
-def _tensors(values: Iterable[Any]) -> list[Tensor]:
-    found: list[Tensor] = []
-    for value in values:
-        if isinstance(value, Tensor):
-            found.append(value)
-        elif isinstance(value, list | tuple):
-            found.extend(entry for entry in value if isinstance(entry, Tensor))
-    return found
+        return UsageError(f"{where} {what}; {REMEDY}")
 
 
 def _tensors_of(part: nn.Module) -> Iterator[Tensor]:
     yield from part.parameters(recurse=False)
     yield from part.buffers(recurse=False)
     yield from (value for value in vars(part).values() if isinstance(value, Tensor))
-
-
-def _argument(
-    func: OpOverload,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    names: tuple[str, ...],
-    default: Any = None,
-) -> Any:
-    for place, argument in enumerate(func._schema.arguments):
-        if argument.name in names:
-            if argument.name in kwargs:
-                return kwargs[argument.name]
-            return args[place] if place < len(args) else default
-    return default
-
-
-def _entry(plan: _Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
-    """What was called with which numbers: sizes and layouts are left to the rules."""
-    if plan.name in _PRODUCTS:
-        return ("product",)
-    if plan.name in _FACTORIES:
-        return (plan.name, *(value for value in args if isinstance(value, int | float | bool)))
-    if plan.name == "repeat" or plan.name == "arange":
-        return (plan.name,)
-    if plan.name == "native_group_norm":
-        return (plan.name, *args[4:])
-    numbers = tuple(_number(value) for value in args if not isinstance(value, Tensor))
-    return (plan.name, *numbers, *((name, _number(value)) for name, value in kwargs.items()))
-
-
-def _number(value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        return tuple(_number(entry) for entry in value)
-    return None if isinstance(value, Tensor) else repr(value) if isinstance(value, float) else value
-
-
-def _hash(x: Tensor) -> str:
-    """Of the values of a constant that no operation made."""
-    if not x.numel() or x.layout != torch.strided or x.device.type == "meta":
-        return ""
-    values = x.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    return hashlib.sha256(values.numpy().data).hexdigest()
 
 
 def _running(module: nn.Module) -> str:

@@ -19,8 +19,9 @@ from torch.autograd.function import once_differentiable
 
 from noise_models.errors import UsageError
 from noise_models.generator import NoiseGenerator
-from optical_dfa.capture.following import Following, Program
+from optical_dfa.capture.following import Following
 from optical_dfa.capture.graph import refuse_unknown_functions
+from optical_dfa.capture.program import Program
 from optical_dfa.capture.rows import FIRST
 from optical_dfa.capture.state import Attributes, Held, refuse_extra_state
 from optical_dfa.feedback.points import take_off

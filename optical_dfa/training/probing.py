@@ -17,7 +17,8 @@ from noise_models.errors import DeviceError, UsageError
 from noise_models.generator import NoiseGenerator
 from optical_dfa.backends import create
 from optical_dfa.backends.digital import DigitalBackend
-from optical_dfa.capture.following import LARGER, SMALL, Following, Program
+from optical_dfa.capture.following import Following
+from optical_dfa.capture.program import LARGER, SMALL, Program
 from optical_dfa.capture.state import Attributes, same
 from privacy.validation import large_batch
 

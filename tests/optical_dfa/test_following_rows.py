@@ -14,7 +14,8 @@ from torch.nn import functional as F  # noqa: N812 - as everybody calls it
 
 from noise_models.errors import UsageError
 from noise_models.generator import NoiseGenerator
-from optical_dfa.capture.following import LARGER, SMALL, Following, Program
+from optical_dfa.capture.following import Following
+from optical_dfa.capture.program import LARGER, SMALL, Program
 from optical_dfa.capture.rows import Rows, reshaped
 
 RECORDS = 4

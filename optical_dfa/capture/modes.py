@@ -1,0 +1,90 @@
+"""The modes of a followed pass: its operations, and what of torch's Python functions is no operation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+if TYPE_CHECKING:
+    from optical_dfa.capture.following import Following
+
+
+class Modes:
+    """The two modes of a pass: operations, and what of torch's Python functions is no operation."""
+
+    def __init__(self, following: Following) -> None:
+        self._operations, self._functions = _Operations(following), _Functions(following)
+
+    def __enter__(self) -> None:
+        self._operations.__enter__()  # type: ignore[no-untyped-call]
+        self._functions.__enter__()  # type: ignore[no-untyped-call]
+
+    def __exit__(self, *error: Any) -> None:
+        self._functions.__exit__(*error)  # type: ignore[no-untyped-call]
+        self._operations.__exit__(*error)  # type: ignore[no-untyped-call]
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        self.__exit__(None, None, None)
+        try:
+            yield
+        finally:
+            self.__enter__()
+
+
+class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and the guard costs more than a rule
+
+    def __init__(self, following: Following) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.following = following
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return self.following.dispatch(func, args, kwargs or {})
+
+
+# Ways out of torch, or into autograd, that no operation shows.
+_LEAVES: dict[Any, str] = {
+    Tensor.numpy: "numpy()", Tensor.tolist: "tolist()", Tensor.data_ptr: "data_ptr()", Tensor.__array__: "numpy",
+    Tensor.untyped_storage: "untyped_storage()", Tensor.storage: "storage()", Tensor.__dlpack__: "dlpack",
+    Tensor.__reduce_ex__: "pickle", Tensor.__deepcopy__: "deepcopy",
+    vars(torch._C.TensorBase)["grad_fn"].__get__: "grad_fn",
+    Tensor.register_hook: "register_hook()", Tensor.__repr__: "printing", Tensor.__format__: "printing",
+}  # fmt: skip
+
+
+class _Functions(TorchFunctionMode):
+    def __init__(self, following: Following) -> None:
+        super().__init__()
+        self.following = following
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        following = self.following
+        if func in _LEAVES and following._tracked and args and isinstance(args[0], Tensor):
+            if following.rows(args[0]) is not None:
+                raise following.refusal(
+                    f"takes records out of the operations that can be followed ({_LEAVES[func]})"
+                )
+        elif func is torch.nn.functional.one_hot:
+            return _one_hot(following, *args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _one_hot(following: Following, tensor: Tensor, num_classes: int = -1) -> Tensor:
+    """one_hot looks at the values first, to see whether they are classes; here the comparison is all there is."""
+    if num_classes < 1:
+        raise following.refusal("counts classes in the records (one_hot); give num_classes")
+    classes = torch.arange(num_classes, device=tensor.device)
+    return tensor.unsqueeze(-1).eq(classes).to(torch.int64)

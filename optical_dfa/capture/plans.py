@@ -1,0 +1,114 @@
+"""What is known of an operation whatever it is called with, and what of a call is compared between passes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+
+from optical_dfa.capture.masks import DRAWN
+from optical_dfa.capture.operations import Rule, base_name, pointwise, rule_of
+
+# Made of sizes alone.
+FACTORIES = frozenset({
+    "zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty", "rand", "randn",
+    "_efficientzerotensor",
+})  # fmt: skip
+SIZED = FACTORIES | {"expand", "repeat", "arange"}
+# Where things are, not what they are: their sizes are followed by the rules.
+_LAYOUT = frozenset({
+    "view", "_unsafe_view", "reshape", "_reshape_alias", "clone", "detach", "alias", "expand", "permute", "transpose",
+    "t", "unsqueeze", "squeeze", "contiguous", "_to_copy",
+})  # fmt: skip
+_PRODUCTS = frozenset({"mm", "bmm", "matmul", "addmm", "baddbmm", "linear"})
+
+
+class Plan:
+    """What is known of an operation, whatever it is called with.
+
+    Attributes:
+        name: without overload and namespace.
+        rule: of its records' axis, None where there is none.
+        written: places of the positional arguments that it writes to, and names of the keyword ones.
+        random: whether it draws.
+        reads: whether it takes a value into Python.
+        logged: whether it is one of the operations that two passes are compared by.
+        simple: whether it works element by element, and makes one tensor.
+        views: whether what it returns shares memory with its first argument.
+    """
+
+    __slots__ = ("logged", "name", "random", "reads", "rule", "simple", "views", "written", "written_names")
+
+    def __init__(self, func: OpOverload) -> None:
+        self.name = base_name(func)
+        self.rule: Rule | None = rule_of(func)
+        arguments = func._schema.arguments
+        writes = [a.alias_info is not None and a.alias_info.is_write for a in arguments]
+        self.written = tuple(i for i, a in enumerate(arguments) if writes[i] and not a.kwarg_only)
+        self.written_names = tuple(a.name for i, a in enumerate(arguments) if writes[i] and a.kwarg_only)
+        draws = torch.Tag.nondeterministic_seeded in func.tags and "dot_product" not in self.name
+        self.random = draws or self.name in DRAWN
+        returned = func._schema.returns
+        self.views = any(r.alias_info is not None and not r.alias_info.is_write for r in returned)
+        self.reads = self.name in ("_local_scalar_dense", "equal", "is_nonzero", "item")
+        self.logged = self.name not in _LAYOUT
+        self.simple = (
+            (self.rule is pointwise or self.rule is None)
+            and (torch.Tag.pointwise in func.tags or self.name in ("detach", "alias", "_to_copy"))
+            and not (self.written or self.written_names or self.random)
+            and len(returned) == 1
+        )
+
+
+@cache
+def plan_of(func: OpOverload) -> Plan:
+    return Plan(func)
+
+
+def entry_of(plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    """What was called with which numbers: sizes and layouts are left to the rules."""
+    if plan.name in _PRODUCTS:
+        return ("product",)
+    if plan.name in FACTORIES:
+        return (plan.name, *(value for value in args if isinstance(value, int | float | bool)))
+    if plan.name == "repeat" or plan.name == "arange":
+        return (plan.name,)
+    if plan.name == "native_group_norm":
+        return (plan.name, *args[4:])
+    numbers = tuple(number(value) for value in args if not isinstance(value, Tensor))
+    return (plan.name, *numbers, *((name, number(value)) for name, value in kwargs.items()))
+
+
+def number(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return tuple(number(entry) for entry in value)
+    return None if isinstance(value, Tensor) else repr(value) if isinstance(value, float) else value
+
+
+def argument_of(
+    func: OpOverload,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    names: tuple[str, ...],
+    default: Any = None,
+) -> Any:
+    for place, argument in enumerate(func._schema.arguments):
+        if argument.name in names:
+            if argument.name in kwargs:
+                return kwargs[argument.name]
+            return args[place] if place < len(args) else default
+    return default
+
+
+def tensors(values: Iterable[Any]) -> list[Tensor]:
+    found: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, list | tuple):
+            found.extend(entry for entry in value if isinstance(entry, Tensor))
+    return found

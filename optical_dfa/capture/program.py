@@ -1,0 +1,83 @@
+"""The operations of a pass, as passes over batches of two sizes agree on them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from noise_models.errors import UsageError
+
+if TYPE_CHECKING:
+    from optical_dfa.capture.following import Following
+
+SMALL, LARGER = 3, 5  # records of the passes that are compared
+REMEDY = (
+    "a private update must be a sum over records (normalise over features, not over the batch or its size)"
+)
+
+
+class Program:
+    """The operations of a pass, as two passes of different size agree on them.
+
+    Attributes:
+        entries: what was called with which numbers, in order.
+        sizes: of what was made from sizes, in order: each (multiple of the number of records, else the size itself).
+    """
+
+    def __init__(self, entries: tuple[Any, ...], sizes: tuple[tuple[tuple[int, int], ...], ...]) -> None:
+        self.entries, self.sizes = entries, sizes
+
+    @classmethod
+    def of(cls, small: Following, larger: Following) -> Program:
+        """
+        Raises:
+            UsageError: the two passes did different things.
+        """
+        if any(one is not two for one, two in zip(small.constants, larger.constants, strict=False)):
+            raise UsageError(
+                "the module makes tensors in its pass by what is no operation of torch (numpy, another thread?), which "
+                f"cannot be followed; {REMEDY}"
+            )
+        if small.entries != larger.entries or len(small.asked) != len(larger.asked):
+            raise differs(first_difference(small.entries, larger.entries))
+        sizes = []
+        for one, two in zip(small.asked, larger.asked, strict=True):
+            if len(one) != len(two):
+                raise differs("sizes")
+            sizes.append(tuple(_size(a, b) for a, b in zip(one, two, strict=True)))
+        return cls(tuple(small.entries), tuple(sizes))
+
+
+def _size(small: int, larger: int) -> tuple[int, int]:
+    """(multiple, constant) of a size in batches of SMALL and of LARGER records."""
+    if small == larger:
+        return 0, small
+    if small % SMALL == 0 and small // SMALL * LARGER == larger:
+        return small // SMALL, 0
+    raise differs(f"a size that is {small} for {SMALL} records and {larger} for {LARGER}")
+
+
+def differs(what: str) -> UsageError:
+    return UsageError(
+        f"the operations of a forward pass are not always the same ({what}): what is done to a record may depend on "
+        f"the number of records, on chance or on time; {REMEDY}"
+    )
+
+
+def first_difference(one: Sequence[Any], two: Sequence[Any]) -> str:
+    for a, b in zip(one, two, strict=False):
+        if a != b:
+            return str(a[0]) if a[0] != b[0] else f"the numbers of {a[0]}"
+    return str((one if len(one) > len(two) else two)[min(len(one), len(two))][0]) if one or two else "sizes"
+
+
+def digest_of(x: Tensor) -> str:
+    """Of the values of a constant that no operation made."""
+    if not x.numel() or x.layout != torch.strided or x.device.type == "meta":
+        return ""
+    values = x.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return hashlib.sha256(values.numpy().data).hexdigest()
