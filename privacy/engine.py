@@ -463,6 +463,7 @@ class PrivacyEngine(Fixed):
             undo.pop_all()
         capture.expected_records = lambda: _pending(loader)
         capture.masks = masks
+        capture.fix()
         self._ledger, self._step_release = ledger, step
         for part in (step, source):
             part._fix()

@@ -14,6 +14,7 @@ import json
 import os
 import secrets
 import sqlite3
+import weakref
 import stat
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -130,6 +131,7 @@ class Ledger:
         self._head = _GENESIS
         self._file: tuple[Path, ledger_file.Number] | None = None  # to be watched from the first row on
         self._watch: ledger_file.Watch | None = None
+        self._ending: weakref.finalize[..., Ledger] | None = None
         self._logless = False
 
     @classmethod
@@ -216,6 +218,8 @@ class Ledger:
         try:
             if self._file is not None and self._watch is None:
                 self._watch = ledger_file.begin_writing(self._connection, *self._file)
+                # A program that ends without close(), as scripts do, leaves the file closed all the same.
+                self._ending = weakref.finalize(self, ledger_file.end_writing, self._connection, self._watch)
             if self._watch is not None:
                 self._watch.refuse_moved()
             # Autocommit: with WAL and synchronous=FULL the row is on disk when execute returns.
@@ -404,9 +408,9 @@ class Ledger:
 
     def close(self) -> None:
         """Closes the file; further calls fail."""
-        if self._watch is not None:
-            ledger_file.end_writing(self._connection, self._watch)
-            self._watch = None
+        if self._ending is not None:
+            self._ending()
+            self._ending = self._watch = None
         self._connection.close()
 
     def __enter__(self) -> Ledger:

@@ -50,6 +50,9 @@ class Contributions(Protocol):
         What `optimizer.zero_grad()` does to gradients. Batches taken in before stay.
         """
 
+    def fix(self) -> None:
+        """From now on nobody changes what the private run rests on."""
+
     def clear(self) -> None:
         """Forget the batch."""
 

@@ -30,6 +30,7 @@ from optical_dfa.capture.program import LARGER, REMEDY, Program, differs, digest
 from optical_dfa.capture.rows import SOMEWHERE, Rows, fits
 
 _NOWHERE = Rows(-1, 0, 1)  # of statistics that only the backward pass reads: in no place that a rule takes
+_UNFILLED = frozenset({"empty", "new_empty", "empty_like", "empty_strided"})
 _ALONE = 2  # users of the memory of a tensor that shares it with none: itself, and whoever asks
 _HOOKS = (
     "a private pass records every layer where it is called, and a part of the module is computed anew in the backward "
@@ -101,6 +102,11 @@ class Following:
         self._failure: Exception | None = None
 
     @property
+    def tracks(self) -> bool:
+        """Whether it knows which tensors hold records."""
+        return self._tracked
+
+    @property
     def separates(self) -> bool:
         """Whether it follows records: two or more, in a pass that is compared."""
         return self._rules
@@ -117,7 +123,7 @@ class Following:
         self._known = {id(x) for part in self.module.modules() for x in _tensors_of(part)}
         for x in inputs:
             if isinstance(x, Tensor):
-                self.note(x, self._first(x), own=True)
+                self.note(x, self._first(x), own=False)
         self._modes = Modes(self)
         try:
             with torch.autograd.graph.disable_saved_tensors_hooks(_HOOKS), self._modes:
@@ -244,6 +250,8 @@ class Following:
         if plan.written or plan.written_names:
             return self._write(func, plan, args, kwargs)
         out = self._drawn(func, plan, args, kwargs) if plan.random else func(*args, **kwargs)
+        if plan.name == "empty_like":
+            out.zero_()
         self._place(plan, args, out, self._judge(func, plan, args, kwargs, out))
         return out
 
@@ -320,8 +328,20 @@ class Following:
         self, func: OpOverload, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any], rows: Rows | None
     ) -> Any:
         """An operation on constants alone."""
+        if plan.written_names:
+            raise self.refusal(f"uses {plan.name} with out=, which is not followed; leave it out")
+        for place in plan.written:
+            if place < len(args) and isinstance(args[place], Tensor) and not self.own(args[place]):
+                raise self.refusal(
+                    f"writes into a tensor that was there before the pass ({plan.name}); compute it anew in every pass"
+                )
         out = self._drawn(func, plan, args, kwargs) if plan.random else func(*args, **kwargs)
+        if plan.name in _UNFILLED and out.numel():
+            out.zero_()  # whatever was in that memory
+        if rows is not None and plan.name == "repeat":
+            rows = Rows(rows.axis, 1, out.shape[rows.axis] // self.records)
         own = not plan.views or (bool(args) and isinstance(args[0], Tensor) and self.own(args[0]))
+        own = own and plan.name != "expand"  # of which several elements are one
         written = {id(args[i]) for i in plan.written if i < len(args)}
         for x in tensors((out,)):
             if id(x) not in written:
@@ -343,7 +363,7 @@ class Following:
     def _place(
         self, plan: Plan, args: tuple[Any, ...], out: Any, found: Rows | tuple[Rows | None, ...]
     ) -> None:
-        own = not plan.views or self.own(args[0])
+        own = plan.name != "expand" and (not plan.views or self.own(args[0]))
         outputs = tensors((out,))
         places = [found] * len(outputs) if isinstance(found, Rows) else list(found)
         for x, rows in zip(outputs, places, strict=False):
@@ -355,22 +375,16 @@ class Following:
 
     def _write(self, func: OpOverload, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """An operation that writes to its arguments: to records of this pass, where they are."""
-        targets = [args[i] for i in plan.written if i < len(args)]
-        targets += [kwargs[name] for name in plan.written_names if name in kwargs]
-        targets = tensors(tuple(targets))
+        if plan.written_names:
+            raise self.refusal(f"uses {plan.name} with out=, which is not followed; leave it out")
+        targets = tensors(tuple(args[i] for i in plan.written if i < len(args)))
         for x in targets:
             if not self.own(x):
                 raise self.refusal(
                     f"writes what it computes of records into a tensor that was there before the pass ({plan.name}): "
                     "it would keep un-noised statistics of records"
                 )
-        found = (
-            self._judge(func, plan, args, kwargs, None)
-            if not plan.random or plan.name == "rrelu_with_noise"
-            else None
-        )
-        if found is None:
-            found = self.rows(targets[0]) or SOMEWHERE
+        found = self._judge(func, plan, args, kwargs, None)
         for x in targets:
             rows = self.rows(x)
             if rows is None and not self._rules:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -13,12 +13,15 @@ from noise_models.errors import UsageError
 _OURS = "optical_dfa."
 
 
-def refuse_unknown_functions(roots: Sequence[Tensor]) -> None:
-    """Refuse a graph with a function of the user's own below one of the roots.
+def refuse_unknown_functions(roots: Sequence[Tensor], leaves: Iterable[Tensor | None]) -> None:
+    """Refuse a graph with a function of the user's own, or a leaf of its own, below one of the roots.
 
+    Args:
+        leaves: where the graph may end: what else requires a gradient would get an un-noised one.
     Raises:
         UsageError: naming the function.
     """
+    known = {id(x) for x in leaves}
     todo: list[Any] = [x.grad_fn for x in roots if x.grad_fn is not None]
     seen = set(todo)
     while todo:
@@ -27,6 +30,11 @@ def refuse_unknown_functions(roots: Sequence[Tensor]) -> None:
             function = getattr(node, "_forward_cls", type(node))
             if not function.__module__.startswith(_OURS):
                 raise _unknown(function.__name__)
+        elif getattr(node, "variable", None) is not None and id(node.variable) not in known:
+            raise UsageError(
+                "the module has a tensor that requires a gradient and is no parameter (a buffer or constant with "
+                "requires_grad=True?), which would get an un-noised one; make it a parameter, or take requires_grad off"
+            )
         elif "CppNode" in node.name():
             raise _unknown(node.name())
         for child, _ in node.next_functions:

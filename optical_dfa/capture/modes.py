@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import wraps
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -59,8 +61,16 @@ _LEAVES: dict[Any, str] = {
     Tensor.untyped_storage: "untyped_storage()", Tensor.storage: "storage()", Tensor.__dlpack__: "dlpack",
     Tensor.__reduce_ex__: "pickle", Tensor.__deepcopy__: "deepcopy",
     vars(torch._C.TensorBase)["grad_fn"].__get__: "grad_fn",
-    Tensor.register_hook: "register_hook()", Tensor.__repr__: "printing", Tensor.__format__: "printing",
+    Tensor.apply_: "apply_()", Tensor.map_: "map_()", Tensor.map2_: "map2_()",
+    Tensor.__repr__: "printing", Tensor.__format__: "printing",
 }  # fmt: skip
+
+
+_HOOKING = frozenset({Tensor.register_hook, Tensor.register_post_accumulate_grad_hook})
+
+
+def _writes(func: Any) -> bool:
+    return getattr(func, "__name__", "") == "__set__"
 
 
 class _Functions(TorchFunctionMode):
@@ -68,11 +78,38 @@ class _Functions(TorchFunctionMode):
         super().__init__()
         self.following = following
 
+    def _entered(self, value: Any) -> Any:
+        """A function that torch is to call: this mode, which torch leaves for its own, watches it too."""
+        if not isinstance(value, FunctionType):
+            return value
+
+        @wraps(value)
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            with _Functions(self.following):
+                return value(*args, **kwargs)
+
+        return watched
+
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         following = self.following
-        if func in _LEAVES and following._tracked and args and isinstance(args[0], Tensor):
+        if func in _HOOKING:
+            raise following.refusal(
+                "puts a hook of its own into the backward pass, which may mix records or keep what it sees; take it out"
+            )
+        if (
+            _writes(func)
+            and following.tracks
+            and any(isinstance(x, Tensor) and following.rows(x) is not None for x in args[1:])
+        ):
+            raise following.refusal("puts records into another tensor by assignment (.data, .grad)")
+        if any(isinstance(x, FunctionType) for x in args) or (
+            kwargs and any(isinstance(x, FunctionType) for x in kwargs.values())
+        ):
+            args = tuple(self._entered(x) for x in args)
+            kwargs = {name: self._entered(x) for name, x in (kwargs or {}).items()}
+        if func in _LEAVES and following.tracks and args and isinstance(args[0], Tensor):
             if following.rows(args[0]) is not None:
                 raise following.refusal(
                     f"takes records out of the operations that can be followed ({_LEAVES[func]})"

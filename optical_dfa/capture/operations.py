@@ -61,8 +61,8 @@ class Call:
         """An argument by the name of the operation's schema."""
         if name in self.kwargs:
             return self.kwargs[name]
-        place = self._names.get(name, len(self.args))
-        return self.args[place] if place < len(self.args) else default
+        place, own = self._names.get(name, (len(self.args), None))
+        return self.args[place] if place < len(self.args) else default if own is None else own
 
     def rows(self, x: Any) -> Rows | None:
         return self._rows(x) if isinstance(x, Tensor) else None
@@ -87,9 +87,11 @@ class Call:
                 found.extend(entry for entry in value if isinstance(entry, Tensor))
         return found
 
-    def together(self, tensors: Sequence[Tensor], ndim: int) -> Rows:
+    def together(self, tensors: Sequence[Tensor], ndim: int, broadcast: bool = True) -> Rows:
         """Where the records are, counted from the last axis, of operands that are broadcast to `ndim` axes.
 
+        Args:
+            broadcast: whether the operation repeats an axis of size 1.
         Raises:
             MixingError: they are not in one place, or a constant differs from record to record.
         """
@@ -108,7 +110,7 @@ class Call:
             if self.rows(x) is not None:
                 continue
             axis = place.axis - (ndim - x.ndim)
-            if axis < 0 or x.shape[axis] == 1:
+            if axis < 0 or (broadcast and x.shape[axis] == 1):
                 continue
             if not self._uniform(x, place.moved(axis)):
                 raise MixingError(
@@ -142,9 +144,10 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 
 
 @cache
-def _signature(func: OpOverload) -> tuple[str, dict[str, int]]:
+def _signature(func: OpOverload) -> tuple[str, dict[str, tuple[int, Any]]]:
+    """Its name, and by name of an argument its place and default."""
     arguments = func._schema.arguments
-    return base_name(func), {argument.name: place for place, argument in enumerate(arguments)}
+    return base_name(func), {a.name: (place, a.default_value) for place, a in enumerate(arguments)}
 
 
 def base_name(func: OpOverload) -> str:
@@ -187,7 +190,7 @@ def _free_of_last(x: Tensor, rows: Rows, axes: int) -> Rows:
 
 @rule("where", "clone", "detach", "alias", "_to_copy", "copy", "masked_fill", "fill", "zero", "lift_fresh", "dropout",
       "isnan", "nan_to_num", "contiguous", "bernoulli", "uniform", "normal", "exponential", "bucketize", "to",
-      "_conj", "isin", "native_dropout")  # fmt: skip
+      "_conj", "isin", "native_dropout", "hardswish", "complex", "polar", "log_sigmoid_forward")  # fmt: skip
 def pointwise(call: Call) -> Placed:
     if call.name == "where" and len(call.args) == 1:
         raise MixingError("by an output whose size depends on them")
@@ -216,6 +219,12 @@ def rrelu(call: Call) -> Placed:
 @rule("_prelu_kernel", "prelu")
 def prelu(call: Call) -> Placed:
     return call.together([call.get("self"), call.get("weight")], call.get("self").ndim)
+
+
+@rule("view_as_real", "view_as_complex")
+def complex_view(call: Call) -> Placed:
+    x, rows = call.only()
+    return rows if call.name == "view_as_real" else _free_of_last(x, rows, 1)
 
 
 @rule("_fft_r2c", "_fft_c2r", "_fft_c2c")
@@ -386,14 +395,14 @@ def index_select(call: Call) -> Placed:
 @rule("gather", "take_along_dim")
 def gather(call: Call) -> Placed:
     x = call.get("self")
-    return _across(call.together([x, call.get("index")], x.ndim), call.get("dim"), x.ndim)
+    return _across(call.together([x, call.get("index")], x.ndim, broadcast=False), call.get("dim"), x.ndim)
 
 
 @rule("scatter", "scatter_add", "scatter_reduce")
 def scatter(call: Call) -> Placed:
     x, source = call.get("self"), call.get("src")
     operands = [x, call.get("index"), *([source] if isinstance(source, Tensor) else [])]
-    return _across(call.together(operands, x.ndim), call.get("dim"), x.ndim)
+    return _across(call.together(operands, x.ndim, broadcast=False), call.get("dim"), x.ndim)
 
 
 @rule("index_copy", "index_add", "index_fill")

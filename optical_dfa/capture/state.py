@@ -60,8 +60,18 @@ class Attributes:
                     tokens[path] = id(value)
                 if isinstance(value, (*_PLAIN, list, tuple, dict)) and not _holds_tensors(value):
                     settings.append((path, repr(value)))
+            for owner in type(part).__mro__[: type(part).__mro__.index(nn.Module)]:
+                for key, value in vars(owner).items():
+                    if isinstance(value, Tensor | np.ndarray | list | dict | set | deque):
+                        path = f"{owner.__name__}.{key}"
+                        try:
+                            tokens[path] = _token(value, _DEPTH, set())
+                        except _OpaqueError:
+                            tokens[path] = id(value)
         for path, buffer in module.named_buffers():
             tokens[path] = (id(buffer), buffer._version)
+        for path, parameter in module.named_parameters():
+            tokens[path] = id(parameter)
         return cls(tokens, tuple(settings), opaque)
 
     def refuse_opaque(self) -> None:
@@ -133,10 +143,16 @@ def refuse_extra_state(module: nn.Module) -> None:
         UsageError: naming the part.
     """
     for name, part in module.named_modules():
-        if type(part).get_extra_state is not nn.Module.get_extra_state or "get_extra_state" in vars(part):
+        for method in ("get_extra_state", "state_dict", "_save_to_state_dict"):
+            if getattr(type(part), method) is not getattr(nn.Module, method) or method in vars(part):
+                raise UsageError(
+                    f"{name or 'the module'} ({type(part).__name__}) puts a state of its own into checkpoints "
+                    f"({method}), which is released without noise; keep it in buffers that a pass leaves alone"
+                )
+        if part._state_dict_hooks or part._state_dict_pre_hooks:
             raise UsageError(
-                f"{name or 'the module'} ({type(part).__name__}) puts a state of its own into checkpoints "
-                "(get_extra_state), which is released without noise; keep it in buffers that a pass leaves alone"
+                f"{name or 'the module'} ({type(part).__name__}) has a hook on its state_dict, which is released "
+                "without noise; take the hook off"
             )
 
 
@@ -173,8 +189,10 @@ def _token(value: Any, depth: int, above: set[int]) -> Any:
         return type(value), value.tobytes()
     if isinstance(value, array.array | bytearray | memoryview):
         return type(value), bytes(value)
-    if isinstance(value, nn.Module):
-        return id(value)  # a part kept in a list, say; its own attributes are looked at if it is registered
+    if isinstance(value, nn.Module):  # kept in a list, say, where nobody else looks at it
+        inner = {key: entry for key, entry in vars(value).items() if key not in _OWN}
+        inner |= {**value._parameters, **value._buffers}
+        return id(value), tuple((key, _token(entry, depth - 1, above)) for key, entry in inner.items())
     if isinstance(value, list | tuple | deque):
         return type(value), tuple(_token(entry, depth - 1, above) for entry in value)
     if isinstance(value, set | frozenset):

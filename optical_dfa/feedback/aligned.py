@@ -153,6 +153,7 @@ class AlignedModule(nn.Module):
         if isinstance(self.state, GradientState):
             return self.state.run(self, args, kwargs)
         self._tape.kept = []
+        records: int | None = None
         if self.state is not None:
             self.state.begin()
         try:
@@ -169,8 +170,9 @@ class AlignedModule(nn.Module):
                         "a private module takes no hooks around it: they see the batch as a whole"
                     )
                 tried = partial(program_of, self, args, kwargs)
-                with self._capture.recording(args, kwargs, tried) as following:
-                    output = self.module(*args, **kwargs)
+                with self._capture.recording(args, kwargs, tried) as (following, given, named):
+                    output = self.module(*given, **named)
+                args, records = tuple(given), self._capture.expected_records()
                 points = [(self.points[index].name, h) for index, h in self._tape.kept]
                 self._capture.check_pass(following, output, points)
             kept = self._tape.kept if self.rule.teaches_hidden else []
@@ -191,7 +193,7 @@ class AlignedModule(nn.Module):
             else self._context(args, output)
         )
         result: Tensor = _RootFeedback.apply(self, indices, context, output, *(h for _, h in kept))  # type: ignore[no-untyped-call]
-        return result
+        return result if records is None or records == len(result) else result[:records]
 
     def _refuse_leaks(
         self, indices: Sequence[int], output: Tensor, kept: Sequence[tuple[int, Tensor]]
@@ -232,8 +234,9 @@ class AlignedModule(nn.Module):
                 mean is put back, on output and hidden layers alike.
             context: what the rule noted of the forward pass (`FeedbackRule.context`, or `TeachingState.observe`).
         """
-        records = grad.shape[0] if self.loss_reduction == "mean" else 1
-        error = grad * records if records != 1 else grad
+        realised = grad.shape[0] if self._capture is None else self._capture.expected_records() or 0
+        records = realised if self.loss_reduction == "mean" else 1
+        error = grad * records if records != 1 or self._capture is not None else grad  # nobody else's memory
         signals: list[Tensor | None] = [None for _ in self.points]
         if self.points and self.rule.teaches_hidden:
             rows = error.reshape(-1, components(error))

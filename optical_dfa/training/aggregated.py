@@ -100,7 +100,7 @@ class AggregatedCapture(Capture):
                 "a second backward pass went over this batch; release aggregate takes one forward and one backward "
                 "pass a step"
             )
-        self._lifted = lifted
+        self._lifted = lifted[: self.expected_records()]
         return [lifted.new_zeros(1, 1).expand(len(lifted), point.width) for point in self._points]
 
     def forget_passes(self) -> None:

@@ -144,6 +144,9 @@ class Capture:
         self.anchor: Tensor | None = None
         self.programs: dict[Any, Program] = {}
         self._reached: dict[int, list[Use]] = {}
+        self._given: list[Tensor] = []
+        self._records = 0
+        self._fixed = False
         self._contributions: dict[str, Contribution] | None = None
         self._positions = 1
         self._work = Workspace()
@@ -173,10 +176,24 @@ class Capture:
             "following": None,
             "noting": None,
             "_reached": {},
+            "_given": [],
+            "_fixed": False,
             "_contributions": None,
             "expected_records": _no_batch,
         }
         return {**self.__dict__, **nothing}
+
+    def fix(self) -> None:
+        """From now on nobody changes what the private run rests on."""
+        self._fixed = True
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _STEERING and self.__dict__.get("_fixed", False):
+            raise UsageError(
+                f"attribute {name} of what records contributions is fixed once the run is private; make the module "
+                "private again, with a new engine, for other settings"
+            )
+        super().__setattr__(name, value)
 
     def _parts(self) -> list[tuple[nn.Module, int, bool]]:
         """The module's parts, how many hooks each has, and whether its forward was replaced."""
@@ -207,14 +224,17 @@ class Capture:
     @contextmanager
     def recording(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], program: Callable[[], Program]
-    ) -> Iterator[Following]:
+    ) -> Iterator[tuple[Following, list[Any], dict[str, Any]]]:
         """One captured forward pass: parameters frozen, trained layers recorded, operations followed, masks secret.
+
+        The module is never given fewer than two records, so that a pass cannot tell by its size who is there: one is
+        doubled, for none there are two of zeros, and what these contribute is left out.
 
         Args:
             args, kwargs: what the module is called with.
             program: what passes over inputs like these do, tried on a copy.
         Returns:
-            how it is followed.
+            how it is followed, and what to call the module with: copies, which nobody changes afterwards.
         Raises:
             UsageError: no batch was handed out, or another one; the module was changed since it was probed; the pass
                 mixes records, does what cannot be followed, or changes what stays after it.
@@ -238,7 +258,11 @@ class Capture:
             )
         self.hold()
         attributes = Attributes.of(self.module)
-        following = self.noting or self._follow(args, kwargs, records, attributes, program)
+        self._given = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+        self._records = records
+        args = [_at_least_two(x) for x in args]
+        kwargs = {name: _at_least_two(x) for name, x in kwargs.items()}
+        following = self.noting or self._follow(args, kwargs, max(LEAST, records), attributes, program)
         thawed = [p for p in self.module.parameters() if p.requires_grad]
         held = Held(self.module, self.parameters)
         self.calls = []
@@ -249,7 +273,7 @@ class Capture:
             for p in thawed:
                 p.requires_grad_(False)
             with following.on((*args, *kwargs.values())):
-                yield following
+                yield following, args, kwargs
         finally:
             self.active, self.following = False, None
             for p in thawed:
@@ -285,7 +309,7 @@ class Capture:
             rule: its name.
             given: what it starts from, records (or their positions, record by record) first.
         """
-        records = self.expected_records() or 0
+        records = max(LEAST, self.expected_records() or 0)
         if any(isinstance(x, Tensor) and (x.shape[0] % records if records else x.shape[0]) for x in given):
             raise UsageError(_EARLIER)
         following = Following(self.module, records, self.masks, None, rule)
@@ -305,8 +329,8 @@ class Capture:
         _check_rows(following, "the output", output)
         for name, h in kept:
             _check_rows(following, f"feedback point {name}", h)
-        refuse_unknown_functions([output, *(h for _, h in kept)])
-        records = self.expected_records()
+        refuse_unknown_functions([output, *(h for _, h in kept)], [self.anchor, *self._given])
+        records = following.records
         if any(x.shape[0] != records for _, x, _ in self.calls) or output.shape[:1] != (records,):
             raise UsageError(_OTHER_BATCH)
 
@@ -401,6 +425,8 @@ class Capture:
         task = torch._C._current_graph_task_id()
         if task not in self._reached:
             self._reached = {task: []}  # what a torch.autograd.grad came to is dropped
+        if self._records < LEAST:
+            use = Use(use.layer, use.x[: self._records], use.delta[: self._records])
         self._reached[task].append(use)
 
     def _accumulated(self, anchor: Tensor) -> None:
@@ -477,6 +503,11 @@ _EARLIER = (
     "a backward pass went through the graph of an earlier private batch; a step is made of the batch now handed out "
     "alone"
 )
+LEAST = 2  # records that a private pass is made of
+_STEERING = frozenset({
+    "module", "parameters", "sizes", "dimension", "layers", "held", "expected_records", "masks", "programs", "_probed",
+    "_positions", "_fixed",
+})  # fmt: skip
 _PROGRAMS = 64  # kept; text of many lengths has many
 _OTHER_BATCH = (
     "the batch of a private pass is not the one that the private loader handed out last; give the module that batch, "
@@ -508,6 +539,15 @@ def _check_rows(following: Following, name: str, x: Tensor) -> None:
 
 def _entries(x: Any) -> Any:
     return x.values() if isinstance(x, dict) else x
+
+
+def _at_least_two(x: Any) -> Any:
+    """A copy of an input, with rows for at least two records."""
+    if not isinstance(x, Tensor):
+        return x
+    if len(x) >= LEAST:
+        return x.clone()
+    return torch.cat([x, x]) if len(x) else x.new_zeros(LEAST, *x.shape[1:])
 
 
 def _like(x: Any) -> Any:

@@ -159,7 +159,7 @@ class GatedCapture(Capture):
                     f"layer {layer} is not followed at once by an activation that is a feedback point, nor is it the "
                     "output; use a chain of nn.Linear and activation modules, such as --model mlp:256"
                 )
-        self._outputs, self._logits = {}, output.detach()
+        self._outputs, self._logits = {}, output.detach()[: self.expected_records()]
 
     def forget_passes(self) -> None:
         if self.uses:  # otherwise the forward pass still awaits its backward pass
@@ -190,6 +190,8 @@ class GatedCapture(Capture):
         ):  # stable: the output goes last
             use, output = uses[name], name == self._last
             signal = use.delta
+            if not output:
+                self._gates[name] = self._gates[name][: len(signal)]
             if output:
                 gate, taught = torch.ones_like(signal), signal
             else:
@@ -212,7 +214,7 @@ class GatedCapture(Capture):
 
     def _taught(self, name: str, signal: Tensor, gate: Tensor) -> Tensor:
         """The signal at the layer's feedback point, which times the gate is the one at the layer, and nothing else."""
-        taught = self._signals.get(name)
+        taught = self._signals[name][: len(signal)] if name in self._signals else None
         if taught is None:
             raise UsageError(f"no teaching signal reached the activation after layer {name}; use rule dfa")
         expected = gate * taught

@@ -372,3 +372,21 @@ def test_a_ledger_without_leave_to_read_is_not_checked(
     monkeypatch.setattr(Path, "stat", refuse)
     with pytest.raises(LedgerUnreadableError, match="nothing was"):
         audit(tmp_path / "run" / "ledger.sqlite")
+
+
+@pytest.mark.parametrize("ending", ["the end of the program", "nobody holds it", "an error"])
+def test_a_ledger_that_nobody_closed_is_whole(tmp_path: Path, ending: str) -> None:
+    """As a script leaves it that never heard of close()."""
+    path = tmp_path / "run.sqlite"
+    last = {"the end of the program": "", "nobody holds it": "del ledger", "an error": "raise ValueError"}[ending]
+    script = (
+        "import sys\nfrom privacy.ledger import Ledger\n"
+        f"ledger = Ledger.create({str(path)!r}, {{'release': 'none', 'reproducible': False}})\n"
+        f"ledger.append_event('note', {{'a': 1}})\n{last}\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, timeout=60)
+    with Ledger.open(path, read_only=True) as ledger:
+        assert ledger.verify() == []
+        assert ledger.events("note") == [{"a": 1}]
+    with Ledger.open(path) as ledger:
+        ledger.append_event("note", {"a": 2})
