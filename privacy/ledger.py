@@ -14,8 +14,8 @@ import json
 import os
 import secrets
 import sqlite3
-import weakref
 import stat
+import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

@@ -25,7 +25,19 @@ from noise_models.generator import NoiseGenerator
 from optical_dfa.capture.masks import DRAWN, draw
 from optical_dfa.capture.modes import Modes
 from optical_dfa.capture.operations import Call, MixingError
-from optical_dfa.capture.plans import FACTORIES, SIZED, Plan, argument_of, entry_of, number, plan_of, tensors
+from optical_dfa.capture.plans import (
+    FACTORIES,
+    NAMES,
+    RESHAPING,
+    SIZED,
+    SIZES,
+    Plan,
+    argument_of,
+    entry_of,
+    number,
+    plan_of,
+    tensors,
+)
 from optical_dfa.capture.program import LARGER, REMEDY, Program, differs, digest_of, first_difference
 from optical_dfa.capture.rows import SOMEWHERE, Rows, fits
 
@@ -45,12 +57,13 @@ class _Note:
         following: the pass; a note of an earlier one shows that something was kept.
         rows: where it holds records, None for a constant.
         own: whether its memory was made in this pass.
+        number: of all the pass has made, by which operations are told what they work on.
     """
 
-    __slots__ = ("following", "own", "rows")
+    __slots__ = ("following", "number", "own", "rows")
 
-    def __init__(self, following: Following, rows: Rows | None, own: bool) -> None:
-        self.following, self.rows, self.own = following, rows, own
+    def __init__(self, following: Following, rows: Rows | None, own: bool, number: int | str) -> None:
+        self.following, self.rows, self.own, self.number = following, rows, own, number
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _nothing, ()  # copies and pickles of a tensor are of no pass
@@ -92,9 +105,9 @@ class Following:
         self.constants: list[Tensor] = []
         self._tracked = program is not None or rule is not None
         self._rules = self._tracked and records > 1
-        self._notes: dict[tuple[Rows | None, bool], _Note] = {}
+        self._made = 0
         self._memory: set[int] = set()
-        self._known: set[int] = set()
+        self._known: dict[int, str] = {}
         self._strangers: dict[int, Tensor] = {}  # kept, so that no other tensor takes their identity
         # Of a small batch everything is kept to the end, so that no memory is used twice.
         self._kept: list[Tensor] | None = [] if records <= LARGER else None
@@ -120,7 +133,11 @@ class Following:
         Raises:
             UsageError: naming the module and the operation.
         """
-        self._known = {id(x) for part in self.module.modules() for x in _tensors_of(part)}
+        self._known = {
+            id(x): f"{name}.{key}"
+            for name, part in self.module.named_modules()
+            for key, x in _tensors_of(part)
+        }
         for x in inputs:
             if isinstance(x, Tensor):
                 self.note(x, self._first(x), own=False)
@@ -162,12 +179,17 @@ class Following:
 
     # ---- notes
 
-    def note(self, x: Tensor, rows: Rows | None, own: bool) -> None:
-        """Note where `x` holds records."""
-        note = self._notes.get((rows, own))
-        if note is None:
-            note = self._notes[rows, own] = _Note(self, rows, own)
-        x._followed = note  # type: ignore[attr-defined]
+    def note(self, x: Tensor, rows: Rows | None, own: bool, number: int | str | None = None) -> None:
+        """Note where `x` holds records.
+
+        Args:
+            own: whether its memory was made in this pass.
+            number: of what it is another name of; None is a new one.
+        """
+        if number is None:
+            self._made += 1
+            number = self._made
+        x._followed = _Note(self, rows, own, number)  # type: ignore[attr-defined]
         if rows is not None:
             self._memory.add(x.data_ptr())
             if self._kept is not None:
@@ -209,6 +231,14 @@ class Following:
         # Else the memory may have been free again; a small batch showed that the module knows no such names.
         return bool(torch._C._storage_Use_Count(x.untyped_storage()._cdata) > _ALONE)
 
+    def _operand(self, x: Tensor) -> int | str:
+        """What a tensor is in the account of the pass: the number of what was made, or a name."""
+        found = getattr(x, "_followed", None)
+        if found is not None and found.following is self:
+            number: int | str = found.number
+            return number
+        return self._known.get(id(x), "constant")
+
     def own(self, x: Tensor) -> bool:
         """Whether the memory of `x` was made in this pass."""
         found = getattr(x, "_followed", None)
@@ -227,7 +257,7 @@ class Following:
 
     def _dispatch(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         plan = plan_of(func)
-        if plan.simple and self._rules:
+        if plan.simple and self._rules and plan.name not in NAMES:
             out = self._quick(func, plan, args, kwargs)
             if out is not None:
                 return out
@@ -238,8 +268,12 @@ class Following:
         for x in tensors((*args, *kwargs.values())) if kwargs else tensors(args):
             if self.rows(x) is not None:
                 held = True
-        if plan.logged:
-            self.entries.append(entry_of(plan, args, kwargs))
+        if plan.name in NAMES:  # torch takes such as it likes
+            out = func(*args, **kwargs)
+            self.note(out, self.rows(args[0]), self.own(args[0]), self._operand(args[0]))
+            return out
+        given = tensors((*args, *kwargs.values())) if kwargs else tensors(args)
+        self.entries.append((*entry_of(plan, args, kwargs), *map(self._operand, given)))
         sizes = self._sizes(func, plan, args, kwargs, held)
         if not held or plan.name in FACTORIES:
             return self._constant(func, plan, args, kwargs, sizes)
@@ -263,7 +297,9 @@ class Following:
         What most operations of a pass are, in less time than their rules take.
         """
         place: Rows | None = None
-        ndim, entry = 0, [plan.name]
+        ndim = 0
+        entry: list[Any] = [plan.name]
+        operands: list[Any] = []
         for x in args:
             if type(x) is Tensor or type(x) is nn.Parameter:
                 note = getattr(x, "_followed", None)
@@ -271,22 +307,24 @@ class Following:
                     if x.ndim:
                         return None
                     self.rows(x)
-                elif place is None:
+                    operands.append(self._operand(x))
+                    continue
+                operands.append(note.number)
+                if place is None:
                     place, ndim = note.rows, x.ndim
                 elif place != note.rows or ndim != x.ndim:
                     return None
             elif type(x) is float:
                 entry.append(repr(x))
             elif type(x) is int or type(x) is bool:
-                entry.append(x)  # type: ignore[arg-type]
+                entry.append(x)
             else:
                 return None
         if place is None:
             return None
         if kwargs:
-            entry += ((name, number(value)) for name, value in kwargs.items())  # type: ignore[misc]
-        if plan.logged:
-            self.entries.append(tuple(entry))
+            entry += ((name, number(value)) for name, value in kwargs.items())
+        self.entries.append((*entry, *operands))
         out: Tensor = func(*args, **kwargs)
         if out.shape[place.axis] != place.outer * self.records * place.inner:
             raise self.refusal(f"uses {plan.name} in a way that is not followed")
@@ -302,7 +340,7 @@ class Following:
         if plan.name == "arange":
             asked: tuple[Any, ...] = tuple(value for value in args if isinstance(value, int | float))
         else:
-            asked = tuple(argument_of(func, args, kwargs, ("size", "repeats")))
+            asked = tuple(argument_of(func, args, kwargs, SIZES))
         place = len(self.asked)
         self.asked.append(asked)
         if self.program is None:
@@ -316,6 +354,8 @@ class Following:
         axes = [axis for axis, (multiple, _) in enumerate(wanted) if multiple]
         if not axes or (held and plan.name not in FACTORIES):
             return None
+        if plan.name in RESHAPING:
+            raise differs(plan.name)
         if plan.name == "arange":
             raise self.refusal(
                 "counts the records (arange): a record's contribution may not depend on its place"
@@ -403,7 +443,7 @@ class Following:
             if not any(x is target for target in targets):
                 self.note(x, found if isinstance(found, Rows) else found[0], own=True)
         if self._rules and targets and isinstance(found, Rows) and self.rows(targets[0]) != found:
-            self.note(targets[0], found, own=True)  # in-place views
+            self.note(targets[0], found, own=True, number=self._operand(targets[0]))  # in-place views
         return out
 
     def _drawn(self, func: OpOverload, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -446,10 +486,10 @@ class Following:
         return UsageError(f"{where} {what}; {REMEDY}")
 
 
-def _tensors_of(part: nn.Module) -> Iterator[Tensor]:
-    yield from part.parameters(recurse=False)
-    yield from part.buffers(recurse=False)
-    yield from (value for value in vars(part).values() if isinstance(value, Tensor))
+def _tensors_of(part: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from part.named_parameters(recurse=False)
+    yield from part.named_buffers(recurse=False)
+    yield from ((key, value) for key, value in vars(part).items() if isinstance(value, Tensor))
 
 
 def _running(module: nn.Module) -> str:

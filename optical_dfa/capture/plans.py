@@ -18,13 +18,11 @@ FACTORIES = frozenset({
     "zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty", "rand", "randn",
     "_efficientzerotensor",
 })  # fmt: skip
-SIZED = FACTORIES | {"expand", "repeat", "arange"}
-# Where things are, not what they are: their sizes are followed by the rules.
-_LAYOUT = frozenset({
-    "view", "_unsafe_view", "reshape", "_reshape_alias", "clone", "detach", "alias", "expand", "permute", "transpose",
-    "t", "unsqueeze", "squeeze", "contiguous", "_to_copy",
-})  # fmt: skip
-_PRODUCTS = frozenset({"mm", "bmm", "matmul", "addmm", "baddbmm", "linear"})
+NAMES = frozenset({"detach", "alias"})  # another name of the same values
+RESHAPING = frozenset({"view", "_unsafe_view", "reshape", "_reshape_alias"})
+# Called with sizes, which are compared by themselves: they may be multiples of the number of records.
+SIZED = FACTORIES | RESHAPING | {"expand", "repeat", "arange"}
+SIZES = ("size", "repeats", "shape")
 
 
 class Plan:
@@ -36,12 +34,11 @@ class Plan:
         written: places of the positional arguments that it writes to, and names of the keyword ones.
         random: whether it draws.
         reads: whether it takes a value into Python.
-        logged: whether it is one of the operations that two passes are compared by.
         simple: whether it works element by element, and makes one tensor.
         views: whether what it returns shares memory with its first argument.
     """
 
-    __slots__ = ("logged", "name", "random", "reads", "rule", "simple", "views", "written", "written_names")
+    __slots__ = ("name", "random", "reads", "rule", "simple", "views", "written", "written_names")
 
     def __init__(self, func: OpOverload) -> None:
         self.name = base_name(func)
@@ -55,7 +52,6 @@ class Plan:
         returned = func._schema.returns
         self.views = any(r.alias_info is not None and not r.alias_info.is_write for r in returned)
         self.reads = self.name in ("_local_scalar_dense", "equal", "is_nonzero", "item")
-        self.logged = self.name not in _LAYOUT
         self.simple = (
             (self.rule is pointwise or self.rule is None)
             and (torch.Tag.pointwise in func.tags or self.name in ("detach", "alias", "_to_copy"))
@@ -70,17 +66,16 @@ def plan_of(func: OpOverload) -> Plan:
 
 
 def entry_of(plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
-    """What was called with which numbers: sizes and layouts are left to the rules."""
-    if plan.name in _PRODUCTS:
-        return ("product",)
-    if plan.name in FACTORIES:
-        return (plan.name, *(value for value in args if isinstance(value, int | float | bool)))
-    if plan.name == "repeat" or plan.name == "arange":
-        return (plan.name,)
-    if plan.name == "native_group_norm":
-        return (plan.name, *args[4:])
+    """What was called with which numbers; sizes that may be multiples of the number of records are left out."""
+    if plan.name == "native_group_norm":  # its fourth argument is the number of records
+        args = args[4:]
+    elif plan.name == "arange":
+        args = ()
+    elif plan.name in SIZED:
+        args = tuple(value for value in args if not isinstance(value, list | tuple))
     numbers = tuple(number(value) for value in args if not isinstance(value, Tensor))
-    return (plan.name, *numbers, *((name, number(value)) for name, value in kwargs.items()))
+    named = ((name, number(value)) for name, value in kwargs.items() if name not in SIZES)
+    return (plan.name, *numbers, *named)
 
 
 def number(value: Any) -> Any:

@@ -378,7 +378,9 @@ def test_a_ledger_without_leave_to_read_is_not_checked(
 def test_a_ledger_that_nobody_closed_is_whole(tmp_path: Path, ending: str) -> None:
     """As a script leaves it that never heard of close()."""
     path = tmp_path / "run.sqlite"
-    last = {"the end of the program": "", "nobody holds it": "del ledger", "an error": "raise ValueError"}[ending]
+    last = {"the end of the program": "", "nobody holds it": "del ledger", "an error": "raise ValueError"}[
+        ending
+    ]
     script = (
         "import sys\nfrom privacy.ledger import Ledger\n"
         f"ledger = Ledger.create({str(path)!r}, {{'release': 'none', 'reproducible': False}})\n"
