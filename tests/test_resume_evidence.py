@@ -15,7 +15,7 @@ import pytest
 from safetensors import SafetensorError
 
 from optical_dfa.cli import main
-from optical_dfa.training import checkpoint
+from privacy import checkpoint
 from privacy.auditing.audit import audit
 from privacy.ledger import Ledger
 

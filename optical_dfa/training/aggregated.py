@@ -100,7 +100,7 @@ class AggregatedCapture(Capture):
                 "a second backward pass went over this batch; release aggregate takes one forward and one backward "
                 "pass a step"
             )
-        self._lifted = lifted[: self.expected_records()]
+        self._lifted = lifted
         return [lifted.new_zeros(1, 1).expand(len(lifted), point.width) for point in self._points]
 
     def forget_passes(self) -> None:
@@ -109,7 +109,7 @@ class AggregatedCapture(Capture):
 
     def _gather(self) -> dict[str, Contribution]:
         if self._lifted is not None and not self._placed:
-            self._place(self._lifted)
+            self._place(self._lifted[: self._records])
             self._placed = True
         return super()._gather()
 

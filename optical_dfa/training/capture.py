@@ -272,7 +272,7 @@ class Capture:
         try:
             for p in thawed:
                 p.requires_grad_(False)
-            with following.on((*args, *kwargs.values())):
+            with _casts_anew(), following.on((*args, *kwargs.values())):
                 yield following, args, kwargs
         finally:
             self.active, self.following = False, None
@@ -539,6 +539,17 @@ def _check_rows(following: Following, name: str, x: Tensor) -> None:
 
 def _entries(x: Any) -> Any:
     return x.values() if isinstance(x, dict) else x
+
+
+@contextmanager
+def _casts_anew() -> Iterator[None]:
+    """Autocast keeps what it has cast from one pass to the next, which then does less."""
+    kept = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(kept)
 
 
 def _at_least_two(x: Any) -> Any:

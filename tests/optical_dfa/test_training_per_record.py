@@ -73,5 +73,5 @@ def test_aggregate_counts_the_columns_that_it_projects() -> None:
 
 def test_aggregate_with_the_default_rule_says_which_one_it_takes() -> None:
     with pytest.raises(UsageError, match="needs rule gated-dfa") as error:
-        train(TrainConfig(release="aggregate", **SETTINGS))
+        train(TrainConfig(release="aggregate", rule="dfa", **SETTINGS))
     assert "\n" not in str(error.value)

@@ -167,8 +167,7 @@ def test_modules_that_cannot_be_made_private_get_one_line(
     wrap: Callable[[nn.Module], Any], words: str
 ) -> None:
     net = plain()
-    module = wrap(net)
-    refused(lambda: PrivacyEngine().make_private(**arguments(net, module)), words)
+    refused(lambda: PrivacyEngine().make_private(**arguments(net, wrap(net))), words)
 
 
 # ---- gradient scalers
