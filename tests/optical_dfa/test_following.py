@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - as everybody calls it
 
 from noise_models.errors import UsageError
+from noise_models.generator import NoiseGenerator
 from optical_dfa.feedback import align
 from optical_dfa.feedback.dfa import DirectFeedbackAlignment
 from optical_dfa.models import build
@@ -141,7 +142,87 @@ def through_dlpack(self: Any, h: Tensor) -> Tensor:
     return h / loud(other).max()
 
 
+def many(h: Tensor) -> bool:
+    """In a batch of one size alone, which no probe has."""
+    return len(h) == 4096
+
+
+def assigned(self: Any, h: Tensor) -> Tensor:
+    other = torch.zeros(1)
+    other.data = h.detach()
+    return h / loud(other).max()
+
+
+def written_through_expand(self: Any, h: Tensor) -> Tensor:
+    shared = torch.zeros(1, WIDTH)
+    shared.expand(len(h), WIDTH).masked_fill_(h.detach().abs() > 20, 1.0)
+    return h * (1 - shared.max())
+
+
+def drawn_elsewhere(self: Any, h: Tensor) -> Tensor:
+    drawn = torch.zeros(2, len(h), WIDTH // 2).view(2 * len(h), WIDTH // 2)
+    drawn.bernoulli_((h.detach().abs() > 20).float().view(-1, WIDTH // 2))
+    return h * (1 - drawn.view(2, len(h), -1).amax((0, 2)).unsqueeze(1))
+
+
+def resized(self: Any, h: Tensor) -> Tensor:
+    made = torch.zeros(len(h), WIDTH)
+    torch.mul(h.detach(), 1.0, out=made)
+    return h + made
+
+
+def read_by_a_callback(self: Any, h: Tensor) -> Tensor:
+    def distance(a: Tensor, b: Tensor) -> Tensor:
+        return (a - b).norm(dim=1) + float(a.detach().numpy().max() > 100)
+
+    return (
+        h
+        + F.triplet_margin_with_distance_loss(h, h + 1, h + 2, distance_function=distance, reduction="none")[
+            :, None
+        ]
+    )
+
+
+def read_by_apply(self: Any, h: Tensor) -> Tensor:
+    top = [0.0]
+    h.detach().clone().apply_(lambda value: top.append(value) or value)
+    return h * (2.0 if max(top) > 100 else 1.0)
+
+
+def own_leaf(self: Any, h: Tensor) -> Tensor:
+    return h * torch.ones(WIDTH).requires_grad_(torch.is_grad_enabled())
+
+
+def own_leaf_with_a_hook(self: Any, h: Tensor) -> Tensor:
+    scale = torch.ones(WIDTH).requires_grad_(torch.is_grad_enabled())
+    if scale.requires_grad:
+        scale.register_hook(lambda grad: self.table.data[:WIDTH].add_(grad))
+    return h * scale
+
+
 MIXING: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "assignment": assigned,
+    "written through expand": written_through_expand,
+    "drawn elsewhere": drawn_elsewhere,
+    "out=": resized,
+    "a callback": read_by_a_callback,
+    "apply_": read_by_apply,
+    "a leaf of its own": own_leaf,
+    "a leaf of its own with a hook": own_leaf_with_a_hook,
+    "a scatter of one row": lambda self, h: h.scatter(1, torch.arange(6).view(1, 6), 0.0),
+    "another operand at one size": lambda self, h: h * (self.table[:1] if many(h) else self.table[1:2]),
+    "another order at one size": lambda self, h: h - 2 * h.relu() if many(h) else 2 * h.relu() - h,
+    "another layout at one size": lambda self, h: (
+        h * (torch.arange(4.0).view(2, 2).t() if many(h) else torch.arange(4.0).view(2, 2).clone())[0, 1]
+    ),
+    "another view at one size": lambda self, h: (
+        h * torch.arange(6.0).view(-1, 2 if many(h) else 3)[1, 0]
+    ),
+    "another factor at one size": lambda self, h: torch.addmm(h, h, torch.eye(WIDTH), alpha=2.0 if many(h) else 1.0),
+    "another type at one size": lambda self, h: h.to(torch.float64 if many(h) else torch.float32).float(),
+    "another type of a constant": lambda self, h: (
+        h * torch.full((1,), 1.5, dtype=torch.int32 if many(h) else torch.float32)
+    ),
     "loudest": lambda self, h: h / (h.abs().max() / 20).clamp_min(1),
     "loudest along the batch": lambda self, h: h / loud(h).amax(0),
     "mean": lambda self, h: h - h.mean(0),
@@ -207,6 +288,71 @@ def private(net: nn.Module, *example: Tensor, records: int = 4096) -> Any:
     aligned = align(net, rule="bp", example=example or (FLAT,), show=None)
     aligned.start_capture().expected_records = lambda: records
     return aligned
+
+
+class OneAlone(nn.Module):
+    """The usual guard for a batch of one, which turns what a record contributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.drop, self.two = nn.Linear(WIDTH, WIDTH), nn.Dropout(0.1), nn.Linear(WIDTH, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) == 0:
+            raise RuntimeError("nothing to reshape")
+        h = self.one(x.view(len(x), -1))
+        return self.two(self.drop(h if len(h) > 1 else -h))
+
+
+@pytest.mark.parametrize("records", [0, 1, 2])
+def test_a_module_never_sees_fewer_than_two_records(records: int) -> None:
+    """So it cannot tell by the batch's size who is there, nor fail on an empty one."""
+    aligned = private(OneAlone(), records=records)
+    sums = []
+    for size in (records, records + 1):
+        aligned._capture.expected_records = lambda size=size: size
+        aligned._capture.masks = NoiseGenerator.seeded(5, "masks")
+        output = aligned(torch.randn(3, WIDTH, generator=torch.Generator().manual_seed(1))[:size])
+        assert output.shape == (size, 4)
+        output.square().sum().backward()
+        norms = aligned._capture.norms()
+        assert norms.shape == (size,)
+        sums.append(torch.zeros(aligned._capture.dimension))
+        aligned._capture.add_clipped((1 / norms).clamp(max=1), sums[-1])
+        aligned._capture.clear()
+    assert float((sums[1] - sums[0]).norm()) <= 1 + 1e-5
+
+
+def test_what_a_private_run_rests_on_is_not_written_to() -> None:
+    aligned = private(nn.Sequential(nn.Linear(WIDTH, 4)))
+    aligned._capture.fix()
+    for name, value in {
+        "masks": NoiseGenerator.seeded(0, "m"),
+        "expected_records": lambda: 3,
+        "parameters": {},
+    }.items():
+        with pytest.raises(UsageError, match=f"attribute {name} "):
+            setattr(aligned._capture, name, value)
+
+
+def test_inputs_and_errors_changed_after_a_pass_change_nothing() -> None:
+    """Buffers that a loop uses again."""
+    sums = []
+    for spoil in (False, True):
+        torch.manual_seed(0)
+        aligned = private(nn.Sequential(nn.Linear(WIDTH, 4)), records=3)
+        x = torch.randn(3, WIDTH, generator=torch.Generator().manual_seed(1))
+        output = aligned(x)
+        error = torch.ones_like(output)
+        output.backward(error)
+        if spoil:
+            x.zero_()
+            error.zero_()
+        sums.append(torch.zeros(aligned._capture.dimension))
+        aligned._capture.norms()
+        aligned._capture.add_clipped(torch.ones(3, dtype=torch.float64), sums[-1])
+    assert sums[0].any()
+    assert torch.equal(sums[0], sums[1])
 
 
 def test_a_failure_that_a_module_catches_is_not_forgotten() -> None:
