@@ -290,8 +290,10 @@ class Capture:
         program: Callable[[], Program],
     ) -> Following:
         """How a pass over these inputs is followed: compared with one over random inputs of the same shapes."""
+        device = next(iter(self.parameters.values())).device.type
         key = (
             attributes.settings,
+            torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
             tuple(_like(x) for x in args),
             tuple((name, _like(x)) for name, x in sorted(kwargs.items())),
         )

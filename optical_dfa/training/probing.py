@@ -177,7 +177,7 @@ def _stand_in(aligned: AlignedModule, exact: bool = False) -> dict[int, Any]:
     device = aligned.backend
     if device is None:
         return {}
-    if isinstance(device, DigitalBackend) or (isinstance(device.noise, NoNoise) and not exact):
+    if type(device) is DigitalBackend or (isinstance(device.noise, NoNoise) and not exact):
         return {id(device): device}
     digital = create(
         "digital",
