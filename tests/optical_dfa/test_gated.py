@@ -43,7 +43,7 @@ def test_factors_are_those_of_the_equations(activation: type[nn.Module]) -> None
     x, y = torch.randn(7, 3, 2), torch.randint(0, 4, (7,))
     net = chain(6, 8, 5, 4, activation=activation)
     first, second, last = (part for part in net if isinstance(part, nn.Linear))
-    module = captured(net, x)
+    module = captured(net, x, rule_options={"scale": 1.0})
     layers = taught(module, x, y)
     assert [layer.name for layer in layers] == ["1", "3", "5"]
     assert module.backend is not None
