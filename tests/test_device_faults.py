@@ -39,7 +39,11 @@ def fail(capsys: pytest.CaptureFixture[str], out: Path, *more: str) -> str:
 def rows(out: Path) -> list[tuple[str, dict]]:  # type: ignore[type-arg]
     with Ledger.open(out / "ledger.sqlite", read_only=True) as ledger:
         assert ledger.verify() == []
-        return [row for row in ledger.history() if row[0] != "key"]
+        history = ledger.history()
+    kinds = [kind for kind, _ in history]
+    # The digests of its frames are on disk before each release.
+    assert all(kinds[place - 1] == "frames" for place, kind in enumerate(kinds) if kind == "release")
+    return [row for row in history if row[0] not in ("key", "frames")]
 
 
 # Frames from the fault's first to the one that shows it, at one released frame a step.
