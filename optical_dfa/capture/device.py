@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from optical_dfa.backends.base import ProjectionBackend
@@ -27,12 +28,15 @@ class FollowedDevice:
         return getattr(self._device, name)
 
     def project(self, e: Tensor) -> Tensor:
-        """As `ProjectionBackend.project`."""
+        """As `ProjectionBackend.project`; a pass that is only noted is answered random numbers, and exposes nothing."""
         following = self._following
         rows: Rows | None = following.rows(e)
-        if rows is not None and following.separates and rows.axis != 0:
+        if rows is not None and rows.axis != 0:
             raise following.refusal("shows the device something else than a row a record")
         with following.off():
-            answer = self._device.project(e)
+            if following.program is None:
+                answer = torch.randn(len(e), self._device.out_features, dtype=e.dtype, device=e.device)
+            else:
+                answer = self._device.project(e)
             following.note(answer, rows, own=True)
         return answer

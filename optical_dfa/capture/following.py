@@ -38,8 +38,8 @@ from optical_dfa.capture.plans import (
     plan_of,
     tensors,
 )
-from optical_dfa.capture.program import LARGER, REMEDY, Program, differs, digest_of, first_difference
-from optical_dfa.capture.rows import SOMEWHERE, Rows, fits
+from optical_dfa.capture.program import LARGER, REMEDY, Program, digest_of, first_difference
+from optical_dfa.capture.rows import Rows, fits
 
 _NOWHERE = Rows(-1, 0, 1)  # of statistics that only the backward pass reads: in no place that a rule takes
 _UNFILLED = frozenset({"empty", "new_empty", "empty_like", "empty_strided"})
@@ -77,8 +77,10 @@ class Following:
     """One pass that is followed; `with following.on(inputs): ...`.
 
     Attributes:
+        whose: the pass, in words.
         entries: the operations so far.
         asked: sizes that tensors were made from, in order.
+        returned: which of its tensors the pass handed on.
         constants: tensors that are neither the module's nor made by an operation of the pass.
     """
 
@@ -96,15 +98,15 @@ class Following:
             records: in the batch.
             masks: what random operations draw from.
             program: what the pass has to be like; None only notes what it is like.
-            rule: name of the feedback rule that is followed in place of the module; it has no program.
+            rule: name of the feedback rule that is followed in place of the module.
         """
         self.rule = rule
+        self.whose = "a forward pass" if rule is None else f"rule {rule}"
         self.module, self.records, self.masks, self.program = module, records, masks, program
         self.entries: list[Any] = []
         self.asked: list[tuple[int, ...]] = []
+        self.returned: tuple[Any, ...] = ()
         self.constants: list[Tensor] = []
-        self._tracked = program is not None or rule is not None
-        self._rules = self._tracked and records > 1
         self._made = 0
         self._memory: set[int] = set()
         self._known: dict[int, str] = {}
@@ -113,16 +115,6 @@ class Following:
         self._kept: list[Tensor] | None = [] if records <= LARGER else None
         self._modes: Modes | None = None
         self._failure: Exception | None = None
-
-    @property
-    def tracks(self) -> bool:
-        """Whether it knows which tensors hold records."""
-        return self._tracked
-
-    @property
-    def separates(self) -> bool:
-        """Whether it follows records: two or more, in a pass that is compared."""
-        return self._rules
 
     @contextmanager
     def on(self, inputs: Iterable[Any]) -> Iterator[None]:
@@ -153,8 +145,8 @@ class Following:
             self._kept = None
         if self._failure is not None:  # whoever caught it may have gone another way by what the records are
             raise self._failure
-        if self._rules and self.program is not None and tuple(self.entries) != self.program.entries:
-            raise differs(first_difference(self.entries, self.program.entries))
+        if self.program is not None and tuple(self.entries) != self.program.entries:
+            raise self.differs(first_difference(self.entries, self.program.entries))
 
     @contextmanager
     def off(self) -> Iterator[None]:
@@ -168,14 +160,14 @@ class Following:
         self._modes = modes
 
     def _first(self, x: Tensor) -> Rows | None:
-        if not self._tracked:
+        if self.program is None:
             return None
-        positions = x.shape[0] // max(1, self.records) if x.ndim else 0
+        positions = x.shape[0] // self.records if x.ndim else 0
         if x.ndim == 0 or x.shape[0] != self.records * (positions if self.rule else 1):
             raise UsageError(
                 "an input of a private pass has no row for each record of the batch; give every input records first"
             )
-        return Rows(0, 1, positions) if self._rules else SOMEWHERE
+        return Rows(0, 1, positions)
 
     # ---- notes
 
@@ -207,12 +199,12 @@ class Following:
         """A tensor that this pass did not make: a parameter, a buffer, or some constant from elsewhere."""
         if id(x) in self._strangers:
             return None
-        if found is not None and found.rows is not None and self._tracked:
+        if found is not None and found.rows is not None:
             raise self.refusal(
                 "uses a tensor that an earlier pass made of records: nothing may be kept between passes"
             )
         known = id(x) in self._known
-        if self._tracked and not known and (isinstance(x, nn.Parameter) or self._shares_memory(x)):
+        if self.program is not None and not known and (isinstance(x, nn.Parameter) or self._shares_memory(x)):
             raise self.refusal(
                 "uses a parameter that is not the module's, or the memory of records by another name"
             )
@@ -244,6 +236,13 @@ class Following:
         found = getattr(x, "_followed", None)
         return found is not None and found.following is self and found.own
 
+    def _made_here(self, plan: Plan, args: tuple[Any, ...]) -> bool:
+        """Whether what the operation returns may be written to: new memory, each element its own."""
+        if not plan.views:
+            return True
+        # of an expanded tensor several elements are one
+        return plan.name != "expand" and isinstance(args[0], Tensor) and self.own(args[0])
+
     # ---- operations
 
     def dispatch(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -257,22 +256,24 @@ class Following:
 
     def _dispatch(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         plan = plan_of(func)
-        if plan.simple and self._rules and plan.name not in NAMES:
+        if plan.simple and self.program is not None and plan.name not in NAMES:
             out = self._quick(func, plan, args, kwargs)
             if out is not None:
                 return out
         if plan.name == "lift_fresh":  # made of Python's numbers
             self.entries.append(("values", digest_of(args[0])))
             self._strangers[id(args[0])] = args[0]
+        given = tensors((*args, *kwargs.values())) if kwargs else tensors(args)
         held = False
-        for x in tensors((*args, *kwargs.values())) if kwargs else tensors(args):
+        for x in given:
             if self.rows(x) is not None:
                 held = True
         if plan.name in NAMES:  # torch takes such as it likes
             out = func(*args, **kwargs)
             self.note(out, self.rows(args[0]), self.own(args[0]), self._operand(args[0]))
             return out
-        given = tensors((*args, *kwargs.values())) if kwargs else tensors(args)
+        if plan.written_names:
+            raise self.refusal(f"uses {plan.name} with out=, which is not followed; leave it out")
         self.entries.append((*entry_of(plan, args, kwargs), *map(self._operand, given)))
         sizes = self._sizes(func, plan, args, kwargs, held)
         if not held or plan.name in FACTORIES:
@@ -281,7 +282,7 @@ class Following:
             raise self.refusal(
                 f"reads values of records into Python ({plan.name}): control flow may not depend on them"
             )
-        if plan.written or plan.written_names:
+        if plan.written:
             return self._write(func, plan, args, kwargs)
         out = self._drawn(func, plan, args, kwargs) if plan.random else func(*args, **kwargs)
         if plan.name == "empty_like":
@@ -328,14 +329,14 @@ class Following:
         out: Tensor = func(*args, **kwargs)
         if out.shape[place.axis] != place.outer * self.records * place.inner:
             raise self.refusal(f"uses {plan.name} in a way that is not followed")
-        self.note(out, place, own=not plan.views or self.own(args[0]))
+        self.note(out, place, self._made_here(plan, args))
         return out
 
     def _sizes(
         self, func: OpOverload, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any], held: bool
     ) -> Rows | None:
         """Where a tensor made from sizes has the records' axis; None where its sizes do not depend on them."""
-        if plan.name not in SIZED or 0 <= self.records < 2:
+        if plan.name not in SIZED:
             return None
         if plan.name == "arange":
             asked: tuple[Any, ...] = tuple(value for value in args if isinstance(value, int | float))
@@ -346,16 +347,16 @@ class Following:
         if self.program is None:
             return None
         if place >= len(self.program.sizes) or len(self.program.sizes[place]) != len(asked):
-            raise differs(plan.name)
+            raise self.differs(plan.name)
         wanted = self.program.sizes[place]
         expected = tuple(multiple * self.records if multiple else itself for multiple, itself in wanted)
         if asked != expected:
-            raise differs(f"sizes of {plan.name}")
+            raise self.differs(f"sizes of {plan.name}")
         axes = [axis for axis, (multiple, _) in enumerate(wanted) if multiple]
         if not axes or (held and plan.name not in FACTORIES):
             return None
         if plan.name in RESHAPING:
-            raise differs(plan.name)
+            raise self.differs(plan.name)
         if plan.name == "arange":
             raise self.refusal(
                 "counts the records (arange): a record's contribution may not depend on its place"
@@ -368,8 +369,6 @@ class Following:
         self, func: OpOverload, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any], rows: Rows | None
     ) -> Any:
         """An operation on constants alone."""
-        if plan.written_names:
-            raise self.refusal(f"uses {plan.name} with out=, which is not followed; leave it out")
         for place in plan.written:
             if place < len(args) and isinstance(args[place], Tensor) and not self.own(args[place]):
                 raise self.refusal(
@@ -380,8 +379,7 @@ class Following:
             out.zero_()  # whatever was in that memory
         if rows is not None and plan.name == "repeat":
             rows = Rows(rows.axis, 1, out.shape[rows.axis] // self.records)
-        own = not plan.views or (bool(args) and isinstance(args[0], Tensor) and self.own(args[0]))
-        own = own and plan.name != "expand"  # of which several elements are one
+        own = self._made_here(plan, args)
         written = {id(args[i]) for i in plan.written if i < len(args)}
         for x in tensors((out,)):
             if id(x) not in written:
@@ -391,8 +389,6 @@ class Following:
     def _judge(
         self, func: OpOverload, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
     ) -> Rows | tuple[Rows | None, ...]:
-        if not self._rules:
-            return SOMEWHERE
         if plan.rule is None:
             raise self.refusal(f"uses {plan.name}, which is not followed")
         try:
@@ -403,11 +399,11 @@ class Following:
     def _place(
         self, plan: Plan, args: tuple[Any, ...], out: Any, found: Rows | tuple[Rows | None, ...]
     ) -> None:
-        own = plan.name != "expand" and (not plan.views or self.own(args[0]))
+        own = self._made_here(plan, args)
         outputs = tensors((out,))
         places = [found] * len(outputs) if isinstance(found, Rows) else list(found)
         for x, rows in zip(outputs, places, strict=False):
-            if rows is not None and rows is not SOMEWHERE and not fits(rows, x.shape, self.records):
+            if rows is not None and not fits(rows, x.shape, self.records):
                 raise self.refusal(f"uses {plan.name} in a way that is not followed")
             if rows is None and x.numel():
                 rows = _NOWHERE
@@ -415,8 +411,6 @@ class Following:
 
     def _write(self, func: OpOverload, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """An operation that writes to its arguments: to records of this pass, where they are."""
-        if plan.written_names:
-            raise self.refusal(f"uses {plan.name} with out=, which is not followed; leave it out")
         targets = tensors(tuple(args[i] for i in plan.written if i < len(args)))
         for x in targets:
             if not self.own(x):
@@ -427,14 +421,12 @@ class Following:
         found = self._judge(func, plan, args, kwargs, None)
         for x in targets:
             rows = self.rows(x)
-            if rows is None and not self._rules:
-                self.note(x, SOMEWHERE, own=True)
-            elif rows is None:
+            if rows is None:
                 raise self.refusal(
                     f"writes records into a tensor that holds none ({plan.name}); make it with a row a record, or use "
                     "torch.stack and torch.cat"
                 )
-            if self._rules and rows != found and "inplace_view" not in {tag.name for tag in func.tags}:
+            if rows != found and "inplace_view" not in {tag.name for tag in func.tags}:
                 raise self.refusal(
                     f"mixes records: {plan.name} into a tensor that keeps them in another place"
                 )
@@ -442,7 +434,7 @@ class Following:
         for x in tensors((out,)):
             if not any(x is target for target in targets):
                 self.note(x, found if isinstance(found, Rows) else found[0], own=True)
-        if self._rules and targets and isinstance(found, Rows) and self.rows(targets[0]) != found:
+        if targets and isinstance(found, Rows) and self.rows(targets[0]) != found:
             self.note(targets[0], found, own=True, number=self._operand(targets[0]))  # in-place views
         return out
 
@@ -480,9 +472,26 @@ class Following:
             torch.isclose(apart, apart[:, :1], rtol=0.0, atol=0.0, equal_nan=True).all()
         )
 
+    def hand_on(self, outputs: Iterable[Any]) -> None:
+        """At the end of the pass: which tensors others take from it, None for none; these, too, are compared.
+
+        Raises:
+            UsageError: other ones than usual.
+        """
+        self.returned = tuple(x if x is None else self._operand(x) for x in outputs)
+        if self.program is not None and self.returned != self.program.returned:
+            raise self.differs("what it returns")
+
+    def differs(self, what: str) -> UsageError:
+        """The error of a pass that is not like the others."""
+        return UsageError(
+            f"the operations of {self.whose} are not always the same ({what}): what is done to a record may depend on "
+            f"the number of records, on chance or on time; {REMEDY}"
+        )
+
     def refusal(self, what: str) -> UsageError:
         """The error of a pass that is not separate, naming the module that was running."""
-        where = _running(self.module) if self.rule is None else f"rule {self.rule}"
+        where = _running(self.module) if self.rule is None else self.whose
         return UsageError(f"{where} {what}; {REMEDY}")
 
 

@@ -100,7 +100,7 @@ class _Functions(TorchFunctionMode):
             )
         if (
             _writes(func)
-            and following.tracks
+            and following.program is not None
             and any(isinstance(x, Tensor) and following.rows(x) is not None for x in args[1:])
         ):
             raise following.refusal("puts records into another tensor by assignment (.data, .grad)")
@@ -109,7 +109,7 @@ class _Functions(TorchFunctionMode):
         ):
             args = tuple(self._entered(x) for x in args)
             kwargs = {name: self._entered(x) for name, x in (kwargs or {}).items()}
-        if func in _LEAVES and following.tracks and args and isinstance(args[0], Tensor):
+        if func in _LEAVES and following.program is not None and args and isinstance(args[0], Tensor):
             if following.rows(args[0]) is not None:
                 raise following.refusal(
                     f"takes records out of the operations that can be followed ({_LEAVES[func]})"

@@ -26,10 +26,16 @@ class Program:
     Attributes:
         entries: what was called with which numbers, in order.
         sizes: of what was made from sizes, in order: each (multiple of the number of records, else the size itself).
+        returned: which of the tensors the pass handed on.
     """
 
-    def __init__(self, entries: tuple[Any, ...], sizes: tuple[tuple[tuple[int, int], ...], ...]) -> None:
-        self.entries, self.sizes = entries, sizes
+    def __init__(
+        self,
+        entries: tuple[Any, ...],
+        sizes: tuple[tuple[tuple[int, int], ...], ...],
+        returned: tuple[Any, ...],
+    ) -> None:
+        self.entries, self.sizes, self.returned = entries, sizes, returned
 
     @classmethod
     def of(cls, small: Following, larger: Following) -> Program:
@@ -39,33 +45,28 @@ class Program:
         """
         if any(one is not two for one, two in zip(small.constants, larger.constants, strict=False)):
             raise UsageError(
-                "the module makes tensors in its pass by what is no operation of torch (numpy, another thread?), which "
-                f"cannot be followed; {REMEDY}"
+                f"{larger.whose} makes tensors by what is no operation of torch (numpy, another thread?) and cannot be "
+                f"followed; {REMEDY}"
             )
         if small.entries != larger.entries or len(small.asked) != len(larger.asked):
-            raise differs(first_difference(small.entries, larger.entries))
+            raise larger.differs(first_difference(small.entries, larger.entries))
         sizes = []
         for one, two in zip(small.asked, larger.asked, strict=True):
             if len(one) != len(two):
-                raise differs("sizes")
-            sizes.append(tuple(_size(a, b) for a, b in zip(one, two, strict=True)))
-        return cls(tuple(small.entries), tuple(sizes))
+                raise larger.differs("sizes")
+            sizes.append(tuple(_size(a, b, larger) for a, b in zip(one, two, strict=True)))
+        if small.returned != larger.returned:
+            raise larger.differs("what it returns")
+        return cls(tuple(small.entries), tuple(sizes), small.returned)
 
 
-def _size(small: int, larger: int) -> tuple[int, int]:
+def _size(small: int, large: int, larger: Following) -> tuple[int, int]:
     """(multiple, constant) of a size in batches of SMALL and of LARGER records."""
-    if small == larger:
+    if small == large:
         return 0, small
-    if small % SMALL == 0 and small // SMALL * LARGER == larger:
+    if small % SMALL == 0 and small // SMALL * LARGER == large:
         return small // SMALL, 0
-    raise differs(f"a size that is {small} for {SMALL} records and {larger} for {LARGER}")
-
-
-def differs(what: str) -> UsageError:
-    return UsageError(
-        f"the operations of a forward pass are not always the same ({what}): what is done to a record may depend on "
-        f"the number of records, on chance or on time; {REMEDY}"
-    )
+    raise larger.differs(f"a size that is {small} for {SMALL} records and {large} for {LARGER}")
 
 
 def first_difference(one: Sequence[Any], two: Sequence[Any]) -> str:

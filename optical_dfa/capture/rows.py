@@ -28,8 +28,6 @@ class Rows(NamedTuple):
 
 
 FIRST = Rows(0)
-# Of a batch of one record or none, where there is nothing to mix: somewhere.
-SOMEWHERE = Rows(-1, 0, 0)
 
 
 def fits(rows: Rows, shape: Sequence[int], records: int) -> bool:

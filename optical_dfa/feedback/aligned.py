@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from inspect import signature
@@ -19,6 +19,7 @@ from noise_models.base import NoNoise
 from noise_models.errors import UsageError
 from optical_dfa.backends.base import ProjectionBackend
 from optical_dfa.capture.device import FollowedDevice
+from optical_dfa.capture.following import Following
 from optical_dfa.feedback.cuts import OUTPUT, Trace, leaves
 from optical_dfa.feedback.points import Tape, install, refuse_computed
 from optical_dfa.feedback.rule import FeedbackRule, Point
@@ -27,7 +28,7 @@ from optical_dfa.feedback.stateful import GradientState
 from optical_dfa.training.aggregated import AggregatedCapture
 from optical_dfa.training.capture import Capture
 from optical_dfa.training.gated import GatedCapture
-from optical_dfa.training.probing import check_steps_apart, check_sums, program_of
+from optical_dfa.training.probing import check_steps_apart, check_sums, program_of, program_of_rule
 
 LossReduction = Literal["mean", "sum"]
 
@@ -265,16 +266,34 @@ class AlignedModule(nn.Module):
     def _context(self, args: Sequence[Any], output: Tensor) -> Tensor | None:
         if self._capture is None:
             return self.rule.context(args, output)
-        with self._capture.following_rule(self.rule.name, (*args, output)):
-            return self.rule.context(args, output)
+
+        def note(_: Following, *given: Any) -> list[Tensor | None]:
+            return [self.rule.context(given[:-1], given[-1])]
+
+        return self._followed(self._capture, "context", note, (*args, output))[0]
 
     def _followed_signals(self, capture: Capture, rows: Tensor, context: Any) -> list[Tensor | None]:
         """The teaching signals of a private pass; between error and signals the rule keeps the records apart, too."""
-        with capture.following_rule(self.rule.name, (rows, context)) as following:
+
+        def teach(following: Following, rows: Tensor, context: Any) -> list[Tensor | None]:
             device: Any = None if self.backend is None else FollowedDevice(self.backend, following)
-            return capture.signals(
-                self.rule.lift(rows, context), lambda lifted: self.rule.feedback(lifted, self.points, device)
-            )
+            lifted = self.rule.lift(rows, context)
+            return [lifted, *capture.signals(lifted, lambda x: self.rule.feedback(x, self.points, device))]
+
+        lifted, *signals = self._followed(capture, "signals", teach, (rows, context))
+        assert lifted is not None
+        capture.keep_lifted(lifted)
+        return signals
+
+    def _followed(
+        self, capture: Capture, part: str, function: Callable[..., list[Tensor | None]], given: Sequence[Any]
+    ) -> list[Tensor | None]:
+        """Call `function` with how it is followed and with what is given."""
+        tried = partial(program_of_rule, self, function, given)
+        with capture.following_rule(self.rule.name, part, given, tried) as following:
+            result = function(following, *given)
+        following.hand_on(result)
+        return result
 
     def signals(self, error: Tensor) -> list[Tensor | None]:
         """What errors of shape (rows, c) teach at each point, learning nothing; None if they alone do not tell."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -84,7 +84,7 @@ class GatedFeedbackAlignment(DirectFeedbackAlignment):
         return super().entry_scale(addends, backend) / math.sqrt((self.gates + 1) / 2)
 
 
-@lru_cache(maxsize=8)
+@cache  # a private pass that draws is none that does not
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # a graph cannot draw them
 def hyperplanes(count: int, width: int, seed: int) -> Tensor:
     """Normals of random hyperplanes through the origin, shape (count, width), float32; the same on every machine."""

@@ -87,11 +87,17 @@ class AggregatedCapture(Capture):
     def signals(
         self, lifted: Tensor, feedback: Callable[[Tensor], list[Tensor | None]]
     ) -> list[Tensor | None]:
-        """No record goes through the device: zeros of the points' shapes come back, and `r ⊗ e` is kept.
+        """No record goes through the device: zeros of the points' shapes come back.
 
         Args:
             lifted: r(x_i) ⊗ e_i, one record a row, shape (m, p).
             feedback: the rule's, not used.
+        """
+        return [lifted.new_zeros(1, 1).expand(len(lifted), point.width) for point in self._points]
+
+    def keep_lifted(self, lifted: Tensor) -> None:
+        """`r ⊗ e` is what the release sums.
+
         Raises:
             UsageError: a second backward pass over the batch.
         """
@@ -101,7 +107,6 @@ class AggregatedCapture(Capture):
                 "pass a step"
             )
         self._lifted = lifted
-        return [lifted.new_zeros(1, 1).expand(len(lifted), point.width) for point in self._points]
 
     def forget_passes(self) -> None:
         super().forget_passes()

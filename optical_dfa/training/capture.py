@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -290,33 +291,42 @@ class Capture:
         program: Callable[[], Program],
     ) -> Following:
         """How a pass over these inputs is followed: compared with one over random inputs of the same shapes."""
-        device = next(iter(self.parameters.values())).device.type
-        key = (
-            attributes.settings,
-            torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
-            tuple(_like(x) for x in args),
-            tuple((name, _like(x)) for name, x in sorted(kwargs.items())),
+        like = (*(_like(x) for x in args), *((name, _like(x)) for name, x in sorted(kwargs.items())))
+        return Following(
+            self.module, records, self.masks, self._program((attributes.settings, like), program)
         )
-        if key not in self.programs:
-            if len(self.programs) >= _PROGRAMS:
-                self.programs.clear()
-            self.programs[key] = program()
-        return Following(self.module, records, self.masks, self.programs[key])
 
     @contextmanager
-    def following_rule(self, rule: str, given: Sequence[object]) -> Iterator[Following]:
+    def following_rule(
+        self, rule: str, part: str, given: Sequence[Any], program: Callable[[int], Program]
+    ) -> Iterator[Following]:
         """What a feedback rule does between the error and the teaching signals is followed, too.
 
         Args:
             rule: its name.
+            part: what of it is done.
             given: what it starts from, records (or their positions, record by record) first.
+            program: what it does from random numbers, given how many records these are.
         """
         records = max(LEAST, self.expected_records() or 0)
-        if any(isinstance(x, Tensor) and (x.shape[0] % records if records else x.shape[0]) for x in given):
+        tensors = [x for x in given if isinstance(x, Tensor)]
+        if any(x.shape[0] % records for x in tensors):
             raise UsageError(_EARLIER)
-        following = Following(self.module, records, self.masks, None, rule)
-        with following.on(given):
+        like = tuple((x.shape[0] // records, _like(x), x.requires_grad) for x in tensors)
+        compared = self._program((part, like), partial(program, records))
+        following = Following(self.module, records, self.masks, compared, rule)
+        with following.on(tensors):
             yield following
+
+    def _program(self, key: tuple[Any, ...], program: Callable[[], Program]) -> Program:
+        """What passes of a kind do, tried once."""
+        device = next(iter(self.parameters.values())).device.type
+        key = (*key, torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device))
+        if key not in self.programs:
+            if len(self.programs) >= _PROGRAMS:
+                self.programs.clear()
+            self.programs[key] = program()
+        return self.programs[key]
 
     def check_pass(self, following: Following, output: Tensor, kept: Sequence[tuple[str, Tensor]]) -> None:
         """At the end of a pass: records first in the output and at the feedback points, and a graph that is known.
@@ -328,6 +338,7 @@ class Capture:
         Raises:
             UsageError: naming what is not so.
         """
+        following.hand_on([output, *(h for _, h in kept)])
         _check_rows(following, "the output", output)
         for name, h in kept:
             _check_rows(following, f"feedback point {name}", h)
@@ -346,6 +357,9 @@ class Capture:
             feedback: the rule, from that to the teaching signals.
         """
         return feedback(lifted)
+
+    def keep_lifted(self, lifted: Tensor) -> None:
+        """What the rule projects of the batch, for a release that projects later."""
 
     def projections(self, records: int) -> int:
         """How many projections a step of so many records takes."""
@@ -510,7 +524,7 @@ _STEERING = frozenset({
     "module", "parameters", "sizes", "dimension", "layers", "held", "expected_records", "masks", "programs", "_probed",
     "_positions", "_fixed",
 })  # fmt: skip
-_PROGRAMS = 64  # kept; text of many lengths has many
+_PROGRAMS = 256  # kept; text of many lengths has many
 _OTHER_BATCH = (
     "the batch of a private pass is not the one that the private loader handed out last; give the module that batch, "
     "records first in every input"
@@ -523,7 +537,7 @@ def _check_rows(following: Following, name: str, x: Tensor) -> None:
     Raises:
         UsageError: naming it.
     """
-    if not following.separates:
+    if following.program is None:
         return
     rows = following.rows(x)
     if rows is None:

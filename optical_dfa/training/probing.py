@@ -230,6 +230,37 @@ def program_of(aligned: AlignedModule, args: Sequence[Any], kwargs: Mapping[str,
     return Program.of(*passes)
 
 
+def program_of_rule(
+    aligned: AlignedModule,
+    function: Callable[..., Sequence[Tensor | None]],
+    given: Sequence[Any],
+    records: int,
+) -> Program:
+    """What a feedback rule does, from random numbers in place of a private pass's and of the device's answers.
+
+    Args:
+        aligned: records already.
+        function: a part of the rule, from how it is followed and what it starts from to tensors.
+        given: what it starts from in a private pass; tensors give shapes and types alone.
+        records: in that pass.
+    Raises:
+        UsageError: what it does differs in more than the number of records.
+    """
+    passes = []
+    for size in (SMALL, SMALL, LARGER):  # the first draws what a rule draws once
+        following = Following(aligned.module, size, NoiseGenerator.secure(_MASKS), None, aligned.rule.name)
+        like = [
+            aligned.inputs_like([x], len(x) // records * size)[0].requires_grad_(x.requires_grad)
+            if isinstance(x, Tensor)
+            else x
+            for x in given
+        ]
+        with _named_failure(), following.on(like):
+            following.hand_on(function(following, *like))
+        passes.append(following)
+    return Program.of(*passes[1:])
+
+
 def check_sums(aligned: AlignedModule) -> None:
     """What is recorded layer by layer must add up to the gradient that the module has without being recorded.
 

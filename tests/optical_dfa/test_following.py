@@ -372,6 +372,27 @@ def test_the_refusal_names_module_operation_and_remedy() -> None:
         start(net, FLAT)
 
 
+class Either(nn.Module):
+    """Returns one of two outputs, which it computes both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(WIDTH, 4), nn.Linear(WIDTH, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, two = self.one(x), self.two(x)
+        total = one + two, two + one
+        return total[len(x) == 39]
+
+
+def test_a_module_that_returns_by_the_number_of_records_is_refused() -> None:
+    aligned = private(Either(), records=40)
+    aligned(torch.zeros(40, WIDTH))
+    aligned.capture.expected_records = lambda: 39
+    with pytest.raises(UsageError, match=r"not always the same \(what it returns\)"):
+        aligned(torch.zeros(39, WIDTH))
+
+
 # ---- rules, too
 
 
@@ -402,6 +423,56 @@ def test_a_rule_that_mixes_records_is_refused(where: str) -> None:
     aligned = align(net, rule=Loudest(where), example=FLAT, show=None)
     with pytest.raises(UsageError, match="rule loudest mixes records"):
         aligned.start_capture()
+
+
+class Counting(DirectFeedbackAlignment):
+    """Teaches otherwise in a batch of 39, by what is no operation on a tensor."""
+
+    name = "counting"
+
+    def __init__(self, where: str = "signals") -> None:
+        super().__init__()
+        self.where = where
+        self.seen = 0
+
+    def _sign(self, x: Tensor, where: str) -> int:
+        return -1 if self.where == where and len(x) == 39 else 1
+
+    def context(self, inputs: Any, output: Tensor) -> Tensor | None:
+        self.seen += len(output)
+        return output.detach() * self._sign(output, "context")
+
+    def lift(self, error: Tensor, context: Tensor | None) -> Tensor:
+        assert context is not None
+        if self.where == "steps":
+            return error * self.seen
+        if self.where == "names" and len(error) == 39:
+            error, context = context, error
+        return (error + 0 * context) * self._sign(error, "lift")
+
+    def feedback(self, error: Tensor, points: Any, backend: Any) -> list[Tensor | None]:
+        signals = super().feedback(error, points, backend)
+        if self.where == "nothing" and len(error) == 39:
+            return [None for _ in signals]
+        if self.where == "exchanged" and len(error) == 39:
+            return signals[::-1]
+        return [None if s is None else s * self._sign(s, "signals") for s in signals]
+
+
+@pytest.mark.parametrize("where", ["lift", "signals", "context", "names", "nothing", "steps", "exchanged"])
+def test_a_rule_that_goes_by_the_number_of_records_is_refused(where: str) -> None:
+    net = nn.Sequential(nn.Linear(WIDTH, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 4))
+    aligned = align(net, rule=Counting(where), example=FLAT, show=None)
+
+    def train() -> None:
+        capture = aligned.start_capture()
+        for records in (40, 39):
+            capture.expected_records = lambda records=records: records
+            aligned(torch.zeros(records, WIDTH)).sum().backward()
+            capture.clear()
+
+    with pytest.raises(UsageError, match="the operations of rule counting are not always the same"):
+        train()
 
 
 # ---- what is separate passes
