@@ -612,7 +612,13 @@ class PrivacyEngine(Fixed):
             "calibration_beta": source.beta,
             "calibration": health_log.identity(source.calibration),
             "credit": source.describe(),
-            "assumptions": [*told, *source.assumptions, *self._assumptions, *step.assumptions],
+            "assumptions": [
+                *told,
+                *source.assumptions,
+                *module.assumptions,
+                *self._assumptions,
+                *step.assumptions,
+            ],
             "module": module.describe(),
             "version": version("optical-dfa"),
         }

@@ -92,9 +92,17 @@ class DarkFrames(Protocol):
 
 @runtime_checkable
 class PrivateModule(Protocol):
-    """A module that can hand its per-record contributions to a release (optical_dfa.feedback.AlignedModule)."""
+    """A module that can hand its per-record contributions to a release (optical_dfa.feedback.AlignedModule).
 
-    backend: Any  # a DarkFrames device, or None
+    Attributes:
+        backend: a DarkFrames device, or None.
+        assumptions: what it takes for granted of its device.
+    """
+
+    backend: Any
+
+    @property
+    def assumptions(self) -> tuple[str, ...]: ...
 
     def start_capture(self, kind: str = "records") -> Contributions:
         """Record contributions from now on, in the form of that name, instead of forming gradients."""

@@ -11,7 +11,9 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from experiments.readme import DOCUMENTS as WITH_TABLES
 from experiments.readme import with_tables
@@ -20,9 +22,11 @@ from noise_models.generator import NoiseGenerator
 from noise_models.photon_transfer import calibrate
 from optical_dfa import align
 from optical_dfa.backends import create
+from optical_dfa.backends.digital import DigitalBackend
 from optical_dfa.config import TrainConfig
 from optical_dfa.report.statement import NOT_COVERED
 from optical_dfa.training.trainer import train
+from privacy.engine import PrivacyEngine
 from privacy.releases import RELEASES
 from privacy.releases.source import Parts
 
@@ -130,3 +134,29 @@ def test_the_threat_model_lists_what_a_report_says_is_not_covered() -> None:
 def test_links_lead_somewhere(document: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", document.read_text(encoding="utf-8")):
         assert target.startswith("https://") or (document.parent / target).exists(), target
+
+
+class Foreign(DigitalBackend):
+    """A device of another package."""
+
+    name = "foreign"
+
+
+def test_a_device_of_another_package_is_taken_at_its_word_and_the_statement_says_so() -> None:
+    assumed = []
+    for kind in (DigitalBackend, Foreign):
+        device = kind(4, 6, seed=0, noise=NoiseGenerator.seeded(0, "documentation"))
+        net = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 4))
+        engine = PrivacyEngine()
+        engine.make_private(
+            module=align(net, rule="dfa", backend=device, show=None),
+            optimizer=torch.optim.SGD(net.parameters(), lr=0.1),
+            data_loader=DataLoader(TensorDataset(torch.randn(40, 5), torch.arange(40) % 4), batch_size=8),
+            noise_multiplier=1.0,
+            max_grad_norm=1.0,
+            release="digital",
+        )
+        assumed.append(engine.get_guarantee(1e-5).assumptions)
+    [told] = set(assumed[1]) - set(assumed[0])
+    assert "foreign keeps its contract" in told
+    assert_explained([told])

@@ -35,7 +35,8 @@ class FollowedDevice:
             raise following.refusal("shows the device something else than a row a record")
         with following.off():
             if following.program is None:
-                answer = torch.randn(len(e), self._device.out_features, dtype=e.dtype, device=e.device)
+                numbers = torch.Generator().manual_seed(0)
+                answer = torch.randn(len(e), self._device.out_features, generator=numbers).to(e)
             else:
                 answer = self._device.project(e)
             following.note(answer, rows, own=True)

@@ -27,14 +27,11 @@ from optical_dfa.capture.modes import Modes
 from optical_dfa.capture.operations import Call, MixingError
 from optical_dfa.capture.plans import (
     FACTORIES,
-    NAMES,
     RESHAPING,
-    SIZED,
     SIZES,
     Plan,
     argument_of,
     entry_of,
-    number,
     plan_of,
     tensors,
 )
@@ -256,25 +253,41 @@ class Following:
 
     def _dispatch(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         plan = plan_of(func)
-        if plan.simple and self.program is not None and plan.name not in NAMES:
-            out = self._quick(func, plan, args, kwargs)
-            if out is not None:
-                return out
-        if plan.name == "lift_fresh":  # made of Python's numbers
-            self.entries.append(("values", digest_of(args[0])))
-            self._strangers[id(args[0])] = args[0]
-        given = tensors((*args, *kwargs.values())) if kwargs else tensors(args)
-        held = False
-        for x in given:
-            if self.rows(x) is not None:
-                held = True
-        if plan.name in NAMES:  # torch takes such as it likes
+        if plan.renames:  # torch takes such as it likes
             out = func(*args, **kwargs)
             self.note(out, self.rows(args[0]), self.own(args[0]), self._operand(args[0]))
             return out
+        if plan.name == "lift_fresh":  # made of Python's numbers
+            self.entries.append(("values", digest_of(args[0])))
+            self._strangers[id(args[0])] = args[0]
+        # Most operations are element by element, on records in one place and on constants without axes.
+        place: Rows | None = None
+        ndim, plain = 0, plan.simple
+        operands: list[int | str] = []
+        for x in tensors((*args, *kwargs.values())) if kwargs else tensors(args):
+            note = getattr(x, "_followed", None)
+            if note is None or note.following is not self:
+                self._rows_of_stranger(x, note)
+                operands.append(self._known.get(id(x), "constant"))
+                plain = plain and not x.ndim
+                continue
+            operands.append(note.number)
+            if note.rows is None:
+                plain = plain and not x.ndim
+            elif place is None:
+                place, ndim = note.rows, x.ndim
+            else:
+                plain = plain and place == note.rows and ndim == x.ndim
+        self.entries.append((*entry_of(plan, args, kwargs), *operands))
+        if place is not None and plain:
+            out = func(*args, **kwargs)
+            if not fits(place, out.shape, self.records):
+                raise self.refusal(f"uses {plan.name} in a way that is not followed")
+            self.note(out, place, self._made_here(plan, args))
+            return out
         if plan.written_names:
             raise self.refusal(f"uses {plan.name} with out=, which is not followed; leave it out")
-        self.entries.append((*entry_of(plan, args, kwargs), *map(self._operand, given)))
+        held = place is not None
         sizes = self._sizes(func, plan, args, kwargs, held)
         if not held or plan.name in FACTORIES:
             return self._constant(func, plan, args, kwargs, sizes)
@@ -290,53 +303,11 @@ class Following:
         self._place(plan, args, out, self._judge(func, plan, args, kwargs, out))
         return out
 
-    def _quick(
-        self, func: OpOverload, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Tensor | None:
-        """An operation element by element on records in one place, numbers and constants of fewer axes; else None.
-
-        What most operations of a pass are, in less time than their rules take.
-        """
-        place: Rows | None = None
-        ndim = 0
-        entry: list[Any] = [plan.name]
-        operands: list[Any] = []
-        for x in args:
-            if type(x) is Tensor or type(x) is nn.Parameter:
-                note = getattr(x, "_followed", None)
-                if note is None or note.following is not self or note.rows is None:
-                    if x.ndim:
-                        return None
-                    self.rows(x)
-                    operands.append(self._operand(x))
-                    continue
-                operands.append(note.number)
-                if place is None:
-                    place, ndim = note.rows, x.ndim
-                elif place != note.rows or ndim != x.ndim:
-                    return None
-            elif type(x) is float:
-                entry.append(repr(x))
-            elif type(x) is int or type(x) is bool:
-                entry.append(x)
-            else:
-                return None
-        if place is None:
-            return None
-        if kwargs:
-            entry += ((name, number(value)) for name, value in kwargs.items())
-        self.entries.append((*entry, *operands))
-        out: Tensor = func(*args, **kwargs)
-        if out.shape[place.axis] != place.outer * self.records * place.inner:
-            raise self.refusal(f"uses {plan.name} in a way that is not followed")
-        self.note(out, place, self._made_here(plan, args))
-        return out
-
     def _sizes(
         self, func: OpOverload, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any], held: bool
     ) -> Rows | None:
         """Where a tensor made from sizes has the records' axis; None where its sizes do not depend on them."""
-        if plan.name not in SIZED:
+        if not plan.sized:
             return None
         if plan.name == "arange":
             asked: tuple[Any, ...] = tuple(value for value in args if isinstance(value, int | float))

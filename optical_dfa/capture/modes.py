@@ -94,29 +94,27 @@ class _Functions(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         following = self.following
+        kwargs = kwargs or {}
+        for x in (*args, *kwargs.values()) if kwargs else args:
+            if type(x) is FunctionType:
+                args = tuple(self._entered(x) for x in args)
+                kwargs = {name: self._entered(x) for name, x in kwargs.items()}
+                break
         if func in _HOOKING:
             raise following.refusal(
                 "puts a hook of its own into the backward pass, which may mix records or keep what it sees; take it out"
             )
-        if (
-            _writes(func)
-            and following.program is not None
-            and any(isinstance(x, Tensor) and following.rows(x) is not None for x in args[1:])
-        ):
-            raise following.refusal("puts records into another tensor by assignment (.data, .grad)")
-        if any(isinstance(x, FunctionType) for x in args) or (
-            kwargs and any(isinstance(x, FunctionType) for x in kwargs.values())
-        ):
-            args = tuple(self._entered(x) for x in args)
-            kwargs = {name: self._entered(x) for name, x in (kwargs or {}).items()}
-        if func in _LEAVES and following.program is not None and args and isinstance(args[0], Tensor):
-            if following.rows(args[0]) is not None:
+        if func is torch.nn.functional.one_hot:
+            return _one_hot(following, *args, **kwargs)
+        if following.program is not None:
+            if _writes(func):
+                if any(isinstance(x, Tensor) and following.rows(x) is not None for x in args[1:]):
+                    raise following.refusal("puts records into another tensor by assignment (.data, .grad)")
+            elif func in _LEAVES and isinstance(args[0], Tensor) and following.rows(args[0]) is not None:
                 raise following.refusal(
                     f"takes records out of the operations that can be followed ({_LEAVES[func]})"
                 )
-        elif func is torch.nn.functional.one_hot:
-            return _one_hot(following, *args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+        return func(*args, **kwargs)
 
 
 def _one_hot(following: Following, tensor: Tensor, num_classes: int = -1) -> Tensor:

@@ -35,10 +35,14 @@ class Plan:
         random: whether it draws.
         reads: whether it takes a value into Python.
         simple: whether it works element by element, and makes one tensor.
+        renames: whether it returns another name of the same values.
+        sized: whether it is called with sizes.
         views: whether what it returns shares memory with its first argument.
     """
 
-    __slots__ = ("name", "random", "reads", "rule", "simple", "views", "written", "written_names")
+    __slots__ = (
+        "name", "random", "reads", "renames", "rule", "simple", "sized", "views", "written", "written_names",
+    )  # fmt: skip
 
     def __init__(self, func: OpOverload) -> None:
         self.name = base_name(func)
@@ -52,9 +56,10 @@ class Plan:
         returned = func._schema.returns
         self.views = any(r.alias_info is not None and not r.alias_info.is_write for r in returned)
         self.reads = self.name in ("_local_scalar_dense", "equal", "is_nonzero", "item")
+        self.renames, self.sized = self.name in NAMES, self.name in SIZED
         self.simple = (
             (self.rule is pointwise or self.rule is None)
-            and (torch.Tag.pointwise in func.tags or self.name in ("detach", "alias", "_to_copy"))
+            and (torch.Tag.pointwise in func.tags or self.name == "_to_copy")
             and not (self.written or self.written_names or self.random)
             and len(returned) == 1
         )
@@ -71,11 +76,12 @@ def entry_of(plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple
         args = args[4:]
     elif plan.name == "arange":
         args = ()
-    elif plan.name in SIZED:
+    elif plan.sized:
         args = tuple(value for value in args if not isinstance(value, list | tuple))
-    numbers = tuple(number(value) for value in args if not isinstance(value, Tensor))
-    named = ((name, number(value)) for name, value in kwargs.items() if name not in SIZES)
-    return (plan.name, *numbers, *named)
+    entry = [plan.name, *(number(value) for value in args if not isinstance(value, Tensor))]
+    if kwargs:
+        entry += ((name, number(value)) for name, value in kwargs.items() if name not in SIZES)
+    return tuple(entry)
 
 
 def number(value: Any) -> Any:

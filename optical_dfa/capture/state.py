@@ -61,8 +61,12 @@ class Attributes:
                 if isinstance(value, (*_PLAIN, list, tuple, dict)) and not _holds_tensors(value):
                     settings.append((path, repr(value)))
             for owner in type(part).__mro__[: type(part).__mro__.index(nn.Module)]:
+                if owner.__module__.partition(".")[0] == "torch":
+                    continue
                 for key, value in vars(owner).items():
-                    if isinstance(value, Tensor | np.ndarray | list | dict | set | deque):
+                    if key != "__annotations__" and isinstance(
+                        value, Tensor | np.ndarray | list | dict | set | deque
+                    ):
                         path = f"{owner.__name__}.{key}"
                         try:
                             tokens[path] = _token(value, _DEPTH, set())

@@ -467,6 +467,18 @@ class AlignedModule(nn.Module):
         """Random inputs of the shapes of some others, of which nothing else is looked at."""
         return random_inputs(self.module, [(tuple(x.shape[1:]), x.dtype) for x in given], records)
 
+    @property
+    def assumptions(self) -> tuple[str, ...]:
+        """What a private run takes for granted of a device that is not this library's, or whose inside nobody sees."""
+        device = self.backend
+        ours = type(device).__module__.startswith("optical_dfa.")
+        if device is None or (ours and not device.physical):
+            return ()
+        return (
+            f"each row of the device's answer is read from that row alone: {device.name} keeps its contract "
+            "(optical_dfa.testing checks it)",
+        )
+
     def describe(self) -> dict[str, Any]:
         """Rule, device and points (JSON types), for checkpoints and the ledger."""
         return {

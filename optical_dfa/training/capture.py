@@ -64,7 +64,7 @@ class _Record(torch.autograd.Function):
             )
         if ctx.generation != ctx.capture.generation:
             raise UsageError(_EARLIER)
-        ctx.capture.reached(Use(ctx.layer, ctx.x, grad.detach()))
+        ctx.capture.reached(Use(ctx.layer, ctx.x.detach(), grad.detach()))
         return (grad if ctx.needs_input_grad[0] else None), torch.zeros(()), None, None, None
 
 
@@ -83,9 +83,8 @@ class _LayerHook:
         given = (*args, *named.values())[0]
         if self.capture.following is not None:
             _check_rows(self.capture.following, self.layer, given)
-        x = given.detach()
-        self.capture.calls.append((self.layer, x, output.detach()))
-        return _Record.apply(output, self.capture.anchor, self.capture, self.layer, x)  # type: ignore[no-any-return, no-untyped-call]
+        self.capture.calls.append((self.layer, given, output))
+        return _Record.apply(output, self.capture.anchor, self.capture, self.layer, given)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class Capture:
@@ -491,7 +490,7 @@ class Capture:
 
     def replay(self) -> dict[str, Contribution]:
         """The contributions of the last forward pass, had its deltas been zero."""
-        self.uses = [Use(layer, x, torch.zeros_like(output)) for layer, x, output in self.calls]
+        self.uses = [Use(layer, x.detach(), torch.zeros_like(output)) for layer, x, output in self.calls]
         return self._gather()
 
     def _trained_layers(self) -> dict[str, nn.Module]:
