@@ -94,7 +94,7 @@ class NoiseGenerator:
 
     @classmethod
     def conditioned(cls, key: bytes, name: str, *, secret: bool) -> Self:
-        """A generator keyed by a device's conditioned entropy (`noise_models.entropy.conditioned_key`).
+        """A generator keyed by a device's conditioned entropy (`noise_models.health.entropy.conditioned_key`).
 
         Args:
             key: 32 bytes.

@@ -10,13 +10,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from optical_dfa.aligning import align, unalign
     from optical_dfa.feedback.aligned import AlignedModule
-    from optical_dfa.feedback.aligning import align, unalign
 
 __all__ = ["AlignedModule", "align", "unalign"]
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:  # loads torch, which the command line's --help must not
-        return getattr(importlib.import_module("optical_dfa.feedback.aligning"), name)
+        return getattr(importlib.import_module("optical_dfa.aligning"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

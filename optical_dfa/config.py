@@ -34,7 +34,7 @@ from optical_dfa.defaults import (
 )
 from optical_dfa.feedback import RECURRENT, WITH_OWN_LAW, WITHOUT_DEVICE
 from optical_dfa.feedback import RULES as REGISTERED_RULES
-from privacy.adjacency import Adjacency
+from privacy.notions import Adjacency
 from privacy.releases import RELEASES as SOUND_RELEASES
 from privacy.releases import refuse_unknown_options, terms
 
@@ -76,7 +76,7 @@ class TrainConfig(BaseModel):
             download.
         features: inputs computed from the training inputs alone (`optical_dfa.data.features`), where those are public:
             releases none and label.
-        model: a specification that `optical_dfa.models.build` understands.
+        model: a specification that `optical_dfa.networks.building.build` understands.
         transfer: folder of a run of the same network, whose convolutions are taken and frozen; not in a private run,
             for they may have learned from the same records.
         rule: which training rule; one of `RULES`.

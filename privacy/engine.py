@@ -28,10 +28,11 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from noise_models.calibration import Calibration
+from noise_models.calibration.document import Calibration
 from noise_models.errors import UsageError
 from noise_models.generator import NoiseGenerator, derive_seed
 from privacy import accounting, checkpoint, health_log
+from privacy.contributions.protocols import PrivateModule
 from privacy.fixed import Fixed
 from privacy.guarantee import Guarantee
 from privacy.kind import Kind
@@ -40,7 +41,6 @@ from privacy.norms import refuse_norm
 from privacy.opacus_arguments import refuse_arguments, refuse_reduction
 from privacy.optimizer import PrivateOptimizer
 from privacy.plan import Plan, refuse_types
-from privacy.protocols import PrivateModule
 from privacy.releases import refuse_unknown_options, terms
 from privacy.releases.source import NoiseSource, Parts
 from privacy.releases.step import StepRelease

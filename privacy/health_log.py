@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-from noise_models.calibration import Calibration
+from noise_models.calibration.document import Calibration
 from noise_models.errors import DeviceError
-from noise_models.health import HealthError
+from noise_models.health.monitor import HealthError
 from privacy.ledger import Ledger
 from privacy.releases.source import NoiseSource
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from privacy.adjacency import Adjacency
+from privacy.notions import Adjacency
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
 from noise_models.errors import UsageError
+from privacy.contributions.protocols import Contributions
 from privacy.fixed import Fixed
-from privacy.protocols import Contributions
 
 # What a schedule would write, and what a schedule of ours could be.
 _SCHEDULED = {

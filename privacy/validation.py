@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from noise_models.errors import DeviceError, UsageError
 from noise_models.generator import NoiseGenerator
-from privacy.protocols import Contributions, PrivateModule
+from privacy.contributions.protocols import Contributions, PrivateModule
 
 SMALL, LARGE = 4, 256  # records in the batches drawn by default
 MOST = 512  # given records that are looked at

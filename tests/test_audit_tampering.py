@@ -21,7 +21,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from noise_models.base import Frame
-from noise_models.calibration import Calibration, Limits
+from noise_models.calibration.document import Calibration, Limits
 from noise_models.generator import NoiseGenerator
 from optical_dfa.backends.simulated_opu import SimulatedOpuBackend
 from optical_dfa.cli import main

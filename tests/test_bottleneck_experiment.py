@@ -11,10 +11,10 @@ import pytest
 
 from experiments import bottleneck
 from experiments.bottleneck import __main__ as experiment
-from experiments.experiment import RESULTS, TABLE
+from experiments.bottleneck.mask import LAUNAY_WIDTHS
+from experiments.harness.experiment import RESULTS, TABLE
 from optical_dfa.data import load
-from optical_dfa.feedback.bottleneck import LAUNAY_WIDTHS
-from optical_dfa.report.progress import SilentProgress
+from optical_dfa.progress import SilentProgress
 
 BASE = experiment.Setting("", 0, dataset="digits", width=32, records=600, epochs=6, lr=0.05)
 

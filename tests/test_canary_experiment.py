@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from experiments.canary.__main__ import FOLDER, as_expected, table
-from experiments.experiment import TABLE
+from experiments.harness.experiment import TABLE
 from optical_dfa.attacks import attack
 from optical_dfa.attacks.setting import Setting
 from privacy.attacks.finding import Finding

@@ -14,8 +14,8 @@ from experiments import costs
 from experiments.costs import __main__ as experiment
 from experiments.costs.networks import NETWORKS, RULES, backward, counted, total
 from experiments.costs.picture import draw_costs
-from experiments.experiment import TABLE
-from optical_dfa.feedback.costs import Cost
+from experiments.harness.experiment import TABLE
+from optical_dfa.measure.costs import Cost
 
 
 @pytest.fixture(scope="module")

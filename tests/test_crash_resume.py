@@ -32,7 +32,7 @@ _WATCHED = tuple(
     for part in (
         "optical_dfa/training",
         "optical_dfa/cli/train.py",
-        "optical_dfa/feedback/dfa.py",
+        "optical_dfa/feedback/rules/dfa.py",
         "optical_dfa/config.py",
         "privacy/checkpoint.py",
         "privacy/engine.py",

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from noise_models.base import Frame
-from noise_models.calibration import Calibration, Limits
+from noise_models.calibration.document import Calibration, Limits
 from noise_models.generator import NoiseGenerator
 from optical_dfa.backends.faults import FAULTS
 from optical_dfa.backends.simulated_opu import SimulatedOpuBackend

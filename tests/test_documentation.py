@@ -15,11 +15,11 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from experiments.readme import DOCUMENTS as WITH_TABLES
-from experiments.readme import with_tables
+from experiments.harness.readme import DOCUMENTS as WITH_TABLES
+from experiments.harness.readme import with_tables
+from noise_models.calibration.photon_transfer import calibrate
 from noise_models.errors import UsageError
 from noise_models.generator import NoiseGenerator
-from noise_models.photon_transfer import calibrate
 from optical_dfa import align
 from optical_dfa.backends import create
 from optical_dfa.backends.digital import DigitalBackend
@@ -103,7 +103,7 @@ def test_the_documents_tables_are_the_experiments() -> None:
     shown = sum(text.count("<!-- table: ") for text in texts)
     assert shown == len(list((ROOT / "experiments").glob("*/table.md")))
     for text in texts:
-        assert with_tables(text, ROOT) == text, "run: python -m experiments.readme"
+        assert with_tables(text, ROOT) == text, "run: python -m experiments.harness.readme"
 
 
 def test_tables_are_put_between_their_markers_only(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 from noise_models.errors import UsageError
 from optical_dfa.cli import main
 from optical_dfa.config import TrainConfig
-from optical_dfa.training.run_folder import RunFolder
+from optical_dfa.runs.folder import RunFolder
 from optical_dfa.training.trainer import train
 from privacy import accounting
 from privacy.auditing.audit import audit

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from experiments import runner
-from experiments.experiment import RESULTS, TABLE, Experiment, Results, identity, load
-from experiments.table import Cell, document, write_table
+from experiments.harness import runner
+from experiments.harness.experiment import RESULTS, TABLE, Experiment, Results, identity, load
+from experiments.harness.table import Cell, document, write_table
 from noise_models.errors import UsageError
 
 ROOT = Path(__file__).parents[1]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from noise_models.errors import UsageError
-from optical_dfa.feedback.aligning import align
+from optical_dfa.aligning import align
 from privacy import accounting
 from privacy.engine import PrivacyEngine
 from privacy.mechanisms import MECHANISMS

@@ -17,7 +17,7 @@ import pytest
 
 from noise_models.errors import UsageError
 from optical_dfa.config import TrainConfig, merge
-from optical_dfa.training.run_folder import RunFolder
+from optical_dfa.runs.folder import RunFolder
 from privacy.auditing.audit import audit
 from privacy.ledger import Ledger
 

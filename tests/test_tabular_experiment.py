@@ -11,8 +11,8 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from experiments import tabular
-from experiments.experiment import RESULTS, TABLE, Results, load
-from experiments.table import document, write_table
+from experiments.harness.experiment import RESULTS, TABLE, Results, load
+from experiments.harness.table import document, write_table
 from experiments.tabular.clicks import CARDINALITIES, TEST, TRAIN, Clicks, best_auc, draw, popularity
 from optical_dfa.data import load as load_data
 

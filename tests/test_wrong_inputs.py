@@ -22,8 +22,8 @@ from torch import nn
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 from noise_models.errors import UsageError
+from optical_dfa.aligning import align
 from optical_dfa.cli import main
-from optical_dfa.feedback.aligning import align
 from privacy.engine import PrivacyEngine
 
 Change = Callable[[Path], None]

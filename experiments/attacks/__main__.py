@@ -13,12 +13,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.experiment import RESULTS, TABLE
+from experiments.harness.experiment import RESULTS, TABLE
 from noise_models.errors import DeviceError, UsageError
 from noise_models.generator import derive_seed
 from optical_dfa.attacks import attack
 from optical_dfa.attacks.setting import Setting
-from optical_dfa.report.progress import progress_for
+from optical_dfa.progress import progress_for
 
 FOLDER = Path(__file__).parent
 COMMAND = "python -m experiments.attacks"

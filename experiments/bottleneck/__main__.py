@@ -18,17 +18,17 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from experiments.bottleneck.mask import LAUNAY_WIDTHS, mask_gradients
 from experiments.bottleneck.picture import draw_bottleneck
-from experiments.experiment import RESULTS, TABLE
+from experiments.harness.experiment import RESULTS, TABLE
 from noise_models.errors import UsageError
 from noise_models.generator import derive_seed
 from optical_dfa.data import NAMES, load
 from optical_dfa.data.dataset import Dataset
 from optical_dfa.feedback import align
-from optical_dfa.feedback.alignment import alignment
-from optical_dfa.feedback.bottleneck import LAUNAY_WIDTHS, mask_gradients
-from optical_dfa.models import build
-from optical_dfa.report.progress import Progress, progress_for
+from optical_dfa.measure.alignment import alignment
+from optical_dfa.networks.building import build
+from optical_dfa.progress import Progress, progress_for
 
 FOLDER = Path(__file__).parent
 PICTURE = FOLDER.parents[1] / "docs" / "images" / "bottleneck.png"

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from experiments.cameras.pictures import draw_pictures
-from experiments.experiment import TABLE
+from experiments.harness.experiment import TABLE
+from noise_models.calibration.photon_transfer import calibrate
 from noise_models.camera import CAMERAS, Camera
 from noise_models.errors import DeviceError, UsageError
 from noise_models.generator import NoiseGenerator
-from noise_models.health import look_frames
-from noise_models.photon_transfer import calibrate
+from noise_models.health.monitor import look_frames
 from optical_dfa.backends import create
 from optical_dfa.backends.base import ProjectionBackend
 from privacy.releases.dark_frame import TAU

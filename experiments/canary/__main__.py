@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 
-from experiments.experiment import TABLE
+from experiments.harness.experiment import TABLE
 from noise_models.errors import DeviceError, UsageError
 from optical_dfa.attacks import attack
 from optical_dfa.attacks.setting import Setting
-from optical_dfa.report.progress import progress_for
+from optical_dfa.progress import progress_for
 from privacy.attacks.finding import Finding
 from privacy.guarantee import rounded_up
 

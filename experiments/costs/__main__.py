@@ -12,8 +12,8 @@ from pathlib import Path
 
 from experiments.costs.networks import NETWORKS, RULES, backward, counted, total
 from experiments.costs.picture import draw_costs
-from experiments.experiment import TABLE
-from optical_dfa.feedback.costs import Cost
+from experiments.harness.experiment import TABLE
+from optical_dfa.measure.costs import Cost
 
 FOLDER = Path(__file__).parent
 PICTURE = FOLDER.parents[1] / "docs" / "images" / "costs.png"
@@ -43,7 +43,7 @@ def table(costs: Costs) -> str:
         [
             *_counts(costs),
             "",
-            "Of one record, as `optical_dfa/feedback/costs.py` says; M = 10⁶. Words: what hidden units must receive to "
+            "Of one record, as `optical_dfa/measure/costs.py` says; M = 10⁶. Words: what hidden units must receive to "
             "be taught, through a matrix an error and a weight for every multiply-add, through fixed feedback an "
             "error. BDFA's and ternary's products are additions and their words shorter, but as many as DFA's. "
             "Convolutions padded to the size of their input, feedback after the pooling; MNIST-conv is taken to have "

@@ -14,7 +14,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from optical_dfa.feedback import align
-from optical_dfa.feedback.costs import Cost, cost
+from optical_dfa.measure.costs import Cost, cost
 
 
 @dataclass(frozen=True)

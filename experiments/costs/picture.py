@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.costs.networks import total
-from optical_dfa.feedback.costs import Cost
+from optical_dfa.measure.costs import Cost
 from optical_dfa.report.plots import COLOURS, SERIES, drawing_style
 
 # BDFA and ternary stand where DFA does.

@@ -20,12 +20,12 @@ from typing import NamedTuple, TypeVar
 import torch
 from scipy.stats import t
 
-from experiments.experiment import TABLE
+from experiments.harness.experiment import TABLE
 from experiments.online.digits import Outcome, learn_digits
 from experiments.online.pictures import draw_tracking
 from experiments.online.scene import make_stream
 from experiments.online.tracker import SUCCESS, Track, follow, learner_of
-from optical_dfa.report.progress import Progress, progress_for
+from optical_dfa.progress import Progress, progress_for
 
 FOLDER = Path(__file__).parent
 PICTURE = FOLDER.parents[1] / "docs" / "images" / "online.png"

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from noise_models.generator import derive_seed
-from optical_dfa import models
 from optical_dfa.data import load
+from optical_dfa.networks import building as models
 from optical_dfa.training.online import OnlineLearner
 
 MODEL = "mlp:128,64"

@@ -15,7 +15,7 @@ from torch.nn.functional import avg_pool2d, conv2d
 
 from experiments.online.scene import BOX, SIDE, Stream
 from noise_models.generator import derive_seed
-from optical_dfa import models
+from optical_dfa.networks import building as models
 from optical_dfa.training.online import OnlineLearner
 
 MODEL = "mlp:128,64"

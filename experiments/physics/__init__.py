@@ -3,11 +3,11 @@
 from datetime import UTC, datetime
 from pathlib import Path
 
-from experiments.experiment import load
-from noise_models.calibration import Calibration
+from experiments.harness.experiment import load
+from noise_models.calibration.document import Calibration
+from noise_models.calibration.photon_transfer import calibrate
 from noise_models.errors import DeviceError, UsageError
 from noise_models.generator import NoiseGenerator
-from noise_models.photon_transfer import calibrate
 from optical_dfa.backends import create
 
 FOLDER = Path(__file__).parent

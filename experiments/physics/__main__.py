@@ -2,8 +2,8 @@
 
 import sys
 
+from experiments.harness.runner import main
 from experiments.physics import FOLDER, prepare
-from experiments.runner import main
 
 if __name__ == "__main__":
     prepare()

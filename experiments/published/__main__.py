@@ -11,12 +11,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.experiment import TABLE
+from experiments.harness.experiment import TABLE
 from noise_models.errors import DeviceError, UsageError
 from optical_dfa.attacks.setting import Setting
 from optical_dfa.attacks.span import SpanScores, judged, measure
+from optical_dfa.progress import progress_for
 from optical_dfa.report.attacks import draw_span
-from optical_dfa.report.progress import progress_for
 from privacy.attacks.finding import Finding
 from privacy.guarantee import rounded_up
 

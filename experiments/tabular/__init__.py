@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.experiment import load
+from experiments.harness.experiment import load
 from experiments.tabular.clicks import draw
 
 FOLDER = Path(__file__).parent

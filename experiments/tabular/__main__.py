@@ -2,7 +2,7 @@
 
 import sys
 
-from experiments.runner import main
+from experiments.harness.runner import main
 from experiments.tabular import FOLDER, prepare
 
 if __name__ == "__main__":

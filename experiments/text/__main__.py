@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from experiments.runner import main
+from experiments.harness.runner import main
 
 if __name__ == "__main__":
     sys.exit(main(Path(__file__).parent))

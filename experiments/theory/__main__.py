@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from experiments.experiment import TABLE
+from experiments.harness.experiment import TABLE
 from experiments.theory.demonstration import Demonstration, table
 
 FOLDER = Path(__file__).parent

@@ -9,7 +9,7 @@ import numpy as np
 from experiments.theory.batch import hidden
 from experiments.theory.demonstration import Demonstration
 from experiments.theory.gaussians import Array, scaled_delta
-from privacy.divergences import GaussianPair, batch_pair
+from privacy.accounting.divergences import GaussianPair, batch_pair
 
 _REACH, _POINTS = 12.0, 1201
 

@@ -16,7 +16,7 @@ from experiments.theory.demonstration import Demonstration
 from experiments.theory.gaussians import Array, gaussian_delta, hockey_stick
 from privacy.accounting.discretisation import Group
 from privacy.accounting.numerical import NumericalComposition
-from privacy.adjacency import Adjacency
+from privacy.notions import Adjacency
 from privacy.releases.clipped import clip_factors
 
 INTERVAL = 1 / 64

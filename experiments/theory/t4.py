@@ -14,7 +14,7 @@ from scipy.special import ndtr
 
 from experiments.theory.demonstration import Demonstration
 from experiments.theory.gaussians import Array, gaussian_delta, hockey_stick
-from noise_models.converter import (
+from noise_models.calibration.converter import (
     dither_ripple,
     epsilon_of_ripple,
     ripple,

@@ -12,7 +12,7 @@ from scipy.special import ndtr
 
 from experiments.theory.demonstration import Demonstration
 from experiments.theory.gaussians import Array, gaussian_delta, scaled_delta, total_variation
-from noise_models.converter import dither_ripple, epsilon_of_ripple
+from noise_models.calibration.converter import dither_ripple, epsilon_of_ripple
 from privacy.releases.aggregate import noise_multiplier
 
 N, P, D = 48, 12, 20  # neurons, aggregated errors, inputs of the example

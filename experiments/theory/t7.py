@@ -23,10 +23,10 @@ from experiments.theory.gaussians import (
     scaled_delta,
     total_variation,
 )
-from privacy import leverage as production
 from privacy.accounting.discretisation import Group
 from privacy.accounting.numerical import NumericalComposition
-from privacy.adjacency import Adjacency
+from privacy.notions import Adjacency
+from privacy.releases import leverage as production
 
 RECORDS, INPUTS, NEURONS, CLASSES = 24, 6, 16, 5
 SIGMA = 1.5

@@ -11,7 +11,7 @@ from experiments.theory.demonstration import Demonstration
 from experiments.theory.gaussians import Array, hockey_stick
 from privacy import accounting
 from privacy.accounting.gdp import gaussian_epsilon
-from privacy.adjacency import Adjacency
+from privacy.notions import Adjacency
 
 NOMINAL = 1e-3
 MU, STEPS = 0.2, 400

@@ -18,18 +18,19 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from noise_models.errors import UsageError
 from noise_models.generator import NoiseGenerator, derive_seed
-from optical_dfa import align, models
+from optical_dfa import align
 from optical_dfa.attacks.records import Records, load_records
 from optical_dfa.attacks.setting import Setting
 from optical_dfa.attacks.worlds import DEVICES, claimed_kind, noise_std, rule_for
 from optical_dfa.defaults import DEFAULTS, OTHER_DATASET, Defaults
 from optical_dfa.feedback.aligned import AlignedModule
+from optical_dfa.networks import building as models
 from privacy import PrivacyEngine
 from privacy.accounting.gdp import gaussian_epsilon
-from privacy.adjacency import Adjacency
-from privacy.attacks.canary import step_scores
+from privacy.attacks.coin_scores import step_scores
 from privacy.attacks.finding import Finding
 from privacy.attacks.one_run import guess, one_run_bound
+from privacy.notions import Adjacency
 from privacy.releases import terms
 from privacy.releases.clipped import clip_factors
 

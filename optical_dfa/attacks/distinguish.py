@@ -15,9 +15,9 @@ from noise_models.generator import derive_seed
 from optical_dfa.attacks.setting import Setting
 from optical_dfa.attacks.worlds import NEGLIGIBLE, Worlds, claimed, claimed_kind, noise_std, wide_net
 from privacy import PrivacyEngine
-from privacy.attacks.distinguish import Knowledge, distinguish
 from privacy.attacks.finding import Finding
 from privacy.attacks.laws import Array, CorrelatedGaussianLaw, GaussianLaw, NoiseLaw
+from privacy.attacks.likelihood_ratio import Knowledge, distinguish
 from privacy.kind import Kind
 
 EPSILON = 1.0

@@ -7,12 +7,12 @@ from numpy.typing import NDArray
 
 from noise_models.errors import UsageError
 from noise_models.generator import derive_seed
-from optical_dfa import models
 from optical_dfa.attacks.records import load_records
 from optical_dfa.attacks.setting import Setting
 from optical_dfa.attacks.worlds import NEGLIGIBLE, Worlds, claimed, claimed_kind
+from optical_dfa.networks import building as models
 from privacy.attacks.finding import Finding
-from privacy.attacks.inversion import Inverted, invert
+from privacy.attacks.row_solving import Inverted, invert
 
 Array = NDArray[np.float64]
 

@@ -16,9 +16,9 @@ from noise_models.errors import UsageError
 from noise_models.generator import derive_seed
 from optical_dfa.attacks.setting import Setting
 from optical_dfa.attacks.worlds import Worlds, claimed, claimed_kind, noise_std
-from privacy.attacks.distinguish import Distinguished, distinguish
 from privacy.attacks.finding import Finding
 from privacy.attacks.laws import Array, LatticeLaw
+from privacy.attacks.likelihood_ratio import Distinguished, distinguish
 from privacy.engine import PrivacyEngine
 from privacy.releases import dark_frame
 from privacy.releases.dark_frame import DarkFrameNoise

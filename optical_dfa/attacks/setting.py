@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from noise_models.errors import UsageError
-from optical_dfa.report.progress import Progress, SilentProgress
+from optical_dfa.progress import Progress, SilentProgress
 from privacy.releases import terms
 
 

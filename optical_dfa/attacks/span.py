@@ -11,14 +11,14 @@ from torch import nn
 
 from noise_models.errors import UsageError
 from noise_models.generator import derive_seed
-from optical_dfa import models
 from optical_dfa.attacks.records import Records, load_records
 from optical_dfa.attacks.setting import Setting
 from optical_dfa.attacks.worlds import NEGLIGIBLE, Worlds, claimed, claimed_kind
-from privacy.adjacency import Adjacency
+from optical_dfa.networks import building as models
 from privacy.attacks.finding import Finding
-from privacy.attacks.span import off_span, off_span_share, span_basis
+from privacy.attacks.off_span import off_span, off_span_share, span_basis
 from privacy.auditing.bounds import clopper_pearson_bound
+from privacy.notions import Adjacency
 from privacy.releases import terms
 
 Array = NDArray[np.float64]

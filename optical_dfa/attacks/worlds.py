@@ -18,10 +18,10 @@ from noise_models.generator import NoiseGenerator
 from optical_dfa import align
 from optical_dfa.attacks.setting import Setting
 from privacy import PrivacyEngine, accounting
-from privacy.adjacency import Adjacency
-from privacy.attacks.distinguish import Knowledge, ReleasedSums
+from privacy.attacks.likelihood_ratio import Knowledge, ReleasedSums
 from privacy.kind import Kind
 from privacy.ledger import Release
+from privacy.notions import Adjacency
 from privacy.releases import terms
 
 NEGLIGIBLE = 1e-9  # a noise multiplier with which the adversary reads the noiseless sums

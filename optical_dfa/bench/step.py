@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from optical_dfa.feedback.aligning import align
+from optical_dfa.aligning import align
 from privacy.engine import PrivacyEngine
 
 WIDTHS = (784, 1024, 1024, 10)

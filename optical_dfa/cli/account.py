@@ -12,7 +12,7 @@ import typer
 
 from noise_models.errors import UsageError
 from optical_dfa.cli.output import JsonOption, notes_to_stderr, print_facts, print_json, print_table
-from optical_dfa.report.progress import waiting
+from optical_dfa.progress import waiting
 from privacy.mechanisms import MECHANISMS
 
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ def _plan(asked: Mapping[str, Any]) -> Plan:
         )
 
     from privacy.accounting.planning import Scheme, complete
-    from privacy.adjacency import Adjacency
+    from privacy.notions import Adjacency
 
     scheme = Scheme(
         mechanism,

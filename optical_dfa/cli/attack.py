@@ -70,7 +70,7 @@ def attack(
     if out is not None:
         _check_out(out)
     from optical_dfa.attacks.setting import Setting as Asked
-    from optical_dfa.report.progress import progress_for
+    from optical_dfa.progress import progress_for
 
     progress = progress_for(sys.stderr, "attacking")
     setting = Asked(

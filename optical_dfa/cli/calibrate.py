@@ -15,7 +15,7 @@ from optical_dfa.cli.output import JsonOption, notes_to_stderr, print_facts, pri
 from optical_dfa.cli.train import parse_options
 
 if TYPE_CHECKING:
-    from noise_models.calibration import Calibration
+    from noise_models.calibration.document import Calibration
     from optical_dfa.backends.base import ProjectionBackend
 
 # What a network's error looks like by default; a camera's calibration does not depend on it.
@@ -145,8 +145,8 @@ def _measure(
     valid_days: float,
     ideal_converter: bool,
 ) -> Calibration:
-    from noise_models import photon_transfer
-    from optical_dfa.report.progress import progress_for
+    from noise_models.calibration import photon_transfer
+    from optical_dfa.progress import progress_for
 
     progress = progress_for(sys.stderr, "calibrating")
     total = photon_transfer.planned(max(1, device.dark_pixels), frames)
@@ -179,7 +179,7 @@ def _projection(
     """Gain and offset of each output: their summary for the screen, themselves in a file beside the calibration."""
     import numpy as np
 
-    from noise_models.projection_gain import measure_projection
+    from noise_models.calibration.projection_gain import measure_projection
 
     found = measure_projection(device, confidence=confidence)
     summary: dict[str, Any] = {
@@ -276,8 +276,8 @@ def _health(device: ProjectionBackend, path: Path | None, as_json: bool) -> None
     """The start-up test of a private run, a few frames as a release takes them, and the last look."""
 
     from noise_models.base import Frame
-    from noise_models.calibration import Calibration
-    from noise_models.health import HealthError
+    from noise_models.calibration.document import Calibration
+    from noise_models.health.monitor import HealthError
     from privacy.releases.device_health import DeviceHealth
 
     known = None if path is None else Calibration.load(path)

@@ -29,7 +29,7 @@ def report(
     if out is None and len(runs) > 1:
         raise UsageError(f"{len(runs)} runs make one comparison page; name its file with --out FILE")
     from optical_dfa.report.page import write_report
-    from optical_dfa.training.run_folder import REPORT
+    from optical_dfa.runs.folder import REPORT
 
     page = out or runs[0] / REPORT
     write_report(runs, page)

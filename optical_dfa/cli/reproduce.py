@@ -54,9 +54,9 @@ def reproduce(
         given = "no experiment is named" if name is None else f"there is no experiment {name!r}"
         raise UsageError(f"{given}; choose one of: {', '.join(folders)}")
 
-    from experiments.experiment import TABLE, load
-    from experiments.runner import run
-    from experiments.table import document, write_table
+    from experiments.harness.experiment import TABLE, load
+    from experiments.harness.runner import run
+    from experiments.harness.table import document, write_table
 
     experiment = load(folders[name])
     command = f"optical-dfa reproduce {name}" + (" --quick" if quick else "")
@@ -111,7 +111,7 @@ def _prepare(folder: Path) -> None:
 
 
 def _list(folders: dict[str, Path], as_json: bool) -> None:
-    from experiments.experiment import load
+    from experiments.harness.experiment import load
 
     facts: dict[str, dict[str, Any]] = {}
     for name, folder in folders.items():

@@ -119,7 +119,7 @@ def train(
     --epsilon 3 --delta 1e-5 --out runs/f
     """
     from optical_dfa import config as settings
-    from optical_dfa.training.run_folder import CONFIG, REPORT
+    from optical_dfa.runs.folder import CONFIG, REPORT
 
     folder = _folder(out, resume=resume, overwrite=overwrite)
 
@@ -159,7 +159,7 @@ def train(
     source = folder / CONFIG if resume and folder is not None and config is None else config
     merged = settings.merge(settings.read(source) if source is not None else {}, flags)
 
-    from optical_dfa.report.progress import progress_for
+    from optical_dfa.progress import progress_for
     from optical_dfa.training import trainer
 
     progress = progress_for(sys.stderr)
@@ -184,8 +184,8 @@ def train(
 
 def _tell_of_tensorboard(folder: Path) -> None:
     """Where TensorBoard's files are, or why there are none; on standard error."""
+    from optical_dfa.runs.folder import TENSORBOARD
     from optical_dfa.training.diagnosis import TensorBoard
-    from optical_dfa.training.run_folder import TENSORBOARD
 
     if TensorBoard.installed():
         text = f"see the diagnosis with: tensorboard --logdir {folder / TENSORBOARD}"
@@ -216,7 +216,7 @@ def parse_options(flag: str, given: Sequence[str] | None) -> dict[str, Any] | No
 
 def _folder(out: str | None, *, resume: bool, overwrite: bool) -> Path | None:
     """The run folder asked for, None without one; UsageError where it cannot be meant."""
-    from optical_dfa.training.run_folder import CONFIG, RunFolder
+    from optical_dfa.runs.folder import CONFIG, RunFolder
 
     if resume and overwrite:
         raise UsageError("--resume goes on with a run and --overwrite deletes it; give one of the two")
@@ -280,7 +280,7 @@ def _show(summary: Mapping[str, Any], out: Path | None) -> None:
     print_facts(facts)
     print(f"\nguarantee: {Guarantee.from_dict(summary['guarantee'])}")
     if out is not None:
-        from optical_dfa.training.run_folder import CERTIFICATE, REPORT
+        from optical_dfa.runs.folder import CERTIFICATE, REPORT
 
         print(f"\nreport: {out / REPORT}\naudit:  optical-dfa audit {out}")
         if (out / CERTIFICATE).exists():

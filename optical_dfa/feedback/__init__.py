@@ -13,38 +13,38 @@ from noise_models.errors import UsageError
 from optical_dfa.options import checked
 
 if TYPE_CHECKING:
+    from optical_dfa.aligning import align, unalign
     from optical_dfa.feedback.aligned import AlignedModule
-    from optical_dfa.feedback.aligning import align, unalign
     from optical_dfa.feedback.rule import FeedbackRule
 
 RULES: dict[str, str] = {
-    "bdfa": "optical_dfa.feedback.bdfa:BinaryFeedbackAlignment",
-    "bp": "optical_dfa.feedback.bp:Backpropagation",
-    "brsf": "optical_dfa.feedback.sign_symmetry:BatchRandomSignSymmetry",
-    "cdfa": "optical_dfa.feedback.cdfa:ConvolutionalFeedbackAlignment",
-    "ddfa": "optical_dfa.feedback.fdfa:ForwardDirectFeedbackAlignment",
-    "dfa": "optical_dfa.feedback.dfa:DirectFeedbackAlignment",
-    "dilated": "optical_dfa.feedback.dilated:DilatedFeedback",
-    "dkp": "optical_dfa.feedback.dkp:DirectKolenPollack",
-    "drtp": "optical_dfa.feedback.drtp:DirectRandomTargetProjection",
-    "fa": "optical_dfa.feedback.fa:FeedbackAlignment",
-    "fdfa": "optical_dfa.feedback.fdfa:ForwardDirectFeedbackAlignment",
-    "fg-a": "optical_dfa.feedback.forward_gradient:ActivityForwardGradient",
-    "fg-w": "optical_dfa.feedback.forward_gradient:WeightForwardGradient",
-    "frsf": "optical_dfa.feedback.sign_symmetry:FixedRandomSignSymmetry",
-    "gated-dfa": "optical_dfa.feedback.gated:GatedFeedbackAlignment",
-    "grouped": "optical_dfa.feedback.grouped:GroupedFeedback",
-    "hybrid": "optical_dfa.feedback.hybrid:HybridFeedback",
-    "lg-fg-a": "optical_dfa.feedback.local_greedy:LocalGreedyForwardGradient",
-    "modular": "optical_dfa.feedback.modular:ModularFeedbackAlignment",
-    "pepita": "optical_dfa.feedback.pepita:Pepita",
-    "recurrent-hybrid": "optical_dfa.feedback.recurrent_hybrid:RecurrentHybrid",
-    "shallow": "optical_dfa.feedback.shallow:Shallow",
-    "sign-dfa": "optical_dfa.feedback.sign_dfa:SignFeedbackAlignment",
-    "sparse-recurrent": "optical_dfa.feedback.sparse_recurrent:SparseRecurrentFeedback",
-    "ssdfa": "optical_dfa.feedback.ssdfa:SparseFeedbackAlignment",
-    "ternary": "optical_dfa.feedback.ternary:TernaryFeedbackAlignment",
-    "usf": "optical_dfa.feedback.sign_symmetry:UniformSignSymmetry",
+    "bdfa": "optical_dfa.feedback.rules.bdfa:BinaryFeedbackAlignment",
+    "bp": "optical_dfa.feedback.rules.bp:Backpropagation",
+    "brsf": "optical_dfa.feedback.rules.sign_symmetry:BatchRandomSignSymmetry",
+    "cdfa": "optical_dfa.feedback.rules.cdfa:ConvolutionalFeedbackAlignment",
+    "ddfa": "optical_dfa.feedback.rules.fdfa:ForwardDirectFeedbackAlignment",
+    "dfa": "optical_dfa.feedback.rules.dfa:DirectFeedbackAlignment",
+    "dilated": "optical_dfa.feedback.rules.dilated:DilatedFeedback",
+    "dkp": "optical_dfa.feedback.rules.dkp:DirectKolenPollack",
+    "drtp": "optical_dfa.feedback.rules.drtp:DirectRandomTargetProjection",
+    "fa": "optical_dfa.feedback.rules.fa:FeedbackAlignment",
+    "fdfa": "optical_dfa.feedback.rules.fdfa:ForwardDirectFeedbackAlignment",
+    "fg-a": "optical_dfa.feedback.rules.forward_gradient:ActivityForwardGradient",
+    "fg-w": "optical_dfa.feedback.rules.forward_gradient:WeightForwardGradient",
+    "frsf": "optical_dfa.feedback.rules.sign_symmetry:FixedRandomSignSymmetry",
+    "gated-dfa": "optical_dfa.feedback.rules.gated:GatedFeedbackAlignment",
+    "grouped": "optical_dfa.feedback.rules.grouped:GroupedFeedback",
+    "hybrid": "optical_dfa.feedback.rules.hybrid:HybridFeedback",
+    "lg-fg-a": "optical_dfa.feedback.rules.local_greedy:LocalGreedyForwardGradient",
+    "modular": "optical_dfa.feedback.rules.modular:ModularFeedbackAlignment",
+    "pepita": "optical_dfa.feedback.rules.pepita:Pepita",
+    "recurrent-hybrid": "optical_dfa.feedback.rules.recurrent_hybrid:RecurrentHybrid",
+    "shallow": "optical_dfa.feedback.rules.shallow:Shallow",
+    "sign-dfa": "optical_dfa.feedback.rules.sign_dfa:SignFeedbackAlignment",
+    "sparse-recurrent": "optical_dfa.feedback.rules.sparse_recurrent:SparseRecurrentFeedback",
+    "ssdfa": "optical_dfa.feedback.rules.ssdfa:SparseFeedbackAlignment",
+    "ternary": "optical_dfa.feedback.rules.ternary:TernaryFeedbackAlignment",
+    "usf": "optical_dfa.feedback.rules.sign_symmetry:UniformSignSymmetry",
 }
 
 # Those that use no projection device, as their classes are built by default.
@@ -76,5 +76,5 @@ def make_rule(name: str, options: Mapping[str, Any] | None = None) -> FeedbackRu
 
 def __getattr__(name: str) -> Any:
     if name in {"AlignedModule", "align", "unalign"}:  # these load torch, the registry alone does not
-        return getattr(importlib.import_module("optical_dfa.feedback.aligning"), name)
+        return getattr(importlib.import_module("optical_dfa.aligning"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -85,15 +85,15 @@ def instead(module: nn.Module, first: str | None, second: str | None, points: Se
         outside = [p for p in points if not any(p.startswith(f"{b}.") for b in blocks)]
         return (
             f"cut at the blocks' outputs, points={[*outside, *blocks]!r}, and let each be backpropagated within, or "
-            "use optical_dfa.language_models.Block, which can be cut inside too"
+            "use optical_dfa.networks.text.Block, which can be cut inside too"
         )
     for owner in owners:
         kind = type(parts.get(owner)).__name__
         if isinstance(parts.get(owner), nn.RNNBase):
             fused = _FUSED.get(kind, "RNN")
             return (
-                f"{owner} is nn.{kind}, one operation that nothing is cut inside; use optical_dfa.recurrent.{fused}"
-                "(inputs, units) in its place, a layer each, which takes (records, times, inputs), returns h_t of "
+                f"{owner} is nn.{kind}, one operation that nothing is cut inside; use "
+                f"optical_dfa.networks.recurrent.{fused}(inputs, units) in its place, a layer each, which takes (records, times, inputs), returns h_t of "
                 "every time alone and is cut at each"
             )
         if isinstance(parts.get(owner), nn.MultiheadAttention) or isinstance(
@@ -104,7 +104,7 @@ def instead(module: nn.Module, first: str | None, second: str | None, points: Se
                 f"{name} is nn.MultiheadAttention, which returns two tensors and so is no point: in __init__ "
                 f"self.attended = nn.Identity(), in forward h = self.attended(self.{name}(q, k, v)[0]), and "
                 f"points={[*points, 'attended']!r} (it is backpropagated within); or use "
-                "optical_dfa.language_models.Attention"
+                "optical_dfa.networks.text.Attention"
             )
     return None
 

@@ -18,17 +18,17 @@ from torch.utils.hooks import RemovableHandle
 from noise_models.base import NoNoise
 from noise_models.errors import UsageError
 from optical_dfa.backends.base import ProjectionBackend
+from optical_dfa.capture.aggregated import AggregatedCapture
 from optical_dfa.capture.device import FollowedDevice
 from optical_dfa.capture.following import Following
+from optical_dfa.capture.probing import check_steps_apart, check_sums, program_of, program_of_rule
+from optical_dfa.capture.records import Capture
+from optical_dfa.capture.separated import GatedCapture
 from optical_dfa.feedback.cuts import OUTPUT, Trace, leaves
 from optical_dfa.feedback.points import Tape, install, refuse_computed
 from optical_dfa.feedback.rule import FeedbackRule, Point
 from optical_dfa.feedback.state import FeedbackState, TeachingState
 from optical_dfa.feedback.stateful import GradientState
-from optical_dfa.training.aggregated import AggregatedCapture
-from optical_dfa.training.capture import Capture
-from optical_dfa.training.gated import GatedCapture
-from optical_dfa.training.probing import check_steps_apart, check_sums, program_of, program_of_rule
 
 LossReduction = Literal["mean", "sum"]
 

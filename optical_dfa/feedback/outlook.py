@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from optical_dfa.feedback.aligned import AlignedModule
 from optical_dfa.feedback.cuts import Below
-from optical_dfa.feedback.dfa import DirectFeedbackAlignment
 from optical_dfa.feedback.gains import unbounded
+from optical_dfa.feedback.rules.dfa import DirectFeedbackAlignment
 
 RECORDS = 32
 MOST_DEAD = 0.5  # of a point's units; networks of ordinary initialisation have a tenth of that

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from noise_models.errors import UsageError
 from optical_dfa.report.page import single_page
-from optical_dfa.report.run_folder import Run, number
-from optical_dfa.training.run_folder import REPORT
+from optical_dfa.runs.folder import REPORT
+from optical_dfa.runs.reading import Run, number
 from privacy.auditing.audit import AuditReport
 
 _DRAWING = re.compile(r"<svg\b.*?</svg>", re.DOTALL)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from optical_dfa.report.plots import COLOURS, SERIES, svg
-from optical_dfa.report.run_folder import FloatArray, Run, number
+from optical_dfa.runs.reading import FloatArray, Run, number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,8 +11,8 @@ from typing import Any
 from noise_models.errors import UsageError
 from optical_dfa.report import plots, statement
 from optical_dfa.report.diagnosis import diagnosis_html
-from optical_dfa.report.run_folder import Run, flatten, number, read_runs
 from optical_dfa.report.style import CSS
+from optical_dfa.runs.reading import Run, flatten, number, read_runs
 from privacy.guarantee import Guarantee, Kind, rounded_up
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from noise_models.calibration import Calibration
+from noise_models.calibration.document import Calibration
 from optical_dfa.report.plots import COLOURS, drawing_style
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from noise_models.errors import UsageError
-from optical_dfa.report.run_folder import Calibration, Run
+from optical_dfa.runs.reading import Calibration, Run
 from privacy.guarantee import rounded_up
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from optical_dfa.report.run_folder import Run, number
+from optical_dfa.runs.reading import Run, number
 from privacy.auditing.wording import NOT_COVERED as NOT_COVERED
 from privacy.guarantee import Guarantee, Kind, rounded_up
 from privacy.releases import RELEASES

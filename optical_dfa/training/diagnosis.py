@@ -17,12 +17,12 @@ from typing import Any
 from torch import Tensor
 
 from noise_models.errors import UsageError
+from optical_dfa.aligning import align, unalign
 from optical_dfa.feedback.aligned import AlignedModule
-from optical_dfa.feedback.aligning import align, unalign
-from optical_dfa.feedback.alignment import alignment, estimator, feedback_angles
-from optical_dfa.feedback.costs import cost
+from optical_dfa.measure.alignment import alignment, estimator, feedback_angles
+from optical_dfa.measure.costs import cost
+from optical_dfa.runs.folder import TENSORBOARD
 from optical_dfa.training.loss import cross_entropy
-from optical_dfa.training.run_folder import TENSORBOARD
 
 RECORDS = 256
 REPEATS = 8

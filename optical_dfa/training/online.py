@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from noise_models.errors import UsageError
 from noise_models.generator import derive_seed
-from optical_dfa.feedback.aligning import align
+from optical_dfa.aligning import align
 
 
 class Reservoir:

@@ -18,23 +18,20 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, TensorDataset
 
-from noise_models.calibration import Calibration
+from noise_models.calibration.document import Calibration
 from noise_models.errors import UsageError
 from noise_models.generator import NoiseGenerator, derive_seed
-from optical_dfa import models
+from optical_dfa.aligning import align
 from optical_dfa.config import ResolvedConfig, TrainConfig, resolve
 from optical_dfa.data import load as load_data
 from optical_dfa.data.dataset import Dataset
 from optical_dfa.data.features import with_features
 from optical_dfa.feedback import make_rule
 from optical_dfa.feedback.aligned import AlignedModule
-from optical_dfa.feedback.aligning import align
 from optical_dfa.feedback.rule import FeedbackRule, Requires
-from optical_dfa.report.progress import Progress, SilentProgress
-from optical_dfa.training.diagnosis import Diagnosis
-from optical_dfa.training.evaluation import accuracy_and_loss, area_under_curve
-from optical_dfa.training.loss import cross_entropy
-from optical_dfa.training.run_folder import (
+from optical_dfa.networks import building as models
+from optical_dfa.progress import Progress, SilentProgress
+from optical_dfa.runs.folder import (
     CALIBRATION,
     CAMERA,
     CERTIFICATE,
@@ -45,14 +42,17 @@ from optical_dfa.training.run_folder import (
     SUMMARY,
     RunFolder,
 )
+from optical_dfa.training.diagnosis import Diagnosis
+from optical_dfa.training.evaluation import accuracy_and_loss, area_under_curve
+from optical_dfa.training.loss import cross_entropy
 from optical_dfa.training.transfer import take_convolutions
 from privacy import checkpoint
-from privacy.adjacency import Adjacency
 from privacy.auditing.beyond import refuse_beyond
 from privacy.engine import PrivacyEngine
 from privacy.guarantee import Guarantee, Kind
 from privacy.health_log import noting_failures
 from privacy.ledger import SETTINGS, Ledger
+from privacy.notions import Adjacency
 from privacy.releases import terms
 from privacy.releases.dark_frame import DarkFrameNoise
 from privacy.releases.per_record import PerRecordRelease

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from noise_models.errors import UsageError
-from optical_dfa.training.run_folder import CHECKPOINT
+from optical_dfa.runs.folder import CHECKPOINT
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.GroupNorm, nn.modules.batchnorm._BatchNorm)

@@ -17,9 +17,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from noise_models.errors import UsageError
-from privacy.adjacency import Adjacency
 from privacy.ledger import Release
 from privacy.mechanisms import MECHANISMS
+from privacy.notions import Adjacency
 
 if TYPE_CHECKING:
     from privacy.accounting.composition import Composition, Cost

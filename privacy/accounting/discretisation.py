@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from privacy.adjacency import Adjacency
+from privacy.notions import Adjacency
 
 
 class Group(NamedTuple):

@@ -16,7 +16,7 @@ from scipy.optimize import brentq
 from scipy.special import log_ndtr
 
 from noise_models.errors import UsageError
-from privacy.adjacency import Adjacency
+from privacy.notions import Adjacency
 
 if TYPE_CHECKING:
     from privacy.ledger import Release

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 
 from privacy.accounting.discretisation import Group, loss_interval
-from privacy.adjacency import Adjacency
+from privacy.notions import Adjacency
 
 Array = NDArray[np.float64]
 

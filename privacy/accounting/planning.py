@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
 from noise_models.errors import UsageError
-from privacy.adjacency import Adjacency
 from privacy.ledger import Release
 from privacy.mechanisms import MECHANISMS
+from privacy.notions import Adjacency
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dp_accounting.pld import privacy_loss_distribution
 
 from privacy.accounting import LEAST_NOISE
 from privacy.accounting.discretisation import Group, loss_interval
-from privacy.adjacency import Adjacency
+from privacy.notions import Adjacency
 
 RELATIONS = {
     Adjacency.ADD_REMOVE: NeighboringRelation.ADD_OR_REMOVE_ONE,

@@ -28,8 +28,8 @@ from noise_models.errors import UsageError
 from privacy.accounting.amplification import subsampled
 from privacy.accounting.poisson import renyi_bound
 from privacy.accounting.skellam import convert_to_epsilon
-from privacy.adjacency import Adjacency
 from privacy.ledger import Release
+from privacy.notions import Adjacency
 
 Array = NDArray[np.float64]
 

@@ -11,7 +11,7 @@ from opacus.accountants import PRVAccountant
 from noise_models.errors import UsageError
 from privacy.accounting import rdp
 from privacy.accounting.discretisation import Group
-from privacy.adjacency import Adjacency
+from privacy.notions import Adjacency
 
 _ERROR = 0.01  # of epsilon
 _LARGEST_ERROR = 0.5

@@ -16,7 +16,8 @@ with
 Poisson-subsampled at rate q, composed by Rényi divergences and converted by Mironov's rule (arXiv 1702.07476, prop. 3).
 (1) bounds the covariance's diagonal, not its eigenvalues: the covariance of row k is `sigma² Σ_i φ'_ik² h_i h_i^T`,
 of rank at most m, and most of its eigenvalues are zero. What follows is a number that can be reproduced, of kind
-`conditional`; `privacy.certificates` says which of its assumptions fail, `privacy.attacks.span` exceeds it.
+`conditional`; `privacy.releases.certificates` says which of its assumptions fail, `privacy.attacks.off_span`
+exceeds it.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from functools import lru_cache
 from noise_models.errors import UsageError
 from privacy.accounting.amplification import subsampled
 from privacy.accounting.discretisation import Group
-from privacy.adjacency import Adjacency
 from privacy.ledger import Release
+from privacy.notions import Adjacency
 
 ORDERS = (*range(2, 64), 80, 96, 128, 192, 256, 512)
 

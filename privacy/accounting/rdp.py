@@ -12,7 +12,7 @@ from dp_accounting.rdp import RdpAccountant
 
 from noise_models.errors import UsageError
 from privacy.accounting.discretisation import Group
-from privacy.adjacency import Adjacency
+from privacy.notions import Adjacency
 
 
 class RdpComposition:

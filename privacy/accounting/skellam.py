@@ -27,7 +27,7 @@ from numpy.typing import ArrayLike, NDArray
 from noise_models.errors import UsageError
 from privacy.accounting.amplification import subsampled
 from privacy.accounting.skellam_law import renyi_shift
-from privacy.adjacency import Adjacency
+from privacy.notions import Adjacency
 
 if TYPE_CHECKING:
     from privacy.ledger import Release

@@ -1,6 +1,6 @@
 """What the adversary believes about the noise of a release: log-densities of the law it attacks with.
 
-One attack (`privacy.attacks.distinguish`) takes any of them: `GaussianLaw` is what a sound release claims, the
+One attack (`privacy.attacks.likelihood_ratio`) takes any of them: `GaussianLaw` is what a sound release claims, the
 others are what remains of a release whose noise lost its secrecy.
 """
 

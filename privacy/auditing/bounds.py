@@ -25,7 +25,7 @@ from noise_models.errors import UsageError
 from privacy.accounting.discretisation import Group
 from privacy.accounting.gdp import gaussian_epsilon
 from privacy.accounting.numerical import NumericalComposition
-from privacy.adjacency import Adjacency
+from privacy.notions import Adjacency
 
 Array = NDArray[np.float64]
 

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 
 from noise_models.errors import UsageError
 from privacy import accounting
-from privacy.adjacency import Adjacency
 from privacy.auditing.files import SUMMARY_FILE
 from privacy.auditing.strict import parsed
 from privacy.guarantee import Guarantee, Kind
 from privacy.ledger import Release
 from privacy.mechanisms import MECHANISMS
+from privacy.notions import Adjacency
 from privacy.releases import RELEASES
 
 TOLERANCE = 0.01  # relative difference in epsilon that two accountants may have

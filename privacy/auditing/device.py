@@ -110,7 +110,7 @@ def _check_document(
             return [f"{missing}; put the calibration of that digest beside the ledger"]
         notes.append(missing)
         return []
-    from noise_models.calibration import Calibration  # imports torch
+    from noise_models.calibration.document import Calibration  # imports torch
     from privacy.health_log import identity
 
     if (held := content(path, unreadable)) is None:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from noise_models.errors import UsageError
-from privacy.adjacency import Adjacency
 from privacy.ledger import Ledger
+from privacy.notions import Adjacency
 from privacy.releases import RELEASES
 
 _REQUIRED = ("release", "reproducible")

@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from privacy.adjacency import Adjacency
 from privacy.guarantee import Guarantee, Kind, rounded_up
+from privacy.notions import Adjacency
 
 _LONGEST = 1000  # characters of one text of a run folder
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from noise_models.errors import UsageError
-from privacy.adjacency import Adjacency
 from privacy.kind import Kind
+from privacy.notions import Adjacency
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from noise_models.errors import UsageError
+from privacy.contributions.protocols import Contributions
 from privacy.ledger import Release
 from privacy.norms import refuse_norm
-from privacy.protocols import Contributions
 from privacy.releases.source import NoiseSource, Parts
 from privacy.releases.step import StepRelease
 

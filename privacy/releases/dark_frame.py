@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from noise_models.base import Frame
-from noise_models.calibration import Calibration
-from noise_models.converter import dither_ripple
+from noise_models.calibration.converter import dither_ripple
+from noise_models.calibration.document import Calibration
 from noise_models.errors import UsageError
 from noise_models.generator import NORMAL_TAIL_MASS, NoiseGenerator
-from noise_models.health import RELEASED_FALSE_ALARM
-from privacy.protocols import DarkFrames
+from noise_models.health.monitor import RELEASED_FALSE_ALARM
+from privacy.contributions.protocols import DarkFrames
 from privacy.releases.clipped import ClippedRelease
 from privacy.releases.device_health import DeviceHealth
 from privacy.releases.source import Cost, NoiseSource, Parts, add_secret_normals, with_camera

@@ -17,13 +17,13 @@ import numpy.typing as npt
 from torch import Tensor
 
 from noise_models.base import Frame
-from noise_models.entropy import ASSESSED_BITS, ContinuousTests, conditioned_key, differences
 from noise_models.errors import UsageError
 from noise_models.generator import NORMAL_TAIL_MASS, NoiseGenerator
-from noise_models.health import LEAST_PIXELS, LEAST_STD, HealthError
-from noise_models.min_entropy import LEAST_SAMPLES, MinEntropy, assess
-from noise_models.replays import REPLAY_FALSE_ALARM, frame_digest
-from privacy.protocols import DarkFrames
+from noise_models.health.entropy import ASSESSED_BITS, ContinuousTests, conditioned_key, differences
+from noise_models.health.min_entropy import LEAST_SAMPLES, MinEntropy, assess
+from noise_models.health.monitor import LEAST_PIXELS, LEAST_STD, HealthError
+from noise_models.health.replays import REPLAY_FALSE_ALARM, frame_digest
+from privacy.contributions.protocols import DarkFrames
 from privacy.releases.clipped import ClippedRelease
 from privacy.releases.device_health import DeviceHealth
 from privacy.releases.source import Cost, NoiseSource, Parts, add_secret_normals, with_camera

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from noise_models.base import Frame
-from noise_models.calibration import Calibration
+from noise_models.calibration.document import Calibration
+from noise_models.calibration.frame_statistics import shape_of
 from noise_models.errors import DeviceError, UsageError
-from noise_models.frame_statistics import shape_of
-from noise_models.health import START_UP_PIXELS, HealthError, HealthMonitor, look_frames
-from noise_models.health_limits import Reference
-from privacy.protocols import DarkFrames
+from noise_models.health.limits import Reference
+from noise_models.health.monitor import START_UP_PIXELS, HealthError, HealthMonitor, look_frames
+from privacy.contributions.protocols import DarkFrames
 
 
 class DeviceHealth:

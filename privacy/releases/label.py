@@ -6,7 +6,7 @@ and predictions p are public, and a label y acts only through the error `e = p �
     U_l = Σ_i φ'(a_i,l) ⊙ (c_i B_l e_i + g_i,l) (h_i,l, 1)^T,    g_i,lk ~ N(0, (ν S_l)²),    B_out = I, φ'_out = 1
 
 divided by the expected batch size. A change Δ = onehot(y') − onehot(y) moves row k of U_l by
-`c_i (b_k·Δ) φ'_ik (h_i, 1)`, and its noise has covariance `(ν S_l)² H_k^T H_k` (`privacy.leverage`), whatever the
+`c_i (b_k·Δ) φ'_ik (h_i, 1)`, and its noise has covariance `(ν S_l)² H_k^T H_k` (`leverage`), whatever the
 labels are. Rows and layers have independent noise, so the step is exactly μ_i-Gaussian-DP for record i's label:
 
     μ_i = c_i M_i / ν,    M_i² = max_{y,y'} Σ_l Σ_k (b_lk·Δ)² τ_i,lk / S_l².
@@ -23,7 +23,7 @@ T7's conditions, and where each is met:
     (c) the maximum over all pairs of labels: `shifts`;
     (d) public batches: `Terms.public_batches`; printed, because a caller could order his data set by label;
     (e) every layer's noise is drawn for itself: `add_noise`;
-    (f) leverage without truncation, 1 where it is ill-conditioned: `privacy.leverage`;
+    (f) leverage without truncation, 1 where it is ill-conditioned: `privacy.releases.leverage`;
     (g) fixed B, no forward noise, no random masks: other rules are refused (`GatedCapture.matrices`), other layers by
         the gated capture;
     (h) no denoising by B⁺: nothing is done to the noised rows but the sum with their inputs;
@@ -43,10 +43,10 @@ from torch import Tensor
 
 from noise_models.errors import UsageError
 from noise_models.generator import NORMAL_TAIL_MASS
-from privacy.gated import GatedContributions, GatedLayer, joined
+from privacy.contributions.separated import GatedContributions, GatedLayer, joined
 from privacy.ledger import Release
-from privacy.leverage import leverages
 from privacy.releases.digital import DigitalNoise
+from privacy.releases.leverage import leverages
 from privacy.releases.source import Parts, add_secret_normals
 from privacy.releases.step import StepRelease
 

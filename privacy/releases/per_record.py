@@ -11,7 +11,7 @@ used nor counted. The ledger's noise multiplier z is that of the isotropic readi
 
     sigma = z C / (sqrt(m) φ'_min h_min),    m the expected batch size.
 
-Its epsilon is NOT a bound: the kind is always `conditional`; `privacy.certificates` names the assumptions that fail.
+Its epsilon is NOT a bound: the kind is always `conditional`; `certificates` names the assumptions that fail.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ import torch
 from torch import Tensor
 
 from noise_models.errors import UsageError
-from privacy.certificates import Certificate, Finding, public_findings, realised_findings
-from privacy.gated import GatedContributions, GatedLayer, joined
+from privacy.contributions.separated import GatedContributions, GatedLayer, joined
 from privacy.ledger import Release
 from privacy.norms import joint_norms, limit, refuse_norm, rounded_down, vector_norms, within
+from privacy.releases.certificates import Certificate, Finding, public_findings, realised_findings
 from privacy.releases.clipped import (
     CAP_MASS,
     clip_factors,

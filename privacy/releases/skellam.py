@@ -1,7 +1,7 @@
 """`skellam`: whole numbers plus Skellam noise; what is released never saw a floating-point sum (THEORY T6).
 
 Each record's clipped stack is rounded to a grid by coins and bounded exactly in whole numbers
-(`privacy.integer_contributions`); the sum over records is exact; the noise is the difference of two Poisson counts,
+(`privacy.contributions.integers`); the sum over records is exact; the noise is the difference of two Poisson counts,
 drawn exactly (Agarwal, Kairouz, Liu 2021: The Skellam mechanism for differentially private federated learning). The
 noised sum lies on the integers whatever the data are, so none of its bits tells more than its value (Mironov 2012: On
 significance of the least significant bits for differential privacy). It becomes a floating-point gradient afterwards.
@@ -19,9 +19,9 @@ from torch import Tensor
 from noise_models.errors import UsageError
 from noise_models.generator import NoiseGenerator
 from noise_models.integer_sampler import TABLE_MASS, SkellamSampler, table_size
-from privacy.integer_contributions import EXACT_FLOAT32, Factors, add_exactly, integers, least_bound
+from privacy.contributions.integers import EXACT_FLOAT32, Factors, add_exactly, integers, least_bound
+from privacy.contributions.protocols import Contributions
 from privacy.norms import refuse_norm
-from privacy.protocols import Contributions
 from privacy.releases.clipped import refuse_imprecise_products
 from privacy.releases.source import Cost, NoiseSource, Parts
 from privacy.releases.step import FLOATING_POINT, RECORD_ASSUMPTIONS, StepRelease

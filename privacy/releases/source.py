@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from noise_models.calibration import Calibration
+from noise_models.calibration.document import Calibration
 from noise_models.errors import UsageError
 from noise_models.generator import NoiseGenerator
+from privacy.contributions.protocols import Contributions, DarkFrames
 from privacy.fixed import Fixed
-from privacy.protocols import Contributions, DarkFrames
 
 
 @dataclass(frozen=True)

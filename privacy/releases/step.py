@@ -8,9 +8,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from noise_models.errors import UsageError
+from privacy.contributions.protocols import Contributions
 from privacy.fixed import Fixed
 from privacy.ledger import Release
-from privacy.protocols import Contributions
 from privacy.releases.source import NoiseSource
 
 _PUBLIC = "the size N of the data set, the sample rate and the number of steps are public"

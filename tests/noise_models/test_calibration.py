@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from noise_models.calibration import DRIFT_ALLOWANCE, Calibration, Limits
+from noise_models.calibration.document import DRIFT_ALLOWANCE, Calibration, Limits
 from noise_models.errors import DeviceError, UsageError
 
 TAKEN = datetime(2026, 1, 2, tzinfo=UTC)

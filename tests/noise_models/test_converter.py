@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from noise_models.converter import (
+from noise_models.calibration.converter import (
     code_widths,
     dither_ripple,
     epsilon_of_ripple,

@@ -11,11 +11,11 @@ import torch
 from numpy_camera import NumpyCamera
 from torch import Tensor
 
-from noise_models import dark_current as module
 from noise_models.base import Frame
-from noise_models.calibration import Calibration
-from noise_models.exposures import take_frames
-from noise_models.photon_transfer import calibrate
+from noise_models.calibration import dark_current as module
+from noise_models.calibration.document import Calibration
+from noise_models.calibration.exposures import take_frames
+from noise_models.calibration.photon_transfer import calibrate
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 

@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from noise_models.entropy import (
+from noise_models.errors import DeviceError, UsageError
+from noise_models.generator import NoiseGenerator
+from noise_models.health.entropy import (
     ASSESSED_BITS,
     FALSE_ALARM,
     KEY_BITS,
@@ -26,9 +28,7 @@ from noise_models.entropy import (
     proportion_cutoff,
     repetition_cutoff,
 )
-from noise_models.errors import DeviceError, UsageError
-from noise_models.generator import NoiseGenerator
-from noise_models.health import HealthError
+from noise_models.health.monitor import HealthError
 
 
 def test_repetition_cutoff_of_the_standard() -> None:
@@ -71,7 +71,7 @@ def letters(bits: int, n: int, name: str = "letters") -> np.ndarray:
 def test_false_alarms_at_a_loosened_level(monkeypatch: pytest.MonkeyPatch) -> None:
     # 3000 healthy sequences at a rate of about 2 % each; binomial bounds at 1e-6.
     loose, n, trials = 2.0**-14, 4 * WINDOW, 3000
-    monkeypatch.setattr("noise_models.entropy.FALSE_ALARM", loose)
+    monkeypatch.setattr("noise_models.health.entropy.FALSE_ALARM", loose)
     run, copies = repetition_cutoff(2.0, loose), proportion_cutoff(2.0, WINDOW, loose)
     samples = letters(2, n * trials).reshape(trials, n)
     runs = sum(longest_run(row) >= run for row in samples)

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from noise_models.calibration import Limits
-from noise_models.line_fit import fit_line, limits_of, ratio, root
+from noise_models.calibration.document import Limits
+from noise_models.calibration.line_fit import fit_line, limits_of, ratio, root
 
 
 def test_line_against_numpy() -> None:

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from noise_models import min_entropy
 from noise_models.errors import UsageError
 from noise_models.generator import NoiseGenerator
-from noise_models.min_entropy import (
+from noise_models.health import min_entropy
+from noise_models.health.min_entropy import (
     LEAST_SAMPLES,
     assess,
     binary_expansion,

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from noise_models.calibration import Limits
-from noise_models.frame_statistics import GROUPS, DarkMoments
-from noise_models.noise_credit import NoiseCredit, noise_credit, telegraph_variance
+from noise_models.calibration.document import Limits
+from noise_models.calibration.frame_statistics import GROUPS, DarkMoments
+from noise_models.calibration.noise_credit import NoiseCredit, noise_credit, telegraph_variance
 
 SIGMA = 4.0
 

@@ -16,11 +16,20 @@ from scipy import stats
 from torch import Tensor
 
 from noise_models.base import Frame
-from noise_models.calibration import DRIFT_ALLOWANCE, Calibration
+from noise_models.calibration.document import DRIFT_ALLOWANCE, Calibration
 from noise_models.camera import CAMERAS, PhysicalCamera
 from noise_models.errors import UsageError
 from noise_models.generator import NoiseGenerator
-from noise_models.health import (
+from noise_models.health.limits import (
+    DRIFT,
+    LEVEL_DRIFT,
+    RISE,
+    Reference,
+    code_law,
+    limits,
+    rare_count_limit,
+)
+from noise_models.health.monitor import (
     FALSE_ALARM,
     LEAST_PIXELS,
     LOOK_PIXELS,
@@ -30,16 +39,7 @@ from noise_models.health import (
     HealthMonitor,
     look_frames,
 )
-from noise_models.health_limits import (
-    DRIFT,
-    LEVEL_DRIFT,
-    RISE,
-    Reference,
-    code_law,
-    limits,
-    rare_count_limit,
-)
-from noise_models.replays import RECENT_FRAMES, Replays
+from noise_models.health.replays import RECENT_FRAMES, Replays
 from optical_dfa.backends.faults import FAULTS, Fault
 
 SIGMA, LEVEL, TOP = 4.08, 64.0, 255

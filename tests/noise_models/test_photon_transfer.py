@@ -15,11 +15,11 @@ from scipy import stats
 from torch import Tensor
 
 from noise_models.base import Frame
-from noise_models.calibration import DRIFT_ALLOWANCE, Calibration, Limits
+from noise_models.calibration.document import DRIFT_ALLOWANCE, Calibration, Limits
+from noise_models.calibration.frame_statistics import DarkMoments, measure_level
+from noise_models.calibration.noise_credit import noise_credit
+from noise_models.calibration.photon_transfer import calibrate, planned
 from noise_models.errors import DeviceError, UsageError
-from noise_models.frame_statistics import DarkMoments, measure_level
-from noise_models.noise_credit import noise_credit
-from noise_models.photon_transfer import calibrate, planned
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 

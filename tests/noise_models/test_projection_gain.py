@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from noise_models.calibration.projection_gain import measure_projection
 from noise_models.errors import DeviceError, UsageError
-from noise_models.projection_gain import measure_projection
 
 
 @dataclass

@@ -8,8 +8,8 @@ from numpy_camera import NumpyCamera
 from torch import Tensor
 
 from noise_models.base import Frame
-from noise_models.photon_transfer import calibrate
-from noise_models.residues import MODULI, PIXELS, Residues
+from noise_models.calibration.photon_transfer import calibrate
+from noise_models.calibration.residues import MODULI, PIXELS, Residues
 
 
 def codes(sigma: float, gain: int, frames: int = 256, pixels: int = 3000, seed: int = 0) -> np.ndarray:

@@ -20,18 +20,18 @@ from test_feedback_equations import feedback, labels, normal
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from experiments.bottleneck.mask import mask_gradients
 from noise_models.errors import UsageError
 from noise_models.generator import NoiseGenerator
 from optical_dfa.config import merge
 from optical_dfa.feedback import AlignedModule, align
-from optical_dfa.feedback.alignment import alignment, estimator, feedback_angles
-from optical_dfa.feedback.bottleneck import mask_gradients
-from optical_dfa.feedback.costs import cost
-from optical_dfa.feedback.dfa import DirectFeedbackAlignment
-from optical_dfa.models import build
+from optical_dfa.feedback.rules.dfa import DirectFeedbackAlignment
+from optical_dfa.measure.alignment import alignment, estimator, feedback_angles
+from optical_dfa.measure.costs import cost
+from optical_dfa.networks.building import build
+from optical_dfa.progress import SilentProgress
 from optical_dfa.report.page import single_page
-from optical_dfa.report.progress import SilentProgress
-from optical_dfa.report.run_folder import Run
+from optical_dfa.runs.reading import Run
 from optical_dfa.training.diagnosis import TensorBoard
 from optical_dfa.training.trainer import train
 

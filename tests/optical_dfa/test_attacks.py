@@ -19,7 +19,7 @@ from optical_dfa.attacks.setting import Setting
 from optical_dfa.attacks.worlds import Worlds
 from optical_dfa.cli import main
 from optical_dfa.feedback import RULES, make_rule
-from privacy.attacks.canary import step_scores
+from privacy.attacks.coin_scores import step_scores
 from privacy.attacks.finding import Finding
 from privacy.releases import RELEASES
 

@@ -19,7 +19,7 @@ from noise_models.errors import DeviceError, UsageError
 from optical_dfa.cli import main
 from optical_dfa.cli.app import COMMANDS
 from optical_dfa.cli.train import parse_options
-from optical_dfa.models import build
+from optical_dfa.networks.building import build
 
 ROOT = Path(__file__).parents[2]
 CASE = ["--sample-rate", "0.004266666666666667", "--delta", "1e-5"]

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from noise_models.calibration import Calibration
+from noise_models.calibration.document import Calibration
+from noise_models.calibration.projection_gain import measure_projection
 from noise_models.generator import NoiseGenerator
-from noise_models.projection_gain import measure_projection
 from optical_dfa.backends import create
 from optical_dfa.cli import main
 from optical_dfa.report.photon_transfer import draw_calibration_picture

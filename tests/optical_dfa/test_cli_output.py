@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optical_dfa.cli.output import print_json, print_table, show
-from optical_dfa.report.progress import BarProgress, SilentProgress, progress_for, waiting
+from optical_dfa.progress import BarProgress, SilentProgress, progress_for, waiting
 
 
 class Terminal(io.StringIO):

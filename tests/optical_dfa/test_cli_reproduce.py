@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from experiments import runner
-from experiments.experiment import RESULTS, TABLE
+from experiments.harness import runner
+from experiments.harness.experiment import RESULTS, TABLE
 from optical_dfa.cli import main, reproduce
 
 ROOT = Path(__file__).parents[2]

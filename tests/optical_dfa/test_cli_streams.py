@@ -21,7 +21,7 @@ from optical_dfa.cli import app, main
 from optical_dfa.cli.output import print_table
 from optical_dfa.cli.streams import readable, spelt
 from optical_dfa.config import merge
-from optical_dfa.report.progress import progress_for
+from optical_dfa.progress import progress_for
 from optical_dfa.training.trainer import train
 
 ROOT = Path(__file__).parents[2]

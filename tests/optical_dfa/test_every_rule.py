@@ -20,8 +20,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from noise_models.errors import UsageError
 from optical_dfa.feedback import RULES, AlignedModule, align, make_rule, unalign
 from optical_dfa.feedback.forward_mode import directional_derivative
-from optical_dfa.feedback.learned import LearnedState
-from optical_dfa.feedback.modular import ModularState
+from optical_dfa.feedback.rules.learned import LearnedState
+from optical_dfa.feedback.rules.modular import ModularState
 from optical_dfa.feedback.state import StateHook
 from privacy import PrivacyEngine
 
@@ -317,7 +317,7 @@ def test_exact_layerwise_feedback(rule: str, monkeypatch: pytest.MonkeyPatch) ->
         def __init__(self, *_: Any) -> None:
             self.values = next(drawn).detach()
 
-    monkeypatch.setattr("optical_dfa.feedback.layerwise.RandomMatrix", Drawn)
+    monkeypatch.setattr("optical_dfa.feedback.rules.layerwise.RandomMatrix", Drawn)
     assert_same(gradients(align(net, rule=rule, example=x, show=None), x), gradients(plain, x))
 
 

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 from noise_models.errors import UsageError
 from optical_dfa.feedback import align
-from optical_dfa.recurrent import LSTM
+from optical_dfa.networks.recurrent import LSTM
 
 X = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
 Y = torch.tensor([0, 1, 2])
@@ -320,7 +320,7 @@ class Recurrent(nn.Module):
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
 def test_a_fused_recurrent_layer_names_the_class_to_use(kind: type[nn.RNNBase]) -> None:
     message = refusal(lambda: Recurrent(kind(5, 6, batch_first=True)), torch.zeros(2, 3, 5))
-    assert f"optical_dfa.recurrent.{kind.__name__}" in message
+    assert f"optical_dfa.networks.recurrent.{kind.__name__}" in message
     assert "nn.Tanh" not in message
     align(Recurrent(LSTM(5, 6)), example=torch.zeros(2, 3, 5), show=None)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
 from optical_dfa.feedback import AlignedModule, align
-from optical_dfa.feedback.dfa import DirectFeedbackAlignment
+from optical_dfa.feedback.rules.dfa import DirectFeedbackAlignment
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 M = 7

@@ -13,7 +13,7 @@ from torch import nn
 from noise_models.errors import UsageError
 from optical_dfa.data import load
 from optical_dfa.feedback import align, make_rule
-from optical_dfa.models import build
+from optical_dfa.networks.building import build
 
 DATA = os.environ.get("OPTICAL_DFA_DATA")
 

@@ -16,10 +16,10 @@ from torch.nn import functional as F  # noqa: N812 - as everybody calls it
 
 from noise_models.errors import UsageError
 from noise_models.generator import NoiseGenerator
+from optical_dfa.capture.records import Capture
 from optical_dfa.feedback import align
-from optical_dfa.feedback.dfa import DirectFeedbackAlignment
-from optical_dfa.models import build
-from optical_dfa.training.capture import Capture
+from optical_dfa.feedback.rules.dfa import DirectFeedbackAlignment
+from optical_dfa.networks.building import build
 
 WIDTH, LENGTH = 8, 4
 FLAT, SEQUENCE = torch.zeros(2, WIDTH), torch.zeros(2, LENGTH, WIDTH)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from noise_models.errors import UsageError
+from optical_dfa.aligning import align
+from optical_dfa.capture.separated import GatedCapture
 from optical_dfa.feedback.aligned import AlignedModule
-from optical_dfa.feedback.aligning import align
-from optical_dfa.training.gated import GatedCapture
-from privacy.gated import GatedLayer
+from privacy.contributions.separated import GatedLayer
 
 
 def chain(*widths: int, activation: type[nn.Module] = nn.Tanh) -> nn.Sequential:

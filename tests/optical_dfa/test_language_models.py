@@ -19,8 +19,8 @@ from optical_dfa.config import merge
 from optical_dfa.data import load
 from optical_dfa.feedback import AlignedModule, align
 from optical_dfa.feedback.cuts import OUTPUT
-from optical_dfa.language_models import Transformer
-from optical_dfa.models import build, feedback_points
+from optical_dfa.networks.building import build, feedback_points
+from optical_dfa.networks.text import Transformer
 from optical_dfa.training.loss import cross_entropy
 from optical_dfa.training.trainer import train
 
@@ -311,7 +311,7 @@ def test_a_sequence_is_a_record_of_a_private_run(book: Path, given: dict[str, An
         ({"points": "micro", "rule": "gated-dfa"}, "rule gated-dfa cuts where it must"),
         ({"rule": "sparse-recurrent"}, "finds no state"),
         ({"model": "gru:4", "rule": "modular"}, "modular"),
-        ({"rule": "recurrent-hybrid"}, "finds no layer of optical_dfa.recurrent"),
+        ({"rule": "recurrent-hybrid"}, "finds no layer of optical_dfa.networks.recurrent"),
         ({"dataset": "digits", "model": "gru:4"}, "the records are no text"),
     ],
 )

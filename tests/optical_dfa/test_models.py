@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from noise_models.errors import UsageError
 from noise_models.generator import derive_seed
-from optical_dfa.models import ACTIVATIONS, build
+from optical_dfa.networks.building import ACTIVATIONS, build
 
 IMAGE = (1, 8, 8)
 SPECS = [

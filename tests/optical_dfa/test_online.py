@@ -13,7 +13,7 @@ from scipy.stats import chi2
 from torch import Tensor, nn
 
 from noise_models.errors import UsageError
-from optical_dfa.models import build
+from optical_dfa.networks.building import build
 from optical_dfa.training.online import OnlineLearner, Reservoir
 
 RULES = ["bp", "dfa", "bdfa", "shallow", "fdfa", "fa"]

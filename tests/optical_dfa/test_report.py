@@ -17,7 +17,7 @@ from noise_models.errors import UsageError
 from optical_dfa.feedback import RULES, make_rule
 from optical_dfa.report.page import write_report
 from optical_dfa.report.plots import plot_picture
-from optical_dfa.report.run_folder import Run
+from optical_dfa.runs.reading import Run
 
 GUARANTEE: dict[str, Any] = {
     "epsilon": 2.9987,

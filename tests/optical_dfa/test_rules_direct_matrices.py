@@ -16,7 +16,8 @@ from noise_models.errors import UsageError
 from noise_models.generator import NoiseGenerator
 from optical_dfa.backends import create
 from optical_dfa.backends.base import ProjectionBackend
-from optical_dfa.feedback import AlignedModule, align, shared_kernel
+from optical_dfa.feedback import AlignedModule, align
+from optical_dfa.feedback.rules import shared_kernel
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 C = 4

@@ -18,8 +18,8 @@ from torch.nn.functional import cross_entropy
 
 from noise_models.errors import UsageError
 from optical_dfa.feedback import AlignedModule, align, unalign
-from optical_dfa.feedback.cdfa import ConvolutionalFeedbackAlignment
-from optical_dfa.feedback.costs import cost
+from optical_dfa.feedback.rules.cdfa import ConvolutionalFeedbackAlignment
+from optical_dfa.measure.costs import cost
 
 M = 6
 

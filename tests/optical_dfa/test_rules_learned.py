@@ -14,9 +14,9 @@ from torch.nn.functional import cross_entropy
 
 from noise_models.errors import UsageError
 from optical_dfa.feedback import AlignedModule, align, make_rule
-from optical_dfa.feedback.costs import cost
 from optical_dfa.feedback.forward_mode import directional_derivative
-from optical_dfa.feedback.learned import LearnedState, Noted
+from optical_dfa.feedback.rules.learned import LearnedState, Noted
+from optical_dfa.measure.costs import cost
 from privacy import checkpoint
 from privacy.ledger import Ledger
 

@@ -16,8 +16,8 @@ from torch.nn.functional import cross_entropy
 
 from noise_models.errors import UsageError
 from optical_dfa.feedback import AlignedModule, align
-from optical_dfa.feedback.costs import cost
-from optical_dfa.recurrent import GRU, LSTM, RNN, Unrolled
+from optical_dfa.measure.costs import cost
+from optical_dfa.networks.recurrent import GRU, LSTM, RNN, Unrolled
 
 M, T, UNITS, CLASSES = 5, 4, 7, 4
 CELLS = {"rnn": RNN, "gru": GRU, "lstm": LSTM}

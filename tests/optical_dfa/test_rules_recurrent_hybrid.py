@@ -29,9 +29,9 @@ from torch import Tensor, nn
 
 from noise_models.errors import UsageError
 from optical_dfa.feedback import AlignedModule, align, unalign
-from optical_dfa.feedback.alignment import alignment
-from optical_dfa.feedback.costs import cost
-from optical_dfa.recurrent import Unrolled
+from optical_dfa.measure.alignment import alignment
+from optical_dfa.measure.costs import cost
+from optical_dfa.networks.recurrent import Unrolled
 
 
 def aligned_network(net: nn.Module, seed: int = 0, **options: object) -> AlignedModule:

@@ -14,10 +14,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from noise_models.errors import DeviceError
 from noise_models.generator import NoiseGenerator
-from noise_models.min_entropy import MinEntropy
+from noise_models.health.min_entropy import MinEntropy
+from optical_dfa.aligning import align
 from optical_dfa.backends import create
 from optical_dfa.backends.faults import FAULTS
-from optical_dfa.feedback.aligning import align
 from privacy.engine import PrivacyEngine
 from privacy.releases import device_entropy
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from optical_dfa.feedback import AlignedModule, align
-from optical_dfa.feedback.learned import LearnedState
+from optical_dfa.feedback.rules.learned import LearnedState
 
 STORED = json.loads(Path(__file__).with_name("public_implementations.json").read_text())
 TOLERANCE = {"float64": 1e-10, "float32": 1e-6}

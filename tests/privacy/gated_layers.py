@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from privacy.gated import GatedLayer
+from privacy.contributions.separated import GatedLayer
 
 
 def layers(

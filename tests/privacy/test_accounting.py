@@ -18,7 +18,7 @@ from noise_models.errors import UsageError
 from privacy.accounting import epsilon, gaussian, noise_multiplier, steps_within
 from privacy.accounting.discretisation import Group
 from privacy.accounting.numerical import compose
-from privacy.adjacency import Adjacency
+from privacy.notions import Adjacency
 
 DELTA = 1e-5
 ROOT = Path(__file__).parents[2]

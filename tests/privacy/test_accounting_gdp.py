@@ -10,8 +10,8 @@ from scipy.integrate import quad
 
 from noise_models.errors import UsageError
 from privacy.accounting import gdp
-from privacy.adjacency import Adjacency
 from privacy.ledger import Release
+from privacy.notions import Adjacency
 
 DELTA = 1e-5
 

@@ -14,7 +14,7 @@ from scipy.special import ndtr, ndtri
 from privacy.accounting import epsilon, gaussian
 from privacy.accounting.discretisation import Group
 from privacy.accounting.numerical import compose
-from privacy.adjacency import Adjacency
+from privacy.notions import Adjacency
 
 DELTA = 1e-5
 ADD_REMOVE, REPLACE = Adjacency.ADD_REMOVE, Adjacency.REPLACE_ONE

@@ -14,8 +14,8 @@ from privacy.accounting import epsilon, gaussian, poisson_frames
 from privacy.accounting.planning import Scheme
 from privacy.accounting.poisson import hockey_stick
 from privacy.accounting.poisson_frames import ORDERS, Frame, multiplier_of
-from privacy.adjacency import Adjacency
 from privacy.ledger import Release
+from privacy.notions import Adjacency
 
 DELTA = 1e-5
 

@@ -14,8 +14,8 @@ from scipy.stats import skellam as skellam_law
 from noise_models.errors import UsageError
 from privacy.accounting import skellam
 from privacy.accounting.skellam_law import hockey_stick_shift, log_pmf, renyi_shift
-from privacy.adjacency import Adjacency
 from privacy.ledger import Release
+from privacy.notions import Adjacency
 
 DELTA = 1e-5
 

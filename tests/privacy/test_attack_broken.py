@@ -20,11 +20,11 @@ from noise_models.generator import NoiseGenerator
 from optical_dfa.attacks.worlds import Worlds, claimed, noise_std
 from optical_dfa.backends.encoding import Frames, Ternary
 from optical_dfa.backends.simulated_opu import SimulatedOpuBackend
+from optical_dfa.capture.records import Capture
 from optical_dfa.feedback import aligned
-from optical_dfa.training.capture import Capture
 from privacy import PrivacyEngine
-from privacy.attacks.distinguish import distinguish
 from privacy.attacks.laws import Array, GaussianLaw, LatticeLaw, NoiseLaw
+from privacy.attacks.likelihood_ratio import distinguish
 from privacy.releases import dark_frame
 
 DELTA = 1e-5

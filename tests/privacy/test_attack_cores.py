@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from scipy.stats import binom, multivariate_normal
 
 from noise_models.errors import UsageError
-from privacy.attacks.dead_pixel import dead_pixels, displacement
 from privacy.attacks.finding import Finding
-from privacy.attacks.inversion import invert
 from privacy.attacks.laws import CorrelatedGaussianLaw, GaussianLaw
+from privacy.attacks.off_span import LEAST_OFFSET, off_span, off_span_share, span_basis
 from privacy.attacks.one_run import guess, one_run_bound, p_value
-from privacy.attacks.span import LEAST_OFFSET, off_span, off_span_share, span_basis
+from privacy.attacks.row_solving import invert
+from privacy.attacks.untouched_column import dead_pixels, displacement
 
 # ---- span
 

@@ -14,8 +14,8 @@ from scipy.stats import norm
 
 from noise_models.errors import UsageError
 from optical_dfa.attacks.worlds import Worlds, claimed, noise_std
-from privacy.attacks.distinguish import Distinguished, Knowledge, distinguish, log_likelihood_ratio
 from privacy.attacks.laws import GaussianLaw, LatticeLaw
+from privacy.attacks.likelihood_ratio import Distinguished, Knowledge, distinguish, log_likelihood_ratio
 
 DELTA = 1e-5
 CONFIDENCE = 0.95

@@ -22,16 +22,16 @@ from hypothesis import settings as settings_of_hypothesis
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from noise_models.calibration import Calibration, Limits
+from noise_models.calibration.document import Calibration, Limits
 from noise_models.errors import UsageError
 from privacy import health_log
 from privacy.accounting import epsilon
-from privacy.adjacency import Adjacency
 from privacy.auditing.audit import audit
 from privacy.auditing.markdown import markdown
 from privacy.auditing.statement import statement
 from privacy.guarantee import Guarantee, Kind
 from privacy.ledger import Ledger, Release
+from privacy.notions import Adjacency
 from privacy.weights import name_weights, tensors_digest
 
 N, BATCH, SIGMA, DELTA, STEPS = 1000, 20, 1.5, 1e-5, 50

@@ -13,8 +13,8 @@ from gated_layers import layers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from privacy.certificates import Certificate, Finding, public_findings, realised_findings
-from privacy.gated import GatedLayer
+from privacy.contributions.separated import GatedLayer
+from privacy.releases.certificates import Certificate, Finding, public_findings, realised_findings
 
 RANK = "every direction of a row of the update is noised"
 EIGENVALUE = "the smallest eigenvalue of a row's covariance is not below the variance that is claimed"

@@ -12,8 +12,8 @@ from scipy.integrate import quad
 from scipy.stats import multivariate_normal, ncx2, norm
 
 from noise_models.errors import UsageError
+from privacy.accounting.divergences import GaussianPair, batch_pair
 from privacy.accounting.gdp import gaussian_delta
-from privacy.divergences import GaussianPair, batch_pair
 
 seeds = st.integers(0, 2**32 - 1)
 levels = st.floats(0.0, 5.0)

@@ -14,9 +14,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from noise_models.base import Frame
 from noise_models.generator import NoiseGenerator
-from noise_models.health import HealthError
-from noise_models.min_entropy import MinEntropy
-from noise_models.replays import frame_digest
+from noise_models.health.min_entropy import MinEntropy
+from noise_models.health.monitor import HealthError
+from noise_models.health.replays import frame_digest
 from optical_dfa.backends.simulated_opu import SimulatedOpuBackend
 from optical_dfa.feedback import align
 from privacy import health_log

@@ -4,9 +4,9 @@ import math
 import pytest
 
 from noise_models.errors import UsageError
-from privacy.adjacency import Adjacency
 from privacy.guarantee import Guarantee, Kind, rounded_up
 from privacy.mechanisms import MECHANISMS
+from privacy.notions import Adjacency
 from privacy.releases import RELEASES
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from noise_models.generator import NoiseGenerator
-from privacy.integer_contributions import (
+from privacy.contributions.integers import (
     EXACT_FLOAT32,
     LEAST_BOUND,
     Factors,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from noise_models.errors import UsageError
-from privacy.leverage import leverages
+from privacy.releases.leverage import leverages
 
 
 def by_pinv(inputs: Tensor, gates: Tensor) -> Tensor:

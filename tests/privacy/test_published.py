@@ -14,8 +14,8 @@ from scipy.stats import norm
 from noise_models.errors import UsageError
 from privacy import accounting
 from privacy.accounting.published import ORDERS, epsilon, renyi
-from privacy.adjacency import Adjacency
 from privacy.ledger import Release
+from privacy.notions import Adjacency
 
 DELTA = 1e-5
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from noise_models.errors import UsageError
-from privacy.divergences import GaussianPair
+from privacy.accounting.divergences import GaussianPair
 from privacy.releases.aggregate import noise_multiplier
 
 sizes = st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4)), min_size=0, max_size=3)

@@ -20,11 +20,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from noise_models.errors import UsageError
 from noise_models.generator import NoiseGenerator
+from optical_dfa.aligning import align
 from optical_dfa.feedback.aligned import AlignedModule
-from optical_dfa.feedback.aligning import align
 from privacy.accounting.gdp import gaussian_epsilon
+from privacy.contributions.separated import GatedLayer
 from privacy.engine import BudgetExhaustedError, PrivacyEngine
-from privacy.gated import GatedLayer
 from privacy.guarantee import Kind
 from privacy.releases.label import COVERAGE, LabelNoise, LabelRelease, make, shifts
 from privacy.releases.source import Parts

@@ -19,7 +19,7 @@ from noise_models.errors import UsageError
 from noise_models.generator import NoiseGenerator
 from optical_dfa import align
 from privacy import PrivacyEngine
-from privacy.gated import GatedLayer
+from privacy.contributions.separated import GatedLayer
 from privacy.kind import Kind
 from privacy.releases.per_record import PerRecordRelease, ProjectionNoise
 

@@ -16,14 +16,14 @@ from torch.utils.data import DataLoader, TensorDataset
 from noise_models.errors import UsageError
 from noise_models.generator import NoiseGenerator
 from noise_models.integer_sampler import TABLE_MASS
+from optical_dfa.aligning import align
+from optical_dfa.capture.records import Capture
 from optical_dfa.config import TrainConfig
-from optical_dfa.feedback.aligning import align
-from optical_dfa.training.capture import Capture
 from optical_dfa.training.trainer import train
 from privacy import accounting
 from privacy.auditing.audit import audit
+from privacy.contributions.integers import least_bound
 from privacy.engine import PrivacyEngine
-from privacy.integer_contributions import least_bound
 from privacy.ledger import Release
 from privacy.releases.skellam import SkellamRelease
 

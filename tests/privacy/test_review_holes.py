@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from noise_models.errors import DeviceError, UsageError
 from optical_dfa import align
 from optical_dfa.backends.base import ProjectionBackend
-from optical_dfa.feedback.layerwise import LayerwiseFeedback
 from optical_dfa.feedback.rule import FeedbackRule, Point, Requires
+from optical_dfa.feedback.rules.layerwise import LayerwiseFeedback
 from privacy import PrivacyEngine
 
 N, D = 120, 6

@@ -19,7 +19,7 @@ from noise_models.gaussian import GaussianNoise
 from noise_models.generator import NoiseGenerator
 from optical_dfa.backends.digital import DigitalBackend
 from optical_dfa.feedback import align
-from optical_dfa.feedback.dfa import DirectFeedbackAlignment
+from optical_dfa.feedback.rules.dfa import DirectFeedbackAlignment
 from privacy.engine import PrivacyEngine
 from privacy.guarantee import Guarantee
 from privacy.kind import Kind

@@ -46,12 +46,12 @@ from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 
 from noise_models.errors import DeviceError, UsageError
 from noise_models.generator import NORMAL_TAIL_MASS, NoiseGenerator
+from optical_dfa.aligning import align
 from optical_dfa.backends import create
 from optical_dfa.backends.base import ProjectionBackend
 from optical_dfa.backends.simulated_opu import SimulatedOpuBackend
 from optical_dfa.config import TrainConfig
-from optical_dfa.feedback.aligning import align
-from optical_dfa.feedback.dfa import DirectFeedbackAlignment
+from optical_dfa.feedback.rules.dfa import DirectFeedbackAlignment
 from optical_dfa.training.trainer import train
 from privacy import accounting
 from privacy.engine import BudgetExhaustedError, PrivacyEngine

@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from privacy.adjacency import Adjacency
 from privacy.auditing.audit import AuditReport
 from privacy.auditing.markdown import markdown
 from privacy.auditing.statement import statement
 from privacy.auditing.wording import one_line
 from privacy.guarantee import Guarantee, Kind
+from privacy.notions import Adjacency
 from privacy.releases import RELEASES
 
 ISSUED = datetime(2030, 1, 2, tzinfo=UTC)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from noise_models.errors import UsageError
+from optical_dfa.aligning import align
 from optical_dfa.feedback.aligned import AlignedModule
-from optical_dfa.feedback.aligning import align
 from privacy.engine import PrivacyEngine
 from privacy.validation import Validation, validate
 

@@ -9,7 +9,7 @@ import pytest
 
 from experiments.theory import t2
 from experiments.theory.gaussians import scaled_delta
-from privacy.divergences import GaussianPair
+from privacy.accounting.divergences import GaussianPair
 
 
 @pytest.mark.parametrize("seed", [1, 2])

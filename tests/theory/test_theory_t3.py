@@ -13,7 +13,7 @@ from experiments.theory import t3
 from experiments.theory.gaussians import gaussian_delta
 from privacy.accounting.discretisation import Group
 from privacy.accounting.numerical import NumericalComposition
-from privacy.adjacency import Adjacency
+from privacy.notions import Adjacency
 
 
 @pytest.mark.parametrize("adjacency", [Adjacency.ADD_REMOVE, Adjacency.REPLACE_ONE])

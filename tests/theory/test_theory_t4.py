@@ -6,7 +6,7 @@ import pytest
 
 from experiments.theory import t4
 from experiments.theory.gaussians import gaussian_delta
-from noise_models.converter import dither_ripple, epsilon_of_ripple
+from noise_models.calibration.converter import dither_ripple, epsilon_of_ripple
 
 
 @pytest.mark.parametrize(("sigma", "tau", "eta"), [(4.0, 1.5, 2.5e-17), (4.0, 0.5, 0.016)])

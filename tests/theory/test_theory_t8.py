@@ -7,7 +7,7 @@ import pytest
 from experiments.theory import t8
 from experiments.theory.gaussians import gaussian_delta
 from privacy import accounting
-from privacy.adjacency import Adjacency
+from privacy.notions import Adjacency
 
 
 def test_the_factor_of_a_million_pixels() -> None:

@@ -8,7 +8,7 @@ from experiments.theory import t9
 from experiments.theory.gaussians import gaussian_delta
 from privacy.accounting.discretisation import Group
 from privacy.accounting.numerical import NumericalComposition
-from privacy.adjacency import Adjacency
+from privacy.notions import Adjacency
 
 
 def test_accountants_agree() -> None:

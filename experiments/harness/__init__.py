@@ -1,0 +1,1 @@
+"""What every experiment is run by: settings, runner, tables."""

@@ -1,0 +1,1 @@
+"""Health of a noise source: tests of its frames while they are used."""

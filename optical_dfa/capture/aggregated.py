@@ -1,0 +1,224 @@
+"""Aggregated capture: what records contribute BEFORE it is projected, so that the projection comes last (THEORY T5).
+
+Under rule `gated-dfa` the update of hidden layer l is `B_l A_l` with `A_l = Σ_i (r(x_i) ⊗ e_i) (h_i, 1)^T` of shape
+(p, d_l + 1), p = G c. This capture hands out A: the stack that is clipped record by record and noised holds the A of
+every hidden layer and the gradient of the output layer. `unpack` sends the columns of the noised A through the device:
+frames, digitisation, saturation and the device's own noise are post-processing of what is already released. It is the
+`B B^+`-denoised form besides: the noise of a layer has p, not n_l, components a column.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from noise_models.errors import UsageError
+from optical_dfa.backends.base import ProjectionBackend
+from optical_dfa.capture.contributions import Contribution
+from optical_dfa.capture.records import Capture
+from optical_dfa.feedback.cuts import OUTPUT, Cut
+from optical_dfa.feedback.rule import FeedbackRule, Point
+from optical_dfa.feedback.rules.gated import GatedFeedbackAlignment
+
+_COLUMNS = 4096  # projected at a time
+
+
+class AggregatedCapture(Capture):
+    """The contributions of a network under `gated-dfa` as they are before the projection.
+
+    Exactly one forward and one backward pass go over a batch. Every hidden layer is an nn.Linear on flat records, cut
+    at its own output; the output layer may be anything that can be trained privately.
+
+    Attributes:
+        hidden: point of each hidden layer, by the layer's name.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        trained: Mapping[str, nn.Parameter],
+        example: Callable[[int], Sequence[Tensor]],
+        graph_uses: Mapping[str, int],
+        *,
+        rule: FeedbackRule,
+        points: Sequence[Point],
+        cuts: Sequence[Cut],
+        backend: ProjectionBackend | None,
+    ) -> None:
+        """
+        Args:
+            module, trained, example, graph_uses: as for `Capture`.
+            rule: must be gated-dfa.
+            points: its feedback points.
+            cuts: what each of them trains.
+            backend: the device.
+        Raises:
+            UsageError: as for `Capture`, another rule, or a hidden layer that is not as said above, naming it.
+        """
+        if not isinstance(rule, GatedFeedbackAlignment) or backend is None:
+            raise UsageError(
+                f"rule {rule.name} does not project a sum over the records; release aggregate needs rule gated-dfa "
+                "and a hidden layer"
+            )
+        self._rule, self._backend, self._points = rule, backend, tuple(points)
+        self._lifted: Tensor | None = None
+        self._placed = False
+        _check_hidden(module, trained, points, cuts, graph_uses)
+        self.hidden = {point.name: point for point in points if _own(point.name, trained)}
+        super().__init__(module, trained, example, graph_uses)
+        self.sizes = {name: self._size(name) for name in self.parameters}
+        self.dimension = sum(self.sizes.values())
+
+    def _size(self, name: str) -> int:
+        """Entries of a parameter's block in the stack."""
+        p = self.parameters[name]
+        if name.rpartition(".")[0] not in self.hidden:
+            return p.numel()
+        return self._backend.in_features * (p.shape[1] if p.ndim == 2 else 1)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_lifted": None, "_placed": False}
+
+    # ---- during the passes
+
+    def signals(
+        self, lifted: Tensor, feedback: Callable[[Tensor], list[Tensor | None]]
+    ) -> list[Tensor | None]:
+        """No record goes through the device: zeros of the points' shapes come back.
+
+        Args:
+            lifted: r(x_i) ⊗ e_i, one record a row, shape (m, p).
+            feedback: the rule's, not used.
+        """
+        return [lifted.new_zeros(1, 1).expand(len(lifted), point.width) for point in self._points]
+
+    def keep_lifted(self, lifted: Tensor) -> None:
+        """`r ⊗ e` is what the release sums.
+
+        Raises:
+            UsageError: a second backward pass over the batch.
+        """
+        if self._lifted is not None:
+            raise UsageError(
+                "a second backward pass went over this batch; release aggregate takes one forward and one backward "
+                "pass a step"
+            )
+        self._lifted = lifted
+
+    def forget_passes(self) -> None:
+        super().forget_passes()
+        self._lifted, self._placed = None, False
+
+    def _gather(self) -> dict[str, Contribution]:
+        if self._lifted is not None and not self._placed:
+            self._place(self._lifted[: self._records])
+            self._placed = True
+        return super()._gather()
+
+    def _place(self, lifted: Tensor) -> None:
+        """Put `r ⊗ e` in place of the zeros that came back to each hidden layer."""
+        layers = [use.layer for use in self.uses if use.layer in self.hidden]
+        if sorted(layers) != sorted(self.hidden):
+            raise UsageError(
+                f"teaching signals reached {len(layers)} hidden layers of {len(self.hidden)}; release aggregate takes "
+                "one forward and one backward pass a step"
+            )
+        for use in self.uses:
+            if use.layer in self.hidden:
+                if use.x.ndim != 2 or len(use.x) != len(lifted):
+                    raise UsageError(
+                        f"layer {use.layer} sees {use.x.ndim - 1} axes a record; release aggregate takes flat records"
+                    )
+                use.delta = lifted
+
+    # ---- after the release
+
+    def projections(self, records: int) -> int:
+        """The columns of the stack, whatever the number of records."""
+        return sum(
+            self.sizes[name] // self._backend.in_features
+            for name in self.parameters
+            if name.rpartition(".")[0] in self.hidden
+        )
+
+    def unpack(self, released: Tensor) -> Tensor:
+        """The flat gradient: the columns of the hidden layers' blocks through the device, the rest as it is.
+
+        Args:
+            released: the noised stack, shape (dimension,).
+        Returns:
+            shape (parameters,), in the order of `parameters`.
+        Raises:
+            DeviceError: the device failed.
+        """
+        blocks = dict(zip(self.parameters, torch.split(released, list(self.sizes.values())), strict=True))
+        inputs = self._backend.in_features
+        columns = {
+            name: block.view(inputs, -1).T for name, block in blocks.items() if self._point(name) is not None
+        }
+        stacked = torch.cat(list(columns.values())) if columns else released.new_zeros(0, inputs)
+        projected: list[list[Tensor]] = [[] for _ in self._points]
+        for chunk in torch.split(stacked, _COLUMNS):
+            for answers, signal in zip(
+                projected, self._rule.feedback(chunk.contiguous(), self._points, self._backend), strict=True
+            ):
+                assert signal is not None  # gated-dfa teaches every point
+                answers.append(signal)
+        answer = {
+            point.name: torch.cat(part) for point, part in zip(self._points, projected, strict=True) if part
+        }
+        gradient, start = [], 0
+        for name, block in blocks.items():
+            point = self._point(name)
+            if point is None:
+                gradient.append(block)
+                continue
+            stop = start + len(columns[name])
+            gradient.append(answer[point.name][start:stop].T.reshape(-1))
+            start = stop
+        return torch.cat(gradient)
+
+    def _point(self, parameter: str) -> Point | None:
+        return self.hidden.get(parameter.rpartition(".")[0])
+
+
+def _own(layer: str, trained: Mapping[str, nn.Parameter]) -> bool:
+    """Whether a layer has trained parameters."""
+    return any(name.rpartition(".")[0] == layer for name in trained)
+
+
+def _check_hidden(
+    module: nn.Module,
+    trained: Mapping[str, nn.Parameter],
+    points: Sequence[Point],
+    cuts: Sequence[Cut],
+    graph_uses: Mapping[str, int],
+) -> None:
+    """Each point is a linear layer's own output, and trains that layer alone, used once.
+
+    Raises:
+        UsageError: naming the layer.
+    """
+    names = {point.name for point in points}
+    for cut in cuts:
+        for name in cut.parameters:
+            if cut.root == OUTPUT or name not in trained:
+                continue
+            if name.rpartition(".")[0] != cut.root:
+                raise UsageError(
+                    f"{name} is taught through {cut.root}, another layer; release aggregate takes hidden layers that "
+                    "are nn.Linear, each cut at its own output"
+                )
+            if graph_uses.get(name, 0) > 1:
+                raise UsageError(
+                    f"{name} is used several times a record; release aggregate takes layers used once"
+                )
+    for name, part in module.named_modules():
+        if name in names and _own(name, trained) and type(part) is not nn.Linear:
+            raise UsageError(
+                f"hidden layer {name} is a {type(part).__name__}; release aggregate takes nn.Linear (freeze the "
+                "others, or use release digital)"
+            )

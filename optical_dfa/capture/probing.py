@@ -1,0 +1,433 @@
+"""Probing a module before it is trained privately, on copies and random records: is its update a sum over records?"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from noise_models.base import NoNoise
+from noise_models.errors import DeviceError, UsageError
+from noise_models.generator import NoiseGenerator
+from optical_dfa.backends import create
+from optical_dfa.backends.digital import DigitalBackend
+from optical_dfa.capture.following import Following
+from optical_dfa.capture.program import LARGER, SMALL, Program
+from optical_dfa.capture.state import Attributes, same
+from privacy.validation import large_batch
+
+if TYPE_CHECKING:
+    from optical_dfa.capture.records import Capture
+    from optical_dfa.feedback.aligned import AlignedModule
+
+RECORDS = 3
+_MASKS = "masks of a probe"
+AGREEMENT = {
+    torch.float32: 1e-3,
+    torch.float64: 1e-8,
+}  # of two ways to the same gradient, relative to its largest
+
+
+def check_records_apart(capture: Capture, example: Callable[[int], Sequence[Tensor]]) -> None:
+    """Change each record of a random batch in turn, and leave one out: no other record's row may move.
+
+    No buffer may change either. The module is probed in the mode it is in, in training and in evaluation mode.
+
+    Args:
+        capture: what records the layers' inputs.
+        example: random inputs for a number of records.
+    Raises:
+        UsageError: naming the layer or buffer.
+    """
+    inputs = example(RECORDS)
+    for training in (None, True, False):
+        before = _probe(capture, inputs, training)
+        for name, seen in before:
+            if seen.shape[0] != RECORDS:
+                raise UsageError(
+                    f"{name} sees {seen.shape[0]} rows for {RECORDS} records; in a private run every layer keeps the "
+                    "records in its first dimension"
+                )
+        for record in range(RECORDS):  # each, because a maximum moves with one of them only
+            others = [i for i in range(RECORDS) if i != record]
+            after = _probe(capture, [_changed(x, record) for x in inputs], training)
+            for (name, seen), (_, moved) in zip(before, after, strict=True):
+                _refuse_moved(name, seen[others], moved[others], "changing one record of the batch")
+        if not _same(before, _probe(capture, inputs, training, seed=1)):
+            continue  # random masks depend on the shape of the batch; evaluation mode has none
+        fewer = _probe(capture, [x[: RECORDS - 1] for x in inputs], training)
+        for (name, seen), (_, moved) in zip(before, fewer, strict=True):
+            _refuse_moved(name, seen[: RECORDS - 1], moved, "leaving one record out")
+
+
+def _same(first: list[tuple[str, Tensor]], second: list[tuple[str, Tensor]]) -> bool:
+    return all(torch.equal(a, b) for (_, a), (_, b) in zip(first, second, strict=True))
+
+
+def _refuse_moved(
+    name: str, kept: Tensor, found: Tensor, why: str, allowed: int = 0, tolerance: float = 1e-6
+) -> None:
+    if int(_moved(kept, found, tolerance).sum()) > allowed:
+        raise UsageError(
+            f"{name} mixes records: {why} moves the others; a private update must be a sum over records (normalise "
+            "over features, not over the batch or its size)"
+        )
+
+
+def _moved(kept: Tensor, found: Tensor, tolerance: float = 1e-6) -> Tensor:
+    """Which records differ, shape (m,)."""
+    kept, found = (x.double().reshape(len(x), -1) for x in (kept, found))
+    # Relative to what is there: a forward pass may scale its rows down to almost nothing.
+    slack = tolerance * float(kept.abs().nan_to_num(0.0, 0.0, 0.0).max()) if kept.numel() else 0.0
+    return ~torch.isclose(kept, found, rtol=10 * tolerance, atol=slack, equal_nan=True).all(1)
+
+
+def check_steps_apart(aligned: AlignedModule) -> None:
+    """Take whole steps on random records and errors, in small batches in both modes, in large ones in training mode.
+
+    No record may move what another contributes, in the forward pass or in the backward pass, and no batch may move what
+    the next one contributes.
+
+    Args:
+        aligned: records already. Its device is left alone: where it has noise, a digital one stands in.
+    Raises:
+        UsageError: naming the layer.
+    """
+    large = large_batch(sum(x[0].numel() for x in aligned.example(1)))
+    for records, training in ((RECORDS, True), (RECORDS, False), (large, True)):
+        inputs = [x.clone() for x in aligned.example(records)]
+        step, lasting = _Step(aligned, training), _Step(aligned, training, fresh=False)
+        base = step(inputs)
+        lasting([_changed(x, slice(None)) for x in inputs])
+        for (name, seen), (_, found) in zip(base, lasting(inputs), strict=True):
+            if bool(_moved(seen, found).any()):
+                raise UsageError(
+                    f"what {name} sees or is taught depends on the batch before: it would keep un-noised statistics of "
+                    "records; normalise over the features of the record alone"
+                )
+        for i in range(RECORDS) if records == RECORDS else (0, records - 1):
+            others = [j for j in range(records) if j != i]
+            changed = step([_changed(x, i) for x in inputs], i)
+            for (name, seen), (_, found) in zip(base, changed, strict=True):
+                _refuse_moved(name, seen[others], found[others], "changing one record of the batch")
+        if not _same(base, step(inputs, seed=1)):
+            continue  # random masks depend on the shape of the batch
+        size = records - 1
+        while size:
+            for (name, seen), (_, found) in zip(base, step([x[:size] for x in inputs]), strict=True):
+                # Rounding, too, depends on that shape, and may take a record across a kink of its activation.
+                _refuse_moved(name, seen[:size], found, "leaving records out", size // 64, 1e-5)
+            size //= 2
+
+
+class _Step:
+    """One captured forward and backward pass of a copy, under a linear loss: record i has the i-th error of a table."""
+
+    def __init__(self, aligned: AlignedModule, training: bool, fresh: bool = True) -> None:
+        """
+        Args:
+            aligned: the original, which shares its parameters with the copies.
+            training: mode.
+            fresh: a new copy for each step.
+        """
+        self._shared: dict[int, Any] = {id(p): p for p in aligned.parameters()}
+        self._shared[id(aligned.capture.programs)] = aligned.capture.programs
+        self._shared.update(_stand_in(aligned))
+        self._aligned, self._training, self._fresh = aligned, training, fresh
+        self._twin = self._copy()
+
+    def _copy(self) -> AlignedModule:
+        twin = copy.deepcopy(self._aligned, dict(self._shared))
+        twin.train(self._training)
+        return twin
+
+    def __call__(
+        self, inputs: Sequence[Tensor], changed: int | None = None, seed: int = 0
+    ) -> list[tuple[str, Tensor]]:
+        """What every use of a trained layer sees and is taught, records first.
+
+        Args:
+            inputs: records first.
+            changed: a record whose error is another one.
+            seed: of random masks.
+        """
+        twin = self._copy() if self._fresh else self._twin
+        capture = twin.capture
+        records = len(inputs[0])
+        capture.expected_records = lambda: records
+        capture.masks = NoiseGenerator.seeded(seed, _MASKS)
+        _pass(twin, inputs, changed)
+        found = [(use.layer, part) for use in capture.uses for part in (use.x, use.delta)]
+        capture.clear()
+        return found
+
+
+def _stand_in(aligned: AlignedModule, exact: bool = False) -> dict[int, Any]:
+    """A device without noise in place of one with: the memo with which to copy the module.
+
+    Args:
+        exact: without rounding, too.
+    """
+    device = aligned.backend
+    if device is None:
+        return {}
+    if type(device) is DigitalBackend or (isinstance(device.noise, NoNoise) and not exact):
+        return {id(device): device}
+    digital = create(
+        "digital",
+        in_features=device.in_features,
+        out_features=device.out_features,
+        seed=0,
+        noise=NoiseGenerator.seeded(0, "probe"),
+    )
+    return {id(device): digital}
+
+
+def _pass(
+    twin: AlignedModule,
+    inputs: Sequence[Tensor],
+    changed: int | None = None,
+    masks: AbstractContextManager[None] | None = None,
+) -> None:
+    """One forward and backward pass under a linear loss."""
+    with torch.enable_grad(), _named_failure():
+        with masks or nullcontext():
+            output = twin(*[x.clone() for x in inputs])
+        errors = _errors(output, changed)
+        divisor = len(inputs[0]) if twin.loss_reduction == "mean" else 1
+        torch.autograd.backward((output * errors).sum() / divisor)
+
+
+def program_of(aligned: AlignedModule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Program:
+    """What passes of a private module over inputs like these do, from two on a copy and random records.
+
+    Args:
+        aligned: records already.
+        args, kwargs: as it is called; tensors give shapes and types alone.
+    Raises:
+        UsageError: the passes differ in more than the number of records.
+    """
+    twin = copy.deepcopy(aligned, {id(p): p for p in aligned.parameters()} | _stand_in(aligned))
+    passes = []
+    for records in (SMALL, LARGER):
+        capture = twin.capture
+        capture.expected_records = lambda records=records: records  # type: ignore[misc]
+        capture.noting = Following(twin.module, records, NoiseGenerator.secure(_MASKS), None)
+        like = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+        tensors = iter(aligned.inputs_like(like, records))
+        given = [next(tensors) if isinstance(x, Tensor) else x for x in args]
+        named = {name: next(tensors) if isinstance(x, Tensor) else x for name, x in kwargs.items()}
+        with torch.enable_grad(), _named_failure():
+            twin(*given, **named)
+        passes.append(capture.noting)
+        capture.clear()
+    return Program.of(*passes)
+
+
+def program_of_rule(
+    aligned: AlignedModule,
+    function: Callable[..., Sequence[Tensor | None]],
+    given: Sequence[Any],
+    records: int,
+) -> Program:
+    """What a feedback rule does, from random numbers in place of a private pass's and of the device's answers.
+
+    Args:
+        aligned: records already.
+        function: a part of the rule, from how it is followed and what it starts from to tensors.
+        given: what it starts from in a private pass; tensors give shapes and types alone.
+        records: in that pass.
+    Raises:
+        UsageError: what it does differs in more than the number of records.
+    """
+    passes = []
+    for size in (SMALL, SMALL, LARGER):  # the first draws what a rule draws once
+        following = Following(aligned.module, size, NoiseGenerator.secure(_MASKS), None, aligned.rule.name)
+        like = [
+            aligned.inputs_like([x], len(x) // records * size)[0].requires_grad_(x.requires_grad)
+            if isinstance(x, Tensor)
+            else x
+            for x in given
+        ]
+        with _named_failure(), following.on(like):
+            following.hand_on(function(following, *like))
+        passes.append(following)
+    return Program.of(*passes[1:])
+
+
+def check_sums(aligned: AlignedModule) -> None:
+    """What is recorded layer by layer must add up to the gradient that the module has without being recorded.
+
+    So that a layer whose call does something else than its type says, or which is called where no hook sees it, is
+    found whatever the reason.
+
+    Args:
+        aligned: records already.
+    Raises:
+        UsageError: naming the parameter.
+    """
+    inputs = aligned.example(RECORDS)
+    for training in (True, False):
+        twin = copy.deepcopy(
+            aligned, {id(p): p for p in aligned.parameters()} | _stand_in(aligned, exact=True)
+        )
+        twin.train(training)
+        capture = twin.capture
+        capture.expected_records = lambda: RECORDS
+        capture.masks = NoiseGenerator.seeded(0, _MASKS)
+        _pass(twin, inputs)
+        first = next(iter(capture.parameters.values()))
+        stack = torch.zeros(capture.dimension, dtype=first.dtype, device=first.device)
+        capture.norms()
+        capture.add_clipped(torch.ones(RECORDS, dtype=torch.float64, device=first.device), stack)
+        recorded = capture.unpack(stack)
+        plain = copy.deepcopy(aligned, _stand_in(aligned, exact=True))
+        plain.train(training)
+        plain.stop_capture()
+        plain.zero_grad()
+        if aligned.rule.teaches_hidden:
+            _refuse_without_gradients(plain.module)
+        following = Following(plain.module, RECORDS, NoiseGenerator.seeded(0, _MASKS), None)
+        _pass(plain, inputs, masks=following.on(()))
+        factor = RECORDS if aligned.loss_reduction == "mean" else 1
+        parameters, start = dict(plain.module.named_parameters()), 0
+        overall = float(recorded.abs().max())
+        for name, p in capture.parameters.items():
+            found, grad = recorded[start : start + p.numel()], parameters[name].grad
+            start += p.numel()
+            wanted = torch.zeros_like(found) if grad is None else grad.reshape(-1) * factor
+            largest = float(wanted.abs().max()) if wanted.numel() else 0.0
+            if not math.isfinite(largest):
+                continue
+            slack = AGREEMENT[p.dtype] * max(largest, 0.01 * overall)
+            if bool(((found - wanted).abs() > slack).any()):
+                raise UsageError(
+                    f"what {name} is recorded to learn is not its gradient: its layer does something else than its "
+                    "type says (a replaced forward, a hook?); use torch's layers as they are"
+                )
+
+
+def _refuse_without_gradients(module: nn.Module) -> None:
+    """A layer that is to learn but is called under no_grad learns nothing: hooks on a copy that refuse such a call.
+
+    Raises:
+        UsageError: when it is called, naming the layer.
+    """
+    for name, part in module.named_modules():
+        if any(p.requires_grad for p in part.parameters(recurse=False)):
+            part.register_forward_pre_hook(partial(_refuse_call_without_gradients, name))
+
+
+def _refuse_call_without_gradients(name: str, layer: nn.Module, args: Any) -> None:
+    if not torch.is_grad_enabled():
+        raise UsageError(
+            f"{name or 'the module'} is called without gradients (torch.no_grad, or checkpointing with "
+            "use_reentrant=True), so it would never be trained; call it with gradients, or freeze it"
+        )
+
+
+@contextmanager
+def _named_failure() -> Iterator[None]:
+    """Whatever a module makes of random records is said in one line."""
+    try:
+        yield
+    except (UsageError, DeviceError):
+        raise
+    except Exception as error:
+        line = next(iter(str(error).splitlines()), "")[:160]
+        raise UsageError(
+            f"the module fails on random records of the example's shape ({type(error).__name__}: {line}); private "
+            "training probes it with such: give align() an example of the records' shape and type, and let it take them"
+        ) from error
+
+
+def _errors(output: Tensor, changed: int | None) -> Tensor:
+    """Root errors like those of a cross entropy, below 0 at the target alone: record i's is the i-th of a table.
+
+    Args:
+        output: shape (m, ..., components).
+        changed: a record whose error is that of another target.
+    """
+    table = torch.Generator().manual_seed(0)
+    logits = torch.stack([torch.randn(output.shape[1:], generator=table) for _ in output])
+    if output.ndim < 2 or output.shape[-1] < 2:  # one number a record
+        if changed is not None:
+            logits[changed] *= -100.0
+        return logits.to(output)
+    target = torch.zeros_like(logits)
+    target[..., 0] = 1
+    if changed is not None:
+        target[changed] = target[changed].flip(-1)
+        logits[changed] *= -1.0
+    return (logits.softmax(-1) - target).to(output)
+
+
+def check_uses(
+    capture: Capture, example: Callable[[int], Sequence[Tensor]], graph_uses: Mapping[str, int]
+) -> int:
+    """Every use of a parameter in autograd's graph must be one that its layer records.
+
+    Args:
+        capture, example: as above.
+        graph_uses: how often autograd's graph uses each parameter in one forward pass.
+    Returns:
+        the most positions of a record at which one parameter is used.
+    Raises:
+        UsageError: naming the parameter.
+    """
+    twin = copy.deepcopy(capture)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), _named_failure():
+        twin.active = True
+        twin.module(*example(2))
+    for name, p in twin.parameters.items():
+        recorded = sum(
+            any(q is p for q in twin.layers[layer].parameters(recurse=False)) for layer, _, _ in twin.calls
+        )
+        if graph_uses.get(name, 0) > recorded:
+            raise UsageError(
+                f"parameter {name} is used outside its own layer ({graph_uses[name]} uses, {recorded} of them in a "
+                "layer's forward); call the layer, so that the whole of its gradient is clipped"
+            )
+    return max(part.positions for part in twin.replay().values())
+
+
+def _probe(
+    capture: Capture, inputs: Sequence[Tensor], training: bool | None, seed: int = 0
+) -> list[tuple[str, Tensor]]:
+    """What each trained layer and the output see, from one forward pass of a copy; None is its mode as it is."""
+    twin = copy.deepcopy(capture)
+    if training is not None:
+        twin.module.train(training)
+    twin.hold()
+    state = {name: value.detach().clone() for name, value in _released(twin.module)}
+    kept = Attributes.of(twin.module)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), _named_failure():
+        torch.manual_seed(seed)  # the same dropout masks every time
+        twin.active = True
+        output = twin.module(*[x.clone() for x in inputs])
+    for name, value in _released(twin.module):
+        if not same(value, state[name]):
+            raise UsageError(
+                f"{name} changes in a forward pass: it would keep un-noised statistics of records; set it before "
+                "make_private, or compute it anew in every pass"
+            )
+    kept.refuse_changed(twin.module)
+    return [*((name, x) for name, x, _ in twin.calls), ("the output", output)]
+
+
+def _released(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """All that a checkpoint of the module holds."""
+    return [*module.named_parameters(), *module.named_buffers()]
+
+
+def _changed(x: Tensor, record: int | slice) -> Tensor:
+    """`x` with one record (or some) replaced."""
+    changed = x.clone()
+    changed[record] = x[record] + 1.0 if x.is_floating_point() else 1 - x[record].clamp(0, 1)
+    return changed

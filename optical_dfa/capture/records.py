@@ -1,0 +1,594 @@
+"""Private capture: leaf layers record (input, delta); no weight gradient is ever formed un-clipped.
+
+Implements `privacy.contributions.protocols.Contributions` for an aligned module. While a captured forward pass runs,
+the parameters are frozen, so autograd carries only the teaching signals; each trained layer's output passes through
+`_Record`, whose backward notes what the release needs.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from noise_models.errors import UsageError
+from noise_models.generator import NoiseGenerator
+from optical_dfa.capture.contributions import Contribution, Workspace, combine, sum_rounding
+from optical_dfa.capture.factors import factors
+from optical_dfa.capture.following import Following
+from optical_dfa.capture.graph import refuse_unknown_functions
+from optical_dfa.capture.layers import LAYERS, held_statistics, refuse_mixing
+from optical_dfa.capture.probing import check_records_apart, check_uses
+from optical_dfa.capture.program import Program
+from optical_dfa.capture.rows import FIRST
+from optical_dfa.capture.state import Attributes, Held, refuse_extra_state
+from optical_dfa.feedback.points import take_off
+from privacy.contributions.integers import Factors
+from privacy.norms import joint_norms, rounded_down
+
+PASSES = 4  # forward and backward passes over one batch that the rounding bound allows for
+
+
+@dataclass
+class Use:
+    """One call of one trained layer, after its backward pass."""
+
+    layer: str
+    x: Tensor
+    delta: Tensor
+
+
+class _Record(torch.autograd.Function):
+    """Identity on a layer's output; the backward notes the layer's input and delta."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, anchor: Tensor, capture: Capture, layer: str, x: Tensor) -> Tensor:
+        ctx.capture, ctx.layer, ctx.x, ctx.version = capture, layer, x, x._version
+        ctx.generation = capture.generation
+        return output.detach()  # not a view, which an activation could not work on in place
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.x._version != ctx.version:
+            raise UsageError(
+                f"the input of {ctx.layer} was changed in place after the layer had read it, so its contribution "
+                "is lost; use the operation that is not in place"
+            )
+        if ctx.generation != ctx.capture.generation:
+            raise UsageError(_EARLIER)
+        ctx.capture.reached(Use(ctx.layer, ctx.x.detach(), grad.detach()))
+        return (grad if ctx.needs_input_grad[0] else None), torch.zeros(()), None, None, None
+
+
+class _LayerHook:
+    """Forward hook of one trained layer."""
+
+    def __init__(self, capture: Capture, layer: str) -> None:
+        self.capture = capture
+        self.layer = layer
+
+    def __call__(
+        self, module: nn.Module, args: tuple[Tensor, ...], named: Mapping[str, Tensor], output: Tensor
+    ) -> Tensor | None:
+        if not self.capture.active:
+            return None
+        given = (*args, *named.values())[0]
+        if self.capture.following is not None:
+            _check_rows(self.capture.following, self.layer, given)
+        self.capture.calls.append((self.layer, given, output))
+        return _Record.apply(output, self.capture.anchor, self.capture, self.layer, given)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class Capture:
+    """The pending contributions of one batch handed out by the private loader.
+
+    All forward and backward passes between two batches are taken to be of the same records, position by position (an
+    assumption that is printed): their contributions are clipped jointly, whatever the number of passes.
+
+    Attributes:
+        parameters: the parameters that are released, in the order of the flat sum.
+        sizes: entries of each parameter's block in the flat sum.
+        dimension: length of the flat sum.
+        expected_records: asks the engine how many records the batch now handed out has (None = there is none).
+        masks: what random operations of a pass draw from, secret in a private run.
+        generation: number of the batch; backward passes through an earlier one's graph are refused.
+        following: of the pass that is running, None between passes.
+        noting: set on the copy of which a program is made: how its next pass is followed.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        trained: Mapping[str, nn.Parameter],
+        example: Callable[[int], Sequence[Tensor]],
+        graph_uses: Mapping[str, int],
+    ) -> None:
+        """
+        Args:
+            module: the plain module.
+            trained: the parameters the rule trains, by name.
+            example: random inputs for a number of records.
+            graph_uses: how often autograd's graph uses each parameter in one forward pass.
+        Raises:
+            UsageError: a layer mixes records, a trained parameter's layer is not supported, or a forward pass uses
+                a parameter outside its layer.
+        """
+        self.module = module
+        self.parameters = dict(trained)
+        if not self.parameters:
+            raise UsageError("there is nothing to train: every parameter is frozen")
+        types = sorted({str(p.dtype).removeprefix("torch.") for p in self.parameters.values()})
+        if types not in (["float32"], ["float64"]):
+            raise UsageError(
+                f"the trained parameters are {' and '.join(types)}; a private sum is taken in float32 or float64, "
+                "all of one type (autocast may be used)"
+            )
+        self.sizes = {name: p.numel() for name, p in self.parameters.items()}
+        self.dimension = sum(self.sizes.values())
+        self.expected_records: Callable[[], int | None] = _no_batch
+        self.masks = NoiseGenerator.secure("masks")
+        self.generation = 0
+        self.active = False
+        self.following: Following | None = None
+        self.noting: Following | None = None
+        self.uses: list[Use] = []
+        self.calls: list[tuple[str, Tensor, Tensor]] = []
+        self.anchor: Tensor | None = None
+        self.programs: dict[Any, Program] = {}
+        self._reached: dict[int, list[Use]] = {}
+        self._given: list[Tensor] = []
+        self._records = 0
+        self._fixed = False
+        self._contributions: dict[str, Contribution] | None = None
+        self._positions = 1
+        self._work = Workspace()
+        refuse_mixing(module)
+        self.held = held_statistics(module)
+        self.hold()
+        Attributes.of(module).refuse_opaque()
+        refuse_extra_state(module)
+        self.layers = self._trained_layers()
+        for name, layer in self.layers.items():
+            # First, so that a layer that is itself a feedback point is recorded before it is cut.
+            layer.register_forward_hook(_LayerHook(self, name), prepend=True, with_kwargs=True)
+        try:
+            self._probed = self._parts()
+            check_records_apart(self, example)
+            self._positions = PASSES * check_uses(self, example, graph_uses)
+        except BaseException:
+            self.remove()
+            raise
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy or a pickle holds no record and is served by no loader."""
+        nothing: dict[str, Any] = {
+            "uses": [],
+            "calls": [],
+            "anchor": None,
+            "following": None,
+            "noting": None,
+            "_reached": {},
+            "_given": [],
+            "_fixed": False,
+            "_contributions": None,
+            "expected_records": _no_batch,
+        }
+        return {**self.__dict__, **nothing}
+
+    def fix(self) -> None:
+        """From now on nobody changes what the private run rests on."""
+        self._fixed = True
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _STEERING and self.__dict__.get("_fixed", False):
+            raise UsageError(
+                f"attribute {name} of what records contributions is fixed once the run is private; make the module "
+                "private again, with a new engine, for other settings"
+            )
+        super().__setattr__(name, value)
+
+    def _parts(self) -> list[tuple[nn.Module, int, bool]]:
+        """The module's parts, how many hooks each has, and whether its forward was replaced."""
+        return [
+            (
+                part,
+                len(part._forward_hooks)
+                + len(part._forward_pre_hooks)
+                + len(part._backward_hooks)
+                + len(part._backward_pre_hooks),
+                "forward" in part.__dict__,
+            )
+            for part in self.module.modules()
+        ]
+
+    def remove(self) -> None:
+        """Take the hooks off the module again."""
+        for layer in self.layers.values():
+            take_off(layer, lambda hook: isinstance(hook, _LayerHook) and hook.capture is self)
+
+    # ---- during the passes
+
+    def hold(self) -> None:
+        """Normalisation by constants stays so, whatever mode the module is put into."""
+        for part in self.held:
+            part.training = False
+
+    @contextmanager
+    def recording(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], program: Callable[[], Program]
+    ) -> Iterator[tuple[Following, list[Any], dict[str, Any]]]:
+        """One captured forward pass: parameters frozen, trained layers recorded, operations followed, masks secret.
+
+        The module is never given fewer than two records, so that a pass cannot tell by its size who is there: one is
+        doubled, for none there are two of zeros, and what these contribute is left out.
+
+        Args:
+            args, kwargs: what the module is called with.
+            program: what passes over inputs like these do, tried on a copy.
+        Returns:
+            how it is followed, and what to call the module with: copies, which nobody changes afterwards.
+        Raises:
+            UsageError: no batch was handed out, or another one; the module was changed since it was probed; the pass
+                mixes records, does what cannot be followed, or changes what stays after it.
+        """
+        records = self.expected_records()
+        if records is None:
+            raise UsageError(
+                "a private forward pass needs a batch from the loader that make_private returned; "
+                "evaluate under torch.no_grad()"
+            )
+        for x in (*args, *kwargs.values()):
+            if isinstance(x, Tensor) and x.shape[:1] != (records,):
+                raise UsageError(_OTHER_BATCH)
+            if isinstance(x, list | tuple | dict) and any(isinstance(entry, Tensor) for entry in _entries(x)):
+                raise UsageError(
+                    f"a private pass takes tensors as arguments of their own, not in a {type(x).__name__}; unpack it"
+                )
+        if self._parts() != self._probed:
+            raise UsageError(
+                "the module was changed after make_private; make the changed module private instead"
+            )
+        self.hold()
+        attributes = Attributes.of(self.module)
+        self._given = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+        self._records = records
+        args = [_at_least_two(x) for x in args]
+        kwargs = {name: _at_least_two(x) for name, x in kwargs.items()}
+        following = self.noting or self._follow(args, kwargs, max(LEAST, records), attributes, program)
+        thawed = [p for p in self.module.parameters() if p.requires_grad]
+        held = Held(self.module, self.parameters)
+        self.calls = []
+        self.anchor = torch.zeros((), requires_grad=True)
+        self.anchor.register_post_accumulate_grad_hook(self._accumulated)  # type: ignore[no-untyped-call]
+        self.active, self.following = True, following
+        try:
+            for p in thawed:
+                p.requires_grad_(False)
+            with _casts_anew(), following.on((*args, *kwargs.values())):
+                yield following, args, kwargs
+        finally:
+            self.active, self.following = False, None
+            for p in thawed:
+                p.requires_grad_(True)
+            held.restore()
+        attributes.refuse_changed(self.module)
+
+    def _follow(
+        self,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        records: int,
+        attributes: Attributes,
+        program: Callable[[], Program],
+    ) -> Following:
+        """How a pass over these inputs is followed: compared with one over random inputs of the same shapes."""
+        like = (*(_like(x) for x in args), *((name, _like(x)) for name, x in sorted(kwargs.items())))
+        return Following(
+            self.module, records, self.masks, self._program((attributes.settings, like), program)
+        )
+
+    @contextmanager
+    def following_rule(
+        self, rule: str, part: str, given: Sequence[Any], program: Callable[[int], Program]
+    ) -> Iterator[Following]:
+        """What a feedback rule does between the error and the teaching signals is followed, too.
+
+        Args:
+            rule: its name.
+            part: what of it is done.
+            given: what it starts from, records (or their positions, record by record) first.
+            program: what it does from random numbers, given how many records these are.
+        """
+        records = max(LEAST, self.expected_records() or 0)
+        tensors = [x for x in given if isinstance(x, Tensor)]
+        if any(x.shape[0] % records for x in tensors):
+            raise UsageError(_EARLIER)
+        like = tuple((x.shape[0] // records, _like(x), x.requires_grad) for x in tensors)
+        compared = self._program((part, like), partial(program, records))
+        following = Following(self.module, records, self.masks, compared, rule)
+        with following.on(tensors):
+            yield following
+
+    def _program(self, key: tuple[Any, ...], program: Callable[[], Program]) -> Program:
+        """What passes of a kind do, tried once."""
+        device = next(iter(self.parameters.values())).device.type
+        key = (*key, torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device))
+        if key not in self.programs:
+            if len(self.programs) >= _PROGRAMS:
+                self.programs.clear()
+            self.programs[key] = program()
+        return self.programs[key]
+
+    def check_pass(self, following: Following, output: Tensor, kept: Sequence[tuple[str, Tensor]]) -> None:
+        """At the end of a pass: records first in the output and at the feedback points, and a graph that is known.
+
+        Args:
+            following: the pass.
+            output: of the module.
+            kept: feedback points by name, and what they returned.
+        Raises:
+            UsageError: naming what is not so.
+        """
+        following.hand_on([output, *(h for _, h in kept)])
+        _check_rows(following, "the output", output)
+        for name, h in kept:
+            _check_rows(following, f"feedback point {name}", h)
+        refuse_unknown_functions([output, *(h for _, h in kept)], [self.anchor, *self._given])
+        records = following.records
+        if any(x.shape[0] != records for _, x, _ in self.calls) or output.shape[:1] != (records,):
+            raise UsageError(_OTHER_BATCH)
+
+    def signals(
+        self, lifted: Tensor, feedback: Callable[[Tensor], list[Tensor | None]]
+    ) -> list[Tensor | None]:
+        """What comes back to the feedback points in a captured backward pass.
+
+        Args:
+            lifted: what the rule projects, one record (or position) a row.
+            feedback: the rule, from that to the teaching signals.
+        """
+        return feedback(lifted)
+
+    def keep_lifted(self, lifted: Tensor) -> None:
+        """What the rule projects of the batch, for a release that projects later."""
+
+    def projections(self, records: int) -> int:
+        """How many projections a step of so many records takes."""
+        return records
+
+    # ---- the Contributions protocol
+
+    @property
+    def taught(self) -> bool:
+        """Whether a backward pass has reached the current batch."""
+        return bool(self.uses)
+
+    def norms(self) -> Tensor:
+        """Upper bounds on the joint norm of each record's whole stack, shape (m,), float64; inf where it is not finite
+        or out of range (`privacy.norms`)."""
+        with self._exactly():
+            return self._joint_norms()
+
+    def _joint_norms(self) -> Tensor:
+        parts = self._gather()
+        device = next(iter(self.parameters.values())).device
+        total = [torch.zeros(self.expected_records() or 0, dtype=torch.float64, device=device)]
+        for name, part in parts.items():
+            if part.positions > self._positions:
+                raise UsageError(
+                    f"{name} is used at {part.positions} positions of a record, where align()'s example and {PASSES} "
+                    f"passes allow for {self._positions}; give align() an example as long as the longest record"
+                )
+            total.append(part.norms() / part.share())
+        return joint_norms(total, next(iter(self.parameters.values())).dtype)
+
+    def add_clipped(self, factors: Tensor, out: Tensor) -> None:
+        """`out += sum_i factors_i X_i` over the flat stack; a record of factor 0 adds nothing, whatever it holds.
+
+        Args:
+            factors: shape (m,), float64.
+            out: shape (dimension,), contiguous.
+        """
+        factors = rounded_down(factors, out.dtype)
+        kept = factors != 0
+        if not bool(kept.all()):  # 0·inf is not 0: silence such records at the source
+            for use in self.uses:
+                use.delta = _silence(use.delta, kept)
+                use.x = _silence(use.x, kept) if use.x.is_floating_point() else use.x
+            self._contributions = None
+        start = 0
+        try:
+            with self._exactly():
+                parts = self._gather()
+                for name, size in self.sizes.items():
+                    if name in parts:
+                        parts[name].add_clipped(factors, out[start : start + size], self._work)
+                    start += size
+        finally:
+            self._work.clear()
+
+    def factors(self) -> Iterator[list[Factors]]:
+        """The batch's contributions record by record, in runs, as products of factors where they are such."""
+        with self._exactly():
+            yield from factors(self._gather(), self.parameters, self.expected_records() or 0)
+
+    def rounding(self, records: int, batches: int = 1) -> float:
+        """Bound on the rounding of a sum over `records`, relative to the sum of their clipped norms.
+
+        Args:
+            records: records in the sum.
+            batches: physical batches they come in.
+        """
+        unit = torch.finfo(next(iter(self.parameters.values())).dtype).eps / 2
+        return sum_rounding(records, self._positions, unit, batches)
+
+    def _exactly(self) -> AbstractContextManager[None]:
+        """The release is not for autocast, which would compute it in bf16."""
+        device = next(iter(self.parameters.values())).device
+        return torch.autocast(device.type, enabled=False)
+
+    def reached(self, use: Use) -> None:
+        """A backward pass came to a layer; whether it accumulates gradients or only asks for some is not known yet."""
+        task = torch._C._current_graph_task_id()
+        if task not in self._reached:
+            self._reached = {task: []}  # what a torch.autograd.grad came to is dropped
+        if self._records < LEAST:
+            use = Use(use.layer, use.x[: self._records], use.delta[: self._records])
+        self._reached[task].append(use)
+
+    def _accumulated(self, anchor: Tensor) -> None:
+        """The backward pass was one that accumulates gradients: what it came to counts."""
+        anchor.grad = None
+        self.uses += self._reached.pop(torch._C._current_graph_task_id(), [])
+        self._contributions = None
+
+    def forget_passes(self) -> None:
+        """Drop what the backward passes over the batch contributed so far, as zero_grad() drops gradients."""
+        self.uses = []
+        self._reached = {}
+        self._contributions = None
+
+    def clear(self) -> None:
+        """Forget the batch, and let no backward pass bring it back."""
+        self.forget_passes()
+        self.generation += 1
+        self.calls = []
+
+    def unpack(self, released: Tensor) -> Tensor:
+        """The released stack is the parameters' gradient itself."""
+        return released
+
+    # ---- how they are put together
+
+    def _gather(self) -> dict[str, Contribution]:
+        """One joint contribution a parameter, from all uses of it."""
+        if self._contributions is None:
+            parts: dict[str, list[Contribution]] = defaultdict(list)
+            names = {id(p): name for name, p in self.parameters.items()}
+            for use in self.uses:
+                if len(use.delta) == 0:
+                    continue  # an empty Poisson batch
+                layer = self.layers[use.layer]
+                x = use.x if not use.x.is_floating_point() else _at_least_float32(use.x)
+                for local, part in LAYERS[type(layer)](layer, x, _at_least_float32(use.delta)).items():
+                    name = names.get(id(getattr(layer, local)))
+                    if name is not None:
+                        parts[name].append(part)
+            self._contributions = {
+                name: combine(found, len(self.uses[0].delta), self.sizes[name])
+                for name, found in parts.items()
+            }
+        return self._contributions
+
+    def replay(self) -> dict[str, Contribution]:
+        """The contributions of the last forward pass, had its deltas been zero."""
+        self.uses = [Use(layer, x.detach(), torch.zeros_like(output)) for layer, x, output in self.calls]
+        return self._gather()
+
+    def _trained_layers(self) -> dict[str, nn.Module]:
+        """The layers that hold the trained parameters, each checked to be supported."""
+        trained = {id(p) for p in self.parameters.values()}
+        layers: dict[str, nn.Module] = {}
+        for name, part in self.module.named_modules():
+            if "forward" in vars(part) and any(p.requires_grad for p in part.parameters()):
+                raise UsageError(
+                    f"the forward of {name or 'the module'} was replaced, so what it does with its parameters is not "
+                    "known; put a module of its own in its place (low-rank factors as two nn.Linear), or freeze it"
+                )
+            if not any(id(p) in trained for p in part.parameters(recurse=False)):
+                continue
+            if type(part) not in LAYERS:
+                raise UsageError(
+                    f"{name or 'the module'} ({type(part).__name__}) cannot be trained privately; "
+                    f"freeze its parameters, or use {', '.join(layer.__name__ for layer in LAYERS)}"
+                )
+            layers[name] = part
+        return layers
+
+
+_EARLIER = (
+    "a backward pass went through the graph of an earlier private batch; a step is made of the batch now handed out "
+    "alone"
+)
+LEAST = 2  # records that a private pass is made of
+_STEERING = frozenset({
+    "module", "parameters", "sizes", "dimension", "layers", "held", "expected_records", "masks", "programs", "_probed",
+    "_positions", "_fixed",
+})  # fmt: skip
+_PROGRAMS = 256  # kept; text of many lengths has many
+_OTHER_BATCH = (
+    "the batch of a private pass is not the one that the private loader handed out last; give the module that batch, "
+    "records first in every input"
+)
+
+
+def _check_rows(following: Following, name: str, x: Tensor) -> None:
+    """What a layer or point sees keeps the records in its first dimension.
+
+    Raises:
+        UsageError: naming it.
+    """
+    if following.program is None:
+        return
+    rows = following.rows(x)
+    if rows is None:
+        raise UsageError(
+            f"{name} sees no row for each record (positions alone?); in a private run every layer keeps the "
+            "records in its first dimension: expand its input to the batch, as in positions.expand(len(x), -1)"
+        )
+    if rows != FIRST:
+        raise UsageError(
+            f"{name} sees the records in dimension {rows.axis}{'' if rows.alone else ', with others between them'}; "
+            "in a private run every layer keeps the records in its first dimension, alone (batch_first=True, and "
+            "no view that joins them with positions)"
+        )
+
+
+def _entries(x: Any) -> Any:
+    return x.values() if isinstance(x, dict) else x
+
+
+@contextmanager
+def _casts_anew() -> Iterator[None]:
+    """Autocast keeps what it has cast from one pass to the next, which then does less."""
+    kept = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(kept)
+
+
+def _at_least_two(x: Any) -> Any:
+    """A copy of an input, with rows for at least two records."""
+    if not isinstance(x, Tensor):
+        return x
+    if len(x) >= LEAST:
+        return x.clone()
+    return torch.cat([x, x]) if len(x) else x.new_zeros(LEAST, *x.shape[1:])
+
+
+def _like(x: Any) -> Any:
+    """What a pass may depend on of one input: shape and type, or the value of what is no tensor."""
+    return (tuple(x.shape[1:]), x.dtype) if isinstance(x, Tensor) else repr(x)
+
+
+def _no_batch() -> int | None:
+    return None
+
+
+def _silence(part: Tensor, kept: Tensor) -> Tensor:
+    return torch.where(kept.view(-1, *[1] * (part.ndim - 1)), part, torch.zeros((), dtype=part.dtype))
+
+
+def _at_least_float32(part: Tensor) -> Tensor:
+    """bf16 products overshoot the clip by up to 1e-2 (THEORY T3)."""
+    return part if part.dtype in (torch.float32, torch.float64) else part.float()

@@ -1,0 +1,1 @@
+"""The feedback rules, one a file."""

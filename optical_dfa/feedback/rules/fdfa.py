@@ -1,0 +1,107 @@
+"""Forward direct feedback alignment (Bacho & Chu 2022, arXiv 2212.07282): B_l follows the network's own Jacobian.
+
+    g_l = e B_l,    B_l <- (1 - a) B_l + a · mean_n d_n^T u_{l,n},    d_n = sum_l J_{l,n} u_{l,n},    u ~ N(0, I)
+
+J_l = dy/dh_l, so d^T u_l is an unbiased estimate of J_l from one forward-mode pass over the uncut network. Its variance
+is that of the paper's formula with every layer's noise in it: Var_ij = (sum_m |J_m[i]|^2 + J_l[i,j]^2) / N. The paper's
+first versions call the same algorithm directional direct feedback alignment (`ddfa`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from noise_models.errors import UsageError
+from optical_dfa.feedback.forward_mode import check_forward_mode, directional_derivative
+from optical_dfa.feedback.points import Tape
+from optical_dfa.feedback.rule import Point, Requires
+from optical_dfa.feedback.rules.learned import LearnedFeedback, LearnedState, Noted, rows_of
+
+PERTURBED = ("all", "one")
+
+
+class ForwardDirectFeedbackAlignment(LearnedFeedback):
+    """`fdfa`: with optimizer sgd, B_l is the moving average of the equation, with a = rate.
+
+    The authors' code uses Adam on B_l - mean_n d_n^T u_{l,n} with rate 1e-4 instead (optimizer adam).
+    """
+
+    name = "fdfa"
+    requires = frozenset({Requires.ROOT_ERROR, Requires.FORWARD_MODE})
+    extra_passes = 1
+
+    def __init__(
+        self,
+        perturb: str = "all",
+        optimizer: str = "sgd",
+        rate: float | None = None,
+        decay: float | None = None,
+        initial_scale: float = 0.0,
+    ) -> None:
+        """
+        Args:
+            perturb: "all" points in every step, or "one" point a step, in turn, whose matrix alone then changes;
+                its estimate is free of the other points' noise.
+            optimizer, rate, decay, initial_scale: as for every learned feedback.
+        Raises:
+            UsageError: an option out of its range.
+        """
+        super().__init__(optimizer, rate, decay, initial_scale)
+        if perturb not in PERTURBED:
+            raise UsageError(f"rule option perturb={perturb!r}: it must be one of {', '.join(PERTURBED)}")
+        self.perturb = perturb
+
+    def difference(self, matrix: Tensor, part: Tensor, error: Tensor) -> Tensor:
+        return matrix - part
+
+    def state(
+        self, module: nn.Module, points: Sequence[Point], output: Tensor, example: Sequence[Tensor], seed: int
+    ) -> LearnedState:
+        check_forward_mode(module, [point.name for point in points], example, self.name)
+        return _EstimatingState(self, points, output, seed)
+
+
+class _EstimatingState(LearnedState):
+    """Notes an estimate of J_l for each point that was moved."""
+
+    rule: ForwardDirectFeedbackAlignment
+
+    def observe(
+        self,
+        module: nn.Module,
+        tape: Tape,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        kept: Sequence[tuple[int, Tensor]],
+        output: Tensor,
+    ) -> Noted:
+        passes = self.get_buffer("passes")
+        moved = range(len(self.points))
+        if self.rule.perturb == "one" and self.points:
+            turn = int(passes) % len(self.points)
+            moved = range(turn, turn + 1)
+        directions: list[Tensor | None] = [None for _ in kept]
+        if kept and len(output):
+            stream = self.draws(output.device)
+            directions = [
+                torch.randn(h.shape, generator=stream, dtype=h.dtype, device=h.device)
+                if index in moved
+                else None
+                for index, h in kept
+            ]
+        passes.add_(1)
+        noted = Noted({})
+        if all(u is None for u in directions):
+            return noted
+        derivative = directional_derivative(module, tape, args, kwargs, directions, self._random)
+        for index in moved:
+            point, matrix = self.points[index], self.matrix(self.points[index])
+            rows = derivative.reshape(-1, len(matrix)).to(matrix.dtype)
+            own = [u for (i, _), u in zip(kept, directions, strict=True) if i == index and u is not None]
+            products = [rows.T @ u.to(matrix.dtype) for u in rows_of(own, point.width, len(rows))]
+            noted.parts[index] = torch.stack(products).sum(0).div_(len(products) * len(rows))
+        return noted

@@ -1,0 +1,91 @@
+"""Direct feedback alignment before the activation, with public gates in place of its derivative (THEORY T5).
+
+    delta_l = B_l (r(x) ⊗ e),    r(x) in {0, 1}^G,    B_l of shape (n_l, G c)
+
+The derivative φ' is dropped, so that the layer's update `B_l Σ_i (r(x_i) ⊗ e_i) h_i^T` is linear in a sum over the
+records that is small: that sum may be clipped, noised and sent through the device column by column (release
+`aggregate`). The gates are public functions of the input alone: r_0 = 1, and the others tell on which side of a random
+hyperplane the input lies, as in gated linear networks (Veness et al. 2019, arXiv 1910.01526). G = 1 is no gates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from noise_models.errors import UsageError
+from noise_models.generator import NoiseGenerator
+from optical_dfa.backends.base import ProjectionBackend
+from optical_dfa.feedback.rules.dfa import DirectFeedbackAlignment
+
+MOST_GATES = 4096
+_WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d)
+
+
+class GatedFeedbackAlignment(DirectFeedbackAlignment):
+    """`gated-dfa`: each layer is cut before its activation and taught by a projection of `r(x) ⊗ e`.
+
+    The device projects G·c components. Entries of B_l have standard deviation `scale / sqrt(n_l (G + 1) / 2)`, so that
+    |delta_l| ~ scale |e| for any G (half of the gates beside the first are open on average).
+    """
+
+    name = "gated-dfa"
+    before_activation = True
+
+    def __init__(self, scale: float | None = None, gates: int = 1, gate_seed: int = 0) -> None:
+        """
+        Args:
+            scale: as for `dfa`.
+            gates: G, 1 to 4096.
+            gate_seed: public seed of the gates' hyperplanes.
+        Raises:
+            UsageError: an option out of its range.
+        """
+        super().__init__(scale)
+        if isinstance(gates, bool) or not isinstance(gates, int) or not 1 <= gates <= MOST_GATES:
+            raise UsageError(f"rule option gates={gates!r}: it must be a whole number from 1 to {MOST_GATES}")
+        if isinstance(gate_seed, bool) or not isinstance(gate_seed, int) or not 0 <= gate_seed < 2**63:
+            raise UsageError(
+                f"rule option gate_seed={gate_seed!r}: it must be a whole number from 0 to 2^63 - 1"
+            )
+        self.gates = gates
+        self.gate_seed = gate_seed
+
+    def default_points(self, module: nn.Module, example: Sequence[Tensor]) -> list[str]:
+        return [name for name, part in module.named_modules() if isinstance(part, _WEIGHTED)]
+
+    def device_inputs(self, components: int) -> int:
+        return self.gates * components
+
+    def context(self, inputs: Sequence[object], output: Tensor) -> Tensor | None:
+        """The gates of each record, shape (m, G); None where there is but the first, which is always open."""
+        if self.gates == 1:
+            return None
+        x = inputs[0] if inputs else None
+        if not isinstance(x, Tensor) or not x.is_floating_point() or output.ndim > 2 or len(x) != len(output):
+            raise UsageError(
+                f"rule {self.name} with gates={self.gates} takes one floating-point input and one output a record; "
+                "use gates=1"
+            )
+        flat = x.detach().flatten(1)
+        open_ = flat @ hyperplanes(self.gates - 1, flat.shape[1], self.gate_seed).to(flat).T > 0
+        return torch.cat([open_.new_ones(len(flat), 1), open_], dim=1).to(flat.dtype)
+
+    def lift(self, error: Tensor, context: Tensor | None) -> Tensor:
+        if context is None:
+            return error
+        return (context.to(error.dtype).unsqueeze(2) * error.unsqueeze(1)).flatten(1)
+
+    def entry_scale(self, addends: int, backend: ProjectionBackend) -> float:
+        return super().entry_scale(addends, backend) / math.sqrt((self.gates + 1) / 2)
+
+
+@cache  # a private pass that draws is none that does not
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # a graph cannot draw them
+def hyperplanes(count: int, width: int, seed: int) -> Tensor:
+    """Normals of random hyperplanes through the origin, shape (count, width), float32; the same on every machine."""
+    return NoiseGenerator.seeded(seed, "gates").normal_(torch.empty(count, width))

@@ -1,0 +1,1 @@
+"""What is measured of a rule: alignment with the gradient, and costs."""

@@ -1,0 +1,1 @@
+"""What records contribute to a step: the forms that releases take."""
