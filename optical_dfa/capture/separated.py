@@ -2,9 +2,9 @@
 
 For releases that put noise inside each record's projection (`privacy.contributions.separated`). The network is a
 chain of linear layers, each followed at once by an elementwise activation that is a feedback point, the last one by
-nothing: then the teaching signal s of a layer reaches its output as `φ'(a) ⊙ s` and as nothing else. That this is so is not taken
-from the module's looks: the activation must receive the very tensor the layer returned, its Jacobian is probed to be
-diagonal, and every backward pass is compared with `gate ⊙ s`.
+nothing: then the teaching signal s of a layer reaches its output as `φ'(a) ⊙ s` and as nothing else. That this is so
+is not taken from the module's looks: the activation must receive the very tensor the layer returned, its Jacobian is
+probed to be diagonal, and every backward pass is compared with `gate ⊙ s`.
 """
 
 from __future__ import annotations

@@ -93,8 +93,8 @@ def instead(module: nn.Module, first: str | None, second: str | None, points: Se
             fused = _FUSED.get(kind, "RNN")
             return (
                 f"{owner} is nn.{kind}, one operation that nothing is cut inside; use "
-                f"optical_dfa.networks.recurrent.{fused}(inputs, units) in its place, a layer each, which takes (records, times, inputs), returns h_t of "
-                "every time alone and is cut at each"
+                f"optical_dfa.networks.recurrent.{fused}(inputs, units) in its place, a layer each, "
+                "which takes (records, times, inputs), returns h_t of every time alone and is cut at each"
             )
         if isinstance(parts.get(owner), nn.MultiheadAttention) or isinstance(
             parts.get(owner.rpartition(".")[0]), nn.MultiheadAttention

@@ -59,8 +59,8 @@ class SparseRecurrentFeedback(FeedbackRule):
         """
         if not any(isinstance(part, State) for part in module.modules()):
             raise UsageError(
-                "rule sparse-recurrent finds no state of an unrolled cell; use optical_dfa.networks.recurrent's RNN, GRU "
-                "or LSTM, or pass each h_t through optical_dfa.feedback.points.State"
+                "rule sparse-recurrent finds no state of an unrolled cell; use optical_dfa.networks.recurrent's "
+                "RNN, GRU or LSTM, or pass each h_t through optical_dfa.feedback.points.State"
             )
         return super().default_points(module, example)
 
