@@ -117,7 +117,8 @@ def _calls(module: nn.Module, example: Sequence[Tensor]) -> dict[str, list[int]]
     if wrong or not calls:
         raise UsageError(
             f"rule recurrent-hybrid finds {f'in {wrong[0]} ' if wrong else ''}no layer of "
-            "optical_dfa.networks.recurrent (RNN, GRU, LSTM) that is called and returns h_1, ..., h_T as they are; use those, or rule sparse-recurrent"
+            "optical_dfa.networks.recurrent (RNN, GRU, LSTM) that is "
+            "called and returns h_1, ..., h_T as they are; use those, or rule sparse-recurrent"
         )
     return calls
 
