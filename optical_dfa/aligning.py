@@ -13,6 +13,7 @@ from noise_models.errors import UsageError
 from noise_models.generator import NoiseGenerator, derive_seed
 from optical_dfa.backends import create
 from optical_dfa.backends.base import ProjectionBackend
+from optical_dfa.capture.opening import open_capture
 from optical_dfa.feedback import make_rule
 from optical_dfa.feedback.admission import refuse_foreign
 from optical_dfa.feedback.aligned import (
@@ -132,7 +133,9 @@ def align(
     state = chosen.state(module, all_points, traced.output, inputs, derive_seed(seed, "feedback state"))
     check_record_axis(module, names, some)
     again = (chosen.cuts or state is not None) and runs_again(module, inputs)  # before the hooks are on
-    aligned = AlignedModule(module, chosen, device, located, traced, loss_reduction, inputs, state)
+    aligned = AlignedModule(
+        module, chosen, device, located, traced, loss_reduction, inputs, state, opener=open_capture
+    )
     if again:
         try_step(aligned)
     if show is not None:

@@ -23,9 +23,9 @@ from experiments.bottleneck.picture import draw_bottleneck
 from experiments.harness.experiment import RESULTS, TABLE
 from noise_models.errors import UsageError
 from noise_models.generator import derive_seed
+from optical_dfa import align
 from optical_dfa.data import NAMES, load
 from optical_dfa.data.dataset import Dataset
-from optical_dfa.feedback import align
 from optical_dfa.measure.alignment import alignment
 from optical_dfa.networks.building import build
 from optical_dfa.progress import Progress, progress_for

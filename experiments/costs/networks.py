@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from optical_dfa.feedback import align
+from optical_dfa import align
 from optical_dfa.measure.costs import Cost, cost
 
 

@@ -22,6 +22,7 @@ from optical_dfa import align
 from optical_dfa.attacks.records import Records, load_records
 from optical_dfa.attacks.setting import Setting
 from optical_dfa.attacks.worlds import DEVICES, claimed_kind, noise_std, rule_for
+from optical_dfa.capture.records import capture_of
 from optical_dfa.defaults import DEFAULTS, OTHER_DATASET, Defaults
 from optical_dfa.feedback.aligned import AlignedModule
 from optical_dfa.networks import building as models
@@ -194,7 +195,8 @@ def _auditor(twin: AlignedModule, canaries: Canaries, max_grad_norm: float) -> C
 
     Of a contribution the part in the first layer's weights is looked at, where canaries lie apart from the records.
     """
-    capture = twin.start_capture()
+    twin.start_capture()
+    capture = capture_of(twin)
     capture.expected_records = lambda: len(canaries.x)
 
     def before(module: nn.Module) -> _Read:

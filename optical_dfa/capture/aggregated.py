@@ -9,18 +9,19 @@ frames, digitisation, saturation and the device's own noise are post-processing 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from noise_models.errors import UsageError
-from optical_dfa.backends.base import ProjectionBackend
 from optical_dfa.capture.contributions import Contribution
+from optical_dfa.capture.following import Following
 from optical_dfa.capture.records import Capture
+from optical_dfa.feedback.aligned import AlignedModule
 from optical_dfa.feedback.cuts import OUTPUT, Cut
-from optical_dfa.feedback.rule import FeedbackRule, Point
+from optical_dfa.feedback.rule import Point
 from optical_dfa.feedback.rules.gated import GatedFeedbackAlignment
 
 _COLUMNS = 4096  # projected at a time
@@ -36,39 +37,26 @@ class AggregatedCapture(Capture):
         hidden: point of each hidden layer, by the layer's name.
     """
 
-    def __init__(
-        self,
-        module: nn.Module,
-        trained: Mapping[str, nn.Parameter],
-        example: Callable[[int], Sequence[Tensor]],
-        graph_uses: Mapping[str, int],
-        *,
-        rule: FeedbackRule,
-        points: Sequence[Point],
-        cuts: Sequence[Cut],
-        backend: ProjectionBackend | None,
-    ) -> None:
+    def __init__(self, aligned: AlignedModule) -> None:
         """
         Args:
-            module, trained, example, graph_uses: as for `Capture`.
-            rule: must be gated-dfa.
-            points: its feedback points.
-            cuts: what each of them trains.
-            backend: the device.
+            aligned: under rule gated-dfa.
         Raises:
             UsageError: as for `Capture`, another rule, or a hidden layer that is not as said above, naming it.
         """
+        rule, backend = aligned.rule, aligned.backend
         if not isinstance(rule, GatedFeedbackAlignment) or backend is None:
             raise UsageError(
                 f"rule {rule.name} does not project a sum over the records; release aggregate needs rule gated-dfa "
                 "and a hidden layer"
             )
-        self._rule, self._backend, self._points = rule, backend, tuple(points)
+        self._rule, self._backend, self._points = rule, backend, aligned.points
         self._lifted: Tensor | None = None
         self._placed = False
-        _check_hidden(module, trained, points, cuts, graph_uses)
-        self.hidden = {point.name: point for point in points if _own(point.name, trained)}
-        super().__init__(module, trained, example, graph_uses)
+        trained = aligned.trained_parameters()
+        _check_hidden(aligned.module, trained, aligned.points, aligned.cuts, aligned.uses)
+        self.hidden = {point.name: point for point in aligned.points if _own(point.name, trained)}
+        super().__init__(aligned)
         self.sizes = {name: self._size(name) for name in self.parameters}
         self.dimension = sum(self.sizes.values())
 
@@ -84,18 +72,15 @@ class AggregatedCapture(Capture):
 
     # ---- during the passes
 
-    def signals(
-        self, lifted: Tensor, feedback: Callable[[Tensor], list[Tensor | None]]
-    ) -> list[Tensor | None]:
+    def _feedback(self, lifted: Tensor, following: Following) -> list[Tensor | None]:
         """No record goes through the device: zeros of the points' shapes come back.
 
         Args:
             lifted: r(x_i) ⊗ e_i, one record a row, shape (m, p).
-            feedback: the rule's, not used.
         """
         return [lifted.new_zeros(1, 1).expand(len(lifted), point.width) for point in self._points]
 
-    def keep_lifted(self, lifted: Tensor) -> None:
+    def _keep(self, lifted: Tensor) -> None:
         """`r ⊗ e` is what the release sums.
 
         Raises:

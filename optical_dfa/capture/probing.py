@@ -4,48 +4,41 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from noise_models.base import NoNoise
-from noise_models.errors import DeviceError, UsageError
+from noise_models.errors import UsageError
 from noise_models.generator import NoiseGenerator
-from optical_dfa.backends import create
-from optical_dfa.backends.digital import DigitalBackend
 from optical_dfa.capture.following import Following
-from optical_dfa.capture.program import LARGER, SMALL, Program
+from optical_dfa.capture.records import Capture, capture_of
 from optical_dfa.capture.state import Attributes, same
+from optical_dfa.capture.trying import MASKS, named_failure, stand_in
+from optical_dfa.feedback.aligned import AlignedModule
 from privacy.validation import large_batch
 
-if TYPE_CHECKING:
-    from optical_dfa.capture.records import Capture
-    from optical_dfa.feedback.aligned import AlignedModule
-
 RECORDS = 3
-_MASKS = "masks of a probe"
 AGREEMENT = {
     torch.float32: 1e-3,
     torch.float64: 1e-8,
 }  # of two ways to the same gradient, relative to its largest
 
 
-def check_records_apart(capture: Capture, example: Callable[[int], Sequence[Tensor]]) -> None:
+def check_records_apart(capture: Capture) -> None:
     """Change each record of a random batch in turn, and leave one out: no other record's row may move.
 
     No buffer may change either. The module is probed in the mode it is in, in training and in evaluation mode.
 
     Args:
         capture: what records the layers' inputs.
-        example: random inputs for a number of records.
     Raises:
         UsageError: naming the layer or buffer.
     """
-    inputs = example(RECORDS)
+    inputs = capture.aligned.example(RECORDS)
     for training in (None, True, False):
         before = _probe(capture, inputs, training)
         for name, seen in before:
@@ -137,8 +130,8 @@ class _Step:
             fresh: a new copy for each step.
         """
         self._shared: dict[int, Any] = {id(p): p for p in aligned.parameters()}
-        self._shared[id(aligned.capture.programs)] = aligned.capture.programs
-        self._shared.update(_stand_in(aligned))
+        self._shared[id(capture_of(aligned).programs)] = capture_of(aligned).programs
+        self._shared.update(stand_in(aligned))
         self._aligned, self._training, self._fresh = aligned, training, fresh
         self._twin = self._copy()
 
@@ -158,35 +151,14 @@ class _Step:
             seed: of random masks.
         """
         twin = self._copy() if self._fresh else self._twin
-        capture = twin.capture
+        capture = capture_of(twin)
         records = len(inputs[0])
         capture.expected_records = lambda: records
-        capture.masks = NoiseGenerator.seeded(seed, _MASKS)
+        capture.masks = NoiseGenerator.seeded(seed, MASKS)
         _pass(twin, inputs, changed)
         found = [(use.layer, part) for use in capture.uses for part in (use.x, use.delta)]
         capture.clear()
         return found
-
-
-def _stand_in(aligned: AlignedModule, exact: bool = False) -> dict[int, Any]:
-    """A device without noise in place of one with: the memo with which to copy the module.
-
-    Args:
-        exact: without rounding, too.
-    """
-    device = aligned.backend
-    if device is None:
-        return {}
-    if type(device) is DigitalBackend or (isinstance(device.noise, NoNoise) and not exact):
-        return {id(device): device}
-    digital = create(
-        "digital",
-        in_features=device.in_features,
-        out_features=device.out_features,
-        seed=0,
-        noise=NoiseGenerator.seeded(0, "probe"),
-    )
-    return {id(device): digital}
 
 
 def _pass(
@@ -196,69 +168,12 @@ def _pass(
     masks: AbstractContextManager[None] | None = None,
 ) -> None:
     """One forward and backward pass under a linear loss."""
-    with torch.enable_grad(), _named_failure():
+    with torch.enable_grad(), named_failure():
         with masks or nullcontext():
             output = twin(*[x.clone() for x in inputs])
         errors = _errors(output, changed)
         divisor = len(inputs[0]) if twin.loss_reduction == "mean" else 1
         torch.autograd.backward((output * errors).sum() / divisor)
-
-
-def program_of(aligned: AlignedModule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Program:
-    """What passes of a private module over inputs like these do, from two on a copy and random records.
-
-    Args:
-        aligned: records already.
-        args, kwargs: as it is called; tensors give shapes and types alone.
-    Raises:
-        UsageError: the passes differ in more than the number of records.
-    """
-    twin = copy.deepcopy(aligned, {id(p): p for p in aligned.parameters()} | _stand_in(aligned))
-    passes = []
-    for records in (SMALL, LARGER):
-        capture = twin.capture
-        capture.expected_records = lambda records=records: records  # type: ignore[misc]
-        capture.noting = Following(twin.module, records, NoiseGenerator.secure(_MASKS), None)
-        like = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
-        tensors = iter(aligned.inputs_like(like, records))
-        given = [next(tensors) if isinstance(x, Tensor) else x for x in args]
-        named = {name: next(tensors) if isinstance(x, Tensor) else x for name, x in kwargs.items()}
-        with torch.enable_grad(), _named_failure():
-            twin(*given, **named)
-        passes.append(capture.noting)
-        capture.clear()
-    return Program.of(*passes)
-
-
-def program_of_rule(
-    aligned: AlignedModule,
-    function: Callable[..., Sequence[Tensor | None]],
-    given: Sequence[Any],
-    records: int,
-) -> Program:
-    """What a feedback rule does, from random numbers in place of a private pass's and of the device's answers.
-
-    Args:
-        aligned: records already.
-        function: a part of the rule, from how it is followed and what it starts from to tensors.
-        given: what it starts from in a private pass; tensors give shapes and types alone.
-        records: in that pass.
-    Raises:
-        UsageError: what it does differs in more than the number of records.
-    """
-    passes = []
-    for size in (SMALL, SMALL, LARGER):  # the first draws what a rule draws once
-        following = Following(aligned.module, size, NoiseGenerator.secure(_MASKS), None, aligned.rule.name)
-        like = [
-            aligned.inputs_like([x], len(x) // records * size)[0].requires_grad_(x.requires_grad)
-            if isinstance(x, Tensor)
-            else x
-            for x in given
-        ]
-        with _named_failure(), following.on(like):
-            following.hand_on(function(following, *like))
-        passes.append(following)
-    return Program.of(*passes[1:])
 
 
 def check_sums(aligned: AlignedModule) -> None:
@@ -275,25 +190,25 @@ def check_sums(aligned: AlignedModule) -> None:
     inputs = aligned.example(RECORDS)
     for training in (True, False):
         twin = copy.deepcopy(
-            aligned, {id(p): p for p in aligned.parameters()} | _stand_in(aligned, exact=True)
+            aligned, {id(p): p for p in aligned.parameters()} | stand_in(aligned, exact=True)
         )
         twin.train(training)
-        capture = twin.capture
+        capture = capture_of(twin)
         capture.expected_records = lambda: RECORDS
-        capture.masks = NoiseGenerator.seeded(0, _MASKS)
+        capture.masks = NoiseGenerator.seeded(0, MASKS)
         _pass(twin, inputs)
         first = next(iter(capture.parameters.values()))
         stack = torch.zeros(capture.dimension, dtype=first.dtype, device=first.device)
         capture.norms()
         capture.add_clipped(torch.ones(RECORDS, dtype=torch.float64, device=first.device), stack)
         recorded = capture.unpack(stack)
-        plain = copy.deepcopy(aligned, _stand_in(aligned, exact=True))
+        plain = copy.deepcopy(aligned, stand_in(aligned, exact=True))
         plain.train(training)
         plain.stop_capture()
         plain.zero_grad()
         if aligned.rule.teaches_hidden:
             _refuse_without_gradients(plain.module)
-        following = Following(plain.module, RECORDS, NoiseGenerator.seeded(0, _MASKS), None)
+        following = Following(plain.module, RECORDS, NoiseGenerator.seeded(0, MASKS), None)
         _pass(plain, inputs, masks=following.on(()))
         factor = RECORDS if aligned.loss_reduction == "mean" else 1
         parameters, start = dict(plain.module.named_parameters()), 0
@@ -332,21 +247,6 @@ def _refuse_call_without_gradients(name: str, layer: nn.Module, args: Any) -> No
         )
 
 
-@contextmanager
-def _named_failure() -> Iterator[None]:
-    """Whatever a module makes of random records is said in one line."""
-    try:
-        yield
-    except (UsageError, DeviceError):
-        raise
-    except Exception as error:
-        line = next(iter(str(error).splitlines()), "")[:160]
-        raise UsageError(
-            f"the module fails on random records of the example's shape ({type(error).__name__}: {line}); private "
-            "training probes it with such: give align() an example of the records' shape and type, and let it take them"
-        ) from error
-
-
 def _errors(output: Tensor, changed: int | None) -> Tensor:
     """Root errors like those of a cross entropy, below 0 at the target alone: record i's is the i-th of a table.
 
@@ -368,23 +268,19 @@ def _errors(output: Tensor, changed: int | None) -> Tensor:
     return (logits.softmax(-1) - target).to(output)
 
 
-def check_uses(
-    capture: Capture, example: Callable[[int], Sequence[Tensor]], graph_uses: Mapping[str, int]
-) -> int:
+def check_uses(capture: Capture) -> int:
     """Every use of a parameter in autograd's graph must be one that its layer records.
 
-    Args:
-        capture, example: as above.
-        graph_uses: how often autograd's graph uses each parameter in one forward pass.
     Returns:
         the most positions of a record at which one parameter is used.
     Raises:
         UsageError: naming the parameter.
     """
+    graph_uses = capture.aligned.uses
     twin = copy.deepcopy(capture)
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), _named_failure():
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), named_failure():
         twin.active = True
-        twin.module(*example(2))
+        twin.module(*capture.aligned.example(2))
     for name, p in twin.parameters.items():
         recorded = sum(
             any(q is p for q in twin.layers[layer].parameters(recurse=False)) for layer, _, _ in twin.calls
@@ -407,7 +303,7 @@ def _probe(
     twin.hold()
     state = {name: value.detach().clone() for name, value in _released(twin.module)}
     kept = Attributes.of(twin.module)
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), _named_failure():
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), named_failure():
         torch.manual_seed(seed)  # the same dropout masks every time
         twin.active = True
         output = twin.module(*[x.clone() for x in inputs])

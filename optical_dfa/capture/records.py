@@ -21,14 +21,16 @@ from torch.autograd.function import once_differentiable
 from noise_models.errors import UsageError
 from noise_models.generator import NoiseGenerator
 from optical_dfa.capture.contributions import Contribution, Workspace, combine, sum_rounding
+from optical_dfa.capture.device import FollowedDevice
 from optical_dfa.capture.factors import factors
 from optical_dfa.capture.following import Following
 from optical_dfa.capture.graph import refuse_unknown_functions
 from optical_dfa.capture.layers import LAYERS, held_statistics, refuse_mixing
-from optical_dfa.capture.probing import check_records_apart, check_uses
 from optical_dfa.capture.program import Program
 from optical_dfa.capture.rows import FIRST
 from optical_dfa.capture.state import Attributes, Held, refuse_extra_state
+from optical_dfa.capture.trying import program_of, program_of_rule
+from optical_dfa.feedback.aligned import AlignedModule
 from optical_dfa.feedback.points import take_off
 from privacy.contributions.integers import Factors
 from privacy.norms import joint_norms, rounded_down
@@ -94,6 +96,7 @@ class Capture:
     assumption that is printed): their contributions are clipped jointly, whatever the number of passes.
 
     Attributes:
+        aligned, module: the module under its rule, and the plain one.
         parameters: the parameters that are released, in the order of the flat sum.
         sizes: entries of each parameter's block in the flat sum.
         dimension: length of the flat sum.
@@ -102,27 +105,19 @@ class Capture:
         generation: number of the batch; backward passes through an earlier one's graph are refused.
         following: of the pass that is running, None between passes.
         noting: set on the copy of which a program is made: how its next pass is followed.
+        positions: the most positions of a record, over all passes, that the rounding bound allows for.
     """
 
-    def __init__(
-        self,
-        module: nn.Module,
-        trained: Mapping[str, nn.Parameter],
-        example: Callable[[int], Sequence[Tensor]],
-        graph_uses: Mapping[str, int],
-    ) -> None:
+    def __init__(self, aligned: AlignedModule) -> None:
         """
         Args:
-            module: the plain module.
-            trained: the parameters the rule trains, by name.
-            example: random inputs for a number of records.
-            graph_uses: how often autograd's graph uses each parameter in one forward pass.
+            aligned: whose contributions; its hooks go on the plain module.
         Raises:
-            UsageError: a layer mixes records, a trained parameter's layer is not supported, or a forward pass uses
-                a parameter outside its layer.
+            UsageError: a layer mixes records, or a trained parameter's layer is not supported.
         """
-        self.module = module
-        self.parameters = dict(trained)
+        self.aligned = aligned
+        module = self.module = aligned.module
+        self.parameters = aligned.trained_parameters()
         if not self.parameters:
             raise UsageError("there is nothing to train: every parameter is frozen")
         types = sorted({str(p.dtype).removeprefix("torch.") for p in self.parameters.values()})
@@ -148,7 +143,7 @@ class Capture:
         self._records = 0
         self._fixed = False
         self._contributions: dict[str, Contribution] | None = None
-        self._positions = 1
+        self.positions = 1
         self._work = Workspace()
         refuse_mixing(module)
         self.held = held_statistics(module)
@@ -159,13 +154,7 @@ class Capture:
         for name, layer in self.layers.items():
             # First, so that a layer that is itself a feedback point is recorded before it is cut.
             layer.register_forward_hook(_LayerHook(self, name), prepend=True, with_kwargs=True)
-        try:
-            self._probed = self._parts()
-            check_records_apart(self, example)
-            self._positions = PASSES * check_uses(self, example, graph_uses)
-        except BaseException:
-            self.remove()
-            raise
+        self._probed = self._parts()
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy or a pickle holds no record and is served by no loader."""
@@ -223,7 +212,7 @@ class Capture:
 
     @contextmanager
     def recording(
-        self, args: Sequence[Any], kwargs: Mapping[str, Any], program: Callable[[], Program]
+        self, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Iterator[tuple[Following, list[Any], dict[str, Any]]]:
         """One captured forward pass: parameters frozen, trained layers recorded, operations followed, masks secret.
 
@@ -232,7 +221,6 @@ class Capture:
 
         Args:
             args, kwargs: what the module is called with.
-            program: what passes over inputs like these do, tried on a copy.
         Returns:
             how it is followed, and what to call the module with: copies, which nobody changes afterwards.
         Raises:
@@ -262,7 +250,7 @@ class Capture:
         self._records = records
         args = [_at_least_two(x) for x in args]
         kwargs = {name: _at_least_two(x) for name, x in kwargs.items()}
-        following = self.noting or self._follow(args, kwargs, max(LEAST, records), attributes, program)
+        following = self.noting or self._follow(args, kwargs, max(LEAST, records), attributes)
         thawed = [p for p in self.module.parameters() if p.requires_grad]
         held = Held(self.module, self.parameters)
         self.calls = []
@@ -287,35 +275,69 @@ class Capture:
         kwargs: Mapping[str, Any],
         records: int,
         attributes: Attributes,
-        program: Callable[[], Program],
     ) -> Following:
         """How a pass over these inputs is followed: compared with one over random inputs of the same shapes."""
         like = (*(_like(x) for x in args), *((name, _like(x)) for name, x in sorted(kwargs.items())))
-        return Following(
-            self.module, records, self.masks, self._program((attributes.settings, like), program)
-        )
+        compared = self._program((attributes.settings, like), partial(program_of, self.aligned, args, kwargs))
+        return Following(self.module, records, self.masks, compared)
 
-    @contextmanager
-    def following_rule(
-        self, rule: str, part: str, given: Sequence[Any], program: Callable[[int], Program]
-    ) -> Iterator[Following]:
-        """What a feedback rule does between the error and the teaching signals is followed, too.
+    def context(self, args: Sequence[Any], output: Tensor) -> Tensor | None:
+        """What the rule notes of a forward pass (`FeedbackRule.context`)."""
+
+        def note(_: Following, *given: Any) -> list[Tensor | None]:
+            return [self.aligned.rule.context(given[:-1], given[-1])]
+
+        return self._followed("context", note, (*args, output))[0]
+
+    def signals(self, rows: Tensor, context: Any) -> list[Tensor | None]:
+        """The teaching signals at the feedback points; between errors and signals the rule keeps the records apart.
 
         Args:
-            rule: its name.
-            part: what of it is done.
-            given: what it starts from, records (or their positions, record by record) first.
-            program: what it does from random numbers, given how many records these are.
+            rows: the errors, one record (or position) a row, shape (rows, c).
+            context: what the rule noted of the forward pass.
+        """
+
+        def teach(following: Following, rows: Tensor, context: Any) -> list[Tensor | None]:
+            lifted = self.aligned.rule.lift(rows, context)
+            return [lifted, *self._feedback(lifted, following)]
+
+        lifted, *signals = self._followed("signals", teach, (rows, context))
+        assert lifted is not None
+        self._keep(lifted)
+        return signals
+
+    def _feedback(self, lifted: Tensor, following: Following) -> list[Tensor | None]:
+        """What comes back to the feedback points for what the rule projects, one record (or position) a row."""
+        aligned = self.aligned
+        device: Any = None if aligned.backend is None else FollowedDevice(aligned.backend, following)
+        return aligned.rule.feedback(lifted, aligned.points, device)
+
+    def _keep(self, lifted: Tensor) -> None:
+        """What the rule projects of the batch, for a release that projects later."""
+
+    def _followed(
+        self, part: str, function: Callable[..., list[Tensor | None]], given: Sequence[Any]
+    ) -> list[Tensor | None]:
+        """What a part of the rule returns; it is followed as a forward pass is.
+
+        Args:
+            part: its name.
+            function: called with how it is followed and with what is given.
+            given: tensors with records (or their positions, record by record) first, and others.
         """
         records = max(LEAST, self.expected_records() or 0)
         tensors = [x for x in given if isinstance(x, Tensor)]
         if any(x.shape[0] % records for x in tensors):
             raise UsageError(_EARLIER)
         like = tuple((x.shape[0] // records, _like(x), x.requires_grad) for x in tensors)
-        compared = self._program((part, like), partial(program, records))
-        following = Following(self.module, records, self.masks, compared, rule)
+        compared = self._program(
+            (part, like), partial(program_of_rule, self.aligned, function, given, records)
+        )
+        following = Following(self.module, records, self.masks, compared, self.aligned.rule.name)
         with following.on(tensors):
-            yield following
+            found = function(following, *given)
+        following.hand_on(found)
+        return found
 
     def _program(self, key: tuple[Any, ...], program: Callable[[], Program]) -> Program:
         """What passes of a kind do, tried once."""
@@ -346,20 +368,6 @@ class Capture:
         if any(x.shape[0] != records for _, x, _ in self.calls) or output.shape[:1] != (records,):
             raise UsageError(_OTHER_BATCH)
 
-    def signals(
-        self, lifted: Tensor, feedback: Callable[[Tensor], list[Tensor | None]]
-    ) -> list[Tensor | None]:
-        """What comes back to the feedback points in a captured backward pass.
-
-        Args:
-            lifted: what the rule projects, one record (or position) a row.
-            feedback: the rule, from that to the teaching signals.
-        """
-        return feedback(lifted)
-
-    def keep_lifted(self, lifted: Tensor) -> None:
-        """What the rule projects of the batch, for a release that projects later."""
-
     def projections(self, records: int) -> int:
         """How many projections a step of so many records takes."""
         return records
@@ -382,10 +390,10 @@ class Capture:
         device = next(iter(self.parameters.values())).device
         total = [torch.zeros(self.expected_records() or 0, dtype=torch.float64, device=device)]
         for name, part in parts.items():
-            if part.positions > self._positions:
+            if part.positions > self.positions:
                 raise UsageError(
                     f"{name} is used at {part.positions} positions of a record, where align()'s example and {PASSES} "
-                    f"passes allow for {self._positions}; give align() an example as long as the longest record"
+                    f"passes allow for {self.positions}; give align() an example as long as the longest record"
                 )
             total.append(part.norms() / part.share())
         return joint_norms(total, next(iter(self.parameters.values())).dtype)
@@ -428,7 +436,7 @@ class Capture:
             batches: physical batches they come in.
         """
         unit = torch.finfo(next(iter(self.parameters.values())).dtype).eps / 2
-        return sum_rounding(records, self._positions, unit, batches)
+        return sum_rounding(records, self.positions, unit, batches)
 
     def _exactly(self) -> AbstractContextManager[None]:
         """The release is not for autocast, which would compute it in bf16."""
@@ -514,6 +522,17 @@ class Capture:
         return layers
 
 
+def capture_of(aligned: AlignedModule) -> Capture:
+    """What records the contributions of a private module.
+
+    Raises:
+        UsageError: the module is not private.
+    """
+    capture = aligned.capture
+    assert isinstance(capture, Capture)  # no other is ever attached
+    return capture
+
+
 _EARLIER = (
     "a backward pass went through the graph of an earlier private batch; a step is made of the batch now handed out "
     "alone"
@@ -521,7 +540,7 @@ _EARLIER = (
 LEAST = 2  # records that a private pass is made of
 _STEERING = frozenset({
     "module", "parameters", "sizes", "dimension", "layers", "held", "expected_records", "masks", "programs", "_probed",
-    "_positions", "_fixed",
+    "positions", "_fixed",
 })  # fmt: skip
 _PROGRAMS = 256  # kept; text of many lengths has many
 _OTHER_BATCH = (

@@ -9,16 +9,18 @@ probed to be diagonal, and every backward pass is compared with `gate ⊙ s`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from noise_models.base import NoNoise
 from noise_models.errors import UsageError
 from optical_dfa.capture.following import Following
 from optical_dfa.capture.records import Capture
+from optical_dfa.feedback.aligned import AlignedModule
 from optical_dfa.feedback.points import ACTIVATIONS, PointHook, take_off
 from privacy.contributions.separated import GatedLayer
 
@@ -60,16 +62,10 @@ class GatedCapture(Capture):
     Exactly one forward and one backward pass go over a batch: with several, a record would have several noises.
     """
 
-    def __init__(
-        self,
-        module: nn.Module,
-        trained: Mapping[str, nn.Parameter],
-        example: Callable[[int], Sequence[Tensor]],
-        graph_uses: Mapping[str, int],
-    ) -> None:
+    def __init__(self, aligned: AlignedModule) -> None:
         """
         Args:
-            module, trained, example, graph_uses: as for `Capture`.
+            aligned: a chain, as said above.
         Raises:
             UsageError: as for `Capture`, or a part that is not nn.Linear, an elementwise activation or nn.Flatten,
                 naming it.
@@ -81,15 +77,15 @@ class GatedCapture(Capture):
         self._last: str | None = None
         self._passes = 0
         self._logits: Tensor | None = None
-        self.matrices: dict[str, Tensor] | None = None
-        _check_parts(module)
-        super().__init__(module, trained, example, graph_uses)
+        _check_parts(aligned.module)
+        super().__init__(aligned)
+        self.matrices = _matrices(aligned)
         try:
             self._names = self._released_names()
             self.widths = {name: int(layer.out_features) for name, layer in self._linear()}
             for name, layer in self.layers.items():
                 layer.register_forward_hook(_OutputHook(self, name))
-            for name, part in module.named_modules():
+            for name, part in self.module.named_modules():
                 if isinstance(part, ELEMENTWISE):
                     part.register_forward_hook(_GateHook(self, name), prepend=True)
         except BaseException:
@@ -245,6 +241,16 @@ class GatedCapture(Capture):
             bias = None if layer.bias is None else names.get(id(layer.bias))
             found[name] = (names.get(id(layer.weight)), bias)
         return found
+
+
+def _matrices(aligned: AlignedModule) -> dict[str, Tensor] | None:
+    """B_l as the rule scales it, by feedback point, where it is fixed and known exactly: no device noise."""
+    if aligned.backend is None or not isinstance(aligned.backend.noise, NoNoise):
+        return None
+    if not vars(type(aligned.rule)).get("fixed_matrix", False):
+        return None
+    signals = aligned.rule.feedback(torch.eye(aligned.backend.in_features), aligned.points, aligned.backend)
+    return {p.name: s.T.double() for p, s in zip(aligned.points, signals, strict=True) if s is not None}
 
 
 def _check_parts(module: nn.Module) -> None:

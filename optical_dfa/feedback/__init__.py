@@ -13,8 +13,6 @@ from noise_models.errors import UsageError
 from optical_dfa.options import checked
 
 if TYPE_CHECKING:
-    from optical_dfa.aligning import align, unalign
-    from optical_dfa.feedback.aligned import AlignedModule
     from optical_dfa.feedback.rule import FeedbackRule
 
 RULES: dict[str, str] = {
@@ -57,7 +55,7 @@ RECURRENT = frozenset({"recurrent-hybrid", "sparse-recurrent"})
 # Those whose feedback matrix has a law that no optical device has.
 WITH_OWN_LAW = frozenset({"bdfa", "ssdfa"})
 
-__all__ = ["RULES", "AlignedModule", "align", "make_rule", "unalign"]
+__all__ = ["RULES", "make_rule"]
 
 
 def make_rule(name: str, options: Mapping[str, Any] | None = None) -> FeedbackRule:
@@ -72,9 +70,3 @@ def make_rule(name: str, options: Mapping[str, Any] | None = None) -> FeedbackRu
     rule_class = getattr(importlib.import_module(module), attribute)
     rule: FeedbackRule = rule_class(**checked(f"rule {name}", rule_class, options))
     return rule
-
-
-def __getattr__(name: str) -> Any:
-    if name in {"AlignedModule", "align", "unalign"}:  # these load torch, the registry alone does not
-        return getattr(importlib.import_module("optical_dfa.aligning"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from inspect import signature
-from itertools import product
 from typing import Any, Literal
 
 import torch
@@ -15,20 +13,13 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.hooks import RemovableHandle
 
-from noise_models.base import NoNoise
 from noise_models.errors import UsageError
 from optical_dfa.backends.base import ProjectionBackend
-from optical_dfa.capture.aggregated import AggregatedCapture
-from optical_dfa.capture.device import FollowedDevice
-from optical_dfa.capture.following import Following
-from optical_dfa.capture.probing import check_steps_apart, check_sums, program_of, program_of_rule
-from optical_dfa.capture.records import Capture
-from optical_dfa.capture.separated import GatedCapture
 from optical_dfa.feedback.cuts import OUTPUT, Trace, leaves
-from optical_dfa.feedback.points import Tape, install, refuse_computed
+from optical_dfa.feedback.points import Tape, install
+from optical_dfa.feedback.recorder import Recorder
 from optical_dfa.feedback.rule import FeedbackRule, Point
-from optical_dfa.feedback.state import FeedbackState, TeachingState
-from optical_dfa.feedback.stateful import GradientState
+from optical_dfa.feedback.state import FeedbackState, GradientState, TeachingState
 
 LossReduction = Literal["mean", "sum"]
 
@@ -41,9 +32,6 @@ _OUTSIDE_GRAPHS = (
 
 # What a private run was told of the module.
 _SETTLED = frozenset({"module", "rule", "backend", "points", "cuts", "loss_reduction", "state"})
-
-# The forms in which releases take what records contribute.
-CAPTURES: dict[str, type[Capture]] = {"records": Capture, "gated": GatedCapture}
 
 
 class _RootFeedback(torch.autograd.Function):
@@ -81,6 +69,23 @@ class _RootFeedback(torch.autograd.Function):
         return (None, None, None, error, *kept)
 
 
+class _Gradients(torch.autograd.Function):
+    """Identity on the output; its backward hands each parameter its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, aligned: AlignedModule, noted: Any, output: Tensor, *trained: Tensor) -> Tensor:
+        ctx.aligned, ctx.noted = aligned, noted
+        return output.detach()  # not a view, which the loss could not work on in place
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        aligned = ctx.aligned
+        records = len(grad) if aligned.loss_reduction == "mean" else 1
+        found = aligned.state.gradients(aligned.module, aligned._tape, grad * records, ctx.noted)
+        return (None, None, None, *(None if g is None else g / max(1, records) for g in found))
+
+
 class AlignedModule(nn.Module):
     """A module under a feedback rule. `loss.backward()` does everything.
 
@@ -93,6 +98,7 @@ class AlignedModule(nn.Module):
         points: the feedback points.
         state: what the rule keeps of its own (None for most rules).
         cuts: what every root trains, as verified on autograd's graph.
+        uses: how often that graph uses each parameter in one forward pass.
     """
 
     def __init__(
@@ -105,7 +111,15 @@ class AlignedModule(nn.Module):
         loss_reduction: LossReduction,
         example: Sequence[Tensor],
         state: FeedbackState | None = None,
+        *,
+        opener: Callable[[AlignedModule, str], Recorder],
     ) -> None:
+        """
+        Args:
+            traced: what every root trains.
+            example: inputs, for their shapes alone.
+            opener: makes the recorder of a private run.
+        """
         super().__init__()
         self.module = module
         self.rule = rule
@@ -115,10 +129,11 @@ class AlignedModule(nn.Module):
         self.cuts = tuple(replace(cut, teacher=teachers.get(cut.root, OUTPUT)) for cut in traced.cuts)
         self.loss_reduction = loss_reduction
         self._example = [(tuple(x.shape[1:]), x.dtype) for x in example]  # shapes only: no record is kept
-        self._uses = traced.uses
+        self.uses = traced.uses
         self._tape = Tape()
         self._unaligned = False
-        self._capture: Capture | None = None
+        self._opener = opener
+        self._capture: Recorder | None = None
         if rule.cuts:
             install(module, [point.name for point in points], self._tape)
         self.state = state
@@ -152,7 +167,7 @@ class AlignedModule(nn.Module):
 
     def _forward(self, *args: Any, **kwargs: Any) -> Tensor:
         if isinstance(self.state, GradientState):
-            return self.state.run(self, args, kwargs)
+            return self._under_gradient_state(self.state, args, kwargs)
         self._tape.kept = []
         records: int | None = None
         if self.state is not None:
@@ -170,8 +185,7 @@ class AlignedModule(nn.Module):
                     raise UsageError(
                         "a private module takes no hooks around it: they see the batch as a whole"
                     )
-                tried = partial(program_of, self, args, kwargs)
-                with self._capture.recording(args, kwargs, tried) as (following, given, named):
+                with self._capture.recording(args, kwargs) as (following, given, named):
                     output = self.module(*given, **named)
                 args, records = tuple(given), self._capture.expected_records()
                 points = [(self.points[index].name, h) for index, h in self._tape.kept]
@@ -191,10 +205,22 @@ class AlignedModule(nn.Module):
         context = (
             self.state.observe(self.module, self._tape, args, kwargs, kept, output)
             if isinstance(self.state, TeachingState)
-            else self._context(args, output)
+            else self.rule.context(args, output)
+            if self._capture is None
+            else self._capture.context(args, output)
         )
         result: Tensor = _RootFeedback.apply(self, indices, context, output, *(h for _, h in kept))  # type: ignore[no-untyped-call]
         return result if records is None or records == len(result) else result[:records]
+
+    def _under_gradient_state(
+        self, state: GradientState, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Tensor:
+        """The output, whose backward pass is the state's gradients."""
+        state.begin()
+        with torch.no_grad():
+            output, noted = state.observe(self.module, self._tape, args, kwargs)
+        trained = [p for p in self.module.parameters() if p.requires_grad]
+        return _Gradients.apply(self, noted, output, *trained)  # type: ignore[no-any-return, no-untyped-call]
 
     def _refuse_leaks(
         self, indices: Sequence[int], output: Tensor, kept: Sequence[tuple[int, Tensor]]
@@ -250,7 +276,7 @@ class AlignedModule(nn.Module):
                 signals = (
                     self._feedback(self.rule.lift(rows, context))
                     if self._capture is None
-                    else self._followed_signals(self._capture, rows, context)
+                    else self._capture.signals(rows, context)
                 )
         if self._capture is not None:
             return error, signals
@@ -262,38 +288,6 @@ class AlignedModule(nn.Module):
 
     def _feedback(self, lifted: Tensor) -> list[Tensor | None]:
         return self.rule.feedback(lifted, self.points, self.backend)
-
-    def _context(self, args: Sequence[Any], output: Tensor) -> Tensor | None:
-        if self._capture is None:
-            return self.rule.context(args, output)
-
-        def note(_: Following, *given: Any) -> list[Tensor | None]:
-            return [self.rule.context(given[:-1], given[-1])]
-
-        return self._followed(self._capture, "context", note, (*args, output))[0]
-
-    def _followed_signals(self, capture: Capture, rows: Tensor, context: Any) -> list[Tensor | None]:
-        """The teaching signals of a private pass; between error and signals the rule keeps the records apart, too."""
-
-        def teach(following: Following, rows: Tensor, context: Any) -> list[Tensor | None]:
-            device: Any = None if self.backend is None else FollowedDevice(self.backend, following)
-            lifted = self.rule.lift(rows, context)
-            return [lifted, *capture.signals(lifted, lambda x: self.rule.feedback(x, self.points, device))]
-
-        lifted, *signals = self._followed(capture, "signals", teach, (rows, context))
-        assert lifted is not None
-        capture.keep_lifted(lifted)
-        return signals
-
-    def _followed(
-        self, capture: Capture, part: str, function: Callable[..., list[Tensor | None]], given: Sequence[Any]
-    ) -> list[Tensor | None]:
-        """Call `function` with how it is followed and with what is given."""
-        tried = partial(program_of_rule, self, function, given)
-        with capture.following_rule(self.rule.name, part, given, tried) as following:
-            result = function(following, *given)
-        following.hand_on(result)
-        return result
 
     def signals(self, error: Tensor) -> list[Tensor | None]:
         """What errors of shape (rows, c) teach at each point, learning nothing; None if they alone do not tell."""
@@ -313,11 +307,11 @@ class AlignedModule(nn.Module):
         names = {name for cut in roots for name in cut.parameters}
         return {name: p for name, p in self.module.named_parameters() if name in names and p.requires_grad}
 
-    def start_capture(self, kind: str = "records") -> Capture:
+    def start_capture(self, kind: str = "records") -> Recorder:
         """Record per-record contributions from now on, instead of forming gradients (privacy.PrivacyEngine calls it).
 
         Args:
-            kind: the form in which a release takes them: a name of `CAPTURES`, or "aggregate".
+            kind: the form in which a release takes them: a name of `capture.opening.CAPTURES`, or "aggregate".
         Raises:
             UsageError: a trained parameter belongs to a layer that mixes records or is not supported.
         """
@@ -325,42 +319,14 @@ class AlignedModule(nn.Module):
             raise UsageError(
                 "the module is private already; one engine accounts for all that is released of it"
             )
-        if not self.rule.sums_over_records:
-            raise UsageError(
-                f"the update of rule {self.rule.name} is not a sum over records, so it cannot be clipped record by "
-                "record; use another rule, or release none"
-            )
-        if self.rule.learns_feedback:
-            raise UsageError(
-                f"rule {self.rule.name} learns its feedback from the records, outside the clipped and noised stack; "
-                "use a rule with fixed feedback, or release none"
-            )
-        if not self.rule.captured:
-            raise UsageError(
-                f"rule {self.rule.name} does not teach layer by layer from one pass, so its contributions cannot be "
-                "recorded; use rule dfa, or release none"
-            )
-        refuse_computed(self.module)
-        self._check_taught_apart()
-        probed = self.module, self.trained_parameters(), self.example, self._uses
-        if kind == "aggregate":
-            self._capture = AggregatedCapture(
-                *probed, rule=self.rule, points=self.points, cuts=self.cuts, backend=self.backend
-            )
-        else:
-            self._capture = CAPTURES[kind](*probed)
-        if isinstance(self._capture, GatedCapture):
-            self._capture.matrices = self._matrices()
-        try:
-            check_steps_apart(self)
-            check_sums(self)
-        except BaseException:
-            self.stop_capture()
-            raise
-        return self._capture
+        return self._opener(self, kind)
+
+    def attach(self, recorder: Recorder) -> None:
+        """Let every pass go through `recorder` from now on, until `stop_capture`."""
+        self._capture = recorder
 
     @property
-    def capture(self) -> Capture:
+    def capture(self) -> Recorder:
         """What records contributions.
 
         Raises:
@@ -369,76 +335,6 @@ class AlignedModule(nn.Module):
         if self._capture is None:
             raise UsageError("the module is not private, so nothing is recorded; call start_capture() first")
         return self._capture
-
-    def _matrices(self) -> dict[str, Tensor] | None:
-        """B_l as the rule scales it, by feedback point, where it is fixed and known exactly: no device noise."""
-        if self.backend is None or not isinstance(self.backend.noise, NoNoise):
-            return None
-        if not vars(type(self.rule)).get("fixed_matrix", False):
-            return None
-        signals = self.rule.feedback(torch.eye(self.backend.in_features), self.points, self.backend)
-        return {p.name: s.T.double() for p, s in zip(self.points, signals, strict=True) if s is not None}
-
-    def _check_taught_apart(self) -> None:
-        """One record's error must not move another's teaching signal, as far as a device without noise shows it."""
-        if not self.points or not self.rule.teaches_hidden:
-            return
-        if self.backend is not None and not isinstance(self.backend.noise, NoNoise):
-            return  # readouts never repeat; optical_dfa.testing checks such a device's law
-        width = self.backend.in_features if self.backend is not None else 2
-        error = torch.randn(3, width, generator=torch.Generator().manual_seed(0))
-        self._check_feedback_fixed(error)
-        for record, factor in product(range(len(error)), (-100.0, 0.0, 1e-6, 1e6, 1e12)):
-            changed = error.clone()
-            changed[record] *= factor
-            others = [row for row in range(len(error)) if row != record]
-            if self.backend is not None and not torch.allclose(
-                self.backend.project(error)[others], self.backend.project(changed)[others]
-            ):
-                raise UsageError(
-                    f"backend {self.backend.name} mixes records: one record's error moves what it answers another; its "
-                    "scales and thresholds must be public constants or a function of the record alone "
-                    "(optical_dfa.testing checks a device)"
-                )
-            for before, after in zip(
-                self.rule.feedback(error, self.points, self.backend),
-                self.rule.feedback(changed, self.points, self.backend),
-                strict=True,
-            ):
-                if (
-                    before is not None
-                    and after is not None
-                    and not torch.allclose(before[others], after[others])
-                ):
-                    raise UsageError(
-                        f"rule {self.rule.name} mixes records: one record's error moves another's teaching signal; "
-                        "scales and thresholds must be public constants or a function of the record alone"
-                    )
-
-    def _check_feedback_fixed(self, error: Tensor) -> None:
-        """The same error teaches the same again: whoever wrote the rule may have forgotten `learns_feedback`.
-
-        The device is asked first: one that declares no noise must repeat, or the rule would be blamed for it.
-        """
-        if self.backend is not None:
-            answers = [self.backend.project(error).clone() for _ in range(3)]
-            if not all(torch.equal(answers[0], answer) for answer in answers):
-                raise UsageError(
-                    f"backend {self.backend.name} declares no noise (NoNoise) but answers the same errors differently; "
-                    "give it the noise model it has, or make it repeat (optical_dfa.testing checks a device)"
-                )
-        first = [
-            None if a is None else a.clone() for a in self.rule.feedback(error, self.points, self.backend)
-        ]
-        again = self.rule.feedback(error, self.points, self.backend)
-        if any(
-            a is not None and b is not None and not torch.equal(a, b)
-            for a, b in zip(first, again, strict=True)
-        ):
-            raise UsageError(
-                f"rule {self.rule.name} teaches differently after it was used: it learns from private records outside "
-                "the clipped and noised stack; use a rule with fixed feedback"
-            )
 
     def train(self, mode: bool = True) -> AlignedModule:
         """As of any module; in a private run batch normalisation by constants stays in evaluation mode."""

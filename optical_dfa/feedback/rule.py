@@ -203,3 +203,14 @@ class FeedbackRule(ABC):
         Returns:
             one tensor of shape (rows, n_l) a point, or None where the point learns nothing.
         """
+
+
+class StatefulRule(FeedbackRule):
+    """A rule whose state teaches: nothing is projected, and no private release takes it."""
+
+    captured = False
+
+    def feedback(
+        self, error: Tensor, points: Sequence[Point], backend: ProjectionBackend | None
+    ) -> list[Tensor | None]:
+        raise RuntimeError(f"rule {self.name} teaches from the state of an aligned module")

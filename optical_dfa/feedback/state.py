@@ -136,6 +136,31 @@ class TeachingState(PassState):
         """
 
 
+class GradientState(PassState):
+    """A state that forms every trained parameter's gradient itself, from the error at the output."""
+
+    @abstractmethod
+    def observe(
+        self, module: nn.Module, tape: Tape, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> tuple[Tensor, Any]:
+        """The module's output, and what `gradients` needs to know of the pass; called without gradients.
+
+        Args:
+            module, tape: the plain module, and the tape of its points' hooks.
+            args, kwargs: its inputs.
+        """
+
+    @abstractmethod
+    def gradients(self, module: nn.Module, tape: Tape, error: Tensor, noted: Any) -> list[Tensor | None]:
+        """A gradient for each parameter that requires one, in the module's order, summed over the records.
+
+        Args:
+            module, tape: as above.
+            error: shaped like the output, of single records.
+            noted: from `observe`.
+        """
+
+
 def key(name: str) -> str:
     """The name of a buffer for the module called `name`; torch keeps the dot for itself."""
     return name.replace(".", "/") or "module"

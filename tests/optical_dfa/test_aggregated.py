@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from noise_models.errors import UsageError
 from noise_models.generator import NoiseGenerator
+from optical_dfa import AlignedModule, align
 from optical_dfa.attacks.worlds import Worlds, claimed
-from optical_dfa.feedback import AlignedModule, align
 from optical_dfa.feedback.rules.gated import GatedFeedbackAlignment
 from privacy import PrivacyEngine
 from privacy.auditing.bounds import gaussian_family_bound

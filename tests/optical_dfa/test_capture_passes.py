@@ -15,8 +15,8 @@ from torch.utils.checkpoint import checkpoint
 
 from noise_models.errors import UsageError
 from noise_models.generator import NoiseGenerator
+from optical_dfa import align
 from optical_dfa.capture.records import Capture
-from optical_dfa.feedback import align
 
 M = 6
 X = torch.randn(M, 5, generator=torch.Generator().manual_seed(0))

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from optical_dfa import AlignedModule, align
 from optical_dfa.capture.records import Capture
-from optical_dfa.feedback import AlignedModule, align
 from optical_dfa.networks.building import build
 from privacy.releases.clipped import clip_factors
 

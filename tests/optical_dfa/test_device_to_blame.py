@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from noise_models.errors import UsageError
 from noise_models.generator import NoiseGenerator
+from optical_dfa import align
 from optical_dfa.backends.digital import DigitalBackend
-from optical_dfa.feedback import align
 
 
 class Restless(DigitalBackend):

@@ -18,7 +18,8 @@ from torch.nn.functional import cross_entropy, one_hot
 from torch.utils.data import DataLoader, TensorDataset
 
 from noise_models.errors import UsageError
-from optical_dfa.feedback import RULES, AlignedModule, align, make_rule, unalign
+from optical_dfa import AlignedModule, align, unalign
+from optical_dfa.feedback import RULES, make_rule
 from optical_dfa.feedback.forward_mode import directional_derivative
 from optical_dfa.feedback.rules.learned import LearnedState
 from optical_dfa.feedback.rules.modular import ModularState

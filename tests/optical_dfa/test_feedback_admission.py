@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 from noise_models.errors import UsageError
-from optical_dfa.feedback import align
+from optical_dfa import align
 from optical_dfa.networks.recurrent import LSTM
 
 X = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))

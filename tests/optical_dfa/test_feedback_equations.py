@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
-from optical_dfa.feedback import AlignedModule, align
+from optical_dfa import AlignedModule, align
 from optical_dfa.feedback.rules.dfa import DirectFeedbackAlignment
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from noise_models.errors import UsageError
+from optical_dfa import align
 from optical_dfa.data import load
-from optical_dfa.feedback import align, make_rule
+from optical_dfa.feedback import make_rule
 from optical_dfa.networks.building import build
 
 DATA = os.environ.get("OPTICAL_DFA_DATA")

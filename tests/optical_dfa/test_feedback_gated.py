@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from noise_models.errors import UsageError
-from optical_dfa.feedback import AlignedModule, align, unalign
+from optical_dfa import AlignedModule, align, unalign
 from optical_dfa.feedback.rules.gated import GatedFeedbackAlignment, hyperplanes
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}

@@ -16,7 +16,8 @@ from torch.nn.functional import cross_entropy
 from torch.utils.hooks import RemovableHandle
 
 from noise_models.errors import UsageError
-from optical_dfa.feedback import AlignedModule, align, make_rule, unalign
+from optical_dfa import AlignedModule, align, unalign
+from optical_dfa.feedback import make_rule
 
 X = torch.randn(7, 5, generator=torch.Generator().manual_seed(0))
 Y = torch.randint(0, 4, (7,), generator=torch.Generator().manual_seed(1))

@@ -25,9 +25,9 @@ def chain(*widths: int, activation: type[nn.Module] = nn.Tanh) -> nn.Sequential:
 def captured(net: nn.Module, example: Tensor, **options: object) -> AlignedModule:
     torch.manual_seed(1)
     module = align(net, example=example, show=None, **options)  # type: ignore[arg-type]
-    capture = GatedCapture(module.module, module.trained_parameters(), module.example, module._uses)
+    capture = GatedCapture(module)
     capture.expected_records = lambda: len(example)
-    module._capture = capture
+    module.attach(capture)
     return module
 
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from noise_models.errors import UsageError
+from optical_dfa import AlignedModule, align
 from optical_dfa.config import merge
 from optical_dfa.data import load
-from optical_dfa.feedback import AlignedModule, align
 from optical_dfa.feedback.cuts import OUTPUT
 from optical_dfa.networks.building import build, feedback_points
 from optical_dfa.networks.text import Transformer

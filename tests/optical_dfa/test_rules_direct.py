@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss, one_hot
 
 from noise_models.errors import UsageError
-from optical_dfa.feedback import AlignedModule, align, unalign
+from optical_dfa import AlignedModule, align, unalign
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 M, C = 9, 4

@@ -14,9 +14,9 @@ from torch.nn.functional import conv_transpose1d, conv_transpose2d, cross_entrop
 
 from noise_models.errors import UsageError
 from noise_models.generator import NoiseGenerator
+from optical_dfa import AlignedModule, align
 from optical_dfa.backends import create
 from optical_dfa.backends.base import ProjectionBackend
-from optical_dfa.feedback import AlignedModule, align
 from optical_dfa.feedback.rules import shared_kernel
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}

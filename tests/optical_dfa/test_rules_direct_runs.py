@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from noise_models.errors import UsageError
+from optical_dfa import align
 from optical_dfa.config import TrainConfig
-from optical_dfa.feedback import align
 from optical_dfa.networks.building import build
 from optical_dfa.training.trainer import train
 from privacy.releases.clipped import clip_factors

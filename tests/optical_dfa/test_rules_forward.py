@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
 from noise_models.errors import UsageError
-from optical_dfa.feedback import AlignedModule, align
+from optical_dfa import AlignedModule, align
 from optical_dfa.feedback.state import PassState, TeachingState
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from noise_models.errors import UsageError
-from optical_dfa.feedback import AlignedModule, align, unalign
+from optical_dfa import AlignedModule, align, unalign
 from optical_dfa.feedback.rules.cdfa import ConvolutionalFeedbackAlignment
 from optical_dfa.measure.costs import cost
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, cross_entropy, pad
 
 from noise_models.errors import UsageError
-from optical_dfa.feedback import AlignedModule, align, unalign
+from optical_dfa import AlignedModule, align, unalign
 from optical_dfa.feedback.rules.layerwise import LayerwiseFeedback, xavier
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}

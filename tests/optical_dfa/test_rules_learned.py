@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from noise_models.errors import UsageError
-from optical_dfa.feedback import AlignedModule, align, make_rule
+from optical_dfa import AlignedModule, align
+from optical_dfa.feedback import make_rule
 from optical_dfa.feedback.forward_mode import directional_derivative
 from optical_dfa.feedback.rules.learned import LearnedState, Noted
 from optical_dfa.measure.costs import cost

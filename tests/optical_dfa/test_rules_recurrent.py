@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from noise_models.errors import UsageError
-from optical_dfa.feedback import AlignedModule, align
+from optical_dfa import AlignedModule, align
 from optical_dfa.measure.costs import cost
 from optical_dfa.networks.recurrent import GRU, LSTM, RNN, Unrolled
 

@@ -28,7 +28,7 @@ from test_rules_recurrent import (
 from torch import Tensor, nn
 
 from noise_models.errors import UsageError
-from optical_dfa.feedback import AlignedModule, align, unalign
+from optical_dfa import AlignedModule, align, unalign
 from optical_dfa.measure.alignment import alignment
 from optical_dfa.measure.costs import cost
 from optical_dfa.networks.recurrent import Unrolled

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from noise_models.errors import UsageError
+from optical_dfa import AlignedModule, align
 from optical_dfa.config import TrainConfig, merge
 from optical_dfa.data import load
-from optical_dfa.feedback import AlignedModule, align
 from optical_dfa.networks.building import build
 from optical_dfa.training.trainer import train
 from privacy.releases.clipped import clip_factors

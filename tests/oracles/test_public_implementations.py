@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from optical_dfa.feedback import AlignedModule, align
+from optical_dfa import AlignedModule, align
 from optical_dfa.feedback.rules.learned import LearnedState
 
 STORED = json.loads(Path(__file__).with_name("public_implementations.json").read_text())

@@ -21,9 +21,9 @@ from noise_models.calibration.document import Calibration
 from noise_models.errors import DeviceError, UsageError
 from noise_models.generator import NORMAL_TAIL_MASS, NoiseGenerator
 from noise_models.health.monitor import HealthError
+from optical_dfa import align
 from optical_dfa.backends.simulated_opu import SimulatedOpuBackend
 from optical_dfa.config import TrainConfig
-from optical_dfa.feedback import align
 from optical_dfa.training.trainer import train
 from privacy import health_log
 from privacy.engine import PrivacyEngine

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from noise_models.errors import UsageError
 from noise_models.generator import NoiseGenerator
-from optical_dfa.feedback import align
+from optical_dfa import align
 from privacy.engine import PrivacyEngine
 from privacy.releases import RELEASES
 

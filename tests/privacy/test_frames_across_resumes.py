@@ -17,8 +17,8 @@ from noise_models.generator import NoiseGenerator
 from noise_models.health.min_entropy import MinEntropy
 from noise_models.health.monitor import HealthError
 from noise_models.health.replays import frame_digest
+from optical_dfa import align
 from optical_dfa.backends.simulated_opu import SimulatedOpuBackend
-from optical_dfa.feedback import align
 from privacy import health_log
 from privacy.engine import PrivacyEngine
 from privacy.ledger import Ledger

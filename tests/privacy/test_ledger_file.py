@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from noise_models.errors import UsageError
-from optical_dfa.feedback import align
+from optical_dfa import align
 from privacy.auditing.audit import audit
 from privacy.engine import PrivacyEngine
 from privacy.ledger import Ledger, LedgerUnreadableError, Release

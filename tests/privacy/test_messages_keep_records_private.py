@@ -17,8 +17,8 @@ import optical_dfa
 import privacy
 from noise_models.errors import UsageError
 from noise_models.generator import NoiseGenerator
+from optical_dfa import align
 from optical_dfa.backends.digital import DigitalBackend
-from optical_dfa.feedback import align
 from privacy.engine import PrivacyEngine
 from privacy.releases.clipped import record_cap, refuse_excess
 

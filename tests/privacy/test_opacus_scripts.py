@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
 from noise_models.errors import UsageError
-from optical_dfa.feedback import align
+from optical_dfa import align
 from privacy import BatchMemoryManager, PrivacyEngine
 from privacy.weights import ROW
 

@@ -29,7 +29,7 @@ from torch.utils.data import (
 
 from noise_models.errors import UsageError
 from noise_models.generator import NoiseGenerator
-from optical_dfa.feedback import align
+from optical_dfa import align
 from privacy.empty_batch import emptied
 from privacy.engine import PrivacyEngine
 from privacy.sampling import PoissonLoader

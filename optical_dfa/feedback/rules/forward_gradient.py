@@ -22,9 +22,8 @@ from optical_dfa.feedback.forward_mode import (
     parameter_derivative,
 )
 from optical_dfa.feedback.points import Tape
-from optical_dfa.feedback.rule import Point, Requires
-from optical_dfa.feedback.state import FeedbackState, TeachingState
-from optical_dfa.feedback.stateful import GradientState, StatefulRule
+from optical_dfa.feedback.rule import Point, Requires, StatefulRule
+from optical_dfa.feedback.state import FeedbackState, GradientState, TeachingState
 
 _WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d)
 

@@ -18,9 +18,8 @@ from torch import Tensor, nn
 
 from noise_models.errors import UsageError
 from optical_dfa.backends.matrix import RandomMatrix
-from optical_dfa.feedback.rule import Point
+from optical_dfa.feedback.rule import Point, StatefulRule
 from optical_dfa.feedback.state import TeachingState, key
-from optical_dfa.feedback.stateful import StatefulRule
 
 OPTIMIZERS = ("sgd", "adam")
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # Adam's usual ones (Kingma & Ba 2015)

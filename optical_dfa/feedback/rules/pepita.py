@@ -19,9 +19,8 @@ from torch.func import functional_call
 from noise_models.errors import UsageError
 from optical_dfa.backends.matrix import RandomMatrix
 from optical_dfa.feedback.points import Tape
-from optical_dfa.feedback.rule import Point, Requires
-from optical_dfa.feedback.state import FeedbackState, StateHook
-from optical_dfa.feedback.stateful import GradientState, StatefulRule
+from optical_dfa.feedback.rule import Point, Requires, StatefulRule
+from optical_dfa.feedback.state import FeedbackState, GradientState, StateHook
 
 
 class Pepita(StatefulRule):

@@ -1,0 +1,121 @@
+"""Opening a private run: the module is refused, or its passes are recorded from now on."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from noise_models.base import NoNoise
+from noise_models.errors import UsageError
+from optical_dfa.capture.aggregated import AggregatedCapture
+from optical_dfa.capture.probing import check_records_apart, check_steps_apart, check_sums, check_uses
+from optical_dfa.capture.records import PASSES, Capture
+from optical_dfa.capture.separated import GatedCapture
+from optical_dfa.feedback.aligned import AlignedModule
+from optical_dfa.feedback.points import refuse_computed
+
+# The forms in which releases take what records contribute.
+CAPTURES: dict[str, type[Capture]] = {
+    "records": Capture,
+    "gated": GatedCapture,
+    "aggregate": AggregatedCapture,
+}
+
+
+def open_capture(aligned: AlignedModule, kind: str) -> Capture:
+    """Record what each record contributes to `aligned`, after it was seen that records do not mix in it.
+
+    Args:
+        kind: the form in which a release takes it, a name of `CAPTURES`.
+    Raises:
+        UsageError: the rule's update is no sum over records, or a layer mixes records or is not supported.
+    """
+    if not aligned.rule.sums_over_records:
+        raise UsageError(
+            f"the update of rule {aligned.rule.name} is not a sum over records, so it cannot be clipped record by "
+            "record; use another rule, or release none"
+        )
+    if aligned.rule.learns_feedback:
+        raise UsageError(
+            f"rule {aligned.rule.name} learns its feedback from the records, outside the clipped and noised stack; "
+            "use a rule with fixed feedback, or release none"
+        )
+    if not aligned.rule.captured:
+        raise UsageError(
+            f"rule {aligned.rule.name} does not teach layer by layer from one pass, so its contributions cannot be "
+            "recorded; use rule dfa, or release none"
+        )
+    refuse_computed(aligned.module)
+    _check_taught_apart(aligned)
+    capture = CAPTURES[kind](aligned)
+    aligned.attach(capture)
+    try:
+        check_records_apart(capture)
+        capture.positions = PASSES * check_uses(capture)
+        check_steps_apart(aligned)
+        check_sums(aligned)
+    except BaseException:
+        aligned.stop_capture()
+        raise
+    return capture
+
+
+def _check_taught_apart(aligned: AlignedModule) -> None:
+    """One record's error must not move another's teaching signal, as far as a device without noise shows it."""
+    if not aligned.points or not aligned.rule.teaches_hidden:
+        return
+    if aligned.backend is not None and not isinstance(aligned.backend.noise, NoNoise):
+        return  # readouts never repeat; optical_dfa.testing checks such a device's law
+    width = aligned.backend.in_features if aligned.backend is not None else 2
+    error = torch.randn(3, width, generator=torch.Generator().manual_seed(0))
+    _check_feedback_fixed(aligned, error)
+    for record, factor in product(range(len(error)), (-100.0, 0.0, 1e-6, 1e6, 1e12)):
+        changed = error.clone()
+        changed[record] *= factor
+        others = [row for row in range(len(error)) if row != record]
+        if aligned.backend is not None and not torch.allclose(
+            aligned.backend.project(error)[others], aligned.backend.project(changed)[others]
+        ):
+            raise UsageError(
+                f"backend {aligned.backend.name} mixes records: one record's error moves what it answers another; its "
+                "scales and thresholds must be public constants or a function of the record alone "
+                "(optical_dfa.testing checks a device)"
+            )
+        for before, after in zip(
+            aligned.rule.feedback(error, aligned.points, aligned.backend),
+            aligned.rule.feedback(changed, aligned.points, aligned.backend),
+            strict=True,
+        ):
+            if before is not None and after is not None and not torch.allclose(before[others], after[others]):
+                raise UsageError(
+                    f"rule {aligned.rule.name} mixes records: one record's error moves another's teaching signal; "
+                    "scales and thresholds must be public constants or a function of the record alone"
+                )
+
+
+def _check_feedback_fixed(aligned: AlignedModule, error: Tensor) -> None:
+    """The same error teaches the same again: whoever wrote the rule may have forgotten `learns_feedback`.
+
+    The device is asked first: one that declares no noise must repeat, or the rule would be blamed for it.
+    """
+    if aligned.backend is not None:
+        answers = [aligned.backend.project(error).clone() for _ in range(3)]
+        if not all(torch.equal(answers[0], answer) for answer in answers):
+            raise UsageError(
+                f"backend {aligned.backend.name} declares no noise (NoNoise) but answers the same errors differently; "
+                "give it the noise model it has, or make it repeat (optical_dfa.testing checks a device)"
+            )
+    first = [
+        None if a is None else a.clone()
+        for a in aligned.rule.feedback(error, aligned.points, aligned.backend)
+    ]
+    again = aligned.rule.feedback(error, aligned.points, aligned.backend)
+    if any(
+        a is not None and b is not None and not torch.equal(a, b) for a, b in zip(first, again, strict=True)
+    ):
+        raise UsageError(
+            f"rule {aligned.rule.name} teaches differently after it was used: it learns from private records outside "
+            "the clipped and noised stack; use a rule with fixed feedback"
+        )

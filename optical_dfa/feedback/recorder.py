@@ -1,0 +1,45 @@
+"""What an aligned module knows of a private run: a recorder that its passes go through (`optical_dfa.capture`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from privacy.contributions.protocols import Contributions
+
+
+class Recorder(Contributions, Protocol):
+    """Records what each record contributes, instead of gradients.
+
+    Attributes:
+        expected_records: how many records the batch now handed out has; None without one.
+        noting: set on a copy: how its next pass is followed.
+    """
+
+    noting: Any
+
+    def hold(self) -> None:
+        """Keep normalisation by constants in evaluation mode."""
+
+    def recording(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> AbstractContextManager[tuple[Any, list[Any], dict[str, Any]]]:
+        """One forward pass: how it is followed, and what to call the module with."""
+
+    def check_pass(self, following: Any, output: Tensor, kept: Sequence[tuple[str, Tensor]]) -> None:
+        """At its end: refuse an output or feedback points that do not keep the records apart."""
+
+    def context(self, args: Sequence[Any], output: Tensor) -> Tensor | None:
+        """`FeedbackRule.context` of the pass."""
+
+    def signals(self, rows: Tensor, context: Any) -> list[Tensor | None]:
+        """The teaching signals of a backward pass, from errors of shape (rows, c)."""
+
+    def projections(self, records: int) -> int:
+        """How many projections a step of so many records takes."""
+
+    def remove(self) -> None:
+        """Take the hooks off the module again."""
