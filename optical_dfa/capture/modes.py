@@ -6,21 +6,38 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import wraps
 from types import FunctionType
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-if TYPE_CHECKING:
-    from optical_dfa.capture.following import Following
+from noise_models.errors import UsageError
+from optical_dfa.capture.program import Program
+from optical_dfa.capture.rows import Rows
+
+
+class Watcher(Protocol):
+    """What is told of a pass (`following.Following`)."""
+
+    program: Program | None
+
+    def dispatch(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operation."""
+
+    def rows(self, x: Tensor) -> Rows | None:
+        """Where `x` holds records."""
+
+    def refusal(self, what: str) -> UsageError:
+        """The error of what may not be done."""
 
 
 class Modes:
     """The two modes of a pass: operations, and what of torch's Python functions is no operation."""
 
-    def __init__(self, following: Following) -> None:
+    def __init__(self, following: Watcher) -> None:
         self._operations, self._functions = _Operations(following), _Functions(following)
 
     def __enter__(self) -> None:
@@ -45,7 +62,7 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _should_skip_dynamo(cls) -> bool:
         return False  # nothing is compiled here, and the guard costs more than a rule
 
-    def __init__(self, following: Following) -> None:
+    def __init__(self, following: Watcher) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.following = following
 
@@ -74,7 +91,7 @@ def _writes(func: Any) -> bool:
 
 
 class _Functions(TorchFunctionMode):
-    def __init__(self, following: Following) -> None:
+    def __init__(self, following: Watcher) -> None:
         super().__init__()
         self.following = following
 
@@ -117,7 +134,7 @@ class _Functions(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _one_hot(following: Following, tensor: Tensor, num_classes: int = -1) -> Tensor:
+def _one_hot(following: Watcher, tensor: Tensor, num_classes: int = -1) -> Tensor:
     """one_hot looks at the values first, to see whether they are classes; here the comparison is all there is."""
     if num_classes < 1:
         raise following.refusal("counts classes in the records (one_hot); give num_classes")

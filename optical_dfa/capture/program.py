@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
-
-from noise_models.errors import UsageError
-
-if TYPE_CHECKING:
-    from optical_dfa.capture.following import Following
 
 SMALL, LARGER = 3, 5  # records of the passes that are compared
 REMEDY = (
@@ -36,37 +31,6 @@ class Program:
         returned: tuple[Any, ...],
     ) -> None:
         self.entries, self.sizes, self.returned = entries, sizes, returned
-
-    @classmethod
-    def of(cls, small: Following, larger: Following) -> Program:
-        """
-        Raises:
-            UsageError: the two passes did different things.
-        """
-        if any(one is not two for one, two in zip(small.constants, larger.constants, strict=False)):
-            raise UsageError(
-                f"{larger.whose} makes tensors by what is no operation of torch (numpy, another thread?) and cannot be "
-                f"followed; {REMEDY}"
-            )
-        if small.entries != larger.entries or len(small.asked) != len(larger.asked):
-            raise larger.differs(first_difference(small.entries, larger.entries))
-        sizes = []
-        for one, two in zip(small.asked, larger.asked, strict=True):
-            if len(one) != len(two):
-                raise larger.differs("sizes")
-            sizes.append(tuple(_size(a, b, larger) for a, b in zip(one, two, strict=True)))
-        if small.returned != larger.returned:
-            raise larger.differs("what it returns")
-        return cls(tuple(small.entries), tuple(sizes), small.returned)
-
-
-def _size(small: int, large: int, larger: Following) -> tuple[int, int]:
-    """(multiple, constant) of a size in batches of SMALL and of LARGER records."""
-    if small == large:
-        return 0, small
-    if small % SMALL == 0 and small // SMALL * LARGER == large:
-        return small // SMALL, 0
-    raise larger.differs(f"a size that is {small} for {SMALL} records and {large} for {LARGER}")
 
 
 def first_difference(one: Sequence[Any], two: Sequence[Any]) -> str:

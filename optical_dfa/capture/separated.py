@@ -21,7 +21,8 @@ from noise_models.errors import UsageError
 from optical_dfa.capture.following import Following
 from optical_dfa.capture.records import Capture
 from optical_dfa.feedback.aligned import AlignedModule
-from optical_dfa.feedback.points import ACTIVATIONS, PointHook, take_off
+from optical_dfa.feedback.points import PointHook, take_off
+from optical_dfa.networks.markers import ACTIVATIONS
 from privacy.contributions.separated import GatedLayer
 
 # RReLU draws its slopes: its gate is not a function of the pre-activation.

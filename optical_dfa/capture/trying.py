@@ -16,7 +16,7 @@ from noise_models.generator import NoiseGenerator
 from optical_dfa.backends import create
 from optical_dfa.backends.digital import DigitalBackend
 from optical_dfa.capture.following import Following
-from optical_dfa.capture.program import LARGER, SMALL, Program
+from optical_dfa.capture.program import LARGER, REMEDY, SMALL, Program, first_difference
 from optical_dfa.feedback.aligned import AlignedModule
 
 MASKS = "masks of a probe"
@@ -45,7 +45,7 @@ def program_of(aligned: AlignedModule, args: Sequence[Any], kwargs: Mapping[str,
             twin(*given, **named)
         passes.append(capture.noting)
         capture.clear()
-    return Program.of(*passes)
+    return agreed(*passes)
 
 
 def program_of_rule(
@@ -76,7 +76,7 @@ def program_of_rule(
         with named_failure(), following.on(like):
             following.hand_on(function(following, *like))
         passes.append(following)
-    return Program.of(*passes[1:])
+    return agreed(*passes[1:])
 
 
 def stand_in(aligned: AlignedModule, exact: bool = False) -> dict[int, Any]:
@@ -113,3 +113,37 @@ def named_failure() -> Iterator[None]:
             f"the module fails on random records of the example's shape ({type(error).__name__}: {line}); private "
             "training probes it with such: give align() an example of the records' shape and type, and let it take them"
         ) from error
+
+
+def agreed(small: Following, larger: Following) -> Program:
+    """The operations of a pass, as two passes agree on them.
+
+    Args:
+        small, larger: passes over SMALL and over LARGER records, noted.
+    Raises:
+        UsageError: the two passes did different things.
+    """
+    if any(one is not two for one, two in zip(small.constants, larger.constants, strict=False)):
+        raise UsageError(
+            f"{larger.whose} makes tensors by what is no operation of torch (numpy, another thread?) and cannot be "
+            f"followed; {REMEDY}"
+        )
+    if small.entries != larger.entries or len(small.asked) != len(larger.asked):
+        raise larger.differs(first_difference(small.entries, larger.entries))
+    sizes = []
+    for one, two in zip(small.asked, larger.asked, strict=True):
+        if len(one) != len(two):
+            raise larger.differs("sizes")
+        sizes.append(tuple(_size(a, b, larger) for a, b in zip(one, two, strict=True)))
+    if small.returned != larger.returned:
+        raise larger.differs("what it returns")
+    return Program(tuple(small.entries), tuple(sizes), small.returned)
+
+
+def _size(small: int, large: int, larger: Following) -> tuple[int, int]:
+    """(multiple, constant) of a size in batches of SMALL and of LARGER records."""
+    if small == large:
+        return 0, small
+    if small % SMALL == 0 and small // SMALL * LARGER == large:
+        return small // SMALL, 0
+    raise larger.differs(f"a size that is {small} for {SMALL} records and {large} for {LARGER}")

@@ -15,7 +15,8 @@ from torch.autograd.graph import Node
 
 from noise_models.errors import UsageError
 from optical_dfa.feedback.advice import instead, rewritten
-from optical_dfa.feedback.points import ACTIVATIONS, Tape, install
+from optical_dfa.feedback.points import Tape, install
+from optical_dfa.networks.markers import ACTIVATIONS
 
 OUTPUT = "output"
 

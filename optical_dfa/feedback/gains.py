@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from optical_dfa.feedback.cuts import Below
-from optical_dfa.feedback.points import ACTIVATIONS, SATURATING
+from optical_dfa.networks.markers import ACTIVATIONS, SATURATING
 
 
 def gains(module: nn.Module, names: Sequence[str], below: Mapping[str, Below]) -> dict[str, float]:

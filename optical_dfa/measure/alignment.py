@@ -22,8 +22,9 @@ from noise_models.errors import UsageError
 from optical_dfa.aligning import unalign
 from optical_dfa.backends.base import ProjectionBackend
 from optical_dfa.feedback.aligned import AlignedModule
-from optical_dfa.feedback.points import ACTIVATIONS, State, call_order
+from optical_dfa.feedback.points import call_order
 from optical_dfa.feedback.rules.layerwise import LayerwiseState
+from optical_dfa.networks.markers import ACTIVATIONS, State
 
 Loss = Callable[[Tensor], Tensor]
 _PASSED_ON = (nn.Flatten, nn.Identity, nn.Dropout, *ACTIVATIONS)

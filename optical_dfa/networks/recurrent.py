@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from optical_dfa.feedback.points import Memory, State
+from optical_dfa.networks.markers import Memory, State
 
 
 class Unrolled(nn.Module, ABC):

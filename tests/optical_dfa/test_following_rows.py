@@ -15,8 +15,9 @@ from torch.nn import functional as F  # noqa: N812 - as everybody calls it
 from noise_models.errors import UsageError
 from noise_models.generator import NoiseGenerator
 from optical_dfa.capture.following import Following
-from optical_dfa.capture.program import LARGER, SMALL, Program
+from optical_dfa.capture.program import LARGER, SMALL
 from optical_dfa.capture.rows import Rows, reshaped
+from optical_dfa.capture.trying import agreed
 
 RECORDS = 4
 Operation = Callable[[Tensor], Tensor]
@@ -96,7 +97,7 @@ def followed(operation: Operation, x: Tensor) -> tuple[Tensor, Rows]:
         with noted.on([example]):
             operation(example)
         passes.append(noted)
-    following = Following(Nothing(), len(x), masks, Program.of(*passes))
+    following = Following(Nothing(), len(x), masks, agreed(*passes))
     with following.on([x]):
         out = operation(x)
     rows = following.rows(out)

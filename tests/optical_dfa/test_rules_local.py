@@ -14,10 +14,10 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 
 from noise_models.errors import UsageError
 from optical_dfa import AlignedModule, align, unalign
-from optical_dfa.feedback.points import ACTIVATIONS
 from optical_dfa.feedback.rules.learned import LearnedState
 from optical_dfa.measure.alignment import alignment
 from optical_dfa.measure.costs import cost
+from optical_dfa.networks.markers import ACTIVATIONS
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 RULE = "lg-fg-a"

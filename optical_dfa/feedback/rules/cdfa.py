@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from noise_models.errors import UsageError
-from optical_dfa.feedback.points import DEFAULT_POINTS, call_order
+from optical_dfa.feedback.points import call_order
 from optical_dfa.feedback.rules.dfa import DirectFeedbackAlignment
+from optical_dfa.networks.markers import DEFAULT_POINTS
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 

@@ -21,11 +21,12 @@ from torch.autograd.function import once_differentiable
 from torch.func import jvp
 
 from noise_models.errors import UsageError
-from optical_dfa.feedback.points import ACTIVATIONS, Tape, call_order
+from optical_dfa.feedback.points import Tape, call_order
 from optical_dfa.feedback.rule import Point, Requires
 from optical_dfa.feedback.rules.drtp import check_targets, onehot_targets
 from optical_dfa.feedback.rules.learned import LearnedFeedback, LearnedState, Noted
 from optical_dfa.feedback.state import StateHook
+from optical_dfa.networks.markers import ACTIVATIONS
 
 
 class LocalGreedyForwardGradient(LearnedFeedback):

@@ -26,11 +26,11 @@ from torch.autograd.function import once_differentiable
 from noise_models.errors import UsageError
 from noise_models.generator import derive_seed
 from optical_dfa.backends.base import ProjectionBackend
-from optical_dfa.feedback.points import State
 from optical_dfa.feedback.rule import FeedbackRule, Point, Requires
 from optical_dfa.feedback.rules.modular import MOST_ENTRIES
 from optical_dfa.feedback.rules.sparse_recurrent import Forget, check_sparse, sparse_matrix
 from optical_dfa.feedback.state import FeedbackState, StateHook, called_directly, key
+from optical_dfa.networks.markers import State
 from optical_dfa.networks.recurrent import Unrolled
 
 

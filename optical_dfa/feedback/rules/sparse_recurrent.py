@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from noise_models.errors import UsageError
 from noise_models.generator import derive_seed
 from optical_dfa.backends.base import ProjectionBackend
-from optical_dfa.feedback.points import Memory, State, Tape
+from optical_dfa.feedback.points import Tape
 from optical_dfa.feedback.rule import FeedbackRule, Point, Requires
 from optical_dfa.feedback.state import FeedbackState, StateHook, TeachingState, key
+from optical_dfa.networks.markers import Memory, State
 
 RECURSIONS = ("truncated", "local")
 
@@ -60,7 +61,7 @@ class SparseRecurrentFeedback(FeedbackRule):
         if not any(isinstance(part, State) for part in module.modules()):
             raise UsageError(
                 "rule sparse-recurrent finds no state of an unrolled cell; use optical_dfa.networks.recurrent's "
-                "RNN, GRU or LSTM, or pass each h_t through optical_dfa.feedback.points.State"
+                "RNN, GRU or LSTM, or pass each h_t through optical_dfa.networks.markers.State"
             )
         return super().default_points(module, example)
 
