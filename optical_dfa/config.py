@@ -19,7 +19,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from noise_models.errors import UsageError
-from optical_dfa.backends import has_dark_frames, targets
+from optical_dfa.backends import BACKENDS, has_dark_frames
 from optical_dfa.data import NAMES as DATASETS
 from optical_dfa.data import SUFFIXES
 from optical_dfa.data.features import components
@@ -32,14 +32,10 @@ from optical_dfa.defaults import (
     rate_for_records,
     shipped_for,
 )
-from optical_dfa.feedback import RECURRENT, WITH_OWN_LAW, WITHOUT_DEVICE
-from optical_dfa.feedback import RULES as REGISTERED_RULES
+from optical_dfa.feedback import RULES
 from privacy.notions import Adjacency
-from privacy.releases import RELEASES as SOUND_RELEASES
-from privacy.releases import refuse_unknown_options, terms
+from privacy.releases import RELEASES, refuse_unknown_options, terms
 
-RULES = tuple(REGISTERED_RULES)
-RELEASES = ("none", *SOUND_RELEASES)
 OPTIMIZERS = ("sgd", "adam")
 SCHEDULES = ("constant", "cosine")
 
@@ -85,7 +81,7 @@ class TrainConfig(BaseModel):
         points: where the rule cuts: macro or micro, a Transformer's blocks at their outputs (macro, the default) or
             inside, a table's network at its activations (macro) or at its embeddings too (micro, the default); or names
             of modules. None: the network's or the rule's own choice, mostly activations and embeddings.
-        release: how a step is made private; one of `RELEASES`.
+        release: how a step is made private: none, or one of `RELEASES`.
         release_options: the release's own settings (`privacy.releases.Terms.options`).
         calibration: file that `optical-dfa calibrate` wrote of the device; release dark-frame then credits what was
             measured.
@@ -153,14 +149,18 @@ class TrainConfig(BaseModel):
         if not isinstance(values, Mapping):
             return values
         given = dict(values)
-        if given.get("release") == "aggregate":
-            given.setdefault("rule", "gated-dfa")
+        asked = RELEASES.get(given.get("release", "none"))
+        if asked is not None and asked.rule is not None:
+            given.setdefault("rule", asked.rule)
         rule = given.get("rule", "dfa")
-        if given.get("release") == "label" or (isinstance(rule, str) and rule in WITH_OWN_LAW):
+        card = RULES.get(rule)
+        if card is not None and card.own_law:
             given.setdefault("backend", "digital")
+        if asked is not None and asked.backend is not None:
+            given.setdefault("backend", asked.backend)
         backend, options = given.get("backend", "simulated-opu"), given.get("backend_options", {})
-        no_frames = isinstance(rule, str) and rule in WITHOUT_DEVICE
-        if isinstance(backend, str) and isinstance(options, Mapping):
+        no_frames = card is not None and not card.projects
+        if backend in BACKENDS and isinstance(options, Mapping):
             no_frames |= not has_dark_frames(backend, options)
         if no_frames and given.get("calibration") is None:
             given.setdefault("release", "digital")
@@ -176,12 +176,12 @@ class TrainConfig(BaseModel):
     @field_validator("rule")
     @classmethod
     def _known_rule(cls, value: str) -> str:
-        return _one_of("rule", value, RULES)
+        return _one_of("rule", value, tuple(RULES))
 
     @field_validator("release")
     @classmethod
     def _known_release(cls, value: str) -> str:
-        return _one_of("release", value, RELEASES)
+        return _one_of("release", value, ("none", *RELEASES))
 
     @field_validator("optimizer")
     @classmethod
@@ -196,7 +196,7 @@ class TrainConfig(BaseModel):
     @field_validator("backend")
     @classmethod
     def _known_backend(cls, value: str) -> str:
-        return _one_of("backend", value, backend_names())
+        return _one_of("backend", value, tuple(BACKENDS))
 
     @field_validator("features")
     @classmethod
@@ -219,7 +219,7 @@ class TrainConfig(BaseModel):
                 f"epsilon is {self.epsilon} and noise_multiplier is {self.noise_multiplier}; "
                 "give one of the two: the other follows from it"
             )
-        if self.rule in RECURRENT and shipped_for(self.dataset) not in TEXTS:
+        if RULES[self.rule].recurrent and shipped_for(self.dataset) not in TEXTS:
             raise ValueError(
                 f"rule is {self.rule!r}, which teaches recurrent layers, but dataset {self.dataset} is no text; add "
                 "dataset tiny-shakespeare, or a path ending in .txt"
@@ -231,9 +231,9 @@ class TrainConfig(BaseModel):
                 if (value := getattr(self, name)) is not None:
                     raise ValueError(
                         f"{name} is {value} but release is none, which has no privacy; "
-                        f"drop {name} or choose a release among {', '.join(SOUND_RELEASES)}"
+                        f"drop {name} or choose a release among {', '.join(RELEASES)}"
                     )
-        elif self.max_grad_norm is not None and not SOUND_RELEASES[self.release].clips:
+        elif self.max_grad_norm is not None and not RELEASES[self.release].clips:
             raise ValueError(
                 f"max_grad_norm is {self.max_grad_norm} but release {self.release} does not clip; drop max_grad_norm"
             )
@@ -277,11 +277,6 @@ class ResolvedConfig(TrainConfig):
     batch_size: Count
     epochs: Count
     lr: Rate
-
-
-def backend_names() -> tuple[str, ...]:
-    """Names of the projection backends, third-party ones included; imports none of them."""
-    return tuple(targets())
 
 
 def merge(file_values: Mapping[str, Any], flags: Mapping[str, Any]) -> TrainConfig:
@@ -329,7 +324,7 @@ def resolve(config: TrainConfig, train_size: int, model: str | None = None) -> R
     shipped = DEFAULTS[shipped_for(config.dataset), config.private]
     by_records = config.private and shipped_for(config.dataset) == OTHER_DATASET
     if by_records:
-        shipped = for_records(size, clips=SOUND_RELEASES[config.release].clips)
+        shipped = for_records(size, clips=RELEASES[config.release].clips)
     values: dict[str, Any] = config.model_dump()
 
     def default(key: str, value: Any) -> None:
@@ -345,7 +340,7 @@ def resolve(config: TrainConfig, train_size: int, model: str | None = None) -> R
     if config.private:
         default("public_size", size)
         default("delta", shipped.delta if shipped.delta is not None else min(1e-5, 0.1 / size))
-        if SOUND_RELEASES[config.release].clips:
+        if RELEASES[config.release].clips:
             default("max_grad_norm", shipped.max_grad_norm)
         if config.noise_multiplier is None:
             default("epsilon", shipped.epsilon)

@@ -16,7 +16,6 @@ import secrets
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from importlib import import_module
 from importlib.metadata import version
 from inspect import signature
 from pathlib import Path
@@ -41,7 +40,7 @@ from privacy.norms import refuse_norm
 from privacy.opacus_arguments import refuse_arguments, refuse_reduction
 from privacy.optimizer import PrivateOptimizer
 from privacy.plan import Plan, refuse_types
-from privacy.releases import refuse_unknown_options, terms
+from privacy.releases import RELEASES, refuse_unknown_options, terms
 from privacy.releases.source import NoiseSource, Parts
 from privacy.releases.step import StepRelease
 from privacy.sampling import PoissonLoader, PrivateLoader, PublicLoader
@@ -550,7 +549,7 @@ class PrivacyEngine(Fixed):
             resumed=None if resumed is None else resumed.header().get("credit"),
             options=options,
         )
-        made: StepRelease = import_module(f"privacy.releases.{release.replace('-', '_')}").make(parts)
+        made: StepRelease = RELEASES.load(release)(parts)
         if self._calibration is not None and made.source.calibration is None:
             raise UsageError(
                 f"a calibration was given, but release {release} credits none of the device's noise; drop it, or use "

@@ -21,7 +21,7 @@ from noise_models.generator import NoiseGenerator, derive_seed
 from optical_dfa import align
 from optical_dfa.attacks.records import Records, load_records
 from optical_dfa.attacks.setting import Setting
-from optical_dfa.attacks.worlds import DEVICES, claimed_kind, noise_std, rule_for
+from optical_dfa.attacks.worlds import backend_for, claimed_kind, noise_std, rule_for
 from optical_dfa.capture.records import capture_of
 from optical_dfa.defaults import DEFAULTS, OTHER_DATASET, Defaults
 from optical_dfa.feedback.aligned import AlignedModule
@@ -79,7 +79,7 @@ def run(setting: Setting) -> Finding:
     return Finding(
         attack="canary",
         release=setting.release,
-        backend=setting.backend or DEVICES.get(setting.release, "digital"),
+        backend=setting.backend or backend_for(setting.release),
         epsilon_lower=one_run_bound(
             right=found.right,
             guesses=guesses,
@@ -180,7 +180,7 @@ def _network(setting: Setting, records: Records, device: str) -> AlignedModule:
     return align(
         network,
         rule=setting.rule or rule_for(setting.release),
-        backend=setting.backend or DEVICES.get(setting.release, "digital"),
+        backend=setting.backend or backend_for(setting.release),
         seed=setting.seed,
         noise=NoiseGenerator.seeded(setting.seed, device),
         show=None,

@@ -19,16 +19,13 @@ from privacy.attacks.finding import Finding
 from privacy.attacks.laws import Array, CorrelatedGaussianLaw, GaussianLaw, NoiseLaw
 from privacy.attacks.likelihood_ratio import Knowledge, distinguish
 from privacy.kind import Kind
+from privacy.releases import terms
 
 EPSILON = 1.0
 # Trials in each world that show 60 % of epsilon at 99.9 % confidence, by what the ideal mechanism's bound needs.
 TRIALS = ((0.5, 22_000), (1.0, 7000), (2.0, 3000), (4.0, 1500), (64.0, 1200))
-# Releases whose noise is N(0, std² I) in the very coordinates that are released.
-ISOTROPIC = ("digital", "dark-frame", "device-entropy")
 COPIES = 128
 AMPLE = 3  # times as many trials where a step holds COPIES of them
-# Releases whose noise depends on which records there are: one target a step.
-SINGLE = ("label",)
 OWN_RUNS = (200, 1000)  # least and most runs of each world from which noise in few coordinates is learnt
 
 
@@ -44,11 +41,11 @@ def run(setting: Setting) -> Finding:
         )
     epsilon = setting.epsilon or EPSILON
     needed = next(count for limit, count in TRIALS if epsilon <= limit)
-    trials = setting.trials or (needed if setting.release in SINGLE else AMPLE * needed)
-    copies = 1 if setting.release in SINGLE else min(COPIES, trials)
+    trials = setting.trials or (needed if terms(setting.release).noise_by_records else AMPLE * needed)
+    copies = 1 if terms(setting.release).noise_by_records else min(COPIES, trials)
     worlds = Worlds.of(setting) if copies == 1 else wide(setting, copies)
     sigma = worlds.calibrated(epsilon, setting.delta)
-    isotropic = setting.release in ISOTROPIC
+    isotropic = terms(setting.release).isotropic
     own = 0 if isotropic else min(max(trials, OWN_RUNS[0]), OWN_RUNS[1])
     setting.progress.start(2 * (-(-trials // copies) + -(-own // copies)))
     done = 0

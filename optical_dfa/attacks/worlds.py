@@ -27,13 +27,15 @@ from privacy.releases import terms
 NEGLIGIBLE = 1e-9  # a noise multiplier with which the adversary reads the noiseless sums
 FEEDBACK_SEED = 3
 
-# The device a release is attacked with where none is asked for: the digital one, unless it needs a camera.
-DEVICES = {"dark-frame": "simulated-opu", "device-entropy": "simulated-opu"}
-
 
 def rule_for(release: str) -> str:
     """The rule that a release is attacked with where none is asked for."""
-    return "gated-dfa" if release == "aggregate" else "dfa"
+    return terms(release).rule or "dfa"
+
+
+def backend_for(release: str) -> str:
+    """The device that a release is attacked with where none is asked for: the digital one, unless it needs a camera."""
+    return "simulated-opu" if terms(release).dark_frames else "digital"
 
 
 def small_net() -> nn.Module:
@@ -62,7 +64,7 @@ def device_options(backend: str, release: str, dark_pixels: int) -> dict[str, An
     """Options of a simulated device whose frames are just large enough, so that a step is quick."""
     if backend == "simulated-opu":
         return {"dark_pixels": dark_pixels}
-    if backend == "lightonml-simulated" and release in DEVICES:
+    if backend == "lightonml-simulated" and terms(release).dark_frames:
         return {"device": "physics", "dark_pixels": dark_pixels}
     return {}
 
@@ -111,7 +113,7 @@ class Worlds:
 
     @property
     def backend_name(self) -> str:
-        return self.backend or DEVICES.get(self.release, "digital")
+        return self.backend or backend_for(self.release)
 
     @property
     def changes_label(self) -> bool:

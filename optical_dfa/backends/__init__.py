@@ -3,79 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import import_module, util
-from importlib.metadata import entry_points
+from importlib import util
 from typing import TYPE_CHECKING, Any, Final
 
+from noise_models.cards import Registry
 from noise_models.errors import DeviceError, UsageError
 from optical_dfa import options as options_of
+from optical_dfa.backends.card import BackendCard
 
 if TYPE_CHECKING:
     from noise_models.generator import NoiseGenerator
     from optical_dfa.backends.base import ProjectionBackend
 
-ENTRY_POINT_GROUP: Final = "optical_dfa.backends"
 NO_OPTIONS: Final = ("in_features", "out_features", "seed", "noise")
 
-BACKENDS: Final[dict[str, str]] = {
-    "digital": "optical_dfa.backends.digital:DigitalBackend",
-    "simulated-opu": "optical_dfa.backends.simulated_opu:SimulatedOpuBackend",
-    "lightonml-simulated": "optical_dfa.backends.lightonml_opu:LightonmlSimulatedBackend",
-    "lightonml": "optical_dfa.backends.lightonml_opu:LightonmlBackend",
-}
-
-_ABOUT: Final[dict[str, str]] = {
-    "digital": "a matrix product on the computer, without noise",
-    "simulated-opu": "mirrors, speckle, interference and camera, simulated (fidelity=effective or physics)",
-    "lightonml-simulated": "lightonml's front end over its noiseless device, or over ours (device=physics)",
-    "lightonml": "a LightOn OPU through lightonml and its drivers",
-}
-
-# What a device needs besides this package: module -> how to get it.
-_LIBRARY: Final = ("lightonml", "numexpr", "attr", "requests", "packaging")
-_NEEDS: Final[dict[str, tuple[str, ...]]] = {
-    "lightonml-simulated": _LIBRARY,
-    "lightonml": (*_LIBRARY, "lightonopu"),
-}
-_INSTALL: Final = "pip install 'optical-dfa[lighton]'; pip install --no-deps lightonml==1.4.3"
-_DRIVERS: Final = "the drivers of a LightOn OPU (lightonopu), which come with the device"
-
-
-def targets() -> dict[str, str]:
-    """Every registered name -> "module:Class": the built-in ones, then installed third-party ones."""
-    found = dict(BACKENDS)
-    for point in entry_points(group=ENTRY_POINT_GROUP):
-        found.setdefault(point.name, point.value)
-    return found
-
-
-def backend_class(name: str) -> type[ProjectionBackend]:
-    """The class registered under `name`.
-
-    Raises:
-        UsageError: the name is unknown.
-        DeviceError: what is registered under it cannot be imported.
-    """
-    known = targets()
-    if name not in known:
-        raise UsageError(f"backend is {name!r}; it must be one of: {', '.join(known)}")
-    module, _, attribute = known[name].partition(":")
-    try:
-        found: type[ProjectionBackend] = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise DeviceError(f"backend {name} cannot be loaded from {known[name]}: {error}") from error
-    return found
+BACKENDS: Final = Registry(
+    "backend",
+    BackendCard,
+    {
+        "digital": "optical_dfa.backends.digital:DigitalBackend",
+        "simulated-opu": "optical_dfa.backends.simulated_opu:SimulatedOpuBackend",
+        "lightonml-simulated": "optical_dfa.backends.lightonml_opu:LightonmlSimulatedBackend",
+        "lightonml": "optical_dfa.backends.lightonml_opu:LightonmlBackend",
+    },
+    group="optical_dfa.backends",
+)
 
 
 def has_dark_frames(name: str, options: Mapping[str, Any] | None = None) -> bool:
-    """Whether the device has a camera whose dark frames a release can use, as far as is known without building it.
+    """Whether the device has a camera whose dark frames a release can use, as far as its card says.
 
-    A third-party device that cannot be loaded, or finds its camera only when built, is taken to have one: who uses it
-    says so, or refuses.
+    Raises:
+        UsageError: nothing is registered under `name`.
     """
-    if name == "lightonml-simulated":
-        return (options or {}).get("device") == "physics"
-    return name != "digital"
+    BACKENDS.target(name)
+    camera = BACKENDS[name].camera
+    if isinstance(camera, bool):
+        return camera
+    option, _, value = camera.partition("=")
+    return (options or {}).get(option) == value
 
 
 def create(
@@ -99,7 +65,7 @@ def create(
         UsageError: unknown name or option, or a value that is not allowed.
         DeviceError: the device, or the library that drives it, is not there.
     """
-    cls = backend_class(name)
+    cls = BACKENDS.load(name)
     chosen = options_of.checked(f"backend {name}", cls, options, NO_OPTIONS)
     build: Any = cls
     device: ProjectionBackend = build(in_features, out_features, seed=seed, noise=noise, **chosen)
@@ -109,19 +75,16 @@ def create(
 def available() -> list[tuple[str, bool, str]]:
     """(name, can be tried on this machine, what it is, or what is missing and how to get it), for every backend."""
     rows = []
-    for name, target in targets().items():
-        missing = [need for need in _NEEDS.get(name, ()) if util.find_spec(need) is None]
-        about = _ABOUT[name] if name in BACKENDS else f"installed: {target}"
-        rows.append((name, not missing, f"needs {_getting(missing)}" if missing else about))
+    for name in BACKENDS:
+        try:
+            card = BACKENDS[name]
+        except (DeviceError, UsageError) as error:  # of another package
+            rows.append((name, False, str(error)))
+            continue
+        ways = []
+        for modules, how in card.needs:
+            missing = [module for module in modules if util.find_spec(module) is None]
+            if missing:
+                ways.append(f"{', '.join(missing)}: {how}")
+        rows.append((name, not ways, f"needs {'; and '.join(ways)}" if ways else card.summary))
     return rows
-
-
-def _getting(missing: list[str]) -> str:
-    """How to get these modules."""
-    ways = []
-    library = [need for need in missing if need in _LIBRARY]
-    if library:
-        ways.append(f"{', '.join(library)}: {_INSTALL}")
-    if "lightonopu" in missing:
-        ways.append(_DRIVERS)
-    return "; and ".join(ways)

@@ -11,12 +11,18 @@ from noise_models.base import NoNoise
 from noise_models.errors import UsageError
 from noise_models.generator import NoiseGenerator
 from optical_dfa.backends.base import ProjectionBackend
+from optical_dfa.backends.card import BackendCard
 from optical_dfa.backends.matrix import DISTRIBUTIONS, RandomMatrix
 from optical_dfa.backends.sparse_matrix import SparseMatrix
 
 SPARSE: Final = "sparse"
 
 
+@BackendCard(
+    summary="a matrix product on the computer, without noise",
+    part="No optical device took part: the projection is a matrix product in software.",
+    camera=False,
+)
 class DigitalBackend(ProjectionBackend):
     """Exact `B e` with a seeded B of unit-variance entries (Nøkland 2016, arXiv:1609.01596), or a sparse one."""
 

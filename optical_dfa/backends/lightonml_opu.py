@@ -13,6 +13,7 @@ from torch import Tensor
 from noise_models.base import Frame, NoiseModel, NoNoise, UncalibratedNoise
 from noise_models.errors import DeviceError, UsageError
 from noise_models.generator import NoiseGenerator, derive_seed
+from optical_dfa.backends.card import BackendCard
 from optical_dfa.backends.lightonml_calibration import CameraLevels, ProjectorCalibration, camera_levels
 from optical_dfa.backends.lightonml_front_end import LightonmlFrontEnd
 from optical_dfa.backends.lightonml_library import import_lightonml, physics_device
@@ -21,6 +22,18 @@ from optical_dfa.backends.simulated_opu import SimulatedOpuBackend
 DEVICES: Final = ("noiseless", "physics")
 
 
+@BackendCard(
+    summary="lightonml's front end over its noiseless device, or over ours (device=physics)",
+    part="The device was SIMULATED by the lightonml library's own software model; nothing was measured on "
+    "hardware.",
+    camera="device=physics",
+    needs=(
+        (
+            ("lightonml", "numexpr", "attr", "requests", "packaging"),
+            "pip install 'optical-dfa[lighton]'; pip install --no-deps lightonml==1.4.3",
+        ),
+    ),
+)
 class LightonmlSimulatedBackend(LightonmlFrontEnd):
     """lightonml without hardware, seeded: its own noiseless device, or our physics-level one behind its front end.
 
@@ -185,6 +198,19 @@ def _restore_simulated(
     return device
 
 
+@BackendCard(
+    summary="a LightOn OPU through lightonml and its drivers",
+    part="The device was, as its driver reports, a LightOn optical processing unit (through lightonml); the "
+    "program cannot tell a device from a driver that imitates one.",
+    camera=True,
+    needs=(
+        (
+            ("lightonml", "numexpr", "attr", "requests", "packaging"),
+            "pip install 'optical-dfa[lighton]'; pip install --no-deps lightonml==1.4.3",
+        ),
+        (("lightonopu",), "the drivers of a LightOn OPU, which come with the device"),
+    ),
+)
 class LightonmlBackend(LightonmlFrontEnd):
     """A LightOn OPU through lightonml and its drivers. B is what the medium happens to be.
 

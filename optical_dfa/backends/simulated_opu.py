@@ -16,6 +16,7 @@ from noise_models.drift import LinearDrift
 from noise_models.errors import UsageError
 from noise_models.generator import NoiseGenerator, derive_seed
 from optical_dfa.backends.base import ProjectionBackend
+from optical_dfa.backends.card import BackendCard
 from optical_dfa.backends.encoding import make_encoding
 from optical_dfa.backends.faults import Fault
 from optical_dfa.backends.optics import EFFECTIVE_SATURATION, REFERENCE_SHARE, Optics
@@ -23,6 +24,12 @@ from optical_dfa.backends.optics import EFFECTIVE_SATURATION, REFERENCE_SHARE, O
 FIDELITIES: Final = ("effective", "physics")
 
 
+@BackendCard(
+    summary="mirrors, speckle, interference and camera, simulated (fidelity=effective or physics)",
+    part="The device was SIMULATED: an optical processing unit modelled in software. Its noise is the model's, "
+    "drawn by a generator; no physical noise was used and nothing was measured on hardware.",
+    camera=True,
+)
 class SimulatedOpuBackend(ProjectionBackend):
     """`B e` through light: each error becomes binary frames, each frame interferes, each image is read by a camera.
 

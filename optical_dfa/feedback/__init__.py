@@ -1,59 +1,54 @@
 """Feedback rules, and how they are put on a module.
 
-`RULES` is the registry: a new rule is one new file and one line here.
+`RULES` is the registry: a new rule is one new file and one line here, or an entry point of another package.
 """
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from noise_models.errors import UsageError
+from noise_models.cards import Registry
+from optical_dfa.feedback.card import RuleCard
 from optical_dfa.options import checked
 
 if TYPE_CHECKING:
     from optical_dfa.feedback.rule import FeedbackRule
 
-RULES: dict[str, str] = {
-    "bdfa": "optical_dfa.feedback.rules.bdfa:BinaryFeedbackAlignment",
-    "bp": "optical_dfa.feedback.rules.bp:Backpropagation",
-    "brsf": "optical_dfa.feedback.rules.sign_symmetry:BatchRandomSignSymmetry",
-    "cdfa": "optical_dfa.feedback.rules.cdfa:ConvolutionalFeedbackAlignment",
-    "ddfa": "optical_dfa.feedback.rules.fdfa:ForwardDirectFeedbackAlignment",
-    "dfa": "optical_dfa.feedback.rules.dfa:DirectFeedbackAlignment",
-    "dilated": "optical_dfa.feedback.rules.dilated:DilatedFeedback",
-    "dkp": "optical_dfa.feedback.rules.dkp:DirectKolenPollack",
-    "drtp": "optical_dfa.feedback.rules.drtp:DirectRandomTargetProjection",
-    "fa": "optical_dfa.feedback.rules.fa:FeedbackAlignment",
-    "fdfa": "optical_dfa.feedback.rules.fdfa:ForwardDirectFeedbackAlignment",
-    "fg-a": "optical_dfa.feedback.rules.forward_gradient:ActivityForwardGradient",
-    "fg-w": "optical_dfa.feedback.rules.forward_gradient:WeightForwardGradient",
-    "frsf": "optical_dfa.feedback.rules.sign_symmetry:FixedRandomSignSymmetry",
-    "gated-dfa": "optical_dfa.feedback.rules.gated:GatedFeedbackAlignment",
-    "grouped": "optical_dfa.feedback.rules.grouped:GroupedFeedback",
-    "hybrid": "optical_dfa.feedback.rules.hybrid:HybridFeedback",
-    "lg-fg-a": "optical_dfa.feedback.rules.local_greedy:LocalGreedyForwardGradient",
-    "modular": "optical_dfa.feedback.rules.modular:ModularFeedbackAlignment",
-    "pepita": "optical_dfa.feedback.rules.pepita:Pepita",
-    "recurrent-hybrid": "optical_dfa.feedback.rules.recurrent_hybrid:RecurrentHybrid",
-    "shallow": "optical_dfa.feedback.rules.shallow:Shallow",
-    "sign-dfa": "optical_dfa.feedback.rules.sign_dfa:SignFeedbackAlignment",
-    "sparse-recurrent": "optical_dfa.feedback.rules.sparse_recurrent:SparseRecurrentFeedback",
-    "ssdfa": "optical_dfa.feedback.rules.ssdfa:SparseFeedbackAlignment",
-    "ternary": "optical_dfa.feedback.rules.ternary:TernaryFeedbackAlignment",
-    "usf": "optical_dfa.feedback.rules.sign_symmetry:UniformSignSymmetry",
-}
-
-# Those that use no projection device, as their classes are built by default.
-WITHOUT_DEVICE = frozenset(
-    {"bp", "brsf", "ddfa", "dkp", "fa", "fdfa", "fg-a", "fg-w", "frsf", "hybrid", "lg-fg-a", "pepita",
-     "recurrent-hybrid", "shallow", "sparse-recurrent", "usf"}
-)  # fmt: skip
-# Those that teach recurrent layers alone.
-RECURRENT = frozenset({"recurrent-hybrid", "sparse-recurrent"})
-# Those whose feedback matrix has a law that no optical device has.
-WITH_OWN_LAW = frozenset({"bdfa", "ssdfa"})
+RULES: Registry[RuleCard] = Registry(
+    "rule",
+    RuleCard,
+    {
+        "bdfa": "optical_dfa.feedback.rules.bdfa:BinaryFeedbackAlignment",
+        "bp": "optical_dfa.feedback.rules.bp:Backpropagation",
+        "brsf": "optical_dfa.feedback.rules.sign_symmetry:BatchRandomSignSymmetry",
+        "cdfa": "optical_dfa.feedback.rules.cdfa:ConvolutionalFeedbackAlignment",
+        "ddfa": "optical_dfa.feedback.rules.fdfa:ForwardDirectFeedbackAlignment",
+        "dfa": "optical_dfa.feedback.rules.dfa:DirectFeedbackAlignment",
+        "dilated": "optical_dfa.feedback.rules.dilated:DilatedFeedback",
+        "dkp": "optical_dfa.feedback.rules.dkp:DirectKolenPollack",
+        "drtp": "optical_dfa.feedback.rules.drtp:DirectRandomTargetProjection",
+        "fa": "optical_dfa.feedback.rules.fa:FeedbackAlignment",
+        "fdfa": "optical_dfa.feedback.rules.fdfa:ForwardDirectFeedbackAlignment",
+        "fg-a": "optical_dfa.feedback.rules.forward_gradient:ActivityForwardGradient",
+        "fg-w": "optical_dfa.feedback.rules.forward_gradient:WeightForwardGradient",
+        "frsf": "optical_dfa.feedback.rules.sign_symmetry:FixedRandomSignSymmetry",
+        "gated-dfa": "optical_dfa.feedback.rules.gated:GatedFeedbackAlignment",
+        "grouped": "optical_dfa.feedback.rules.grouped:GroupedFeedback",
+        "hybrid": "optical_dfa.feedback.rules.hybrid:HybridFeedback",
+        "lg-fg-a": "optical_dfa.feedback.rules.local_greedy:LocalGreedyForwardGradient",
+        "modular": "optical_dfa.feedback.rules.modular:ModularFeedbackAlignment",
+        "pepita": "optical_dfa.feedback.rules.pepita:Pepita",
+        "recurrent-hybrid": "optical_dfa.feedback.rules.recurrent_hybrid:RecurrentHybrid",
+        "shallow": "optical_dfa.feedback.rules.shallow:Shallow",
+        "sign-dfa": "optical_dfa.feedback.rules.sign_dfa:SignFeedbackAlignment",
+        "sparse-recurrent": "optical_dfa.feedback.rules.sparse_recurrent:SparseRecurrentFeedback",
+        "ssdfa": "optical_dfa.feedback.rules.ssdfa:SparseFeedbackAlignment",
+        "ternary": "optical_dfa.feedback.rules.ternary:TernaryFeedbackAlignment",
+        "usf": "optical_dfa.feedback.rules.sign_symmetry:UniformSignSymmetry",
+    },
+    group="optical_dfa.rules",
+)
 
 __all__ = ["RULES", "make_rule"]
 
@@ -64,9 +59,6 @@ def make_rule(name: str, options: Mapping[str, Any] | None = None) -> FeedbackRu
     Raises:
         UsageError: unknown name, unknown option, or an option value of the wrong type or out of range.
     """
-    if name not in RULES:
-        raise UsageError(f"unknown rule {name!r}; choose one of {', '.join(RULES)}")
-    module, _, attribute = RULES[name].partition(":")
-    rule_class = getattr(importlib.import_module(module), attribute)
+    rule_class = RULES.load(name)
     rule: FeedbackRule = rule_class(**checked(f"rule {name}", rule_class, options))
     return rule

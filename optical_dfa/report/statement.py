@@ -6,54 +6,12 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from optical_dfa.backends import BACKENDS
+from optical_dfa.feedback import RULES
 from optical_dfa.runs.reading import Run, number
 from privacy.auditing.wording import NOT_COVERED as NOT_COVERED
 from privacy.guarantee import Guarantee, Kind, rounded_up
 from privacy.releases import RELEASES
-
-_RULES = {
-    "bdfa": "Direct Feedback Alignment with binary feedback weights (a reconstruction)",
-    "bp": "backpropagation",
-    "brsf": "sign symmetry whose sizes are drawn anew every step",
-    "cdfa": "Direct Feedback Alignment of its fully connected layers, and backpropagation inside its convolutions",
-    "ddfa": "forward direct feedback alignment (direct feedback that follows the network's Jacobian)",
-    "dfa": "Direct Feedback Alignment",
-    "dilated": "Direct Feedback Alignment within modules through dilated convolutions (a reconstruction)",
-    "dkp": "direct Kolen-Pollack (direct feedback that learns beside the output layer)",
-    "drtp": "Direct Random Target Projection",
-    "fa": "feedback alignment (layer by layer, through fixed random matrices)",
-    "fdfa": "forward direct feedback alignment (direct feedback that follows the network's Jacobian)",
-    "fg-a": "forward gradients of its layers' outputs (no backward pass)",
-    "fg-w": "forward gradients of its weights (no backward pass)",
-    "frsf": "sign symmetry of fixed random sizes",
-    "gated-dfa": "Direct Feedback Alignment before the activations, with public gates",
-    "grouped": "Direct Feedback Alignment within modules through grouped convolutions (a reconstruction)",
-    "hybrid": "Direct Feedback Alignment within modules and backpropagation between them (a reconstruction)",
-    "lg-fg-a": "forward gradients of losses of its layers' own (auxiliary classifiers; no backward pass)",
-    "modular": "Direct Feedback Alignment within modules (a reconstruction)",
-    "pepita": "PEPITA (a second forward pass of inputs moved by the error)",
-    "recurrent-hybrid": "backpropagation between recurrent layers and sparse feedback across time (a reconstruction)",
-    "shallow": "its hidden layers frozen (the control experiment)",
-    "sign-dfa": "Direct Feedback Alignment of the error's signs",
-    "sparse-recurrent": "sparse direct feedback to the states of its recurrent cells (a reconstruction)",
-    "ssdfa": "Direct Feedback Alignment with sparse feedback weights",
-    "ternary": "Direct Feedback Alignment of the error made ternary",
-    "usf": "sign symmetry of uniform size",
-}
-_UNPROJECTED = (
-    "bp", "brsf", "ddfa", "dkp", "fa", "fdfa", "fg-a", "fg-w", "frsf", "hybrid", "lg-fg-a", "pepita",
-    "recurrent-hybrid", "shallow", "sparse-recurrent", "usf",
-)  # fmt: skip
-_DEVICE_RELEASES = ("dark-frame", "device-entropy")
-_DEVICES = {
-    "digital": "No optical device took part: the projection is a matrix product in software.",
-    "simulated-opu": "The device was SIMULATED: an optical processing unit modelled in software. Its noise "
-    "is the model's, drawn by a generator; no physical noise was used and nothing was measured on hardware.",
-    "lightonml-simulated": "The device was SIMULATED by the lightonml library's own software model; nothing "
-    "was measured on hardware.",
-    "lightonml": "The device was, as its driver reports, a LightOn optical processing unit (through lightonml); the "
-    "program cannot tell a device from a driver that imitates one.",
-}
 
 
 def trained(run: Run) -> str:
@@ -74,7 +32,7 @@ def trained(run: Run) -> str:
     )
     return (
         f"The network {summary.get('model')} was trained on {summary.get('dataset')} with "
-        f"{_RULES.get(rule, rule)}{projected}, {noise}{length}."
+        f"{RULES[rule].summary if rule in RULES else rule}{projected}, {noise}{length}."
     )
 
 
@@ -97,18 +55,17 @@ def device_words(header: Mapping[str, Any]) -> str:
 
 
 def _device(projects: bool, release: str, backend: str) -> str:
-    if not projects and release not in _DEVICE_RELEASES:
+    if not projects and not (release in RELEASES and RELEASES[release].dark_frames):
         return "No projection device took part."
-    return _DEVICES.get(
-        backend, f"The backend {backend} is not one of this program's own; its documentation says what it is."
-    )
+    if backend in BACKENDS:
+        return BACKENDS[backend].part
+    return f"The backend {backend} is not registered here; its documentation says what it is."
 
 
 def _projects(rule: str, settings: Mapping[str, Any]) -> bool:
     """Whether the rule, with the `rule_options` in these settings, sends errors through the projection device."""
     options = settings.get("rule_options")
-    between = options.get("between") if isinstance(options, Mapping) else None
-    return rule not in _UNPROJECTED and between != "bp"
+    return rule not in RULES or RULES[rule].projects_with(options if isinstance(options, Mapping) else {})
 
 
 def headline(guarantee: Guarantee) -> str:

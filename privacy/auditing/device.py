@@ -13,8 +13,7 @@ from noise_models.errors import UsageError
 from privacy.auditing.files import CALIBRATION_FILE, content
 from privacy.auditing.strict import parsed
 from privacy.ledger import Ledger
-
-_TESTED = ("dark-frame", "device-entropy")
+from privacy.releases import RELEASES
 
 
 def check_device(
@@ -31,7 +30,7 @@ def check_device(
     Raises:
         UsageError: a row is no JSON.
     """
-    if header["release"] not in _TESTED:
+    if not RELEASES[header["release"]].dark_frames:
         return []
     if "calibration" not in header:
         return [f"the header of a {header['release']} run does not say what the device is credited by"]

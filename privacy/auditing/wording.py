@@ -8,6 +8,7 @@ from typing import Any
 
 from privacy.guarantee import Guarantee, Kind, rounded_up
 from privacy.notions import Adjacency
+from privacy.releases import RELEASES
 
 _LONGEST = 1000  # characters of one text of a run folder
 
@@ -60,42 +61,7 @@ _DRAWN = _COINS + (
 _SIZE = "of standard deviation {noise} times {sensitivity} (the sum's sensitivity, rounding included)"
 _EACH = " was added in each of {dimension} coordinates"
 _ONLY = ". Only the noised sum reached the weights."
-# How each release of `privacy.releases.RELEASES` makes a step private.
-_MECHANISMS = {
-    "digital": f"{_DRAWN}. To the sum, normal noise {_SIZE} from a cryptographic generator{_EACH}{_ONLY}",
-    "dark-frame": (
-        f"{_DRAWN}. To the sum, noise {_SIZE}{_EACH}: the device's dark frames and a digital dither together. What it "
-        f"lacks of a normal law is counted in epsilon{_ONLY}"
-    ),
-    "device-entropy": (
-        f"{_DRAWN}. To the sum, normal noise {_SIZE} from a cryptographic generator, whose key the device's dark "
-        f"frames and the operating system supplied,{_EACH}{_ONLY}"
-    ),
-    "aggregate": (
-        f"{_COINS}What a drawn record contributes BEFORE the projection (in every hidden layer its errors times its "
-        "inputs, and the output layer's own update, all together) was clipped to Euclidean norm {clip}. To the sum "
-        f"over the records, normal noise {_SIZE} from a cryptographic generator{_EACH} of it. Only that noised sum "
-        "went through the projection, and what came out of it reached the weights."
-    ),
-    "skellam": _DRAWN
-    + (
-        ", rounded to whole numbers of a public grid and bounded by {sensitivity} grid units. To the exact sum, "
-        "whole-numbered Skellam noise of standard deviation {noise} times {sensitivity} grid units was added in each "
-        "of {dimension} coordinates. Only the noised sum reached the weights."
-    ),
-    "label": (
-        "Every record took part in one step of each pass over the data, in a public order. Normal noise was added "
-        "inside every record's projected error, output layer included, and scaled by public numbers so that a change "
-        "of one label is in no pass easier to tell than a shift of {shift} standard deviations of a normal law. Inputs "
-        "are public; labels act through these errors only."
-    ),
-    "per-record": _COINS
-    + (
-        "Normal noise was added inside each record's projection, as in the published photonic mechanism. The "
-        "accounting is a RECONSTRUCTION that takes the noise of the sum for isotropic (noise multiplier {noise}); it "
-        "is not, and the output layer carries none."
-    ),
-}
+_PIECES = {"coins": _COINS, "drawn": _DRAWN, "size": _SIZE, "each": _EACH, "only": _ONLY}
 
 
 def mechanism(header: Mapping[str, Any]) -> str:
@@ -105,14 +71,16 @@ def mechanism(header: Mapping[str, Any]) -> str:
         header: of the ledger of a private run.
     """
     sigma = header["noise_multiplier"]
-    return _MECHANISMS[header["release"]].format(
-        rate=shown(header["sample_rate"]),
-        clip=shown(header.get("max_grad_norm")),
-        noise=shown(sigma),
-        sensitivity=shown(header.get("sensitivity")),
-        dimension=f"{header['dimension']:,}" if isinstance(header.get("dimension"), int) else "all",
-        shift=shown(1 / sigma if sigma else math.inf),
-    )
+    numbers = {
+        "rate": shown(header["sample_rate"]),
+        "clip": shown(header.get("max_grad_norm")),
+        "noise": shown(sigma),
+        "sensitivity": shown(header.get("sensitivity")),
+        "dimension": f"{header['dimension']:,}" if isinstance(header.get("dimension"), int) else "all",
+        "shift": shown(1 / sigma if sigma else math.inf),
+    }
+    pieces = {name: text.format(**numbers) for name, text in _PIECES.items()}
+    return RELEASES[header["release"]].statement.format(**pieces, **numbers)
 
 
 def unit(adjacency: Adjacency) -> str:

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from noise_models.errors import UsageError
+from privacy.releases.card import ReleaseCard
 from privacy.releases.clipped import ClippedRelease
 from privacy.releases.digital import DigitalNoise
 from privacy.releases.source import Parts
@@ -62,6 +63,14 @@ def noise_multiplier(
     return 1 / (max_grad_norm * max([*factors, 1 / output_std]))
 
 
+@ReleaseCard(
+    summary="noise from a cryptographic generator, on the sum that the device then projects",
+    statement="{coins}What a drawn record contributes BEFORE the projection (in every hidden layer its errors times its"
+    " inputs, and the output layer's own update, all together) was clipped to Euclidean norm {clip}. To the "
+    "sum over the records, normal noise {size} from a cryptographic generator{each} of it. Only that noised "
+    "sum went through the projection, and what came out of it reached the weights.",
+    rule="gated-dfa",
+)
 def make(parts: Parts) -> ClippedRelease:
     """This release."""
     return ClippedRelease.of(parts, SumNoise(parts.generator("noise")), "aggregate")

@@ -25,6 +25,7 @@ from noise_models.errors import UsageError
 from noise_models.generator import NORMAL_TAIL_MASS, NoiseGenerator
 from noise_models.health.monitor import RELEASED_FALSE_ALARM
 from privacy.contributions.protocols import DarkFrames
+from privacy.releases.card import ReleaseCard
 from privacy.releases.clipped import ClippedRelease
 from privacy.releases.device_health import DeviceHealth
 from privacy.releases.source import Cost, NoiseSource, Parts, add_secret_normals, with_camera
@@ -171,6 +172,13 @@ class DarkFrameNoise(NoiseSource):
         return self._health.shown()
 
 
+@ReleaseCard(
+    summary="noise from the device's dark frames, with a digital dither",
+    statement="{drawn}. To the sum, noise {size}{each}: the device's dark frames and a digital dither together. What it"
+    " lacks of a normal law is counted in epsilon{only}",
+    dark_frames=True,
+    isotropic=True,
+)
 def make(parts: Parts) -> ClippedRelease:
     """This release."""
     source = DarkFrameNoise(parts.device, parts.generator("dither"), parts.calibration, parts.known)

@@ -24,6 +24,7 @@ from noise_models.health.min_entropy import LEAST_SAMPLES, MinEntropy, assess
 from noise_models.health.monitor import LEAST_PIXELS, LEAST_STD, HealthError
 from noise_models.health.replays import REPLAY_FALSE_ALARM, frame_digest
 from privacy.contributions.protocols import DarkFrames
+from privacy.releases.card import ReleaseCard
 from privacy.releases.clipped import ClippedRelease
 from privacy.releases.device_health import DeviceHealth
 from privacy.releases.source import Cost, NoiseSource, Parts, add_secret_normals, with_camera
@@ -201,6 +202,13 @@ def _watch(device: DarkFrames, known: Iterable[str]) -> DeviceHealth | None:
     return DeviceHealth(device, known=known)
 
 
+@ReleaseCard(
+    summary="noise from a cryptographic generator that the device's dark frames key",
+    statement="{drawn}. To the sum, normal noise {size} from a cryptographic generator, whose key the device's dark "
+    "frames and the operating system supplied,{each}{only}",
+    dark_frames=True,
+    isotropic=True,
+)
 def make(parts: Parts) -> ClippedRelease:
     """This release."""
     source = DeviceEntropyNoise(parts.device, parts.generator("system entropy"), parts.known)

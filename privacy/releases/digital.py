@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from noise_models.generator import NORMAL_TAIL_MASS, NoiseGenerator
+from privacy.releases.card import ReleaseCard
 from privacy.releases.clipped import ClippedRelease
 from privacy.releases.source import Cost, NoiseSource, Parts, add_secret_normals
 
@@ -29,6 +30,11 @@ class DigitalNoise(NoiseSource):
         add_secret_normals(total, std, self._generator)
 
 
+@ReleaseCard(
+    summary="noise from a cryptographic generator",
+    statement="{drawn}. To the sum, normal noise {size} from a cryptographic generator{each}{only}",
+    isotropic=True,
+)
 def make(parts: Parts) -> ClippedRelease:
     """This release."""
     return ClippedRelease.of(parts, DigitalNoise(parts.generator("noise")))

@@ -44,7 +44,10 @@ from torch import Tensor
 from noise_models.errors import UsageError
 from noise_models.generator import NORMAL_TAIL_MASS
 from privacy.contributions.separated import GatedContributions, GatedLayer, joined
+from privacy.kind import Kind
 from privacy.ledger import Release
+from privacy.notions import Adjacency
+from privacy.releases.card import ReleaseCard
 from privacy.releases.digital import DigitalNoise
 from privacy.releases.leverage import leverages
 from privacy.releases.source import Parts, add_secret_normals
@@ -296,6 +299,21 @@ def _matrix(layer: GatedLayer, matrices: dict[str, Tensor] | None) -> Tensor:
     return matrices[layer.point]
 
 
+@ReleaseCard(
+    summary="noise inside each record's projection, every layer's: protects labels, with public inputs",
+    statement="Every record took part in one step of each pass over the data, in a public order. Normal noise was added"
+    " inside every record's projected error, output layer included, and scaled by public numbers so that a "
+    "change of one label is in no pass easier to tell than a shift of {shift} standard deviations of a normal"
+    " law. Inputs are public; labels act through these errors only.",
+    kind=Kind.LABEL_DP,
+    adjacency=Adjacency.LABEL,
+    mechanism="label-gaussian",
+    public_batches=True,
+    clips=False,
+    noise_by_records=True,
+    backend="digital",
+    options=("leverage",),
+)
 def make(parts: Parts) -> LabelRelease:
     """This release.
 

@@ -25,8 +25,10 @@ from torch import Tensor
 
 from noise_models.errors import UsageError
 from privacy.contributions.separated import GatedContributions, GatedLayer, joined
+from privacy.kind import Kind
 from privacy.ledger import Release
 from privacy.norms import joint_norms, limit, refuse_norm, rounded_down, vector_norms, within
+from privacy.releases.card import ReleaseCard
 from privacy.releases.certificates import Certificate, Finding, public_findings, realised_findings
 from privacy.releases.clipped import (
     CAP_MASS,
@@ -213,6 +215,15 @@ def _silenced(layer: GatedLayer, kept: Tensor) -> GatedLayer:
     return layer.mapped(lambda factor: torch.where(kept.unsqueeze(1), factor, zero))
 
 
+@ReleaseCard(
+    summary="noise inside each record's projection, as published: conditional, NOT a worst-case guarantee",
+    statement="{coins}Normal noise was added inside each record's projection, as in the published photonic mechanism. "
+    "The accounting is a RECONSTRUCTION that takes the noise of the sum for isotropic (noise multiplier "
+    "{noise}); it is not, and the output layer carries none.",
+    kind=Kind.CONDITIONAL,
+    mechanism="published",
+    options=("activation_floor", "derivative_floor"),
+)
 def make(parts: Parts) -> PerRecordRelease:
     """This release.
 

@@ -22,6 +22,7 @@ from noise_models.integer_sampler import TABLE_MASS, SkellamSampler, table_size
 from privacy.contributions.integers import EXACT_FLOAT32, Factors, add_exactly, integers, least_bound
 from privacy.contributions.protocols import Contributions
 from privacy.norms import refuse_norm
+from privacy.releases.card import ReleaseCard
 from privacy.releases.clipped import refuse_imprecise_products
 from privacy.releases.source import Cost, NoiseSource, Parts
 from privacy.releases.step import FLOATING_POINT, RECORD_ASSUMPTIONS, StepRelease
@@ -168,6 +169,14 @@ class SkellamRelease(StepRelease):
         self._sum.zero_()
 
 
+@ReleaseCard(
+    summary="exact integer noise from a cryptographic generator",
+    statement="{drawn}, rounded to whole numbers of a public grid and bounded by {sensitivity} grid units. To the exact"
+    " sum, whole-numbered Skellam noise of standard deviation {noise} times {sensitivity} grid units was "
+    "added in each of {dimension} coordinates. Only the noised sum reached the weights.",
+    mechanism="skellam",
+    options=("grid_steps",),
+)
 def make(parts: Parts) -> SkellamRelease:
     """This release.
 

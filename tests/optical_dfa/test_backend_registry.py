@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
+from noise_models import cards
 from noise_models.errors import DeviceError, UsageError
 from noise_models.generator import NoiseGenerator
 from optical_dfa import backends
+from optical_dfa.backends.card import BackendCard
 from optical_dfa.backends.digital import DigitalBackend
 
 
@@ -21,6 +23,7 @@ def build(name: str, options: dict[str, Any] | None = None) -> Any:
     )
 
 
+@BackendCard(summary="another's device", part="A device of another package took part.", camera=False)
 class OutsideBackend(DigitalBackend):
     name = "outside"
 
@@ -28,7 +31,7 @@ class OutsideBackend(DigitalBackend):
 def test_names() -> None:
     assert list(backends.BACKENDS) == ["digital", "simulated-opu", "lightonml-simulated", "lightonml"]
     for name in backends.BACKENDS:
-        assert backends.backend_class(name).name == name
+        assert backends.BACKENDS.load(name).name == name
 
 
 def test_the_registry_loads_neither_torch_nor_a_device() -> None:
@@ -44,7 +47,7 @@ def test_available_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None
     assert rows["digital"] == (True, "a matrix product on the computer, without noise")
     assert rows["lightonml-simulated"][0]
     assert not rows["lightonml"][0]
-    assert rows["lightonml"][1].startswith("needs the drivers of a LightOn OPU (lightonopu)")
+    assert rows["lightonml"][1].startswith("needs lightonopu: the drivers of a LightOn OPU")
     monkeypatch.setattr(backends.util, "find_spec", lambda name: None)
     rows = {name: (there, detail) for name, there, detail in backends.available()}
     assert rows["simulated-opu"][0]
@@ -59,14 +62,17 @@ def test_available_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_third_party_backends(monkeypatch: pytest.MonkeyPatch) -> None:
     points = [
-        EntryPoint("outside", f"{__name__}:OutsideBackend", backends.ENTRY_POINT_GROUP),
-        EntryPoint("gone", "no_such_module:Device", backends.ENTRY_POINT_GROUP),
-        EntryPoint("digital", f"{__name__}:OutsideBackend", backends.ENTRY_POINT_GROUP),
+        EntryPoint("outside", f"{__name__}:OutsideBackend", backends.BACKENDS.group),
+        EntryPoint("gone", "no_such_module:Device", backends.BACKENDS.group),
+        EntryPoint("digital", f"{__name__}:OutsideBackend", backends.BACKENDS.group),
     ]
-    monkeypatch.setattr(backends, "entry_points", lambda group: points)
+    monkeypatch.setattr(cards, "entry_points", lambda group: points)
     assert type(build("outside")) is OutsideBackend
     assert type(build("digital")) is DigitalBackend  # a built-in name cannot be taken over
-    assert ("outside", True, f"installed: {__name__}:OutsideBackend") in backends.available()
+    assert ("outside", True, "another's device") in backends.available()
+    [(there, why)] = [row[1:] for row in backends.available() if row[0] == "gone"]
+    assert not there
+    assert "no_such_module" in why
     with pytest.raises(DeviceError, match="no_such_module"):
         build("gone")
 

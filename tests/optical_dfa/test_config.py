@@ -15,11 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from noise_models.errors import UsageError
+from optical_dfa.backends import BACKENDS
 from optical_dfa.config import (
-    RELEASES,
     ResolvedConfig,
     TrainConfig,
-    backend_names,
     merge,
     read,
     resolve,
@@ -27,7 +26,8 @@ from optical_dfa.config import (
 )
 from optical_dfa.data import NAMES
 from optical_dfa.defaults import ADAM_LR, DEFAULTS, OTHER_DATASET, OTHER_TEXT, for_records, shipped_for
-from privacy.releases import RELEASES as SOUND_RELEASES
+from optical_dfa.feedback import RULES, make_rule
+from privacy.releases import RELEASES
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SIZES = {"digits": 1437, "mnist": 60000, "fashion-mnist": 60000, "cifar10": 50000, OTHER_DATASET: 3000}
@@ -95,9 +95,9 @@ def test_unknown_names_list_the_known_ones(name: str, allowed: tuple[str, ...]) 
 
 def test_backends_come_from_the_registry() -> None:
     text = refusal(backend="wrong")
-    assert {"digital", "simulated-opu", "lightonml", "lightonml-simulated"} <= set(backend_names())
-    assert all(name in text for name in backend_names())
-    for name in backend_names():
+    assert {"digital", "simulated-opu", "lightonml", "lightonml-simulated"} <= set(BACKENDS)
+    assert all(name in text for name in BACKENDS)
+    for name in BACKENDS:
         assert merge({}, {"backend": name}).backend == name
 
 
@@ -154,7 +154,7 @@ def test_frozen() -> None:
         config.epochs = 3  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("release", RELEASES)
+@pytest.mark.parametrize("release", ["none", *RELEASES])
 @pytest.mark.parametrize("dataset", [*NAMES, "own.npz", "own.TXT"])
 def test_every_default_is_filled_in(dataset: str, release: str) -> None:
     key = shipped_for(dataset)
@@ -162,9 +162,7 @@ def test_every_default_is_filled_in(dataset: str, release: str) -> None:
     config = resolve(merge({}, {"dataset": dataset, "release": release}), SIZES[key])
     shipped = DEFAULTS[key, release != "none"]
     if key == OTHER_DATASET and release != "none":
-        shipped = replace(
-            for_records(SIZES[key], clips=SOUND_RELEASES[release].clips), lr=config.lr, momentum=0.9
-        )
+        shipped = replace(for_records(SIZES[key], clips=RELEASES[release].clips), lr=config.lr, momentum=0.9)
         assert 0 < config.lr < 1
     assert (config.batch_size, config.epochs, config.lr) == (shipped.batch_size, shipped.epochs, shipped.lr)
     private = (config.epsilon, config.delta, config.max_grad_norm, config.public_size)
@@ -173,7 +171,7 @@ def test_every_default_is_filled_in(dataset: str, release: str) -> None:
     else:
         assert config.noise_multiplier is None
         assert config.epsilon == shipped.epsilon
-        assert config.max_grad_norm == (shipped.max_grad_norm if SOUND_RELEASES[release].clips else None)
+        assert config.max_grad_norm == (shipped.max_grad_norm if RELEASES[release].clips else None)
         assert config.public_size == SIZES[key]
         assert config.delta is not None
         assert 0 < config.delta < 1 / SIZES[key]
@@ -354,13 +352,12 @@ def test_rule_backend_and_release_follow_one_another(
     assert (from_file.rule, from_file.backend, from_file.release) == follow
 
 
-def test_what_is_said_of_rules_without_importing_them_is_true() -> None:
-    from optical_dfa.feedback import RECURRENT, RULES, WITHOUT_DEVICE, make_rule
-
-    for name in RULES:
+def test_what_a_rules_card_says_is_true() -> None:
+    for name, card in RULES.items():
         rule = make_rule(name)
-        assert name == "hybrid" or (name in WITHOUT_DEVICE) == (not rule.projects), name
-    assert {name for name in RULES if "recurrent" in name} == RECURRENT
+        assert card.projects == rule.projects or name == "hybrid", name
+        assert card.recurrent == ("recurrent" in name)
+        assert card == type(rule).card
 
 
 def test_recurrent_rules_say_which_data_they_want() -> None:

@@ -28,7 +28,8 @@ from optical_dfa.training.trainer import train
 from privacy import health_log
 from privacy.engine import PrivacyEngine
 from privacy.ledger import Ledger
-from privacy.releases import RELEASES, Terms
+from privacy.releases import RELEASES
+from privacy.releases.card import ReleaseCard
 from privacy.releases.clipped import ClippedRelease
 from privacy.releases.source import Cost, NoiseSource, Parts
 
@@ -224,7 +225,9 @@ def make_rekeyed(monkeypatch: pytest.MonkeyPatch, make: Callable[[Parts], NoiseS
     module = types.ModuleType("privacy.releases.rekeyed")
     module.make = lambda parts: ClippedRelease.of(parts, make(parts))  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setitem(RELEASES, "rekeyed", Terms("a new key with every release"))
+    monkeypatch.setitem(RELEASES.built_in, "rekeyed", f"{module.__name__}:make")
+    card = ReleaseCard(summary="a new key with every release", statement="")
+    monkeypatch.setitem(RELEASES._cards, "rekeyed", card)
     return Run(release="rekeyed")
 
 

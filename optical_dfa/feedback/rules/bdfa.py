@@ -6,9 +6,15 @@ a random one's signs, times one public constant a layer, so that teaching takes 
 
 from __future__ import annotations
 
+from optical_dfa.feedback.card import RuleCard
 from optical_dfa.feedback.rules.dfa import DirectFeedbackAlignment
 
 
+@RuleCard(
+    summary="Direct Feedback Alignment with binary feedback weights (a reconstruction)",
+    projects=True,
+    own_law=True,
+)
 class BinaryFeedbackAlignment(DirectFeedbackAlignment):
     """`bdfa`: feedback weights ±s, s = scale/sqrt(n_l) as for `dfa`. The signs are those that `dfa` has of this seed.
 

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from optical_dfa.backends.base import ProjectionBackend
+from optical_dfa.feedback.card import RuleCard
 from optical_dfa.feedback.rule import FeedbackRule, Point, Requires
 
 
+@RuleCard(summary="backpropagation", projects=False)
 class Backpropagation(FeedbackRule):
     """Exact gradients (`bp`)."""
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from noise_models.errors import UsageError
+from optical_dfa.feedback.card import RuleCard
 from optical_dfa.feedback.points import call_order
 from optical_dfa.feedback.rules.dfa import DirectFeedbackAlignment
 from optical_dfa.networks.markers import DEFAULT_POINTS
@@ -19,6 +20,10 @@ from optical_dfa.networks.markers import DEFAULT_POINTS
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
+@RuleCard(
+    summary="Direct Feedback Alignment of its fully connected layers, and backpropagation inside its convolutions",
+    projects=True,
+)
 class ConvolutionalFeedbackAlignment(DirectFeedbackAlignment):
     """`cdfa`: the default points are the top of the convolutional stack and every activation above it.
 

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from noise_models.errors import UsageError
 from optical_dfa import options as options_of
-from optical_dfa.backends import NO_OPTIONS, backend_class
+from optical_dfa.backends import BACKENDS, NO_OPTIONS
 from optical_dfa.backends.base import ProjectionBackend
+from optical_dfa.feedback.card import RuleCard
 from optical_dfa.feedback.rule import FeedbackRule, Point, Requires
 from optical_dfa.feedback.rules import shared_kernel
 
@@ -19,6 +20,7 @@ LAWS = ("normal", "uniform", "orthogonal")
 MOST_TAPS = 31
 
 
+@RuleCard(summary="Direct Feedback Alignment", projects=True)
 class DirectFeedbackAlignment(FeedbackRule):
     """`dfa`: every hidden layer is taught by a fixed random projection of the output error.
 
@@ -98,7 +100,7 @@ class DirectFeedbackAlignment(FeedbackRule):
     def device_options(
         self, backend: str, given: Mapping[str, Any], outputs: Sequence[int]
     ) -> dict[str, Any]:
-        known = options_of.names(backend_class(backend), NO_OPTIONS)
+        known = options_of.names(BACKENDS.load(backend), NO_OPTIONS)
         chosen = dict(given)
         if self.law is not None and "distribution" not in known:
             raise UsageError(

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from optical_dfa.feedback.card import RuleCard
 from optical_dfa.feedback.rules.modular import ConvolutionalMaps
 
 
+@RuleCard(
+    summary="Direct Feedback Alignment within modules through dilated convolutions (a reconstruction)",
+    projects=True,
+    projects_unless=("between", "bp"),
+)
 class DilatedFeedback(ConvolutionalMaps):
     """`dilated`: sparse backward weights for CNNs, few taps that reach far. [R]
 

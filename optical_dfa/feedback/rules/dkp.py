@@ -11,11 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from optical_dfa.feedback.card import RuleCard
 from optical_dfa.feedback.points import Tape
 from optical_dfa.feedback.rule import Point, Requires
 from optical_dfa.feedback.rules.learned import LearnedFeedback, LearnedState, Noted, rows_of
 
 
+@RuleCard(
+    summary="direct Kolen-Pollack (direct feedback that learns beside the output layer)", projects=False
+)
 class DirectKolenPollack(LearnedFeedback):
     """`dkp`: eta is the option `rate` (0.1 unless given), lambda the option `decay` (1e-6 unless given).
 

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from noise_models.errors import UsageError
+from optical_dfa.feedback.card import RuleCard
 from optical_dfa.feedback.rule import Point
 from optical_dfa.feedback.rules.dfa import DirectFeedbackAlignment
 
 
+@RuleCard(summary="Direct Random Target Projection", projects=True)
 class DirectRandomTargetProjection(DirectFeedbackAlignment):
     """`drtp`: hidden layers are taught by a fixed random projection of the target itself, not of the error.
 

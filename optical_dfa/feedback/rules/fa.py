@@ -6,9 +6,11 @@ from torch import Tensor
 
 from noise_models.errors import UsageError
 from optical_dfa.backends.matrix import DISTRIBUTIONS
+from optical_dfa.feedback.card import RuleCard
 from optical_dfa.feedback.rules.layerwise import LayerwiseFeedback
 
 
+@RuleCard(summary="feedback alignment (layer by layer, through fixed random matrices)", projects=False)
 class FeedbackAlignment(LayerwiseFeedback):
     """`fa`: the error goes down layer by layer through fixed random matrices shaped like the weights.
 

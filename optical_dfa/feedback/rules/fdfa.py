@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from noise_models.errors import UsageError
+from optical_dfa.feedback.card import RuleCard
 from optical_dfa.feedback.forward_mode import check_forward_mode, directional_derivative
 from optical_dfa.feedback.points import Tape
 from optical_dfa.feedback.rule import Point, Requires
@@ -24,6 +25,10 @@ from optical_dfa.feedback.rules.learned import LearnedFeedback, LearnedState, No
 PERTURBED = ("all", "one")
 
 
+@RuleCard(
+    summary="forward direct feedback alignment (direct feedback that follows the network's Jacobian)",
+    projects=False,
+)
 class ForwardDirectFeedbackAlignment(LearnedFeedback):
     """`fdfa`: with optimizer sgd, B_l is the moving average of the equation, with a = rate.
 

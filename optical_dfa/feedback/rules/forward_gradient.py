@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from optical_dfa.feedback.card import RuleCard
 from optical_dfa.feedback.forward_mode import (
     check_forward_mode,
     directional_derivative,
@@ -28,6 +29,7 @@ from optical_dfa.feedback.state import FeedbackState, GradientState, TeachingSta
 _WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d)
 
 
+@RuleCard(summary="forward gradients of its layers' outputs (no backward pass)", projects=False)
 class ActivityForwardGradient(StatefulRule):
     """`fg-a`: a layer's own output is moved, before the nonlinearity, by a direction of each record's own.
 
@@ -99,6 +101,7 @@ class _ActivityState(TeachingState):
         ]
 
 
+@RuleCard(summary="forward gradients of its weights (no backward pass)", projects=False)
 class WeightForwardGradient(StatefulRule):
     """`fg-w`: all trained parameters are moved along one direction, the output layer's among them.
 

@@ -20,12 +20,14 @@ from torch import Tensor, nn
 from noise_models.errors import UsageError
 from noise_models.generator import NoiseGenerator
 from optical_dfa.backends.base import ProjectionBackend
+from optical_dfa.feedback.card import RuleCard
 from optical_dfa.feedback.rules.dfa import DirectFeedbackAlignment
 
 MOST_GATES = 4096
 _WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d)
 
 
+@RuleCard(summary="Direct Feedback Alignment before the activations, with public gates", projects=True)
 class GatedFeedbackAlignment(DirectFeedbackAlignment):
     """`gated-dfa`: each layer is cut before its activation and taught by a projection of `r(x) ⊗ e`.
 

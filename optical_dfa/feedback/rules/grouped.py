@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from optical_dfa.feedback.card import RuleCard
 from optical_dfa.feedback.rules.modular import ConvolutionalMaps
 
 
+@RuleCard(
+    summary="Direct Feedback Alignment within modules through grouped convolutions (a reconstruction)",
+    projects=True,
+    projects_unless=("between", "bp"),
+)
 class GroupedFeedback(ConvolutionalMaps):
     """`grouped`: a channel hears the errors of its own group of channels alone, a `groups`-th of the multiply-adds. [R]
 

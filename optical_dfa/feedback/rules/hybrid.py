@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from optical_dfa.feedback.card import RuleCard
 from optical_dfa.feedback.rules.modular import ConvolutionalMaps
 
 
+@RuleCard(
+    summary="Direct Feedback Alignment within modules and backpropagation between them (a reconstruction)",
+    projects=False,
+    projects_unless=("between", "bp"),
+)
 class HybridFeedback(ConvolutionalMaps):
     """`hybrid`: the error goes from module to module through each module's lowest weights alone. [R]
 

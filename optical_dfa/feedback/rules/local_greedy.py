@@ -21,6 +21,7 @@ from torch.autograd.function import once_differentiable
 from torch.func import jvp
 
 from noise_models.errors import UsageError
+from optical_dfa.feedback.card import RuleCard
 from optical_dfa.feedback.points import Tape, call_order
 from optical_dfa.feedback.rule import Point, Requires
 from optical_dfa.feedback.rules.drtp import check_targets, onehot_targets
@@ -29,6 +30,10 @@ from optical_dfa.feedback.state import StateHook
 from optical_dfa.networks.markers import ACTIVATIONS
 
 
+@RuleCard(
+    summary="forward gradients of losses of its layers' own (auxiliary classifiers; no backward pass)",
+    projects=False,
+)
 class LocalGreedyForwardGradient(LearnedFeedback):
     """`lg-fg-a`: a block is what lies between two feedback points; it is moved where its activation begins.
 

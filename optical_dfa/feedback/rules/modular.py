@@ -25,6 +25,7 @@ from torch.nn import functional
 
 from noise_models.errors import UsageError
 from noise_models.generator import derive_seed
+from optical_dfa.feedback.card import RuleCard
 from optical_dfa.feedback.points import call_order
 from optical_dfa.feedback.rule import Point
 from optical_dfa.feedback.rules.dfa import DirectFeedbackAlignment
@@ -35,6 +36,11 @@ MOST_ENTRIES = 10**9  # of one dense map
 _TRANSPOSED = {1: functional.conv_transpose1d, 2: functional.conv_transpose2d, 3: functional.conv_transpose3d}
 
 
+@RuleCard(
+    summary="Direct Feedback Alignment within modules (a reconstruction)",
+    projects=True,
+    projects_unless=("between", "bp"),
+)
 class ModularFeedbackAlignment(DirectFeedbackAlignment):
     """`modular`: dense maps A_l within the modules, entries N(0, scale²/n_l). [R]
 

@@ -18,11 +18,13 @@ from torch.func import functional_call
 
 from noise_models.errors import UsageError
 from optical_dfa.backends.matrix import RandomMatrix
+from optical_dfa.feedback.card import RuleCard
 from optical_dfa.feedback.points import Tape
 from optical_dfa.feedback.rule import Point, Requires, StatefulRule
 from optical_dfa.feedback.state import FeedbackState, GradientState, StateHook
 
 
+@RuleCard(summary="PEPITA (a second forward pass of inputs moved by the error)", projects=False)
 class Pepita(StatefulRule):
     """`pepita`: F's entries are uniform in ± scale · sqrt(6 / n_0), n_0 the size of an input."""
 

@@ -26,6 +26,7 @@ from torch.autograd.function import once_differentiable
 from noise_models.errors import UsageError
 from noise_models.generator import derive_seed
 from optical_dfa.backends.base import ProjectionBackend
+from optical_dfa.feedback.card import RuleCard
 from optical_dfa.feedback.rule import FeedbackRule, Point, Requires
 from optical_dfa.feedback.rules.modular import MOST_ENTRIES
 from optical_dfa.feedback.rules.sparse_recurrent import Forget, check_sparse, sparse_matrix
@@ -34,6 +35,11 @@ from optical_dfa.networks.markers import State
 from optical_dfa.networks.recurrent import Unrolled
 
 
+@RuleCard(
+    summary="backpropagation between recurrent layers and sparse feedback across time (a reconstruction)",
+    projects=False,
+    recurrent=True,
+)
 class RecurrentHybrid(FeedbackRule):
     """`recurrent-hybrid`: exact errors between recurrent layers, sparse random ones from later times. [R]
 

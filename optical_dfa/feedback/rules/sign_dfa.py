@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from optical_dfa.feedback.card import RuleCard
 from optical_dfa.feedback.rules.dfa import DirectFeedbackAlignment
 
 
+@RuleCard(summary="Direct Feedback Alignment of the error's signs", projects=True)
 class SignFeedbackAlignment(DirectFeedbackAlignment):
     """`sign-dfa`: each component of the error teaches by its sign alone, -1, 0 or 1.
 

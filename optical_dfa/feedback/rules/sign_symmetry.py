@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from optical_dfa.feedback.card import RuleCard
 from optical_dfa.feedback.rules.layerwise import LayerwiseFeedback
 
 
+@RuleCard(summary="sign symmetry of uniform size", projects=False)
 class UniformSignSymmetry(LayerwiseFeedback):
     """`usf`: every entry is as large as any other, B_l = s sign(W_l) with s = scale · sqrt(2 / (fan_in + fan_out))."""
 
@@ -22,6 +24,7 @@ class UniformSignSymmetry(LayerwiseFeedback):
         return weight.sign() * size
 
 
+@RuleCard(summary="sign symmetry of fixed random sizes", projects=False)
 class FixedRandomSignSymmetry(LayerwiseFeedback):
     """`frsf`: |M_l| * sign(W_l) with M_l normal of standard deviation s, drawn once."""
 
@@ -32,6 +35,7 @@ class FixedRandomSignSymmetry(LayerwiseFeedback):
         return drawn.abs() * weight.sign() * size
 
 
+@RuleCard(summary="sign symmetry whose sizes are drawn anew every step", projects=False)
 class BatchRandomSignSymmetry(FixedRandomSignSymmetry):
     """`brsf`: as `frsf`, with M_l drawn anew for every forward pass that has gradients.
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from noise_models.errors import UsageError
 from noise_models.generator import derive_seed
 from optical_dfa.backends.base import ProjectionBackend
+from optical_dfa.feedback.card import RuleCard
 from optical_dfa.feedback.points import Tape
 from optical_dfa.feedback.rule import FeedbackRule, Point, Requires
 from optical_dfa.feedback.state import FeedbackState, StateHook, TeachingState, key
@@ -30,6 +31,11 @@ from optical_dfa.networks.markers import Memory, State
 RECURSIONS = ("truncated", "local")
 
 
+@RuleCard(
+    summary="sparse direct feedback to the states of its recurrent cells (a reconstruction)",
+    projects=False,
+    recurrent=True,
+)
 class SparseRecurrentFeedback(FeedbackRule):
     """`sparse-recurrent`: a masked random matrix for every state of an unrolled RNN, GRU or LSTM. [R]
 

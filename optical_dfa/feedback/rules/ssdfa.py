@@ -14,10 +14,12 @@ from typing import Any
 
 from optical_dfa.backends.base import ProjectionBackend
 from optical_dfa.backends.digital import SPARSE
+from optical_dfa.feedback.card import RuleCard
 from optical_dfa.feedback.rule import Point
 from optical_dfa.feedback.rules.dfa import DirectFeedbackAlignment
 
 
+@RuleCard(summary="Direct Feedback Alignment with sparse feedback weights", projects=True, own_law=True)
 class SparseFeedbackAlignment(DirectFeedbackAlignment):
     """`ssdfa`: the projection gathers k components of the error a unit, k multiplications instead of c.
 

@@ -15,11 +15,13 @@ from torch import Tensor
 
 from noise_models.errors import UsageError
 from optical_dfa import options as options_of
-from optical_dfa.backends import NO_OPTIONS, backend_class
+from optical_dfa.backends import BACKENDS, NO_OPTIONS
 from optical_dfa.backends.encoding import Encoding, Ternary, TernaryAbsolute
+from optical_dfa.feedback.card import RuleCard
 from optical_dfa.feedback.rules.dfa import DirectFeedbackAlignment
 
 
+@RuleCard(summary="Direct Feedback Alignment of the error made ternary", projects=True)
 class TernaryFeedbackAlignment(DirectFeedbackAlignment):
     """`ternary`: the error is made ternary before it is projected.
 
@@ -67,7 +69,7 @@ class TernaryFeedbackAlignment(DirectFeedbackAlignment):
         self, backend: str, given: Mapping[str, Any], outputs: Sequence[int]
     ) -> dict[str, Any]:
         chosen = super().device_options(backend, given, outputs)
-        if "encoding" in chosen or "encoding" not in options_of.names(backend_class(backend), NO_OPTIONS):
+        if "encoding" in chosen or "encoding" not in options_of.names(BACKENDS.load(backend), NO_OPTIONS):
             return chosen
         for option in ("threshold", "amplitude", "bits"):
             if option in chosen:

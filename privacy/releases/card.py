@@ -1,0 +1,42 @@
+"""The card of a release."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from noise_models.cards import Card
+from privacy.kind import Kind
+from privacy.notions import Adjacency
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReleaseCard(Card):
+    """What a release promises, known before anything is loaded.
+
+    Attributes:
+        summary: where its noise comes from.
+        statement: how it makes a step private, in sentences; {coins}, {drawn}, {size}, {each} and {only} are those of
+            `privacy.auditing.wording`, {rate}, {clip}, {noise}, {sensitivity}, {dimension} and {shift} its numbers.
+        kind, adjacency: of its guarantee.
+        mechanism: by which its rows are accounted for, a name of `privacy.mechanisms.MECHANISMS`.
+        public_batches: batches are a public shuffle, every record once an epoch, instead of Poisson samples.
+        clips: a record's update is clipped to `max_grad_norm`.
+        dark_frames: its noise needs the device's dark frames, so that the device is tested.
+        isotropic: its noise is N(0, std² I) in the very coordinates that are released.
+        noise_by_records: its noise depends on which records there are.
+        rule, backend: of a run that names none; None leaves it to the program.
+        options: names of the release's own settings.
+    """
+
+    statement: str
+    kind: Kind = Kind.RECORD_DP
+    adjacency: Adjacency = Adjacency.ADD_REMOVE
+    mechanism: str = "gaussian"
+    public_batches: bool = False
+    clips: bool = True
+    dark_frames: bool = False
+    isotropic: bool = False
+    noise_by_records: bool = False
+    rule: str | None = None
+    backend: str | None = None
+    options: tuple[str, ...] = ()
