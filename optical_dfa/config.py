@@ -20,18 +20,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from noise_models.errors import UsageError
 from optical_dfa.backends import BACKENDS, has_dark_frames
-from optical_dfa.data import NAMES as DATASETS
-from optical_dfa.data import SUFFIXES
+from optical_dfa.data import DATASETS, registered
+from optical_dfa.data.defaults import ADAM_LR, for_records, rate_for_records
 from optical_dfa.data.features import components
-from optical_dfa.defaults import (
-    ADAM_LR,
-    DEFAULTS,
-    OTHER_DATASET,
-    TEXTS,
-    for_records,
-    rate_for_records,
-    shipped_for,
-)
 from optical_dfa.feedback import RULES
 from privacy.notions import Adjacency
 from privacy.releases import RELEASES, refuse_unknown_options, terms
@@ -61,13 +52,13 @@ Points = Annotated[
 
 class TrainConfig(BaseModel):
     """What a user asked for. None: the shipped default for this data set and release
-    (`optical_dfa.defaults`).
+    (`optical_dfa.data.defaults`).
 
     Of rule, backend and release those that were not given follow the others: dfa on simulated-opu under dark-frame,
     but digital where there is no device or no camera, and what a release or a rule cannot do without.
 
     Attributes:
-        dataset: a name of `optical_dfa.data.NAMES`, or a path ending in .npz or .txt.
+        dataset: a name of `optical_dfa.data.DATASETS`, or a path with one of its suffixes.
         data_dir: folder in which the files of the data set are; None: OPTICAL_DFA_DATA, the cache, or a
             download.
         features: inputs computed from the training inputs alone (`optical_dfa.data.features`), where those are public:
@@ -169,9 +160,11 @@ class TrainConfig(BaseModel):
     @field_validator("dataset")
     @classmethod
     def _known_dataset(cls, value: str) -> str:
-        if value.lower().endswith(SUFFIXES):
-            return value
-        return _one_of("dataset", value, DATASETS, f"or a path ending in {' or '.join(SUFFIXES)}")
+        try:
+            registered(value)
+        except UsageError as error:
+            raise ValueError(str(error)) from None
+        return value
 
     @field_validator("rule")
     @classmethod
@@ -219,7 +212,7 @@ class TrainConfig(BaseModel):
                 f"epsilon is {self.epsilon} and noise_multiplier is {self.noise_multiplier}; "
                 "give one of the two: the other follows from it"
             )
-        if RULES[self.rule].recurrent and shipped_for(self.dataset) not in TEXTS:
+        if RULES[self.rule].recurrent and not DATASETS[registered(self.dataset)].text:
             raise ValueError(
                 f"rule is {self.rule!r}, which teaches recurrent layers, but dataset {self.dataset} is no text; add "
                 "dataset tiny-shakespeare, or a path ending in .txt"
@@ -321,8 +314,9 @@ def resolve(config: TrainConfig, train_size: int, model: str | None = None) -> R
     if train_size < 1:
         raise UsageError(f"the data set has {train_size} training records; at least 1 is needed")
     size = config.public_size if config.public_size is not None else train_size
-    shipped = DEFAULTS[shipped_for(config.dataset), config.private]
-    by_records = config.private and shipped_for(config.dataset) == OTHER_DATASET
+    card = DATASETS[registered(config.dataset)]
+    shipped = card.shipped(config.private)
+    by_records = config.private and card.by_records
     if by_records:
         shipped = for_records(size, clips=RELEASES[config.release].clips)
     values: dict[str, Any] = config.model_dump()

@@ -24,7 +24,7 @@ from experiments.harness.experiment import RESULTS, TABLE
 from noise_models.errors import UsageError
 from noise_models.generator import derive_seed
 from optical_dfa import align
-from optical_dfa.data import NAMES, load
+from optical_dfa.data import load, names
 from optical_dfa.data.dataset import Dataset
 from optical_dfa.measure.alignment import alignment
 from optical_dfa.networks.building import build
@@ -173,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Do the runs that are missing, then write table.md and the picture."""
     parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
     parser.add_argument("--data-dir", type=Path, metavar="DIR", help="folder with the data set's files")
-    parser.add_argument("--dataset", choices=NAMES, default="mnist")
+    parser.add_argument("--dataset", choices=names(), default="mnist")
     given = parser.parse_args(arguments)
     base = Setting("", 0, dataset=given.dataset)
     progress = progress_for(sys.stderr, "bottleneck")

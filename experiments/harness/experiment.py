@@ -13,8 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from noise_models.errors import UsageError
 from optical_dfa.config import TrainConfig, merge
-from optical_dfa.data import NAMES
-from optical_dfa.defaults import DEFAULTS, shipped_for
+from optical_dfa.data import DATASETS, names, registered
 
 CONFIG, RESULTS, TABLE = "config.toml", "results.jsonl", "table.md"
 QUICK_EPOCHS = 2
@@ -132,7 +131,7 @@ class Experiment(BaseModel):
             short = Row(name=row.name, settings={**row.settings, **few}, source=row.source)
             if all((short.settings, short.source) != (other.settings, other.source) for other in rows):
                 rows.append(short)  # rows that differ in their epochs alone are one
-        own = tuple(name for name in self.datasets if name not in NAMES)
+        own = tuple(name for name in self.datasets if name not in names())
         return self.model_copy(
             update={
                 "datasets": own or (self.quick_run.dataset,),
@@ -175,7 +174,9 @@ def identity(config: TrainConfig) -> dict[str, Any]:
     """
     given = config.model_dump(mode="json", exclude={"data_dir", "diagnose"}, exclude_none=True)
     same: dict[str, Any] = json.loads(
-        json.dumps({**given, "defaults": asdict(DEFAULTS[shipped_for(config.dataset), config.private])})
+        json.dumps(
+            {**given, "defaults": asdict(DATASETS[registered(config.dataset)].shipped(config.private))}
+        )
     )
     return same
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.harness.experiment import RESULTS, TABLE, Experiment, Figure, Results, Target
-from optical_dfa.data import NAMES
+from optical_dfa.data import names
 from privacy.guarantee import Kind, rounded_up
 
 ABSENT = "not measured"
@@ -137,7 +137,7 @@ def _rows(experiment: Experiment, cells: dict[tuple[str, str], Cell], private: b
 
 def _title(dataset: str) -> str:
     """A data set's name; of a file, its own."""
-    return dataset if dataset in NAMES else Path(dataset).stem
+    return dataset if dataset in names() else Path(dataset).stem
 
 
 def _measured(experiment: Experiment) -> str:

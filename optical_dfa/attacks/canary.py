@@ -23,7 +23,8 @@ from optical_dfa.attacks.records import Records, load_records
 from optical_dfa.attacks.setting import Setting
 from optical_dfa.attacks.worlds import backend_for, claimed_kind, noise_std, rule_for
 from optical_dfa.capture.records import capture_of
-from optical_dfa.defaults import DEFAULTS, OTHER_DATASET, Defaults
+from optical_dfa.data import DATASETS
+from optical_dfa.data.card import Defaults
 from optical_dfa.feedback.aligned import AlignedModule
 from optical_dfa.networks import building as models
 from privacy import PrivacyEngine
@@ -65,7 +66,7 @@ def run(setting: Setting) -> Finding:
             "that does, such as digital or dark-frame"
         )
     records = load_records(setting.dataset, setting.data_dir, ("fashion-mnist", "mnist"))
-    defaults = DEFAULTS.get((records.name, True), DEFAULTS[OTHER_DATASET, True])
+    defaults = DATASETS.get(records.name, DATASETS[".npz"]).shipped(private=True)
     canaries = _draw(
         records, setting.trials or min(MOST_CANARIES, len(records.x) // SHARE // 10 * 10), setting.seed
     )

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noise_models.errors import UsageError
+from optical_dfa.data.card import DatasetCard
 from optical_dfa.data.dataset import Dataset, check_labels, scaled
 from optical_dfa.data.files import cache_dir, find
 
@@ -28,6 +29,18 @@ CENTRE = (0.49, 0.48, 0.45)
 SCALE = (0.25, 0.24, 0.26)
 
 
+@DatasetCard(
+    summary="50,000 colour pictures of 32 x 32 pixels, and 10,000 for the test",
+    private={
+        "batch_size": 4096,
+        "epochs": 40,
+        "lr": 0.5,
+        "max_grad_norm": 1.0,
+        "epsilon": 8.0,
+        "delta": 1e-5,
+    },
+    plain={"batch_size": 128, "epochs": 10, "lr": 0.05},
+)
 def load_cifar10(data_dir: Path | None, progress: bool) -> Dataset:
     """Images (N, 3, 32, 32), 50000 + 10000, ten classes.
 

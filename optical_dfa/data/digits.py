@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from optical_dfa.data.card import DatasetCard
 from optical_dfa.data.dataset import Dataset, scaled
 
 TRAIN_SIZE = 1437
@@ -20,7 +22,19 @@ def split(records: int) -> list[int]:
     return sorted(range(records), key=lambda i: hashlib.sha256(f"digits split {i}".encode()).digest())
 
 
-def load_digits() -> Dataset:
+@DatasetCard(
+    summary="1,437 handwritten digits of 8 x 8 pixels, and 360 for the test; comes with scikit-learn",
+    private={
+        "batch_size": 256,
+        "epochs": 40,
+        "lr": 0.15,
+        "max_grad_norm": 1.0,
+        "epsilon": 8.0,
+        "delta": 1e-4,
+    },
+    plain={"batch_size": 128, "epochs": 10, "lr": 0.05},
+)
+def load_digits(data_dir: Path | None = None, progress: bool = False) -> Dataset:
     """Images (N, 1, 8, 8), 1437 for training and 360 for the test, ten classes.
 
     Source: E. Alpaydin, C. Kaynak, Optical Recognition of Handwritten Digits (UCI, 1998), its test part.

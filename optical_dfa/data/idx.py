@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noise_models.errors import UsageError
+from optical_dfa.data.card import DatasetCard
 from optical_dfa.data.dataset import Dataset, check_labels, scaled
 from optical_dfa.data.files import cache_dir, find
 
@@ -74,12 +75,47 @@ SOURCES: dict[str, IdxSource] = {
 }
 
 
-def load_idx_set(name: str, data_dir: Path | None, progress: bool) -> Dataset:
-    """`mnist` or `fashion-mnist`: images (N, 1, 28, 28), 60000 + 10000, ten classes.
+@DatasetCard(
+    summary="60,000 handwritten digits of 28 x 28 pixels, and 10,000 for the test",
+    private={
+        "batch_size": 4096,
+        "epochs": 40,
+        "lr": 0.5,
+        "max_grad_norm": 1.0,
+        "epsilon": 8.0,
+        "delta": 1e-5,
+    },
+    plain={"batch_size": 128, "epochs": 10, "lr": 0.05},
+)
+def load_mnist(data_dir: Path | None, progress: bool) -> Dataset:
+    """Images (N, 1, 28, 28), 60000 + 10000, ten classes.
 
-    Sources: Y. LeCun, C. Cortes, C. Burges, The MNIST database (1998); H. Xiao, K. Rasul, R. Vollgraf,
-    Fashion-MNIST, arXiv:1708.07747.
+    Source: Y. LeCun, C. Cortes, C. Burges, The MNIST database (1998).
     """
+    return _load("mnist", data_dir, progress)
+
+
+@DatasetCard(
+    summary="60,000 pictures of clothes of 28 x 28 pixels, and 10,000 for the test",
+    private={
+        "batch_size": 4096,
+        "epochs": 40,
+        "lr": 0.5,
+        "max_grad_norm": 1.0,
+        "epsilon": 8.0,
+        "delta": 1e-5,
+    },
+    plain={"batch_size": 128, "epochs": 10, "lr": 0.05},
+)
+def load_fashion_mnist(data_dir: Path | None, progress: bool) -> Dataset:
+    """Images (N, 1, 28, 28), 60000 + 10000, ten classes.
+
+    Source: H. Xiao, K. Rasul, R. Vollgraf, Fashion-MNIST, arXiv:1708.07747.
+    """
+    return _load("fashion-mnist", data_dir, progress)
+
+
+def _load(name: str, data_dir: Path | None, progress: bool) -> Dataset:
     source = SOURCES[name]
     folders = (source.folder, f"{source.folder}/raw", "raw")
     paths = find(source.title, folders, [list(SHAPES)], data_dir)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from noise_models.errors import UsageError
+from optical_dfa.data.card import DatasetCard
 from optical_dfa.data.dataset import Dataset, check_labels
 
 REQUIRED = ("x_train", "y_train", "x_test", "y_test")
@@ -24,6 +25,12 @@ MAX_CARDINALITY = 2**24  # float32 has every whole number up to there
 HALF = 127.5
 
 
+@DatasetCard(
+    summary="arrays x_train, y_train, x_test and y_test of one's own",
+    private={"batch_size": 256, "epochs": 40, "lr": 0.15, "max_grad_norm": 1.0, "epsilon": 8.0},
+    plain={"batch_size": 128, "epochs": 10, "lr": 0.05},
+    by_records=True,
+)
 def load_npz(path: Path) -> Dataset:
     """The records of an .npz file.
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from noise_models.errors import UsageError
+from optical_dfa.data.card import DatasetCard
 from optical_dfa.data.dataset import Dataset
 from optical_dfa.data.files import cache_dir, find
 
@@ -26,6 +27,12 @@ TEST_PART = 10  # the last 1/10 is the test set
 MOST_CHARACTERS = 65536
 
 
+@DatasetCard(
+    summary="1,115,394 characters of Shakespeare's plays",
+    private={"batch_size": 1024, "epochs": 20, "lr": 0.5, "max_grad_norm": 1.0, "epsilon": 8.0},
+    plain={"batch_size": 32, "epochs": 5, "lr": 0.5},
+    text=True,
+)
 def load_tiny_shakespeare(data_dir: Path | None, progress: bool) -> Dataset:
     """1,115,394 characters of Shakespeare's plays, 65 different ones.
 
@@ -43,6 +50,12 @@ def load_tiny_shakespeare(data_dir: Path | None, progress: bool) -> Dataset:
     return in_records(TITLE, content.decode())
 
 
+@DatasetCard(
+    summary="a text of one's own, in UTF-8",
+    private={"batch_size": 1024, "epochs": 20, "lr": 0.5, "max_grad_norm": 1.0, "epsilon": 8.0},
+    plain={"batch_size": 32, "epochs": 5, "lr": 0.5},
+    text=True,
+)
 def load_text(path: Path) -> Dataset:
     """The records of a text file in UTF-8.
 

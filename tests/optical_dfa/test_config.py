@@ -24,14 +24,14 @@ from optical_dfa.config import (
     resolve,
     write,
 )
-from optical_dfa.data import NAMES
-from optical_dfa.defaults import ADAM_LR, DEFAULTS, OTHER_DATASET, OTHER_TEXT, for_records, shipped_for
+from optical_dfa.data import DATASETS, names, registered
+from optical_dfa.data.defaults import ADAM_LR, for_records
 from optical_dfa.feedback import RULES, make_rule
 from privacy.releases import RELEASES
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-SIZES = {"digits": 1437, "mnist": 60000, "fashion-mnist": 60000, "cifar10": 50000, OTHER_DATASET: 3000}
-SIZES |= {"tiny-shakespeare": 15443, OTHER_TEXT: 3000}
+SIZES = {"digits": 1437, "mnist": 60000, "fashion-mnist": 60000, "cifar10": 50000, ".npz": 3000}
+SIZES |= {"tiny-shakespeare": 15443, ".txt": 3000}
 
 
 def refusal(**flags: Any) -> str:
@@ -82,7 +82,7 @@ def test_what_is_not_allowed(name: str, values: list[Any]) -> None:
 @pytest.mark.parametrize(
     ("name", "allowed"),
     [
-        ("dataset", (*NAMES, ".npz", ".txt")),
+        ("dataset", (*names(), ".npz", ".txt")),
         ("rule", ("bp", "dfa", "shallow")),
         ("release", ("none", "digital", "dark-frame")),
         ("optimizer", ("sgd", "adam")),
@@ -155,13 +155,13 @@ def test_frozen() -> None:
 
 
 @pytest.mark.parametrize("release", ["none", *RELEASES])
-@pytest.mark.parametrize("dataset", [*NAMES, "own.npz", "own.TXT"])
+@pytest.mark.parametrize("dataset", [*names(), "own.npz", "own.TXT"])
 def test_every_default_is_filled_in(dataset: str, release: str) -> None:
-    key = shipped_for(dataset)
-    assert key in {*NAMES, OTHER_DATASET, OTHER_TEXT}
+    key = registered(dataset)
+    assert key in {*names(), ".npz", ".txt"}
     config = resolve(merge({}, {"dataset": dataset, "release": release}), SIZES[key])
-    shipped = DEFAULTS[key, release != "none"]
-    if key == OTHER_DATASET and release != "none":
+    shipped = DATASETS[key].shipped(release != "none")
+    if key == ".npz" and release != "none":
         shipped = replace(for_records(SIZES[key], clips=RELEASES[release].clips), lr=config.lr, momentum=0.9)
         assert 0 < config.lr < 1
     assert (config.batch_size, config.epochs, config.lr) == (shipped.batch_size, shipped.epochs, shipped.lr)
@@ -227,7 +227,7 @@ def test_no_training_records() -> None:
     epsilon=st.floats(1e-6, 1e6),
     lr=st.floats(1e-12, 1e6),
     seed=st.integers(0, 2**63 - 1),
-    dataset=st.sampled_from([*NAMES, 'quo"ted\\ ünï.npz']),
+    dataset=st.sampled_from([*names(), 'quo"ted\\ ünï.npz']),
     data_dir=st.sampled_from([None, Path("/a b/c"), Path("rel")]),
     options=st.dictionaries(
         st.sampled_from(["bits", "a.b", "é", ""]),
