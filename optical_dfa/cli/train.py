@@ -11,8 +11,11 @@ from typing import Annotated, Any
 import typer
 
 from noise_models.errors import UsageError
+from optical_dfa.backends import BACKENDS
 from optical_dfa.cli.app import UserInterruptError
 from optical_dfa.cli.output import JsonOption, notes_to_stderr, print_facts, print_json
+from optical_dfa.data import choices
+from optical_dfa.feedback import RULES
 from privacy.releases import RELEASES
 
 
@@ -22,9 +25,7 @@ def train(
     ] = None,
     dataset: Annotated[
         str | None,
-        typer.Option(
-            help="digits, mnist, fashion-mnist, cifar10, tiny-shakespeare, or a path to .npz or .txt."
-        ),
+        typer.Option(help=f"{choices()}."),
     ] = None,
     data_dir: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder with the data set's files.")
@@ -40,11 +41,7 @@ def train(
     ] = None,
     rule: Annotated[
         str | None,
-        typer.Option(
-            help="Training rule: dfa, sign-dfa, ternary, bdfa, ssdfa, drtp, gated-dfa, cdfa, modular, dilated, "
-            "grouped, hybrid, sparse-recurrent, recurrent-hybrid, fa, usf, frsf, brsf, fdfa (or ddfa), dkp, fg-a, "
-            "fg-w, lg-fg-a, pepita, bp, shallow."
-        ),
+        typer.Option(help=f"Training rule: {', '.join(RULES)}."),
     ] = None,
     rule_option: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="Repeatable.")] = None,
     points: Annotated[
@@ -55,7 +52,8 @@ def train(
         ),
     ] = None,
     backend: Annotated[
-        str | None, typer.Option(help="Projection device; see `optical-dfa backends`.")
+        str | None,
+        typer.Option(help=f"Projection device: {', '.join(BACKENDS)}; see `optical-dfa backends`."),
     ] = None,
     backend_option: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="Repeatable.")

@@ -37,6 +37,12 @@ def names() -> list[str]:
     return [name for name in DATASETS if not name.startswith(".")]
 
 
+def choices() -> str:
+    """What may be asked for, in words."""
+    suffixes = [name for name in DATASETS if name.startswith(".")]
+    return f"{', '.join(names())} or a path ending in {' or '.join(suffixes)}"
+
+
 def registered(name_or_path: str) -> str:
     """Under which name of `DATASETS` a data set is registered: its own, or the suffix of its file.
 
@@ -48,11 +54,7 @@ def registered(name_or_path: str) -> str:
         return suffix
     if name_or_path in DATASETS:
         return name_or_path
-    suffixes = [name for name in DATASETS if name.startswith(".")]
-    raise UsageError(
-        f"dataset is {name_or_path!r}; it must be one of {', '.join(names())} or a path ending in "
-        f"{' or '.join(suffixes)}"
-    )
+    raise UsageError(f"dataset is {name_or_path!r}; it must be one of {choices()}")
 
 
 def load(name_or_path: str, data_dir: Path | None = None, progress: bool = False) -> Dataset:

@@ -1,0 +1,20 @@
+"""A device of another package: the digital one, seen in a mirror."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from optical_dfa.backends.card import BackendCard
+from optical_dfa.backends.digital import DigitalBackend
+
+
+@BackendCard(
+    summary="a matrix product seen in a mirror", part="A mirror took part, in software.", camera=False
+)
+class MirroredBackend(DigitalBackend):
+    """-B e."""
+
+    name = "mirrored"
+
+    def _project(self, e: Tensor) -> Tensor:
+        return -super()._project(e)

@@ -1,0 +1,80 @@
+"""A package outside the tree registers a rule, a device, a release and a data set, each in one file."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from noise_models.cards import Registry
+from noise_models.errors import UsageError
+from optical_dfa.feedback.card import RuleCard
+
+OUTSIDE = Path(__file__).parent / "outside"
+NAMES = ("half-dfa", "mirrored", "plain-noise", "stripes")
+
+
+def program(*arguments: str) -> str:
+    path = os.pathsep.join(filter(None, [str(OUTSIDE), os.environ.get("PYTHONPATH")]))
+    done = subprocess.run(
+        [sys.executable, "-m", "optical_dfa", *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path, "COLUMNS": "200"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_program_serves_what_another_package_registers(tmp_path: Path) -> None:
+    said = program("train", "--help")
+    assert all(name in said for name in NAMES)
+    folder = tmp_path / "run"
+    program(
+        "train", "--rule", "half-dfa", "--backend", "mirrored", "--release", "plain-noise", "--dataset", "stripes",
+        "--out", str(folder),
+    )  # fmt: skip
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    assert (summary["rule"], summary["backend"], summary["release"]) == NAMES[:3]
+    assert 3.0 < summary["guarantee"]["epsilon"] <= 4.0
+    audited = json.loads(program("audit", str(folder), "--json"))
+    assert audited["guarantee"]["kind"] == "record-dp"
+    statement = tmp_path / "statement.md"
+    program("audit", str(folder), "--statement", str(statement))
+    told = statement.read_text(encoding="utf-8")
+    assert "plain normal noise of standard deviation" in told
+    assert "A mirror took part, in software." in told
+    page = tmp_path / "report.html"
+    program("report", str(folder), "--out", str(page))
+    html = page.read_text(encoding="utf-8")
+    assert "half of Direct Feedback Alignment" in html
+    assert "with privacy plain noise" in html
+    assert "a matrix product seen in a mirror" in program("backends")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("@RuleCard(projects=True)\nclass Rule: ...", r"missing 1 required keyword-only argument: 'summary'"),
+        ("@RuleCard(summary='s')\nclass Rule: ...", r"missing .*'projects'"),
+        ("@RuleCard(summary='s', projects=True, colour=1)\nclass Rule: ...", r"unexpected .*'colour'"),
+        ("@RuleCard(summary=str(1), projects=True)\nclass Rule: ...", r"malformed"),
+        ("class Rule: ...", r"has no card; put @RuleCard"),
+    ],
+)
+def test_a_card_that_lacks_a_field_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, words: str
+) -> None:
+    (tmp_path / "uncarded.py").write_text(text, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    rules = Registry("rule", RuleCard, {"mine": "uncarded:Rule"}, group="no.such.group")
+    for asked in (rules.__getitem__, rules.load):
+        with pytest.raises(UsageError, match=words) as error:
+            asked("mine")
+        assert "\n" not in str(error.value)
+        assert "rule mine" in str(error.value)
