@@ -1,0 +1,36 @@
+"""Noise of optical devices: models, calibration, health, and the generators that noise is drawn from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from noise_models.front_door import front_door
+
+if TYPE_CHECKING:
+    from noise_models.base import NoiseModel, NoNoise
+    from noise_models.calibration.document import Calibration
+    from noise_models.errors import DeviceError, HealthError, UsageError
+    from noise_models.generator import NoiseGenerator
+
+__all__ = [
+    "Calibration",
+    "DeviceError",
+    "HealthError",
+    "NoNoise",
+    "NoiseGenerator",
+    "NoiseModel",
+    "UsageError",
+]
+
+__getattr__, __dir__ = front_door(
+    __name__,
+    {
+        "Calibration": "noise_models.calibration.document",
+        "DeviceError": "noise_models.errors",
+        "HealthError": "noise_models.errors",
+        "NoNoise": "noise_models.base",
+        "NoiseGenerator": "noise_models.generator",
+        "NoiseModel": "noise_models.base",
+        "UsageError": "noise_models.errors",
+    },
+)

@@ -5,6 +5,8 @@ Both carry ONE line: the value, what is allowed, what to do. The command line pr
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class UsageError(ValueError):
     """The caller asked for something that is not allowed or not there (exit code 2)."""
@@ -12,3 +14,16 @@ class UsageError(ValueError):
 
 class DeviceError(RuntimeError):
     """A device is absent, unhealthy or answered nonsense; nothing was released (exit code 1)."""
+
+
+class HealthError(DeviceError):
+    """A camera failed a health test; nothing drawn since the last release may be released.
+
+    Attributes:
+        finding: the test's name, the value found, its limit, the number of frames drawn so far and the test's
+            false alarm (JSON types).
+    """
+
+    def __init__(self, message: str, finding: dict[str, Any]) -> None:
+        super().__init__(message)
+        self.finding = finding

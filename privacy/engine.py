@@ -32,6 +32,7 @@ from noise_models.errors import UsageError
 from noise_models.generator import NoiseGenerator, derive_seed
 from privacy import accounting, checkpoint, health_log
 from privacy.contributions.protocols import PrivateModule
+from privacy.errors import BudgetExhaustedError
 from privacy.fixed import Fixed
 from privacy.guarantee import Guarantee
 from privacy.kind import Kind
@@ -53,10 +54,6 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 # A bound far from any use (as are those of privacy.norms), within which float32 noise neither overflows nor loses its
 # low bits.
 MOST_NOISE = 1e6
-
-
-class BudgetExhaustedError(RuntimeError):
-    """The next release would pass the target epsilon; nothing was released."""
 
 
 class PrivacyEngine(Fixed):

@@ -8,8 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from noise_models.calibration.document import Calibration
-from noise_models.errors import DeviceError
-from noise_models.health.monitor import HealthError
+from noise_models.errors import DeviceError, HealthError
 from privacy.ledger import Ledger
 from privacy.releases.source import NoiseSource
 

@@ -27,6 +27,7 @@ from typing import Any
 
 from noise_models.errors import UsageError
 from privacy import ledger_file
+from privacy.errors import LedgerUnreadableError
 from privacy.mechanisms import MECHANISMS
 
 _GENESIS = hashlib.sha256(b"optical-dfa ledger, version 1").hexdigest()
@@ -45,10 +46,6 @@ _OUT_OF_REACH = (
     *("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_FULL", "SQLITE_IOERR", "SQLITE_PERM", "SQLITE_AUTH"),
     *("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_NOMEM", "SQLITE_PROTOCOL"),
 )
-
-
-class LedgerUnreadableError(UsageError):
-    """A ledger that is there, and that permissions, a full disk or another program keep out of reach."""
 
 
 @dataclass(frozen=True)

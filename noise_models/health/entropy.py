@@ -20,8 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import binom
 
-from noise_models.errors import DeviceError, UsageError
-from noise_models.health.monitor import HealthError
+from noise_models.errors import DeviceError, HealthError, UsageError
 
 KEY_BITS: Final = 256
 # 3.1.5.1.2 asks for 64 bits more than come out; this leaves room for an assessment three times too high.

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from noise_models.errors import DeviceError, UsageError
+from noise_models.errors import HealthError, UsageError
 from noise_models.health.limits import (
     Limits,
     Reference,
@@ -59,19 +59,6 @@ _REMEDY: Final = {
     "lamp": "check the lamp, then calibrate again",
 }
 _OTHER_REMEDY: Final = "check the device, then calibrate it again"
-
-
-class HealthError(DeviceError):
-    """A camera failed a health test; nothing drawn since the last release may be released.
-
-    Attributes:
-        finding: the test's name, the value found, its limit, the number of frames drawn so far and the test's
-            false alarm (JSON types).
-    """
-
-    def __init__(self, message: str, finding: dict[str, Any]) -> None:
-        super().__init__(message)
-        self.finding = finding
 
 
 def look_frames(pixels: int) -> int:

@@ -277,7 +277,7 @@ def _health(device: ProjectionBackend, path: Path | None, as_json: bool) -> None
 
     from noise_models.base import Frame
     from noise_models.calibration.document import Calibration
-    from noise_models.health.monitor import HealthError
+    from noise_models.errors import HealthError
     from privacy.releases.device_health import DeviceHealth
 
     known = None if path is None else Calibration.load(path)

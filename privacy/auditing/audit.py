@@ -55,8 +55,9 @@ from privacy.auditing.shown import (
 )
 from privacy.auditing.weights import Weights, check_weights, read_weights
 from privacy.auditing.wording import one_line
+from privacy.errors import LedgerUnreadableError
 from privacy.guarantee import Guarantee, Kind
-from privacy.ledger import SETTINGS, Ledger, LedgerUnreadableError, Release
+from privacy.ledger import SETTINGS, Ledger, Release
 from privacy.mechanisms import MECHANISMS
 from privacy.releases import RELEASES
 

@@ -17,11 +17,11 @@ import numpy.typing as npt
 from torch import Tensor
 
 from noise_models.base import Frame
-from noise_models.errors import UsageError
+from noise_models.errors import HealthError, UsageError
 from noise_models.generator import NORMAL_TAIL_MASS, NoiseGenerator
 from noise_models.health.entropy import ASSESSED_BITS, ContinuousTests, conditioned_key, differences
 from noise_models.health.min_entropy import LEAST_SAMPLES, MinEntropy, assess
-from noise_models.health.monitor import LEAST_PIXELS, LEAST_STD, HealthError
+from noise_models.health.monitor import LEAST_PIXELS, LEAST_STD
 from noise_models.health.replays import REPLAY_FALSE_ALARM, frame_digest
 from privacy.contributions.protocols import DarkFrames
 from privacy.releases.card import ReleaseCard

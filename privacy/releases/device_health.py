@@ -17,9 +17,9 @@ from torch import Tensor
 from noise_models.base import Frame
 from noise_models.calibration.document import Calibration
 from noise_models.calibration.frame_statistics import shape_of
-from noise_models.errors import DeviceError, UsageError
+from noise_models.errors import DeviceError, HealthError, UsageError
 from noise_models.health.limits import Reference
-from noise_models.health.monitor import START_UP_PIXELS, HealthError, HealthMonitor, look_frames
+from noise_models.health.monitor import START_UP_PIXELS, HealthMonitor, look_frames
 from privacy.contributions.protocols import DarkFrames
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from noise_models.errors import DeviceError, UsageError
+from noise_models.errors import DeviceError, HealthError, UsageError
 from noise_models.generator import NoiseGenerator
 from noise_models.health.entropy import (
     ASSESSED_BITS,
@@ -28,7 +28,6 @@ from noise_models.health.entropy import (
     proportion_cutoff,
     repetition_cutoff,
 )
-from noise_models.health.monitor import HealthError
 
 
 def test_repetition_cutoff_of_the_standard() -> None:

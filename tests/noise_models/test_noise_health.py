@@ -18,7 +18,7 @@ from torch import Tensor
 from noise_models.base import Frame
 from noise_models.calibration.document import DRIFT_ALLOWANCE, Calibration
 from noise_models.camera import CAMERAS, PhysicalCamera
-from noise_models.errors import UsageError
+from noise_models.errors import HealthError, UsageError
 from noise_models.generator import NoiseGenerator
 from noise_models.health.limits import (
     DRIFT,
@@ -35,7 +35,6 @@ from noise_models.health.monitor import (
     LOOK_PIXELS,
     RELEASED_FALSE_ALARM,
     START_UP_PIXELS,
-    HealthError,
     HealthMonitor,
     look_frames,
 )

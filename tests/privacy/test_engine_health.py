@@ -18,9 +18,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from noise_models.base import Frame
 from noise_models.calibration.document import Calibration
-from noise_models.errors import DeviceError, UsageError
+from noise_models.errors import DeviceError, HealthError, UsageError
 from noise_models.generator import NORMAL_TAIL_MASS, NoiseGenerator
-from noise_models.health.monitor import HealthError
 from optical_dfa import align
 from optical_dfa.backends.simulated_opu import SimulatedOpuBackend
 from optical_dfa.config import TrainConfig

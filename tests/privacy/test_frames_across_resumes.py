@@ -13,9 +13,9 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
 from noise_models.base import Frame
+from noise_models.errors import HealthError
 from noise_models.generator import NoiseGenerator
 from noise_models.health.min_entropy import MinEntropy
-from noise_models.health.monitor import HealthError
 from noise_models.health.replays import frame_digest
 from optical_dfa import align
 from optical_dfa.backends.simulated_opu import SimulatedOpuBackend

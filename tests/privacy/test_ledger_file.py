@@ -21,7 +21,8 @@ from noise_models.errors import UsageError
 from optical_dfa import align
 from privacy.auditing.audit import audit
 from privacy.engine import PrivacyEngine
-from privacy.ledger import Ledger, LedgerUnreadableError, Release
+from privacy.errors import LedgerUnreadableError
+from privacy.ledger import Ledger, Release
 
 ROOT = Path(__file__).parents[2]
 STEP = Release("gaussian", "digital", 0.02, 1.5, 1.0, 500)

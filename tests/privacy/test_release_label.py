@@ -24,7 +24,8 @@ from optical_dfa.aligning import align
 from optical_dfa.feedback.aligned import AlignedModule
 from privacy.accounting.gdp import gaussian_epsilon
 from privacy.contributions.separated import GatedLayer
-from privacy.engine import BudgetExhaustedError, PrivacyEngine
+from privacy.engine import PrivacyEngine
+from privacy.errors import BudgetExhaustedError
 from privacy.guarantee import Kind
 from privacy.releases.label import COVERAGE, LabelNoise, LabelRelease, make, shifts
 from privacy.releases.source import Parts

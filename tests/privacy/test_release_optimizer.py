@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from noise_models.errors import UsageError
 from optical_dfa import align
-from privacy.engine import BudgetExhaustedError, PrivacyEngine
+from privacy.engine import PrivacyEngine
+from privacy.errors import BudgetExhaustedError
 from privacy.optimizer import PrivateOptimizer
 from privacy.sampling import PoissonLoader
 

@@ -54,7 +54,8 @@ from optical_dfa.config import TrainConfig
 from optical_dfa.feedback.rules.dfa import DirectFeedbackAlignment
 from optical_dfa.training.trainer import train
 from privacy import accounting
-from privacy.engine import BudgetExhaustedError, PrivacyEngine
+from privacy.engine import PrivacyEngine
+from privacy.errors import BudgetExhaustedError
 from privacy.ledger import Ledger
 from privacy.releases import dark_frame
 from privacy.validation import validate
