@@ -15,7 +15,7 @@ from noise_models.generator import NoiseGenerator
 
 
 class Frame(StrEnum):
-    """Whether a frame carried data. The two are never confused: they earn different credit (THEORY §1)."""
+    """Whether a frame carried data. The two are never confused: they earn different credit (THEORY, Noise credit)."""
 
     DARK = "dark"
     DATA = "data"
@@ -67,7 +67,7 @@ class NoiseModel(ABC):
 
     @abstractmethod
     def credit(self, frame: Frame) -> Credit:
-        """Noise credit of such frames (THEORY §1)."""
+        """Noise credit of such frames (THEORY, Noise credit)."""
 
     @abstractmethod
     def describe(self) -> dict[str, float | int | str]:

@@ -39,8 +39,8 @@ class PhysicalCamera(NoiseModel):
 
     **Credit.** Dark frames: by construction the read noise is Gaussian, is independent of everything else and
     is added before the converter, so the law of a code is round(N(0, (gain·read)²) + independent): the read
-    noise alone is credited, and neither dark current nor rounding nor the pattern (THEORY §1). Gain drift may
-    take it down to 1 − drift_limit of its nominal value, so that much is credited. With dnl_lsb > 0 rounding
+    noise alone is credited, and neither dark current nor rounding nor the pattern (THEORY, Noise credit). Gain drift
+    may take it down to 1 − drift_limit of its nominal value, so that much is credited. With dnl_lsb > 0 rounding
     is not uniform and T4's dither does not hold: no credit by construction (a calibration that measures the
     thresholds may give some). Data frames: none (T3 needs none).
 
@@ -281,7 +281,7 @@ class PhysicalCamera(NoiseModel):
             level=camera.dark_black_dn
             + camera.dark_gain_dn_per_electron * (camera.dark_electrons(Frame.DARK) + pattern),
             argument="dark frames carry Gaussian read noise of a known standard deviation, besides what is "
-            "independent of it and not counted (THEORY §1)",
+            "independent of it and not counted (THEORY, Noise credit)",
             assumptions=(
                 "the camera's read noise is Gaussian, independent over pixels and frames, and without memory "
                 "of earlier frames (in the simulated device: by construction)",

@@ -25,12 +25,11 @@ class CompositeNoise(NoiseModel):
 
     **Credit.** A sum of independent N(0, ν_i² I) is N(0, Σν_i² I): variances add. Each part's claim may fail
     on its own, so betas and clipped masses add (union bound). An uncredited part is independent of the
-    Gaussian ones; in frames without data its law is fixed, so it is the "something independent" of THEORY §1
+    Gaussian ones; in frames without data its law is fixed, so it is the "something independent" of THEORY, Noise credit
     and costs nothing. In data frames its law may follow the signal (shot noise does), and then nothing may be
     credited: neighbouring inputs would differ by more than a shift. A converter after the sum rounds (step 1)
     and adds the mass that it clips, which is stated only if all that reaches it in the dark is Gaussian; else
-    there is no credit. In data frames rounding and clipping are post-processing of a single frame (THEORY §1,
-    T5).
+    there is no credit. In data frames rounding and clipping are post-processing of a single frame (THEORY T5).
 
     Attributes:
         parts: the noises, at least one.

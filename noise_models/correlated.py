@@ -31,7 +31,7 @@ class CorrelatedNoise(NoiseModel):
     interlacing). Row and column terms are positive semi-definite too and are counted as nothing (Weyl);
     T_n(ρ) has the eigenvalues 1 + 2ρ cos(kπ/(n+1)), and those of a Kronecker product multiply. The noise does
     not depend on the signal and no converter follows, so data frames earn the same. A real camera's λ_min
-    cannot be estimated from frames without such a model (THEORY §1): the model is a printed assumption.
+    cannot be estimated from frames without such a model (THEORY, Noise credit): the model is a printed assumption.
 
     Attributes:
         rows, columns: shape of a frame.

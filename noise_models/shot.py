@@ -60,7 +60,7 @@ def poisson(mean: Tensor, generator: NoiseGenerator) -> Tensor:
 class ShotNoise(NoiseModel):
     """The photo-electrons of a pixel: Poisson(signal), signal in electrons; nothing else.
 
-    It earns no credit. In data frames its law moves with the signal: the variance alone tells (THEORY §1:
+    It earns no credit. In data frames its law moves with the signal: the variance alone tells (THEORY, Noise credit:
     two Gaussians of variance ratio r are αd(r−1)²/4 apart), so such a channel has to be bounded as a whole
     (T6). In dark frames there is no light and so no shot noise; dark current's counts are integers and
     independent of the Gaussian part, which is why they are simply not counted.
@@ -76,9 +76,9 @@ class ShotNoise(NoiseModel):
 
     def credit(self, frame: Frame) -> Credit:
         argument = (
-            "shot noise follows the signal: its law differs between neighbouring inputs (THEORY §1, T6)"
+            "shot noise follows the signal: its law differs between neighbouring inputs (THEORY, Noise credit, T6)"
             if frame is Frame.DATA
-            else "photo-electrons are counted in whole numbers; no part of them is Gaussian (THEORY §1)"
+            else "photo-electrons are counted in whole numbers; no part of them is Gaussian (THEORY, Noise credit)"
         )
         return Credit.none(argument)
 

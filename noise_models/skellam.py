@@ -55,7 +55,7 @@ class SkellamNoise(NoiseModel):
         argument = (
             "light changes the detectors' rates: the noise is not the same for neighbouring inputs (THEORY T6)"
             if frame is Frame.DATA
-            else "photo-electrons are counted in whole numbers; no part of them is Gaussian (THEORY §1)"
+            else "photo-electrons are counted in whole numbers; no part of them is Gaussian (THEORY, Noise credit)"
         )
         return Credit.none(argument)
 

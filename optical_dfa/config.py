@@ -80,7 +80,7 @@ class TrainConfig(BaseModel):
         noise_multiplier: standard deviation of the noise in units of `max_grad_norm`; instead of `epsilon`.
         max_grad_norm: clipping norm C of one record's whole update (Frobenius, all layers; THEORY T3).
         batch_size: EXPECTED number of records a step, q * N under Poisson sampling.
-        public_size: the number N of training records that is declared public (THEORY §4.1); None: the actual
+        public_size: the number N of training records that is declared public (docs/threat-model.md); None: the actual
             one.
         epochs: passes over the data, in expectation: the run has epochs * N / batch_size steps.
         lr_schedule: one of `SCHEDULES`: lr throughout (None: likewise), or falling from lr to 0 over the planned steps

@@ -6,8 +6,7 @@ from enum import StrEnum
 
 
 class Adjacency(StrEnum):
-    """The neighbouring relation of a guarantee: separate notions with their own dominating pairs (THEORY
-    §0)."""
+    """The neighbouring relation of a guarantee: separate notions with their own dominating pairs."""
 
     ADD_REMOVE = "add-or-remove-one"
     REPLACE_ONE = "replace-one"

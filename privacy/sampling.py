@@ -1,4 +1,4 @@
-"""How a private loop's batches are drawn: by Poisson sampling with secret coins (THEORY §0, T3), or in public (T7)."""
+"""How a private loop's batches are drawn: by Poisson sampling with secret coins (THEORY T3), or in public (T7)."""
 
 from __future__ import annotations
 

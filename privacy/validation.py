@@ -1,4 +1,4 @@
-"""A differential self-check of a module and a loss: is what each record contributes its own (THEORY §4.1)?
+"""A differential self-check of a module and a loss: is what each record contributes its own (docs/threat-model.md)?
 
 Records are perturbed, left out, reordered and made non-finite one at a time; the module runs in training mode, the
 loss's backward pass goes through the production capture, and the others' per-record contributions may not move. It

@@ -160,3 +160,16 @@ def test_a_device_of_another_package_is_taken_at_its_word_and_the_statement_says
     [told] = set(assumed[1]) - set(assumed[0])
     assert "foreign keeps its contract" in told
     assert_explained([told])
+
+
+def test_every_theorem_that_is_cited_is_a_heading_of_the_theory() -> None:
+    headings = re.findall(
+        r"^## (T\d+)\.|^## ([A-Z][a-z ]+)$", (ROOT / "docs" / "theory.md").read_text("utf-8"), re.M
+    )
+    known = {number or words for number, words in headings}
+    assert {f"T{number}" for number in range(1, 10)} | {"Setting", "Noise credit"} <= known
+    sources = [path for folder in ("optical_dfa", "noise_models", "privacy", "experiments", "tests", "docs")
+               for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".md", ".toml")]  # fmt: skip
+    for path in [*sources, ROOT / "README.md"]:
+        for cited in re.findall(r"THEORY,?\s+((?:T\d+|[A-Z][a-z]+(?: credit)?|§\S+))", path.read_text("utf-8")):
+            assert cited in known, f"{path} cites THEORY {cited}"

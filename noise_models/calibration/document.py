@@ -1,6 +1,6 @@
 """A camera's calibration as a document: what was measured, with confidence limits, and how long it holds.
 
-`noise_models.calibration.photon_transfer` makes one; a private run relies on its LOWER noise limit (THEORY §1, T8).
+`photon_transfer` makes one; a private run relies on its LOWER noise limit (THEORY, Noise credit; T8).
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class Calibration:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def credit(self) -> Credit:
-        """The credit of a dark frame's pixel: the lower limit, less what may drift away unseen (THEORY §1, T8)."""
+        """The credit of a dark frame's pixel: the lower limit, less what may drift away unseen (THEORY T8)."""
         earned = (1 - DRIFT_ALLOWANCE) * self.credit_lower_dn if self.passed else 0.0
         argument = (
             f"photon-transfer calibration {self.digest[:16]} of {self.taken_at}: the Gaussian read noise of every "

@@ -1,4 +1,4 @@
-"""What the noise of dark frames is worth: its Gaussian part at the lower limit (THEORY §1, T8)."""
+"""What the noise of dark frames is worth: its Gaussian part at the lower limit (THEORY, Noise credit, T8)."""
 
 from __future__ import annotations
 

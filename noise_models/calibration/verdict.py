@@ -1,4 +1,4 @@
-"""Whether a calibrated camera's dark noise may be credited, and under which assumptions (THEORY §1, T4)."""
+"""Whether a calibrated camera's dark noise may be credited, and under which assumptions (THEORY, Noise credit, T4)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Health of a camera as a noise source: start-up and continuous tests of its frames (THEORY §5, NIST SP 800-90B §4).
+"""Health of a camera as a noise source: start-up and continuous tests of its frames (NIST SP 800-90B §4).
 
 Three kinds of frames, three kinds of tests:
 * dark frames that are never released meet every test; a stable pattern cancels in the difference of two of them;

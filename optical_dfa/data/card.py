@@ -13,8 +13,8 @@ from noise_models.cards import Card
 class Defaults:
     """Settings used where the user gave none.
 
-    They were chosen on the public benchmark sets themselves, so no guarantee covers that choice (THEORY
-    §4.4); for data of one's own nothing was tuned on it.
+    They were chosen on the public benchmark sets themselves, so no guarantee covers that choice
+    (docs/threat-model.md); for data of one's own nothing was tuned on it.
 
     Attributes:
         batch_size: expected records a step; at most the size of the data set is used.

@@ -18,7 +18,7 @@ class Dataset:
     """Training and test records.
 
     No statistic of private records enters: pixels are centred and scaled by constants that stand in the code
-    and are the same whatever the records are, float tables are used as they are (THEORY §4.4).
+    and are the same whatever the records are, float tables are used as they are (docs/threat-model.md).
 
     Attributes:
         name: as asked for.

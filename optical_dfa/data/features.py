@@ -1,4 +1,4 @@
-"""Features computed from the inputs alone, for runs whose inputs are public (THEORY §4.4)."""
+"""Features computed from the inputs alone, for runs whose inputs are public (docs/threat-model.md)."""
 
 from __future__ import annotations
 

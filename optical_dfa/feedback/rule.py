@@ -72,7 +72,7 @@ class FeedbackRule(ABC):
             itself: it is not inherited.
         learns_feedback: whether the rule changes its feedback as it teaches (learned matrices, as in forward-mode
             DFA or Kolen-Pollack). What it learns comes from private records, so a private release refuses it until
-            those matrices are parameters of the module, in the clipped and noised stack (THEORY §4.3).
+            those matrices are parameters of the module, in the clipped and noised stack (docs/threat-model.md).
         captured: whether private capture can record what it teaches.
         extra_passes: forward-mode or second forward passes of a training step.
     """

@@ -1,6 +1,6 @@
 """White-box distinguishing attack through the production release path: was the record in, or not?
 
-The adversary of THEORY §0 knows all other records, the code, the device's matrix and calibration, and sees every
+The adversary of THEORY, Setting knows all other records, the code, the device's matrix and calibration, and sees every
 released update. It steps the real module, optimizer and loader in both worlds, with and without its record, and
 scores every trial (T consecutive releases) with the log-likelihood ratio of the subsampled mixture,
 

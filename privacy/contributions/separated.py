@@ -1,7 +1,7 @@
 """Contributions with the gate apart from the signal: for mechanisms whose noise stands INSIDE a record's projection.
 
-DFA's contribution of record i to layer l is `((B_l e_i + g_i) ⊙ φ'(a_i)) (h_i, 1)^T` (THEORY §0). A release that draws
-g_i itself needs the three factors: `signal = (B_l e_i) ⊙ φ'(a_i)`, `gate = φ'(a_i)` and `inputs = (h_i, 1)`.
+DFA's contribution of record i to layer l is `((B_l e_i + g_i) ⊙ φ'(a_i)) (h_i, 1)^T` (THEORY, Setting). A release that
+draws g_i itself needs the three factors: `signal = (B_l e_i) ⊙ φ'(a_i)`, `gate = φ'(a_i)` and `inputs = (h_i, 1)`.
 """
 
 from __future__ import annotations

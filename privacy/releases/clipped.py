@@ -192,7 +192,7 @@ def _imprecise(what: str, remedy: str) -> UsageError:
 
 
 def clip_factors(norms: Tensor, max_grad_norm: float) -> Tensor:
-    """`min(1, C / norm)`; 0 for a record whose norm is not finite, so that it contributes nothing (THEORY §4.8)."""
+    """`min(1, C / norm)`; 0 for a record whose norm is not finite, so that it contributes nothing."""
     factors = max_grad_norm / norms.clamp_min(max_grad_norm)
     return torch.where(norms.isfinite(), factors, torch.zeros_like(factors))
 

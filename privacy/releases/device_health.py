@@ -2,7 +2,7 @@
 
 The last look is at further dark frames (`look_frames`: a public number of them, with LOOK_PIXELS pixels or more) and
 one lit frame, taken AFTER the frames of Z and never released, so that a fault which began before the release, and
-lasts, is seen before the release (THEORY §5).
+lasts, is seen before the release.
 """
 
 from __future__ import annotations

@@ -153,7 +153,7 @@ def test_the_largest_category_is_exact(tmp_path: Path) -> None:
 def test_a_record_does_not_move_the_others(
     tmp_path_factory: pytest.TempPathFactory, record: list[float]
 ) -> None:
-    """No statistic of the records is used: replacing one leaves every other as it was (THEORY §4.4)."""
+    """No statistic of the records is used: replacing one leaves every other as it was (docs/threat-model.md)."""
     folder = tmp_path_factory.mktemp("npz")
     before = load_npz(saved(folder))
     x = arrays()["x_train"].copy()

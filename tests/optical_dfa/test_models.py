@@ -115,7 +115,7 @@ def test_cutting_at_the_activations_cuts_everything(spec: str) -> None:
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_records_are_not_mixed(spec: str) -> None:
-    """Replacing one record leaves the logits of the others as they were (THEORY §4.1)."""
+    """Replacing one record leaves the logits of the others as they were (docs/threat-model.md)."""
     net = build(spec, IMAGE, 4, 0).double()
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(5, *IMAGE, generator=generator, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""The things that silently break a guarantee (THEORY §4), each seen refused, caught, or made harmless.
+"""The things that silently break a guarantee (docs/threat-model.md), each seen refused, caught, or made harmless.
 
 | Item | What would break it | Test here |
 |---|---|---|
