@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from experiments import bottleneck
-from experiments.bottleneck import __main__ as experiment
+from experiments.bottleneck import study as experiment
 from experiments.bottleneck.mask import LAUNAY_WIDTHS
 from experiments.harness.experiment import RESULTS, TABLE
 from optical_dfa.data import load

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from experiments.canary.__main__ import FOLDER, as_expected, table
+from experiments.canary.study import FOLDER, as_expected, table
 from experiments.harness.experiment import TABLE
 from optical_dfa.attacks import attack
 from optical_dfa.attacks.setting import Setting

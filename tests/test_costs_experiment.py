@@ -11,7 +11,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from experiments import costs
-from experiments.costs import __main__ as experiment
+from experiments.costs import study as experiment
 from experiments.costs.networks import NETWORKS, RULES, backward, counted, total
 from experiments.costs.picture import draw_costs
 from experiments.harness.experiment import TABLE

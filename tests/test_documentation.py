@@ -103,7 +103,7 @@ def test_the_documents_tables_are_the_experiments() -> None:
     shown = sum(text.count("<!-- table: ") for text in texts)
     assert shown == len(list((ROOT / "experiments").glob("*/table.md")))
     for text in texts:
-        assert with_tables(text, ROOT) == text, "run: python -m experiments.harness.readme"
+        assert with_tables(text, ROOT) == text, "run: python -m experiments harness.readme"
 
 
 def test_tables_are_put_between_their_markers_only(tmp_path: Path) -> None:
@@ -171,5 +171,7 @@ def test_every_theorem_that_is_cited_is_a_heading_of_the_theory() -> None:
     sources = [path for folder in ("optical_dfa", "noise_models", "privacy", "experiments", "tests", "docs")
                for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".md", ".toml")]  # fmt: skip
     for path in [*sources, ROOT / "README.md"]:
-        for cited in re.findall(r"THEORY,?\s+((?:T\d+|[A-Z][a-z]+(?: credit)?|§\S+))", path.read_text("utf-8")):
+        for cited in re.findall(
+            r"THEORY,?\s+((?:T\d+|[A-Z][a-z]+(?: credit)?|§\S+))", path.read_text("utf-8")
+        ):
             assert cited in known, f"{path} cites THEORY {cited}"

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from experiments.__main__ import main, names
 from experiments.harness import runner
 from experiments.harness.experiment import RESULTS, TABLE, Experiment, Results, identity, load
 from experiments.harness.table import Cell, document, write_table
@@ -17,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 FOLDERS = sorted(path.parent for path in (ROOT / "experiments").glob("*/config.toml"))
 
 TINY = """
-command = "python -m experiments.tiny"
+command = "python -m experiments tiny"
 datasets = ["digits"]
 seeds = [0, 1]
 spread = "std"
@@ -291,3 +292,14 @@ def test_an_unknown_setting_in_an_experiment_is_refused(tiny: Path) -> None:
     experiment = load(tiny)
     with pytest.raises(UsageError, match="epochz"):
         experiment.config("digits", experiment.row[0], 0)
+
+
+def test_every_experiment_is_run_by_one_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert {"rules-mnist".replace("-", "_"), "theory", "defaults", "tabular"} <= set(names())
+    for name in names():
+        with pytest.raises(SystemExit) as done:
+            main([name.replace("_", "-"), "--help"])
+        assert done.value.code == 0
+        assert capsys.readouterr().out.startswith(f"usage: python -m experiments {name}")
+    assert main(["no-such"]) == 2
+    assert "rules_mnist" in capsys.readouterr().err

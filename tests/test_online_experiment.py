@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from experiments.online.__main__ import (
+from experiments.online.digits import HELD_OUT, learn_digits, make_digits
+from experiments.online.scene import BOX, SIDE, Stream, _paint, make_stream
+from experiments.online.study import (
     CHOOSING,
     RULES,
     STREAMS,
@@ -20,8 +22,6 @@ from experiments.online.__main__ import (
     table,
     verdict,
 )
-from experiments.online.digits import HELD_OUT, learn_digits, make_digits
-from experiments.online.scene import BOX, SIDE, Stream, _paint, make_stream
 from experiments.online.tracker import (
     CELL,
     FAR,

@@ -1,4 +1,4 @@
-"""`python -m experiments.harness.readme`: put every experiment's `table.md` between its markers in the documents."""
+"""`python -m experiments harness.readme`: put every experiment's `table.md` between its markers in the documents."""
 
 from __future__ import annotations
 

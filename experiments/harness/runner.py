@@ -11,7 +11,7 @@ import os
 import platform
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
@@ -28,15 +28,21 @@ from optical_dfa.runs.folder import SUMMARY
 from optical_dfa.training.trainer import train
 
 
-def main(folder: Path, arguments: Sequence[str] | None = None) -> int:
+def main(
+    folder: Path, arguments: Sequence[str] | None = None, prepare: Callable[[], None] | None = None
+) -> int:
     """Run the experiment in `folder` on a command line's `arguments`.
 
+    Args:
+        prepare: makes what it needs besides its runs.
     Returns:
         0; 1 if a target was missed or a device failed; 2 for a usage mistake; 130 if interrupted.
     """
     try:
         experiment = load(folder)
         given = _parser(folder, experiment).parse_args(arguments)
+        if prepare is not None:
+            prepare()
         if not given.table_only:
             run(experiment, folder, given.data_dir, given.datasets, given.seeds, given.jobs)
         met = write_table(folder, experiment)
@@ -146,7 +152,7 @@ def _machine(threads: int) -> dict[str, str | int]:
 
 def _parser(folder: Path, experiment: Experiment) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog=f"python -m experiments.{folder.name}",
+        prog=f"python -m experiments {folder.name}",
         description="Run the experiment, or go on with it; write results.jsonl and table.md into its folder.",
         epilog=f"Example: {experiment.command}",
     )

@@ -17,7 +17,7 @@ _LABEL_EPOCHS = 4
 def for_records(size: int, *, clips: bool) -> Defaults:
     """Settings of a private run on data of one's own; the learning rate follows from them, see `rate_for_records`.
 
-    Chosen on synthetic tables (`python -m experiments.defaults`): 500 to 50,000 records, 5 to 100 columns, 2 or 10
+    Chosen on synthetic tables (`python -m experiments defaults`): 500 to 50,000 records, 5 to 100 columns, 2 or 10
     classes, epsilon 1 and 8. There the number of columns made no difference, nor did the batch beyond 1/16 of the
     records; a clipping norm of 1 clips every record, so that networks grow overconfident, whatever the noise.
 

@@ -19,7 +19,7 @@ from optical_dfa.cli import main, reproduce
 ROOT = Path(__file__).parents[2]
 
 TOY = """
-command = "python -m experiments.toy_rules"
+command = "python -m experiments toy_rules"
 datasets = ["digits"]
 seeds = [0, 1]
 spread = "std"

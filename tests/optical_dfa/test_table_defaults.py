@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from experiments.defaults import CASES, draw, trained
+from experiments.defaults.study import CASES, draw, trained
 
 
 @pytest.mark.parametrize("categorical", [0, 8])

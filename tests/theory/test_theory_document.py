@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.theory.__main__ import FOLDER, THEOREMS, demonstrations, main
+from experiments.theory.study import FOLDER, THEOREMS, demonstrations, main
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "theory.md").read_text(encoding="utf-8")
@@ -58,7 +58,7 @@ def test_every_theorem_has_its_chapter_and_its_tests(theorem: str) -> None:
     assert chapter is not None
     for part in ("**Statement.**", "**Proof", "| Condition" if theorem != "T1" else "| Assumption"):
         assert part in chapter[0]
-    assert f"`python -m experiments.theory {theorem}`" in chapter[0]
+    assert f"`python -m experiments theory {theorem}`" in chapter[0]
     assert (ROOT / "tests" / "theory" / f"test_theory_{theorem.lower()}.py").exists()
 
 
@@ -68,7 +68,7 @@ def test_claims_hold_with_their_conditions_and_break_without(theorem: str) -> No
     assert [d.case for d in found if not d.as_it_should_be] == []
     rows = [line for line in TABLE.splitlines() if line.startswith(f"| {theorem} |")]
     assert len(rows) == len(found), (
-        "run: python -m experiments.theory && python -m experiments.harness.readme"
+        "run: python -m experiments theory && python -m experiments harness.readme"
     )
     for row, demonstration in zip(rows, found, strict=True):
         assert demonstration.figure.replace("|", "&#124;") in row

@@ -1,4 +1,4 @@
-"""`python -m experiments.published`: the span attack on the published mechanism, and on the sound releases.
+"""`python -m experiments published`: the span attack on the published mechanism, and on the sound releases.
 
 Writes table.md and docs/images/span-attack.png. Exit code 1 where the published mechanism's claim stands, or a sound
 release's falls.
@@ -22,7 +22,7 @@ from privacy.guarantee import rounded_up
 
 FOLDER = Path(__file__).parent
 PICTURE = FOLDER.parents[1] / "docs" / "images" / "span-attack.png"
-COMMAND = "python -m experiments.published"
+COMMAND = "python -m experiments published"
 BROKEN = "per-record"
 RELEASES = (BROKEN, "digital", "dark-frame", "aggregate")
 DRAWN = (BROKEN, "dark-frame")
@@ -101,7 +101,3 @@ def table(findings: Sequence[Finding]) -> str:
             "",
         ]
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""`python -m experiments.attacks`: the distinguishing attack on every sound release × device × epsilon.
+"""`python -m experiments attacks`: the distinguishing attack on every sound release × device × epsilon.
 
 Writes table.md. Interrupted at any point, the same command goes on: finished cells are in results.jsonl. Exit code 1
 where a bound passes its claim, or stays below 60 % of it.
@@ -21,7 +21,7 @@ from optical_dfa.attacks.setting import Setting
 from optical_dfa.progress import progress_for
 
 FOLDER = Path(__file__).parent
-COMMAND = "python -m experiments.attacks"
+COMMAND = "python -m experiments attacks"
 EPSILONS = (0.5, 1.0, 4.0, 8.0)
 # Release -> devices it works with. What label supports projects without noise; dark frames need a camera.
 CELLS: dict[str, tuple[str, ...]] = {
@@ -128,7 +128,3 @@ def _shown(cell: Mapping[str, Any] | None) -> str:
         return "not measured"
     text = f"{cell['epsilon_lower']:.3g}"
     return text if _as_expected(cell) else f"**{text}**"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""`python -m experiments.online`: rules that learn from a stream of few records. Writes table.md and a picture.
+"""`python -m experiments online`: rules that learn from a stream of few records. Writes table.md and a picture.
 
 The learning rate of every row, and a DFA rule's feedback scale, are chosen by the command itself on streams that the
 table does not have.
@@ -29,7 +29,7 @@ from optical_dfa.progress import Progress, progress_for
 
 FOLDER = Path(__file__).parent
 PICTURE = FOLDER.parents[1] / "docs" / "images" / "online.png"
-COMMAND = "python -m experiments.online"
+COMMAND = "python -m experiments online"
 Result = TypeVar("Result")
 RULES = ("bp", "dfa", "bdfa", "shallow")
 NEVER = "bp, never updated"
@@ -227,7 +227,3 @@ def verdict(parts: Sequence[Sequence[Row]], rule: str = "bdfa") -> str:
         f"{rule} is above bp in {signs.count(1)} of {len(signs)} settings, below it in {signs.count(-1)}, and not told "
         f"from it in {signs.count(0)}"
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

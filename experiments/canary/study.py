@@ -1,4 +1,4 @@
-"""`python -m experiments.canary`: what one whole training run shows of itself, by canaries in its training set.
+"""`python -m experiments canary`: what one whole training run shows of itself, by canaries in its training set.
 
 Writes table.md. Exit code 1 where a bound passes its claim, shows nothing, or took longer than ten minutes.
 """
@@ -23,7 +23,7 @@ from privacy.attacks.finding import Finding
 from privacy.guarantee import rounded_up
 
 FOLDER = Path(__file__).parent
-COMMAND = "python -m experiments.canary --data-dir DIR"
+COMMAND = "python -m experiments canary --data-dir DIR"
 DATASET = "fashion-mnist"
 EPSILON = 8.0
 RELEASES = ("digital",)
@@ -102,7 +102,3 @@ def table(found: Sequence[tuple[Finding, float]]) -> str:
             "",
         ]
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

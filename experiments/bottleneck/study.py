@@ -1,4 +1,4 @@
-"""`python -m experiments.bottleneck`: the bottleneck experiment of Launay et al. 2019 (arXiv 1906.04554).
+"""`python -m experiments bottleneck`: the bottleneck experiment of Launay et al. 2019 (arXiv 1906.04554).
 
 Of the middle one of three hidden layers of 800 tanh units only some may learn. Finished runs are in results.jsonl and
 are not done again; the table and docs/images/bottleneck.png are made of all of them.
@@ -32,7 +32,7 @@ from optical_dfa.progress import Progress, progress_for
 
 FOLDER = Path(__file__).parent
 PICTURE = FOLDER.parents[1] / "docs" / "images" / "bottleneck.png"
-COMMAND = "python -m experiments.bottleneck"
+COMMAND = "python -m experiments bottleneck"
 RULES = ("dfa", "bp")
 LAYERS = ("below", "masked", "above")
 COMPARED = 1000  # test records whose signals are compared with backpropagation's
@@ -192,7 +192,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     (FOLDER / TABLE).write_text(text, encoding="utf-8")
     print(text, end="")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""`python -m experiments.cameras`: what four cameras make of a projection, and what their dark noise is worth.
+"""`python -m experiments cameras`: what four cameras make of a projection, and what their dark noise is worth.
 
 With `--pictures` it draws docs/images/ instead: speckle, interference, a dark frame, and the photon-transfer curve.
 """
@@ -28,7 +28,7 @@ from privacy.releases.dark_frame import TAU
 
 FOLDER = Path(__file__).parent
 IMAGES = FOLDER.parents[1] / "docs" / "images"
-COMMAND = "python -m experiments.cameras"
+COMMAND = "python -m experiments cameras"
 
 WIDTHS = (784, 512, 512, 10)
 BATCH = 256
@@ -140,7 +140,3 @@ def _snr(device: ProjectionBackend) -> float:
 
 def _ratio(power: float) -> str:
     return f"{power:.0f} ({10 * math.log10(power):.1f} dB)"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""`python -m experiments.theory [T1 … T9]`: every theorem of docs/theory.md, its conditions kept and dropped.
+"""`python -m experiments theory [T1 … T9]`: every theorem of docs/theory.md, its conditions kept and dropped.
 
 Without names all are run and table.md is written; `--list` names the theorems. Exit code 1 where a claim broke with its
 conditions kept, or held with one of them dropped.
@@ -16,7 +16,7 @@ from experiments.harness.experiment import TABLE
 from experiments.theory.demonstration import Demonstration, table
 
 FOLDER = Path(__file__).parent
-COMMAND = "python -m experiments.theory"
+COMMAND = "python -m experiments theory"
 THEOREMS = {
     "T1": "the projection's own noise protects no record",
     "T2": "divergence of two Gaussians of any covariance",
@@ -68,7 +68,3 @@ def _text(found: dict[str, list[Demonstration]]) -> str:
     for name, each in found.items():
         lines += table(name, each)
     return "\n".join([*lines, "", f"Made by `{COMMAND}`.", ""])
-
-
-if __name__ == "__main__":
-    sys.exit(main())

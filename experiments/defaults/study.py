@@ -1,4 +1,4 @@
-"""`python -m experiments.defaults`: how the settings that `train` chooses for private tables were chosen.
+"""`python -m experiments defaults`: how the settings that `train` chooses for private tables were chosen.
 
 Synthetic tables, of 500 to 50,000 records and 5 to 100 columns, two classes or ten, with categorical columns or
 without, are trained on with the chosen settings and with neighbours of each (half and double the learning rate, a
@@ -9,7 +9,6 @@ the best constant prediction and that of the law itself. A few minutes on one th
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -114,7 +113,7 @@ def neighbours(records: int, epsilon: float) -> dict[str, dict[str, Any]]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table of test losses."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.defaults", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m experiments defaults", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="the chosen settings alone")
     quick = parser.parse_args(arguments).quick
     for records, columns, classes, categorical in CASES:
@@ -130,7 +129,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
             print(f"{what}: {figures}", flush=True)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""`python -m experiments.costs`: SSDFA's savings in data movement and multiply-adds, counted by our rule.
+"""`python -m experiments costs`: SSDFA's savings in data movement and multiply-adds, counted by our rule.
 
 Writes table.md and docs/images/costs.png. Nothing is trained.
 """
@@ -6,7 +6,6 @@ Writes table.md and docs/images/costs.png. Nothing is trained.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from optical_dfa.measure.costs import Cost
 
 FOLDER = Path(__file__).parent
 PICTURE = FOLDER.parents[1] / "docs" / "images" / "costs.png"
-COMMAND = "python -m experiments.costs"
+COMMAND = "python -m experiments costs"
 SPARSE = "SSDFA, k = 1"
 ORDERS, NEARLY_TWICE = 100.0, 1.9  # what is taken for orders of magnitude, and for nearly 2 times
 
@@ -98,7 +97,3 @@ def _claims(costs: Costs) -> list[str]:
         )
         lines.append(f"| {' | '.join(cells)} |")
     return lines
-
-
-if __name__ == "__main__":
-    sys.exit(main())
