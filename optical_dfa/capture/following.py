@@ -300,7 +300,12 @@ class Following:
         out = self._drawn(func, plan, args, kwargs) if plan.random else func(*args, **kwargs)
         if plan.name == "empty_like":
             out.zero_()
-        self._place(plan, args, out, self._judge(func, plan, args, kwargs, out))
+        found = self._judge(func, plan, args, kwargs, out)
+        if sizes is not None and isinstance(found, Rows) and sizes.axis != found.axis:
+            raise self.refusal(
+                f"repeats what it makes of a record as often as there are records ({plan.name})"
+            )
+        self._place(plan, args, out, found)
         return out
 
     def _sizes(
@@ -324,9 +329,9 @@ class Following:
         if asked != expected:
             raise self.differs(f"sizes of {plan.name}")
         axes = [axis for axis, (multiple, _) in enumerate(wanted) if multiple]
-        if not axes or (held and plan.name not in FACTORIES):
+        if not axes:
             return None
-        if plan.name in RESHAPING:
+        if plan.name in RESHAPING and not held:
             raise self.differs(plan.name)
         if plan.name == "arange":
             raise self.refusal(

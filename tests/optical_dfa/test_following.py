@@ -264,6 +264,14 @@ MIXING: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "a tensor of their number": tensor_of_the_number,
     "ones added up": ones_added_up,
     "a slice as long": size_of_a_slice,
+    "expanded to their number": lambda self, h: h + (h - 20).relu().unsqueeze(1).expand(-1, len(h), -1).sum(1),
+    "expanded to their number squared": lambda self, h: (
+        h + (h - 20).relu().unsqueeze(1).expand(len(h), len(h), WIDTH).sum(1)
+    ),
+    "repeated as often as there are": lambda self, h: h + (h - 20).relu().unsqueeze(1).repeat(1, len(h), 1).sum(1),
+    "interleaved as often": lambda self, h: (
+        h + (h - 20).relu().unsqueeze(1).repeat_interleave(len(h), 1).sum(1)
+    ),
     "their places": counted,
     "a loop over them": loop_over_records,
     "a function of its own": lambda self, h: Doubling.apply(h),
