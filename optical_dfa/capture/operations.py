@@ -338,8 +338,8 @@ def squeeze(call: Call) -> Placed:
     dims = call.get("dim")
     asked = range(x.ndim) if dims is None else _axes(dims, x.ndim)
     gone = {axis for axis in asked if x.shape[axis] == 1}
-    if rows.axis in gone or (dims is None):
-        raise MixingError("by squeeze() without an axis, which takes the axis of a single record")
+    if rows.axis in gone:  # of records to come with none of them: a pass has two or more
+        raise MixingError(OVER)
     return rows.moved(rows.axis - sum(axis < rows.axis for axis in gone))
 
 

@@ -734,6 +734,7 @@ def frozen(layer: nn.Module) -> nn.Module:
 DRAWN: dict[str, tuple[Callable[[Any, Tensor], Tensor], nn.Module | None]] = {
     "normal numbers": (lambda self, h: h + torch.normal(0.0, 1.0, (len(h), WIDTH)), None),
     "normal of a record's spread": (lambda self, h: h + torch.normal(0.0, h.detach().abs()), None),
+    "random slopes": (lambda self, h: self.own(h), nn.RReLU()),
     "a distribution unchecked": (
         lambda self, h: torch.distributions.Normal(h, 1.0, validate_args=False).rsample(), None,
     ),
@@ -818,6 +819,7 @@ BETWEEN: dict[str, tuple[Callable[[Any, Tensor], Tensor], nn.Module | None]] = {
         lambda self, h: h + h.view(-1, 2, 4)[torch.arange(0, len(h), 1), :, positive(h)].repeat(1, 4), None,
     ),
     "last step of all": (lambda self, h: h + h.view(-1, 2, 4)[torch.arange(len(h)), -1].repeat(1, 2), None),
+    "squeezed": (lambda self, h: h.view(-1, 1, WIDTH, 1).squeeze(), None),
     "constant mask": (lambda self, h: h[:, torch.tensor([True, False] * 4)].repeat(1, 2), None),
     "constant mask of two axes": (
         lambda self, h: h[:, :6] .view(-1, 2, 3)[:, self.c[:2, :3] > 0.5].repeat(1, 4), None,
@@ -997,6 +999,30 @@ def test_an_attribute_that_cannot_be_looked_into_is_refused() -> None:
     net = Between(lambda self, h: h, kept=Sealed())
     with pytest.raises(UsageError, match="kept is a"):
         start(net, FLAT)
+
+
+class Rotary(nn.Module):
+    """Its table is made in the first pass, and for longer sequences."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.out, self.table = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 4), None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.table is None or len(self.table) < x.shape[1]:
+            self.table = torch.arange(float(x.shape[1])).unsqueeze(1).cos()
+        return self.out((self.one(x) * self.table[: x.shape[1]]).sum(1))
+
+
+def test_a_table_that_is_made_once_is_made_by_a_call_before() -> None:
+    with pytest.raises(UsageError, match=r"table changes in a forward pass.* by a call on zeros"):
+        private(Rotary(), SEQUENCE)
+    net = Rotary()
+    net(SEQUENCE)
+    aligned = private(net, SEQUENCE, records=3)
+    for length in (LENGTH, LENGTH - 1):
+        aligned(torch.randn(3, length, WIDTH)).sum().backward()
+        aligned._capture.clear()
 
 
 def test_what_an_earlier_pass_kept_is_refused() -> None:

@@ -49,6 +49,7 @@ OPERATIONS: dict[str, Operation] = {
     "half": lambda x: x.chunk(2, -1)[0],
     "unsqueeze first": lambda x: x.unsqueeze(0),
     "unsqueeze last": lambda x: x.unsqueeze(-1),
+    "squeeze": lambda x: x.unsqueeze(1).squeeze(),
     "swap": lambda x: x.transpose(0, -1),
     "swap inner": lambda x: x.transpose(-1, -2) if x.ndim > 1 else x,
     "permute": lambda x: x.permute(*range(1, x.ndim), 0),
