@@ -259,6 +259,15 @@ def nested(call: Call) -> Placed:
     )
 
 
+@rule("mse_loss", "smooth_l1_loss", "huber_loss", "binary_cross_entropy_with_logits")
+def loss(call: Call) -> Placed:
+    """Element by element where nothing is added up."""
+    if call.get("reduction"):
+        raise MixingError(OVER + "; give the loss reduction='none'")
+    tensors = call.tensors()
+    return call.together(tensors, max(x.ndim for x in tensors))
+
+
 @rule("rrelu_with_noise")
 def rrelu(call: Call) -> Placed:
     return call.together([call.get("self"), call.get("noise")], call.get("self").ndim)
@@ -942,9 +951,15 @@ for _axes_mixed, _names in {
         "upsample_bicubic2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "mkldnn_max_pool2d"),
     3: ("max_pool3d_with_indices", "avg_pool3d", "_adaptive_avg_pool3d", "adaptive_max_pool3d", "reflection_pad3d",
         "replication_pad3d", "upsample_nearest3d", "_upsample_nearest_exact3d", "upsample_trilinear3d",
-        "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "im2col"),
+        "pixel_shuffle", "pixel_unshuffle", "im2col"),
 }.items():  # fmt: skip
     rule(*_names)(_spatial(_axes_mixed))
+
+
+@rule("channel_shuffle", "native_channel_shuffle")
+def channel_shuffle(call: Call) -> Placed:
+    x, rows = call.only()
+    return _across(rows, 1, x.ndim)
 
 
 @rule("col2im")

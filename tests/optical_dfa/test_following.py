@@ -320,6 +320,10 @@ MIXING: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "each with the others": lambda self, h: h + torch._foreach_mul(
         [(h - 20).relu().unsqueeze(1)], [(h - 20).relu().unsqueeze(0)]
     )[0].amax(1),
+    "a loss of all": lambda self, h: h + F.mse_loss((h - 20).relu(), torch.zeros_like(h)),
+    "channels that are records": lambda self, h: (
+        h + F.channel_shuffle((h - 20).relu().repeat_interleave(2, 0).unsqueeze(0), 2)[0, ::2]
+    ),
     "norms of lists": lambda self, h: h / torch._foreach_norm([(h - 20).relu()])[0].clamp_min(1),
     "a mask of records": lambda self, h: h + (h - 20).relu()[torch.ones(len(h), dtype=torch.bool)],
     "a spread by their number": lambda self, h: h + torch.normal(0.0, float(len(h)), (len(h), WIDTH)),
@@ -819,6 +823,12 @@ BETWEEN: dict[str, tuple[Callable[[Any, Tensor], Tensor], nn.Module | None]] = {
         lambda self, h: h + h.view(-1, 2, 4)[torch.arange(0, len(h), 1), :, positive(h)].repeat(1, 4), None,
     ),
     "last step of all": (lambda self, h: h + h.view(-1, 2, 4)[torch.arange(len(h)), -1].repeat(1, 2), None),
+    "losses": (
+        lambda self, h: F.mse_loss(h, self.c[0].expand_as(h), reduction="none") + F.smooth_l1_loss(
+            h, 2 * h, reduction="none"
+        ) + F.binary_cross_entropy_with_logits(h, h.sigmoid().detach(), reduction="none"), None,
+    ),
+    "channels shuffled": (lambda self, h: F.channel_shuffle(h.view(-1, 4, 2), 2).flatten(1), None),
     "squeezed": (lambda self, h: h.view(-1, 1, WIDTH, 1).squeeze(), None),
     "constant mask": (lambda self, h: h[:, torch.tensor([True, False] * 4)].repeat(1, 2), None),
     "constant mask of two axes": (

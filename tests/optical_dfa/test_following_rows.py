@@ -126,6 +126,9 @@ OPERATIONS: dict[str, Operation] = {
     "diagonal with the first written": lambda x: (
         torch.diagonal_scatter(x, x.diagonal(0, 0, -1) + 1, 0, 0, -1) if x.ndim > 1 else x
     ),
+    "loss": lambda x: F.mse_loss(x, torch.zeros_like(x), reduction="none"),
+    "loss of all": lambda x: x - F.mse_loss(x, torch.zeros_like(x)),
+    "channels": lambda x: F.channel_shuffle(x, 2) if x.ndim > 2 and x.shape[1] % 2 == 0 else x,
     "each": lambda x: torch._foreach_mul([x, x + 1], [x, x])[1],
     "each with the others": lambda x: torch._foreach_add([x.unsqueeze(1)], [x.unsqueeze(0)])[0],
     "own step": lambda x: x[torch.arange(len(x)), (x.flatten(1)[:, 0] > 0).long()] if x.ndim > 1 else x,
@@ -219,7 +222,7 @@ def test_each_operation_is_accepted_or_refused_as_its_name_says() -> None:
         "concatenate first", "pad first", "index first", "diagonal", "split first",
         "triangle of the first", "searched among the first", "diagonals of the first",
         "select of the first written", "diagonal with the first written", "mask of the first",
-        "each with the others", "expanded to the number", "repeated to the number",
+        "each with the others", "loss of all", "expanded to the number", "repeated to the number",
     }  # fmt: skip
 
 
