@@ -24,7 +24,7 @@ from noise_models.errors import UsageError
 from noise_models.generator import NoiseGenerator
 from optical_dfa.capture.masks import DRAWN, draw
 from optical_dfa.capture.modes import Modes
-from optical_dfa.capture.operations import Call, MixingError
+from optical_dfa.capture.operations import COUNTED, Call, MixingError
 from optical_dfa.capture.plans import (
     FACTORIES,
     RESHAPING,
@@ -36,11 +36,15 @@ from optical_dfa.capture.plans import (
     tensors,
 )
 from optical_dfa.capture.program import LARGER, REMEDY, Program, digest_of, first_difference
-from optical_dfa.capture.rows import Rows, fits
+from optical_dfa.capture.rows import CONSTANT, Rows, fits, places
 
 _NOWHERE = Rows(-1, 0, 1)  # of statistics that only the backward pass reads: in no place that a rule takes
 _UNFILLED = frozenset({"empty", "new_empty", "empty_like", "empty_strided"})
 _ALONE = 2  # users of the memory of a tensor that shares it with none: itself, and whoever asks
+_COUNTS = (
+    "counts the records (arange): a record's contribution may not depend on its place; torch.arange(len(x)) may be "
+    "an index of the records alone, as in x[torch.arange(len(x)), steps]; else use x.gather"
+)
 _HOOKS = (
     "a private pass records every layer where it is called, and a part of the module is computed anew in the backward "
     "pass (torch.utils.checkpoint?); leave checkpointing out, and cut the batch by max_physical_batch_size"
@@ -111,6 +115,7 @@ class Following:
         # Of a small batch everything is kept to the end, so that no memory is used twice.
         self._kept: list[Tensor] | None = [] if records <= LARGER else None
         self._modes: Modes | None = None
+        self._counts = False  # whether it made the records' places
         self._failure: Exception | None = None
 
     @contextmanager
@@ -264,7 +269,8 @@ class Following:
         place: Rows | None = None
         ndim, plain = 0, plan.simple
         operands: list[int | str] = []
-        for x in tensors((*args, *kwargs.values())) if kwargs else tensors(args):
+        given = tensors((*args, *kwargs.values())) if kwargs else tensors(args)
+        for x in given:
             note = getattr(x, "_followed", None)
             if note is None or note.following is not self:
                 self._rows_of_stranger(x, note)
@@ -278,6 +284,8 @@ class Following:
                 place, ndim = note.rows, x.ndim
             else:
                 plain = plain and place == note.rows and ndim == x.ndim
+        if self._counts and plan.name not in COUNTED and any(_counted(self.rows(x)) for x in given):
+            raise self.refusal(_COUNTS)
         self.entries.append((*entry_of(plan, args, kwargs), *operands))
         if place is not None and plain:
             out = func(*args, **kwargs)
@@ -300,7 +308,12 @@ class Following:
         out = self._drawn(func, plan, args, kwargs) if plan.random else func(*args, **kwargs)
         if plan.name == "empty_like":
             out.zero_()
-        self._place(plan, args, out, self._judge(func, plan, args, kwargs, out))
+        found = self._judge(func, plan, args, kwargs, out)
+        if sizes is not None and isinstance(found, Rows) and sizes.axis != found.axis:
+            raise self.refusal(
+                f"repeats what it makes of a record as often as there are records ({plan.name})"
+            )
+        self._place(plan, args, out, found)
         return out
 
     def _sizes(
@@ -324,15 +337,18 @@ class Following:
         if asked != expected:
             raise self.differs(f"sizes of {plan.name}")
         axes = [axis for axis, (multiple, _) in enumerate(wanted) if multiple]
-        if not axes or (held and plan.name not in FACTORIES):
+        if not axes:
             return None
-        if plan.name in RESHAPING:
+        if plan.name in RESHAPING and not held:
             raise self.differs(plan.name)
         if plan.name == "arange":
-            raise self.refusal(
-                "counts the records (arange): a record's contribution may not depend on its place"
-            )
-        if len(axes) > 1:
+            given = wanted if len(wanted) > 1 else ((0, 0), *wanted)
+            start, (multiple, _), step = (*given, (0, 1))[:3]
+            if start != (0, 0) or step != (0, multiple) or kwargs.get("dtype") not in (None, torch.int64):
+                raise self.refusal(_COUNTS)
+            self._counts = True
+            return places(multiple)
+        if len(axes) > 1 or (plan.name == "affine_grid_generator" and axes != [0]):
             raise self.refusal(f"makes a table of records by records ({plan.name})")
         return Rows(axes[0], 1, wanted[axes[0]][0])
 
@@ -372,11 +388,13 @@ class Following:
     ) -> None:
         own = self._made_here(plan, args)
         outputs = tensors((out,))
-        places = [found] * len(outputs) if isinstance(found, Rows) else list(found)
-        for x, rows in zip(outputs, places, strict=False):
-            if rows is not None and not fits(rows, x.shape, self.records):
+        each = [found] * len(outputs) if isinstance(found, Rows) else list(found)
+        for x, rows in zip(outputs, each, strict=False):
+            if rows not in (None, CONSTANT) and not fits(rows, x.shape, self.records):
                 raise self.refusal(f"uses {plan.name} in a way that is not followed")
-            if rows is None and x.numel():
+            if rows == CONSTANT:
+                rows = None
+            elif rows is None and x.numel():
                 rows = _NOWHERE
             self.note(x, rows, own)
 
@@ -464,6 +482,10 @@ class Following:
         """The error of a pass that is not separate, naming the module that was running."""
         where = _running(self.module) if self.rule is None else self.whose
         return UsageError(f"{where} {what}; {REMEDY}")
+
+
+def _counted(rows: Rows | None) -> bool:
+    return rows is not None and rows.counted
 
 
 def _tensors_of(part: nn.Module) -> Iterator[tuple[str, Tensor]]:

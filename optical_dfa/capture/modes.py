@@ -123,6 +123,10 @@ class _Functions(TorchFunctionMode):
             )
         if func is torch.nn.functional.one_hot:
             return _one_hot(following, *args, **kwargs)
+        if func is torch.cdist:
+            return _cdist(*args, **kwargs)
+        if func is torch.normal and isinstance(args[0] if args else kwargs.get("mean"), int | float):
+            return _normal(*args, **kwargs)
         if following.program is not None:
             if _writes(func):
                 if any(isinstance(x, Tensor) and following.rows(x) is not None for x in args[1:]):
@@ -140,3 +144,19 @@ def _one_hot(following: Watcher, tensor: Tensor, num_classes: int = -1) -> Tenso
         raise following.refusal("counts classes in the records (one_hot); give num_classes")
     classes = torch.arange(num_classes, device=tensor.device)
     return tensor.unsqueeze(-1).eq(classes).to(torch.int64)
+
+
+_IF_NECESSARY = "use_mm_for_euclid_dist_if_necessary"
+
+
+def _cdist(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: str = _IF_NECESSARY) -> Tensor:
+    """Above 25 rows, which may be records, cdist takes a faster and less exact way; here the exact one always."""
+    exact = "donot_use_mm_for_euclid_dist" if compute_mode == _IF_NECESSARY else compute_mode
+    return torch.cdist(x1, x2, p, exact)
+
+
+def _normal(mean: float, std: float | Tensor, size: Any = None, **options: Any) -> Tensor:
+    """torch.normal with a number as mean, made of operations whose rows are known."""
+    if isinstance(std, Tensor):
+        return torch.normal(torch.full_like(std, mean), std, **options)
+    return torch.randn(size, **options) * std + mean

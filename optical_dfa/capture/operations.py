@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from optical_dfa.capture.rows import FIRST, Rows, reshaped
+from optical_dfa.capture.rows import CONSTANT, FIRST, Rows, places, reshaped
 
 
 class MixingError(Exception):
@@ -127,6 +127,8 @@ class Call:
                     raise MixingError("with records in an operand that must be a constant")
 
 
+# What may take the places of the records; other names of them may be made.
+COUNTED = frozenset({"index", "_embedding_bag", "_embedding_bag_forward_only", "detach", "alias"})
 Placed = Rows | tuple[Rows | None, ...]
 Rule = Callable[[Call], Placed]
 RULES: dict[str, Rule] = {}
@@ -211,6 +213,61 @@ def like(call: Call) -> Placed:
     return call.only()[1]
 
 
+@rule("searchsorted")
+def searchsorted(call: Call) -> Placed:
+    """Where each value stands in a sequence, along the last axis of both; one sequence for all has one axis."""
+    call.constants("sorter")
+    sequence, x, sorter = call.get("sorted_sequence"), call.get("self"), call.get("sorter")
+    if sequence.ndim == 1:
+        return call.only("self")[1]
+    operands = [sequence, x, *([sorter] if isinstance(sorter, Tensor) else [])]
+    return _across(call.together(operands, x.ndim, broadcast=False), -1, x.ndim)
+
+
+_EACH = ("abs acos add addcdiv addcmul asin atan ceil clamp_max clamp_min cos cosh div erf erfc exp expm1 floor frac "
+         "lerp lgamma log log10 log1p log2 maximum minimum mul neg reciprocal round rsqrt sigmoid sign sin sinh sqrt "
+         "sub tan tanh trunc")  # fmt: skip
+
+
+@rule(*(f"_foreach_{name}" for name in _EACH.split()))
+def each(call: Call) -> Placed:
+    """Element by element in each tensor of a list."""
+    if call.out is None:
+        raise MixingError("in place, which is not followed for lists; use the operation without _")
+    values = (*call.args, *call.kwargs.values())
+    if any(call.rows(value) is not None for value in values):
+        raise MixingError("with records in an operand that must be a constant")
+    lists = [value for value in values if isinstance(value, list | tuple) and isinstance(value[0], Tensor)]
+    found = []
+    for operands in zip(*lists, strict=True):
+        held = any(call.rows(x) is not None for x in operands)
+        found.append(call.together(operands, max(x.ndim for x in operands)) if held else CONSTANT)
+    return tuple(found)
+
+
+@rule("_is_all_true", "_is_any_true")
+def checked(call: Call) -> Placed:
+    raise MixingError(
+        "by a check of all values, which raises by what they are; give torch.distributions validate_args=False"
+    )
+
+
+@rule("_nested_tensor_from_mask_left_aligned", "_nested_tensor_from_mask")
+def nested(call: Call) -> Placed:
+    raise MixingError(
+        "by what it reads of their mask; build nn.TransformerEncoder with enable_nested_tensor=False"
+    )
+
+
+@rule("mse_loss", "smooth_l1_loss", "huber_loss", "binary_cross_entropy_with_logits")
+def loss(call: Call) -> Placed:
+    """Element by element where nothing is added up."""
+    if call.get("reduction"):
+        raise MixingError(OVER + "; give the loss reduction='none'")
+    tensors = call.tensors()
+    return call.together(tensors, max(x.ndim for x in tensors))
+
+
 @rule("rrelu_with_noise")
 def rrelu(call: Call) -> Placed:
     return call.together([call.get("self"), call.get("noise")], call.get("self").ndim)
@@ -290,8 +347,8 @@ def squeeze(call: Call) -> Placed:
     dims = call.get("dim")
     asked = range(x.ndim) if dims is None else _axes(dims, x.ndim)
     gone = {axis for axis in asked if x.shape[axis] == 1}
-    if rows.axis in gone or (dims is None):
-        raise MixingError("by squeeze() without an axis, which takes the axis of a single record")
+    if rows.axis in gone:  # of records to come with none of them: a pass has two or more
+        raise MixingError(OVER)
     return rows.moved(rows.axis - sum(axis < rows.axis for axis in gone))
 
 
@@ -327,6 +384,14 @@ def diagonal(call: Call) -> Placed:
     if rows.axis in (a, b):
         raise MixingError(OVER)
     return rows.moved(rows.axis - (a < rows.axis) - (b < rows.axis))
+
+
+@rule("diag_embed")
+def diag_embed(call: Call) -> Placed:
+    x, rows = call.only()
+    _across(rows, -1, x.ndim)
+    made = _axes([call.get("dim1", -2), call.get("dim2", -1)], x.ndim + 1)
+    return rows.moved([axis for axis in range(x.ndim + 1) if axis not in made][rows.axis])
 
 
 # ---- parts
@@ -415,23 +480,48 @@ def index_write(call: Call) -> Placed:
 
 @rule("index", "_unsafe_index")
 def index(call: Call) -> Placed:
-    indices = list(call.get("indices"))
-    given = [axis for axis, entry in enumerate(indices) if entry is not None]
-    if any(indices[axis].dtype in (torch.bool, torch.uint8) for axis in given):
-        raise MixingError("by an output whose size depends on values")
-    if call.rows(call.get("self")) is None:  # a table that each record looks up
-        found = [indices[axis] for axis in given]
-        place = call.together(found, max(x.ndim for x in found))
-        return place.moved(place.axis + (given[0] if given == list(range(given[0], given[-1] + 1)) else 0))
-    _, rows = call.only()
+    x, own = call.get("self"), [entry for entry in call.get("indices") if entry is not None]
+    rows = call.rows(x)
+    given: list[int] = []  # axes of `x` that are indexed
+    axis = selected = 0
+    for entry in call.get("indices"):
+        if entry is None:
+            axis += 1
+            continue
+        mask = entry.dtype in (torch.bool, torch.uint8)
+        if mask and (rows is None or call.rows(entry) is not None or not entry.ndim):
+            raise MixingError("by an output whose size depends on values")
+        given += range(axis, axis + (entry.ndim if mask else 1))
+        axis = given[-1] + 1
+        selected = max(selected, 1 if mask else entry.ndim)
+    apart = given != list(range(given[0], given[-1] + 1))  # then what is selected comes first
+    if rows is None:  # a table that each record looks up
+        place = call.together(own, selected)
+        return place.moved(place.axis + (0 if apart else given[0]))
+    if any((call.rows(entry) or FIRST).counted for entry in own):
+        _refuse_but_own_place(call, rows, dict(zip(given, own, strict=False)))
+        return FIRST.moved(0 if apart else given[0])
+    call.only()
     if rows.axis in given:
         raise MixingError("by an index " + OVER)
-    extra = max(indices[axis].ndim for axis in given)
-    together = given == list(range(given[0], given[-1] + 1))
     before = sum(axis < rows.axis for axis in given)
-    if not together:  # what is indexed comes first
-        return rows.moved(rows.axis - before + extra)
-    return rows.moved(rows.axis - before + extra) if before else rows
+    return rows.moved(rows.axis - before + selected) if before or apart else rows
+
+
+def _refuse_but_own_place(call: Call, rows: Rows, given: dict[int, Tensor]) -> None:
+    """`x[torch.arange(records), steps]`: each record is asked for what stands at a step of its own.
+
+    Args:
+        rows: of what is indexed.
+        given: by axis what indexes it.
+    """
+    for axis, entry in given.items():
+        own = call.rows(entry)
+        if not rows.alone or (own == places(1)) is not (axis == rows.axis):
+            raise MixingError("by an index " + OVER)
+        alike = own is None and entry.numel() == 1
+        if entry.dtype == torch.bool or entry.ndim > 1 or not (alike or own in (FIRST, places(1))):
+            raise MixingError("by an index of other shape than the places of the records")
 
 
 @rule("index_put", "_index_put_impl", "_unsafe_index_put")
@@ -466,6 +556,32 @@ def index_put(call: Call) -> Placed:
         ndim = x.ndim - len(given) + max(indices[axis].ndim for axis in given)
         if rows.axis >= ndim - values.ndim and values.shape[rows.axis - (ndim - values.ndim)] > 1:
             raise MixingError("with a constant that differs from record to record (a count of the records?)")
+    return rows
+
+
+@rule("select_scatter", "slice_scatter", "diagonal_scatter")
+def part_write(call: Call) -> Placed:
+    """A copy in which a part is replaced by `src`, whose axes are those of the part."""
+    x, source = call.get("self"), call.get("src")
+    if call.name == "diagonal_scatter":
+        mixed = _axes([call.get("dim1", 0), call.get("dim2", 1)], x.ndim)
+    else:
+        mixed = _axes(call.get("dim", 0), x.ndim)
+    own = [axis for axis in range(x.ndim) if axis not in mixed]  # the diagonal is the last axis of `src`
+    of = list(range(x.ndim)) if call.name == "slice_scatter" else own
+    found = call.rows(source)
+    if found is not None and found.axis >= len(of):
+        raise MixingError(OVER)
+    rows = call.rows(x) or (found and found.moved(of[found.axis]))
+    assert rows is not None  # asked for calls with records only
+    if rows.axis not in own:
+        raise MixingError(OVER)
+    for other, place in ((x, rows), (source, rows.moved(of.index(rows.axis)))):
+        held = call.rows(other)
+        if held is None and not call._uniform(other, place):
+            raise MixingError("with a constant that differs from record to record (a count of the records?)")
+        if held not in (None, place):
+            raise MixingError("between tensors that keep the records in different places")
     return rows
 
 
@@ -533,17 +649,17 @@ def reduction(call: Call) -> Placed:
     return rows if call.get("keepdim", False) else rows.moved(rows.axis - sum(a < rows.axis for a in gone))
 
 
-@rule("cdist", "_cdist_forward", "_euclidean_dist")
+@rule("_cdist_forward", "_euclidean_dist")
 def cdist(call: Call) -> Placed:
     x, y = call.get("x1"), call.get("x2")
-    a, b = call.rows(x), call.rows(y)
-    if x.ndim == y.ndim and x.ndim > 2:
-        return _free_of_last(x, call.together([x, y], x.ndim), 2)
-    if b is None and a is not None and a.axis == x.ndim - 2:
-        return a
-    if a is None and b is not None and b.axis == y.ndim - 2:
-        return b.moved(b.axis + 1)
-    raise MixingError("by distances between records")
+    ndim = max(x.ndim, y.ndim)
+    for one, other, axis in ((x, y, ndim - 2), (y, x, ndim - 1)):
+        rows = call.rows(one)
+        if rows is not None and call.rows(other) is None and rows.axis == one.ndim - 2:
+            if call.name == "_cdist_forward" and call.get("p") == 2 and not call.get("compute_mode"):
+                raise MixingError("by an algorithm that depends on how many rows there are; call torch.cdist")
+            return rows.moved(axis)
+    return _batched(call, [x, y])
 
 
 # ---- products
@@ -620,9 +736,131 @@ def linear(call: Call) -> Placed:
     return _across(rows, -1, x.ndim)
 
 
-@rule("bilinear", "_trilinear")
+@rule("_trilinear")
 def trilinear(call: Call) -> Placed:
-    raise MixingError("in a way that is not followed")
+    """Three tensors get axes of size 1 where `expand` says so, are multiplied, and axes are summed."""
+    summed, place = list(call.get("sumdim")), None
+    ndim = call.get("i1").ndim + len(call.get("expand1"))
+    operands = [(call.get(f"i{n}"), sorted(call.get(f"expand{n}"))) for n in (1, 2, 3)]
+    own = [[axis for axis in range(ndim) if axis not in made] for _, made in operands]
+    for (x, _), axes in zip(operands, own, strict=True):
+        rows = call.rows(x)
+        if rows is not None:
+            moved = rows.moved(axes[rows.axis])
+            if place not in (None, moved):
+                raise MixingError("between tensors that keep the records in different places")
+            place = moved
+    assert place is not None  # asked for calls with records only
+    for (x, _), axes in zip(operands, own, strict=True):
+        if call.rows(x) is None and place.axis in axes:
+            axis = axes.index(place.axis)
+            if x.shape[axis] != 1 and not call._uniform(x, place.moved(axis)):
+                raise MixingError(
+                    "with a constant that differs from record to record (a count of the records?)"
+                )
+    if place.axis in summed:
+        raise MixingError(OVER)
+    return place.moved(place.axis - sum(axis < place.axis for axis in summed))
+
+
+# ---- linear algebra: matrices along the last two axes, one for each index of the axes before
+
+
+def _batched(call: Call, matrices: Sequence[Tensor]) -> Rows:
+    """Matrices that are broadcast over what comes before."""
+    ndim = max(x.ndim for x in matrices)
+    rows = call.together(matrices, ndim)
+    if rows.axis >= ndim - 2:
+        raise MixingError(OVER)
+    return rows
+
+
+@rule("linalg_inv_ex", "linalg_cholesky_ex", "linalg_lu_factor_ex", "linalg_lu", "_linalg_det", "_linalg_slogdet",
+      "linalg_qr")  # fmt: skip
+def of_matrices(call: Call) -> Placed:
+    x, rows = call.only("self" if call.name == "linalg_cholesky_ex" else "A")
+    _without_errors(call)
+    _free_of_last(x, rows, 2)
+    return (None, rows) if call.get("mode") == "r" else rows
+
+
+@rule("_linalg_solve_ex")
+def solve(call: Call) -> Placed:
+    a, b = call.get("A"), call.get("B")
+    _without_errors(call)
+    if b.ndim > 1 and b.shape != a.shape[:-1]:
+        rows = _systems(call, a, b)
+    else:  # a vector for each matrix, or for all
+        if b.ndim == 1:
+            call.constants("B")
+        rows = call.rows(a) or _some(call.rows(b))
+        _free_of_last(a, rows, 2)
+        for x in (a, b) if b.ndim > 1 else ():
+            _added(call, rows, x, x.ndim)
+    return (
+        rows,
+        *[call.rows(a) or CONSTANT] * 3,
+    )  # and what its backward pass reads, made of the matrices alone
+
+
+@rule("linalg_solve_triangular")
+def solve_triangular(call: Call) -> Placed:
+    return _systems(call, call.get("self"), call.get("B"))
+
+
+@rule("cholesky_solve")
+def cholesky_solve(call: Call) -> Placed:
+    return _systems(call, call.get("input2"), call.get("self"))
+
+
+def _systems(call: Call, a: Tensor, b: Tensor) -> Rows:
+    """Right-hand sides that are matrices; of those with a constant each column (row, to the right) is by itself."""
+    rows = call.rows(b)
+    free = b.ndim - (1 if call.get("left", True) else 2)
+    if rows is not None and call.rows(a) is None and rows.axis == free:
+        return rows.moved(rows.axis + max(a.ndim, b.ndim) - b.ndim)
+    return _batched(call, [a, b])
+
+
+def _some(rows: Rows | None) -> Rows:
+    if rows is None:
+        raise MixingError("with records in an operand that must be a constant")
+    return rows
+
+
+def _without_errors(call: Call) -> None:
+    if call.get("check_errors", False):
+        raise MixingError("by an error that depends on what they are; leave check_errors out")
+
+
+@rule("_linalg_check_errors")
+def errors(call: Call) -> Placed:
+    raise MixingError(
+        "by an error that depends on what they are; use torch.linalg.solve_ex, inv_ex, cholesky_ex or lu_factor_ex, "
+        "which raise none"
+    )
+
+
+@rule(
+    "_linalg_svd",
+    "_linalg_eigh",
+    "linalg_eig",
+    "_linalg_eigvals",
+    "linalg_eigvals",
+    "linalg_pinv",
+    "linalg_lstsq",
+)
+def decomposition(call: Call) -> Placed:
+    raise MixingError(
+        "by an error that depends on what they are (nan does not converge); use qr, det, solve_ex or cholesky_ex, "
+        "or decompose constants alone"
+    )
+
+
+@rule("linalg_cross")
+def cross(call: Call) -> Placed:
+    operands = [call.get("self"), call.get("other")]
+    return _across(call.together(operands, operands[0].ndim), call.get("dim", -1), operands[0].ndim)
 
 
 # ---- layers
@@ -640,6 +878,21 @@ def convolution(call: Call) -> Placed:
 def embedding(call: Call) -> Placed:
     _, rows = call.only("indices")
     return rows
+
+
+@rule("_embedding_bag", "_embedding_bag_forward_only")
+def embedding_bag(call: Call) -> Placed:
+    """Bags of one size: that of each record starts at its place times the size."""
+    call.constants("weight")
+    indices, rows = call.get("indices"), call.rows(call.get("indices"))
+    if rows is None or rows.axis or rows.outer != 1 or call.get("include_last_offset"):
+        raise MixingError("by bags that are not those of a record each")
+    if call.rows(call.get("offsets")) != places(rows.inner):
+        raise MixingError(
+            "by bags that are not those of a record each; give indices of shape (records, size)"
+        )
+    _added(call, rows, call.get("per_sample_weights"), indices.ndim)
+    return (FIRST, None, None, None)
 
 
 @rule("native_layer_norm", "_fused_rms_norm", "rms_norm", "layer_norm")
@@ -698,14 +951,26 @@ for _axes_mixed, _names in {
         "upsample_bicubic2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "mkldnn_max_pool2d"),
     3: ("max_pool3d_with_indices", "avg_pool3d", "_adaptive_avg_pool3d", "adaptive_max_pool3d", "reflection_pad3d",
         "replication_pad3d", "upsample_nearest3d", "_upsample_nearest_exact3d", "upsample_trilinear3d",
-        "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "im2col"),
+        "pixel_shuffle", "pixel_unshuffle", "im2col"),
 }.items():  # fmt: skip
     rule(*_names)(_spatial(_axes_mixed))
+
+
+@rule("channel_shuffle", "native_channel_shuffle")
+def channel_shuffle(call: Call) -> Placed:
+    x, rows = call.only()
+    return _across(rows, 1, x.ndim)
 
 
 @rule("col2im")
 def col2im(call: Call) -> Placed:
     x, rows = call.only()
+    return _free_of_last(x, rows, 2)
+
+
+@rule("affine_grid_generator")
+def affine_grid(call: Call) -> Placed:
+    x, rows = call.only("theta")
     return _free_of_last(x, rows, 2)
 
 

@@ -21,7 +21,7 @@ FACTORIES = frozenset({
 NAMES = frozenset({"detach", "alias"})  # another name of the same values
 RESHAPING = frozenset({"view", "_unsafe_view", "reshape", "_reshape_alias"})
 # Called with sizes, which are compared by themselves: they may be multiples of the number of records.
-SIZED = FACTORIES | RESHAPING | {"expand", "repeat", "arange"}
+SIZED = FACTORIES | RESHAPING | {"expand", "repeat", "arange", "affine_grid_generator"}
 SIZES = ("size", "repeats", "shape")
 
 

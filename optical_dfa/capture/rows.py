@@ -26,8 +26,20 @@ class Rows(NamedTuple):
         """Whether the axis holds the records and nothing else."""
         return self.outer == 1 and self.inner == 1
 
+    @property
+    def counted(self) -> bool:
+        """Whether they are `places`."""
+        return self.axis == 0 and self.outer == 0
+
 
 FIRST = Rows(0)
+# Of what an operation made of its constants alone, beside outputs that hold records.
+CONSTANT = Rows(-1, 1, 0)
+
+
+def places(step: int) -> Rows:
+    """Of whole numbers 0, step, 2 * step, ..., one for each record by its place: what fits no shape."""
+    return Rows(0, 0, step)
 
 
 def fits(rows: Rows, shape: Sequence[int], records: int) -> bool:

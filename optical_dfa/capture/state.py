@@ -99,7 +99,7 @@ class Attributes:
             if self.tokens.get(name, now) != now.get(name, self.tokens):
                 raise UsageError(
                     f"{name} changes in a forward pass: it would keep un-noised statistics of records; set it before "
-                    "make_private, or compute it anew in every pass"
+                    "make_private (what is made once: by a call on zeros), or compute it anew in every pass"
                 )
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from threading import Thread
 from typing import Any
 
@@ -264,7 +266,67 @@ MIXING: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "a tensor of their number": tensor_of_the_number,
     "ones added up": ones_added_up,
     "a slice as long": size_of_a_slice,
+    "expanded to their number": lambda self, h: h + (h - 20).relu().unsqueeze(1).expand(-1, len(h), -1).sum(1),
+    "expanded to their number squared": lambda self, h: (
+        h + (h - 20).relu().unsqueeze(1).expand(len(h), len(h), WIDTH).sum(1)
+    ),
+    "repeated as often as there are": lambda self, h: h + (h - 20).relu().unsqueeze(1).repeat(1, len(h), 1).sum(1),
+    "interleaved as often": lambda self, h: (
+        h + (h - 20).relu().unsqueeze(1).repeat_interleave(len(h), 1).sum(1)
+    ),
     "their places": counted,
+    "their places, turned": lambda self, h: h + (h - 20).relu()[-1 - torch.arange(len(h))],
+    "their places, backwards": lambda self, h: h + (h - 20).relu()[torch.arange(len(h) - 1, -1, -1)],
+    "their places, as a view": lambda self, h: h + (h - 20).relu() * torch.arange(len(h)).view(-1, 1),
+    "their places, overwritten": lambda self, h: h + (h - 20).relu()[torch.arange(len(h)).fill_(0)],
+    "their places, twice": lambda self, h: (
+        h + (h - 20).relu().unsqueeze(1).expand(-1, 9999, -1)[torch.arange(len(h)), torch.arange(len(h))]
+    ),
+    "their places, beside steps in two axes": lambda self, h: (
+        h + (h - 20).relu().view(-1, 2, 4)[torch.arange(len(h)), (h[:, :1] > 9).long()].sum(1).repeat(1, 2)
+    ),
+    "their places, in a table": lambda self, h: h + 0 * self.table[torch.arange(len(h))].unsqueeze(1),
+    "their places, doubled": lambda self, h: h + (h - 20).relu()[torch.arange(0, 2 * len(h), 2) // 2],
+    "bags of half a record": lambda self, h: h + F.embedding_bag(
+        (h > 20).long().view(-1), torch.ones(2, WIDTH), torch.arange(0, h.numel(), WIDTH // 2)
+    ).view(-1, 2, WIDTH).sum(1),
+    "one long bag after short ones": lambda self, h: h + F.embedding_bag(
+        (h > 20).long().view(-1), torch.linspace(0, 1, 2).expand(WIDTH, 2).T.contiguous(), torch.arange(len(h))
+    ),
+    "bags that records bound": lambda self, h: h + F.embedding_bag(
+        (h > 20).long().view(-1), torch.arange(2.0).unsqueeze(1).expand(2, WIDTH), (h[:, 0] * 0).long()
+    ),
+    "bags of records": lambda self, h: h + 0 * F.embedding_bag((h > 20).long(), (h - 20).relu()),
+    "a system of records": lambda self, h: torch.linalg.solve_ex(
+        torch.eye(WIDTH) + (h - 20).relu().unsqueeze(0).transpose(1, 2) @ (h - 20).relu(), h.unsqueeze(2)
+    )[0][:, :, 0],
+    "triangle of the batch": lambda self, h: h + 0 * torch.linalg.qr((h - 20).relu().T, mode="r")[1].sum(),
+    "searched in the batch": lambda self, h: h + torch.searchsorted((h.detach()[:, 0] - 20).relu(), h.detach()) * 0,
+    "a bilinear form of the batch": lambda self, h: (
+        h + torch._trilinear((h - 20).relu(), h, h, [], [], [], [0], 1).unsqueeze(0)
+    ),
+    "a grid as wide as the batch": lambda self, h: (
+        h + (h - 20).relu() * F.affine_grid(torch.eye(2, 3)[None], [1, 1, 2, len(h)], align_corners=False).sum((0, 1, 3)
+        ).amax(0)
+    ),
+    "distances in a batch of one": lambda self, h: (
+        h + 0 * torch.cdist((h - 20).relu()[None], h[None])[0].sum(1, keepdim=True)
+    ),
+    "a diagonal of the batch": lambda self, h: h + torch.diag_embed((h - 20).relu().T).sum((0, 2)).unsqueeze(1),
+    "a record written over": lambda self, h: h + torch.select_scatter((h - 20).relu(), torch.ones(WIDTH), 0, 0),
+    "the first record written over": lambda self, h: (
+        h + torch.slice_scatter((h - 20).relu(), torch.ones(1, WIDTH), 0, 0, 1)
+    ),
+    "each with the others": lambda self, h: h + torch._foreach_mul(
+        [(h - 20).relu().unsqueeze(1)], [(h - 20).relu().unsqueeze(0)]
+    )[0].amax(1),
+    "a loss of all": lambda self, h: h + F.mse_loss((h - 20).relu(), torch.zeros_like(h)),
+    "channels that are records": lambda self, h: (
+        h + F.channel_shuffle((h - 20).relu().repeat_interleave(2, 0).unsqueeze(0), 2)[0, ::2]
+    ),
+    "norms of lists": lambda self, h: h / torch._foreach_norm([(h - 20).relu()])[0].clamp_min(1),
+    "a mask of records": lambda self, h: h + (h - 20).relu()[torch.ones(len(h), dtype=torch.bool)],
+    "a spread by their number": lambda self, h: h + torch.normal(0.0, float(len(h)), (len(h), WIDTH)),
     "a loop over them": loop_over_records,
     "a function of its own": lambda self, h: Doubling.apply(h),
     "a gradient hook": hooked,
@@ -653,6 +715,198 @@ SEPARATE: dict[str, tuple[Callable[[], nn.Module], tuple[Tensor, ...]]] = {
 }  # fmt: skip
 
 
+C = nn.Parameter(torch.eye(WIDTH) + 0.1, requires_grad=False)  # every module below has its own, as `c`
+
+
+def matrices(h: Tensor) -> Tensor:
+    """Positive definite, one a record."""
+    return torch.eye(WIDTH) + 0.1 * h.unsqueeze(2) * h.unsqueeze(1)
+
+
+def columns(h: Tensor) -> Tensor:
+    return h.unsqueeze(2)
+
+
+def positive(h: Tensor) -> Tensor:
+    return (h[:, 0] > 0).long()
+
+
+def frozen(layer: nn.Module) -> nn.Module:
+    return layer.requires_grad_(False)
+
+
+DRAWN: dict[str, tuple[Callable[[Any, Tensor], Tensor], nn.Module | None]] = {
+    "normal numbers": (lambda self, h: h + torch.normal(0.0, 1.0, (len(h), WIDTH)), None),
+    "normal of a record's spread": (lambda self, h: h + torch.normal(0.0, h.detach().abs()), None),
+    "random slopes": (lambda self, h: self.own(h), nn.RReLU()),
+    "a distribution unchecked": (
+        lambda self, h: torch.distributions.Normal(h, 1.0, validate_args=False).rsample(), None,
+    ),
+}  # fmt: skip
+# What is done between two layers, with a frozen layer where it has one as `own`.
+BETWEEN: dict[str, tuple[Callable[[Any, Tensor], Tensor], nn.Module | None]] = {
+    "solve": (lambda self, h: torch.linalg.solve_ex(matrices(h), h)[0], None),
+    "solve by a constant": (lambda self, h: torch.linalg.solve(self.c, columns(h))[:, :, 0], None),
+    "solve in columns": (lambda self, h: torch.linalg.solve(self.c, h.T).T, None),
+    "solve in rows": (lambda self, h: torch.linalg.solve(self.c, h, left=False), None),
+    "inverse": (lambda self, h: torch.linalg.inv_ex(matrices(h))[0][:, 0], None),
+    "inverse of a constant": (lambda self, h: h @ torch.linalg.inv(self.c), None),
+    "triangle": (lambda self, h: torch.linalg.qr(matrices(h))[1][:, 0], None),
+    "root": (lambda self, h: torch.linalg.cholesky_ex(matrices(h))[0][:, -1], None),
+    "solve by a root": (
+        lambda self, h: torch.cholesky_solve(columns(h), torch.linalg.cholesky_ex(matrices(h))[0])[:, :, 0], None,
+    ),
+    "solve by a triangle": (
+        lambda self, h: torch.linalg.solve_triangular(matrices(h).tril(), columns(h), upper=False)[:, :, 0], None,
+    ),
+    "factors": (lambda self, h: torch.linalg.lu_factor_ex(matrices(h))[0][:, 0], None),
+    "determinants": (
+        lambda self, h: h + (torch.linalg.det(matrices(h)) + torch.logdet(matrices(h))).unsqueeze(1), None,
+    ),
+    "norms of matrices": (
+        lambda self, h: h / torch.linalg.matrix_norm(matrices(h)).unsqueeze(1) / torch.linalg.norm(h, dim=1)[:, None],
+        None,
+    ),
+    "decomposed constants": (
+        lambda self, h: h @ torch.linalg.svd(self.c)[0] @ torch.linalg.eigh(self.c)[1] @ torch.linalg.qr(self.c)[0]
+        / torch.linalg.matrix_norm(self.c, 2) * torch.linalg.det(self.c) @ torch.linalg.cholesky(self.c), None,
+    ),
+    "cross products": (lambda self, h: torch.cat([torch.linalg.cross(h[:, :3], h[:, 3:6]), h[:, :5]], 1), None),
+    "searched": (lambda self, h: h + torch.searchsorted(torch.tensor([-1.0, 0.0, 1.0]), h.detach()), None),
+    "searched in its own": (
+        lambda self, h: h + torch.searchsorted(h.detach().sort(1).values, h.detach() / 2), None,
+    ),
+    "bilinear": (lambda self, h: self.own(h, 2 * h), frozen(nn.Bilinear(WIDTH, WIDTH, WIDTH))),
+    "bilinear at steps": (
+        lambda self, h: self.own(h.view(-1, 2, 4), h.view(-1, 2, 4)).sum(1), frozen(nn.Bilinear(4, 4, WIDTH)),
+    ),
+    "mean bags": (lambda self, h: h + self.own((h > 0).long()), frozen(nn.EmbeddingBag(2, WIDTH))),
+    "largest of bags": (
+        lambda self, h: h + self.own((h > 0).long()), frozen(nn.EmbeddingBag(2, WIDTH, mode="max", padding_idx=0)),
+    ),
+    "weighted bags": (
+        lambda self, h: self.own((h > 0).long(), per_sample_weights=h), frozen(nn.EmbeddingBag(2, WIDTH, mode="sum")),
+    ),
+    "grid": (
+        lambda self, h: h + F.grid_sample(
+            h.view(-1, 1, 2, 4), F.affine_grid(h[:, :6].view(-1, 2, 3), (len(h), 1, 2, 4), align_corners=False),
+            align_corners=False,
+        ).flatten(1), None,
+    ),
+    "constant grid": (
+        lambda self, h: h + F.grid_sample(
+            h.view(-1, 1, 2, 4),
+            F.affine_grid(self.c[:2, :3].expand(len(h), 2, 3), (len(h), 1, 2, 4), align_corners=True),
+            align_corners=True,
+        ).flatten(1), None,
+    ),
+    "centres": (lambda self, h: torch.cdist(h, self.c), None),
+    "many centres": (lambda self, h: torch.cdist(h, self.c.repeat(4, 1))[:, :WIDTH], None),
+    "centres of steps": (lambda self, h: torch.cdist(h.view(-1, 2, 4), self.c[:, :4]).sum(1), None),
+    "diagonals": (lambda self, h: torch.diag_embed(h, 1, 0, 2)[1:].sum(0)[:, :WIDTH] + h, None),
+    "written": (
+        lambda self, h: torch.diagonal_scatter(
+            matrices(h), torch.select_scatter(torch.slice_scatter(h, 3 * h[:, :2], 1, 2, 4), h[:, 1], 1, 7), 0, 1, 2
+        )[:, 2], None,
+    ),
+    "written to zeros": (
+        lambda self, h: torch.select_scatter(torch.zeros(len(h), 2, WIDTH), h, 1, 0).sum(1), None,
+    ),
+    "lists": (lambda self, h: torch._foreach_mul(torch._foreach_add([self.c[0], h], 2.0), [self.c[1], h])[1], None),
+    "own step": (
+        lambda self, h: h + h.view(-1, 2, 4)[torch.arange(len(h)), positive(h)].repeat(1, 2), None,
+    ),
+    "own step, time first": (
+        lambda self, h: h + h.view(-1, 2, 4).transpose(0, 1)[positive(h), torch.arange(h.shape[0])].repeat(1, 2), None,
+    ),
+    "own channel": (
+        lambda self, h: h + h.view(-1, 2, 4)[torch.arange(0, len(h), 1), :, positive(h)].repeat(1, 4), None,
+    ),
+    "last step of all": (lambda self, h: h + h.view(-1, 2, 4)[torch.arange(len(h)), -1].repeat(1, 2), None),
+    "losses": (
+        lambda self, h: F.mse_loss(h, self.c[0].expand_as(h), reduction="none") + F.smooth_l1_loss(
+            h, 2 * h, reduction="none"
+        ) + F.binary_cross_entropy_with_logits(h, h.sigmoid().detach(), reduction="none"), None,
+    ),
+    "channels shuffled": (lambda self, h: F.channel_shuffle(h.view(-1, 4, 2), 2).flatten(1), None),
+    "squeezed": (lambda self, h: h.view(-1, 1, WIDTH, 1).squeeze(), None),
+    "constant mask": (lambda self, h: h[:, torch.tensor([True, False] * 4)].repeat(1, 2), None),
+    "constant mask of two axes": (
+        lambda self, h: h[:, :6] .view(-1, 2, 3)[:, self.c[:2, :3] > 0.5].repeat(1, 4), None,
+    ),
+}  # fmt: skip
+
+
+def between(name: str) -> nn.Module:
+    what, own = (BETWEEN | DRAWN)[name]
+    return Between(what, c=copy.deepcopy(C), **{"own": own} if own else {})
+
+
+SEPARATE |= {name: (partial(between, name), (FLAT,)) for name in BETWEEN | DRAWN}
+
+
+@pytest.mark.parametrize("name", BETWEEN)
+def test_what_is_followed_sums_like_a_loop_over_the_records(name: str) -> None:
+    torch.manual_seed(0)
+    net = between(name)
+    aligned, plain = private(net, records=30), copy.deepcopy(net)
+    x = torch.randn(30, WIDTH)
+    (aligned(x).square().sum() / 30).backward()  # of which the loss is taken to be the mean
+    capture = aligned._capture
+    capture.norms()
+    found = torch.zeros(capture.dimension)
+    capture.add_clipped(torch.ones(30, dtype=torch.float64), found)
+    for record in x:
+        plain(record.unsqueeze(0)).square().sum().backward()
+    named = dict(plain.named_parameters())
+    wanted = torch.cat([named[name.removeprefix("module.")].grad.reshape(-1) for name in capture.parameters])
+    torch.testing.assert_close(
+        capture.unpack(found), wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max())
+    )
+
+
+@pytest.mark.parametrize(
+    ("what", "remedy"),
+    [
+        (lambda self, h: torch.linalg.solve(matrices(h), h), "solve_ex"),
+        (lambda self, h: torch.linalg.inv(matrices(h))[:, 0], "inv_ex"),
+        (lambda self, h: torch.linalg.cholesky(matrices(h))[:, 0], "cholesky_ex"),
+        (
+            lambda self, h: torch.linalg.solve_ex(matrices(h), h, check_errors=True)[0],
+            "leave check_errors out",
+        ),
+        (lambda self, h: torch.linalg.svdvals(matrices(h)), "cholesky_ex"),
+        (lambda self, h: torch.linalg.eigh(matrices(h))[0], "cholesky_ex"),
+        (lambda self, h: torch.distributions.Normal(h, 1.0).rsample(), "validate_args=False"),
+        (lambda self, h: torch._foreach_mul_([h + 1], 2.0)[0], "without _"),
+        (lambda self, h: h[torch.arange(len(h)).unsqueeze(1), h.argsort(1)], "gather"),
+    ],
+)
+def test_what_is_refused_for_its_form_says_what_to_use(
+    what: Callable[[Any, Tensor], Tensor], remedy: str
+) -> None:
+    with pytest.raises(UsageError, match=remedy) as error:
+        private(Between(what), records=3)(torch.zeros(3, WIDTH))
+    assert "\n" not in str(error.value)
+
+
+def test_an_encoder_that_would_nest_its_tensors_says_how_to_build_it() -> None:
+    class Encoder(nn.Module):
+        def __init__(self, **options: Any) -> None:
+            super().__init__()
+            layer = nn.TransformerEncoderLayer(WIDTH, 2, 16, batch_first=True)
+            self.inside, self.out = frozen(nn.TransformerEncoder(layer, 1, **options)), nn.Linear(WIDTH, 4)
+
+        def forward(self, x: Tensor, padded: Tensor) -> Tensor:
+            return self.out(self.inside(x, src_key_padding_mask=padded)[:, 0])
+
+    with pytest.raises(UsageError, match="enable_nested_tensor=False"):
+        private(Encoder(), SEQUENCE, PADDED)
+    aligned = private(Encoder(enable_nested_tensor=False), SEQUENCE, PADDED, records=3)
+    padded = torch.tensor([False, False, True, True]).expand(3, -1)
+    assert aligned(torch.randn(3, LENGTH, WIDTH), padded).shape == (3, 4)
+
+
 @pytest.mark.parametrize("name", SEPARATE)
 def test_what_keeps_records_apart_passes(name: str) -> None:
     made, example = SEPARATE[name]
@@ -755,6 +1009,30 @@ def test_an_attribute_that_cannot_be_looked_into_is_refused() -> None:
     net = Between(lambda self, h: h, kept=Sealed())
     with pytest.raises(UsageError, match="kept is a"):
         start(net, FLAT)
+
+
+class Rotary(nn.Module):
+    """Its table is made in the first pass, and for longer sequences."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.out, self.table = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 4), None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.table is None or len(self.table) < x.shape[1]:
+            self.table = torch.arange(float(x.shape[1])).unsqueeze(1).cos()
+        return self.out((self.one(x) * self.table[: x.shape[1]]).sum(1))
+
+
+def test_a_table_that_is_made_once_is_made_by_a_call_before() -> None:
+    with pytest.raises(UsageError, match=r"table changes in a forward pass.* by a call on zeros"):
+        private(Rotary(), SEQUENCE)
+    net = Rotary()
+    net(SEQUENCE)
+    aligned = private(net, SEQUENCE, records=3)
+    for length in (LENGTH, LENGTH - 1):
+        aligned(torch.randn(3, length, WIDTH)).sum().backward()
+        aligned._capture.clear()
 
 
 def test_what_an_earlier_pass_kept_is_refused() -> None:

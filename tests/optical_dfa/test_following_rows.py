@@ -50,6 +50,7 @@ OPERATIONS: dict[str, Operation] = {
     "half": lambda x: x.chunk(2, -1)[0],
     "unsqueeze first": lambda x: x.unsqueeze(0),
     "unsqueeze last": lambda x: x.unsqueeze(-1),
+    "squeeze": lambda x: x.unsqueeze(1).squeeze(),
     "swap": lambda x: x.transpose(0, -1),
     "swap inner": lambda x: x.transpose(-1, -2) if x.ndim > 1 else x,
     "permute": lambda x: x.permute(*range(1, x.ndim), 0),
@@ -80,7 +81,78 @@ OPERATIONS: dict[str, Operation] = {
     "write": lambda x: torch.zeros_like(x).copy_(x).mul_(2),
     "average": lambda x: F.avg_pool1d(x, 2, 1, 1) if x.ndim == 3 else x,
     "fourier": lambda x: torch.fft.rfft(x, dim=-1).abs(),
+    "inverse": lambda x: torch.linalg.inv_ex(square(x))[0],
+    "determinant": lambda x: torch.linalg.det(square(x)),
+    "logarithm of a determinant": lambda x: torch.linalg.slogdet(square(x))[1],
+    "root": lambda x: torch.linalg.cholesky_ex(square(x))[0],
+    "factors": lambda x: torch.linalg.lu_factor_ex(square(x))[0],
+    "triangle": lambda x: torch.linalg.qr(x)[1] if x.ndim > 1 else x,
+    "triangle of the first": lambda x: torch.linalg.qr(x.transpose(0, -1).contiguous(), mode="r")[1],
+    "solved": lambda x: torch.linalg.solve_ex(square(x), x)[0],
+    "solved by a constant": lambda x: torch.linalg.solve(constant(x), x.unsqueeze(-1)),
+    "solved as columns": lambda x: torch.linalg.solve(constant(x.transpose(0, -1), -2), x.transpose(0, -1)),
+    "solved as rows": lambda x: torch.linalg.solve(constant(x), x, left=False),
+    "solved by a triangle": lambda x: torch.linalg.solve_triangular(square(x).tril(), x.unsqueeze(-1), upper=False),
+    "solved by a constant root": lambda x: torch.cholesky_solve(x.unsqueeze(-1), constant(x).tril()),
+    "solved by a root": lambda x: torch.cholesky_solve(x.unsqueeze(-1), square(x).tril()),
+    "cross product": lambda x: torch.linalg.cross(x[..., :3], x[..., 1:4]),
+    "searched": lambda x: torch.searchsorted(x.sort(-1).values, x.contiguous()).to(x),
+    "searched among the first": lambda x: (
+        torch.searchsorted(x.transpose(0, -1).contiguous(), x.transpose(0, -1).contiguous()).to(x)
+    ),
+    "searched in a constant": lambda x: torch.searchsorted(torch.linspace(-2, 2, 5).to(x), x.contiguous()).to(x),
+    "bilinear": lambda x: F.bilinear(x, x + 1, torch.linspace(-1, 1, 2 * x.shape[-1] ** 2).to(x).view(
+        2, x.shape[-1], x.shape[-1])),
+    "bags": lambda x: F.embedding_bag((x > 0).long(), torch.ones(2, 3).to(x), mode="sum") if x.ndim == 2 else x,
+    "weighted bags": lambda x: (
+        F.embedding_bag((x > 0).long(), torch.ones(2, 3).to(x), mode="sum", per_sample_weights=x)
+        if x.ndim == 2 else x
+    ),
+    "grid": lambda x: F.grid_sample(
+        x, F.affine_grid(x[:, 0, :2, :3].contiguous(), list(x.shape), align_corners=False), align_corners=False
+    ) if x.ndim == 4 and min(x.shape[2:]) > 2 else x,
+    "distances": lambda x: torch.cdist(x, torch.linspace(-1, 1, 2 * x.shape[-1]).to(x).view(2, -1)),
+    "distances within": lambda x: torch.cdist(x, x + 1),
+    "diagonals": lambda x: torch.diag_embed(x, 1, 0, -1),
+    "diagonals of the first": lambda x: torch.diag_embed(x.transpose(0, -1)),
+    "select written": lambda x: torch.select_scatter(x, x.select(-1, 0) + 1, -1, 1) if x.ndim > 1 else x,
+    "select of the first written": lambda x: torch.select_scatter(x, torch.zeros_like(x[0]), 0, 1),
+    "slice written": lambda x: torch.slice_scatter(x, 2 * x[..., :1], -1, 1, 2),
+    "written to a constant": lambda x: (
+        torch.select_scatter(torch.zeros(x.shape[0], 2, *x.shape[1:]).to(x), x, 1, 0)
+    ),
+    "diagonal written": lambda x: (
+        torch.diagonal_scatter(x, 2 * x.diagonal(0, -2, -1), 0, -2, -1) if x.ndim > 2 else x
+    ),
+    "diagonal with the first written": lambda x: (
+        torch.diagonal_scatter(x, x.diagonal(0, 0, -1) + 1, 0, 0, -1) if x.ndim > 1 else x
+    ),
+    "loss": lambda x: F.mse_loss(x, torch.zeros_like(x), reduction="none"),
+    "loss of all": lambda x: x - F.mse_loss(x, torch.zeros_like(x)),
+    "channels": lambda x: F.channel_shuffle(x, 2) if x.ndim > 2 and x.shape[1] % 2 == 0 else x,
+    "each": lambda x: torch._foreach_mul([x, x + 1], [x, x])[1],
+    "each with the others": lambda x: torch._foreach_add([x.unsqueeze(1)], [x.unsqueeze(0)])[0],
+    "own step": lambda x: x[torch.arange(len(x)), (x.flatten(1)[:, 0] > 0).long()] if x.ndim > 1 else x,
+    "some step": lambda x: x[torch.arange(len(x)), torch.tensor(0)] if x.ndim > 1 else x,
+    "own step of the last": lambda x: (
+        x.transpose(0, 1)[(x.flatten(1)[:, 0] > 0).long(), torch.arange(len(x))] if x.ndim > 1 else x
+    ),
+    "constant mask": lambda x: x[..., torch.tensor([True, False]).repeat(x.shape[-1])[:x.shape[-1]]],
+    "constant mask of two": lambda x: x[:, torch.ones(x.shape[1:3]).tril().bool()] if x.ndim > 2 else x,
+    "mask of the first": lambda x: x[torch.ones(len(x)).bool()],
+    "expanded to the number": lambda x: x.unsqueeze(1).expand(x.shape[0], x.shape[0], *x.shape[1:]),
+    "repeated to the number": lambda x: x.repeat(*[1] * (x.ndim - 1), len(x)),
 }  # fmt: skip
+
+
+def square(x: Tensor) -> Tensor:
+    """A positive definite matrix for each vector along the last axis."""
+    x = x / x.abs().amax(-1, keepdim=True).clamp_min(1)
+    return x.unsqueeze(-1) * x.unsqueeze(-2) + torch.eye(x.shape[-1]).to(x)
+
+
+def constant(x: Tensor, axis: int = -1) -> Tensor:
+    return torch.full((x.shape[axis], x.shape[axis]), 0.3).to(x) + torch.eye(x.shape[axis]).to(x)
 
 
 class Nothing(nn.Module):
@@ -114,7 +186,7 @@ def of_record(out: Tensor, rows: Rows, record: int) -> Tensor:
 @settings(max_examples=400, deadline=None)
 @given(
     st.lists(st.sampled_from(sorted(OPERATIONS)), min_size=1, max_size=5),
-    st.sampled_from([(6,), (4, 6), (2, 4, 6), (4, 4), (4,), (1, 4)]),
+    st.sampled_from([(6,), (4, 6), (2, 4, 6), (2, 3, 4), (4, 4), (4,), (1, 4)]),
     st.integers(0, RECORDS - 1),
 )
 def test_what_is_followed_is_separate(names: list[str], shape: tuple[int, ...], record: int) -> None:
@@ -149,6 +221,9 @@ def test_each_operation_is_accepted_or_refused_as_its_name_says() -> None:
     assert refused == {
         "softmax first", "sum first", "maximum", "flip first", "cumulated first", "select first", "slice first",
         "concatenate first", "pad first", "index first", "diagonal", "split first",
+        "triangle of the first", "searched among the first", "diagonals of the first",
+        "select of the first written", "diagonal with the first written", "mask of the first",
+        "each with the others", "loss of all", "expanded to the number", "repeated to the number",
     }  # fmt: skip
 
 
