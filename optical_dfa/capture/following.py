@@ -11,7 +11,7 @@ same operations with the same numbers, and sizes that are a multiple of the numb
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -92,6 +92,7 @@ class Following:
         masks: NoiseGenerator,
         program: Program | None,
         rule: str | None = None,
+        unchanged: Callable[[str, Tensor], None] | None = None,
     ) -> None:
         """
         Args:
@@ -100,8 +101,9 @@ class Following:
             masks: what random operations draw from.
             program: what the pass has to be like; None only notes what it is like.
             rule: name of the feedback rule that is followed in place of the module.
+            unchanged: refuses a tensor of the module, by its name, that is not as it was.
         """
-        self.rule = rule
+        self.rule, self._unchanged = rule, unchanged
         self.whose = "a forward pass" if rule is None else f"rule {rule}"
         self.module, self.records, self.masks, self.program = module, records, masks, program
         self.entries: list[Any] = []
@@ -111,7 +113,9 @@ class Following:
         self._made = 0
         self._memory: set[int] = set()
         self._known: dict[int, str] = {}
-        self._strangers: dict[int, Tensor] = {}  # kept, so that no other tensor takes their identity
+        # By identity: the tensor, kept so that no other takes its identity, its name, and where its memory is.
+        self._strangers: dict[int, tuple[Tensor, str, int]] = {}
+        self._grad: bool | None = None
         # Of a small batch everything is kept to the end, so that no memory is used twice.
         self._kept: list[Tensor] | None = [] if records <= LARGER else None
         self._modes: Modes | None = None
@@ -134,7 +138,7 @@ class Following:
         }
         for x in inputs:
             if isinstance(x, Tensor):
-                self.note(x, self._first(x), own=False)
+                self.note(x, self._first(x), own=self.rule is None)  # a module's inputs are copies
         self._modes = Modes(self)
         try:
             with torch.autograd.graph.disable_saved_tensors_hooks(_HOOKS), self._modes:
@@ -199,21 +203,37 @@ class Following:
 
     def _rows_of_stranger(self, x: Tensor, found: _Note | None) -> Rows | None:
         """A tensor that this pass did not make: a parameter, a buffer, or some constant from elsewhere."""
-        if id(x) in self._strangers:
+        stranger = self._strangers.get(id(x))
+        if stranger is not None:
+            if stranger[2] != _memory_of(x):
+                raise self.refusal("gives a tensor another one's memory in the pass (.data, swap_tensors)")
             return None
+        if type(x) is not Tensor and type(x) is not nn.Parameter:
+            raise self.refusal(
+                f"uses a {type(x).__name__}, whose operations cannot be followed; give it a plain tensor"
+            )
         if found is not None and found.rows is not None:
             raise self.refusal(
                 "uses a tensor that an earlier pass made of records: nothing may be kept between passes"
             )
-        known = id(x) in self._known
-        if self.program is not None and not known and (isinstance(x, nn.Parameter) or self._shares_memory(x)):
+        name = self._known.get(id(x))
+        if (
+            self.program is not None
+            and name is None
+            and (isinstance(x, nn.Parameter) or self._shares_memory(x))
+        ):
             raise self.refusal(
                 "uses a parameter that is not the module's, or the memory of records by another name"
             )
-        self._strangers[id(x)] = x
-        if not known:
-            self.entries.append(("constant", tuple(x.shape), digest_of(x)))  # whoever made it, not of records
+        if name is None:
+            name = f"constant {len(self.constants)}"
+            self.entries.append(
+                (name, tuple(x.shape), x.dtype, digest_of(x))
+            )  # whoever made it, not of records
             self.constants.append(x)
+        elif self._unchanged is not None:
+            self._unchanged(name, x)
+        self._strangers[id(x)] = (x, name, _memory_of(x))
         return None
 
     def _shares_memory(self, x: Tensor) -> bool:
@@ -231,7 +251,7 @@ class Following:
         if found is not None and found.following is self:
             number: int | str = found.number
             return number
-        return self._known.get(id(x), "constant")
+        return self._strangers[id(x)][1] if id(x) in self._strangers else self._known.get(id(x), "none")
 
     def own(self, x: Tensor) -> bool:
         """Whether the memory of `x` was made in this pass."""
@@ -258,13 +278,21 @@ class Following:
 
     def _dispatch(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         plan = plan_of(func)
-        if plan.renames:  # torch takes such as it likes
+        if self._grad is not torch.is_grad_enabled():
+            self._grad = torch.is_grad_enabled()
+            self.entries.append(("set_grad_enabled", self._grad))
+        if plan.renames:
             out = func(*args, **kwargs)
-            self.note(out, self.rows(args[0]), self.own(args[0]), self._operand(args[0]))
+            rows = self.rows(args[0])
+            number: int | str | None = self._operand(args[0])
+            if self._grad and args[0].requires_grad:  # without its history it teaches otherwise
+                self.entries.append((plan.name, number))
+                number = None
+            self.note(out, rows, self.own(args[0]), number)
             return out
         if plan.name == "lift_fresh":  # made of Python's numbers
             self.entries.append(("values", digest_of(args[0])))
-            self._strangers[id(args[0])] = args[0]
+            self._strangers[id(args[0])] = (args[0], "values", _memory_of(args[0]))
         # Most operations are element by element, on records in one place and on constants without axes.
         place: Rows | None = None
         ndim, plain = 0, plan.simple
@@ -274,7 +302,7 @@ class Following:
             note = getattr(x, "_followed", None)
             if note is None or note.following is not self:
                 self._rows_of_stranger(x, note)
-                operands.append(self._known.get(id(x), "constant"))
+                operands.append(self._strangers[id(x)][1])
                 plain = plain and not x.ndim
                 continue
             operands.append(note.number)
@@ -471,6 +499,10 @@ class Following:
         if self.program is not None and self.returned != self.program.returned:
             raise self.differs("what it returns")
 
+    def called(self, layer: str, given: Tensor) -> None:
+        """A trained layer is recorded: that it is, and on what, is compared, too."""
+        self.entries.append(("layer", layer, self._operand(given)))
+
     def differs(self, what: str) -> UsageError:
         """The error of a pass that is not like the others."""
         return UsageError(
@@ -486,6 +518,10 @@ class Following:
 
 def _counted(rows: Rows | None) -> bool:
     return rows is not None and rows.counted
+
+
+def _memory_of(x: Tensor) -> int:
+    return x.data_ptr() if x.layout == torch.strided else 0
 
 
 def _tensors_of(part: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -83,6 +83,7 @@ _LEAVES: dict[Any, str] = {
 }  # fmt: skip
 
 
+_SET_DATA = vars(torch._C.TensorBase)["data"].__set__
 _HOOKING = frozenset({Tensor.register_hook, Tensor.register_post_accumulate_grad_hook})
 
 
@@ -127,6 +128,8 @@ class _Functions(TorchFunctionMode):
             return _cdist(*args, **kwargs)
         if func is torch.normal and isinstance(args[0] if args else kwargs.get("mean"), int | float):
             return _normal(*args, **kwargs)
+        if func == _SET_DATA:
+            raise following.refusal("gives a tensor another one's memory in the pass (.data)")
         if following.program is not None:
             if _writes(func):
                 if any(isinstance(x, Tensor) and following.rows(x) is not None for x in args[1:]):

@@ -162,7 +162,8 @@ def base_name(func: OpOverload) -> str:
 def rule_of(func: OpOverload) -> Rule | None:
     """The rule of an operation; None where there is none."""
     found = RULES.get(base_name(func))
-    return pointwise if found is None and torch.Tag.pointwise in func.tags else found
+    tagged = func.namespace == "aten" and torch.Tag.pointwise in func.tags  # others may say so and not be
+    return pointwise if found is None and tagged else found
 
 
 def _axis(dim: int, ndim: int) -> int:
@@ -301,7 +302,7 @@ def glu(call: Call) -> Placed:
 # ---- axes
 
 
-@rule("view", "_unsafe_view", "reshape", "_reshape_alias", "unflatten", "flatten")
+@rule("view", "_unsafe_view", "reshape", "unflatten", "flatten")
 def view(call: Call) -> Placed:
     x, rows = call.only()
     if not isinstance(call.out, Tensor) or x.element_size() != call.out.element_size():
@@ -537,7 +538,7 @@ def index_put(call: Call) -> Placed:
         if call.rows(values) is not None or values.numel() != 1:
             raise MixingError("by values whose number depends on them")
         mask = masks[0]
-        if rows.axis < mask.ndim and (call.rows(mask) not in (None, rows)):
+        if call.rows(mask) is not None and (rows.axis >= mask.ndim or call.rows(mask) != rows):
             raise MixingError("between tensors that keep the records in different places")
         if call.rows(mask) is None and rows.axis < mask.ndim and not call._uniform(mask, rows):
             raise MixingError("with a constant that differs from record to record (a count of the records?)")

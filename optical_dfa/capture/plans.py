@@ -19,7 +19,7 @@ FACTORIES = frozenset({
     "_efficientzerotensor",
 })  # fmt: skip
 NAMES = frozenset({"detach", "alias"})  # another name of the same values
-RESHAPING = frozenset({"view", "_unsafe_view", "reshape", "_reshape_alias"})
+RESHAPING = frozenset({"view", "_unsafe_view", "reshape"})
 # Called with sizes, which are compared by themselves: they may be multiples of the number of records.
 SIZED = FACTORIES | RESHAPING | {"expand", "repeat", "arange", "affine_grid_generator"}
 SIZES = ("size", "repeats", "shape")
@@ -59,6 +59,7 @@ class Plan:
         self.renames, self.sized = self.name in NAMES, self.name in SIZED
         self.simple = (
             (self.rule is pointwise or self.rule is None)
+            and func.namespace == "aten"
             and (torch.Tag.pointwise in func.tags or self.name == "_to_copy")
             and not (self.written or self.written_names or self.random)
             and len(returned) == 1
@@ -75,7 +76,7 @@ def entry_of(plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple
     if plan.name == "native_group_norm":  # its fourth argument is the number of records
         args = args[4:]
     elif plan.name == "arange":
-        args = ()
+        args = tuple(type(value) for value in args)  # their types are the result's
     elif plan.sized:
         args = tuple(value for value in args if not isinstance(value, list | tuple))
     entry = [plan.name, *(number(value) for value in args if not isinstance(value, Tensor))]
@@ -85,9 +86,12 @@ def entry_of(plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple
 
 
 def number(value: Any) -> Any:
+    """A number or word of a call, with its type: True is not 1, and 1.0 is neither."""
     if isinstance(value, list | tuple):
         return tuple(number(entry) for entry in value)
-    return None if isinstance(value, Tensor) else repr(value) if isinstance(value, float) else value
+    if isinstance(value, Tensor):
+        return None
+    return type(value), repr(value) if isinstance(value, float | complex) else value
 
 
 def argument_of(

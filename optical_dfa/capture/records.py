@@ -85,6 +85,7 @@ class _LayerHook:
         given = (*args, *named.values())[0]
         if self.capture.following is not None:
             _check_rows(self.capture.following, self.layer, given)
+            self.capture.following.called(self.layer, given)
         self.capture.calls.append((self.layer, given, output))
         return _Record.apply(output, self.capture.anchor, self.capture, self.layer, given)  # type: ignore[no-any-return, no-untyped-call]
 

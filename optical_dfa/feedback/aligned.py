@@ -392,6 +392,8 @@ class AlignedModule(nn.Module):
         Torch numbers hooks from 0 in every process, so that those of an unpickled module may be up for use.
         """
         super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if not vars(self.module):  # whose own copy is still being made
+            return
         for part in self.modules():
             for number in (*part._forward_pre_hooks, *part._forward_hooks):
                 RemovableHandle.next_id = max(RemovableHandle.next_id, number + 1)
