@@ -13,6 +13,7 @@ from typing import Any
 
 from noise_models.errors import UsageError
 from optical_dfa import config as settings
+from privacy.auditing import fields
 
 CONFIG = "config.toml"
 METRICS = "metrics.jsonl"
@@ -29,8 +30,10 @@ FILES = (
     *(LEDGER, f"{LEDGER}-wal", f"{LEDGER}-shm"),
 )
 DRAFTS = (".partial", ".new", "-journal")  # what a crash can leave of one of them
+# Settings of the machine: no ledger holds them, for neither weights nor guarantee depend on them.
+LOCAL = set(fields.LOCAL)
 # What may change when a run is resumed; the budget, noise and clipping norm are the ledger's to check.
-RESUMED_ANEW = {
+RESUMED_ANEW = LOCAL | {
     *(
         "epsilon",
         "delta",
@@ -40,20 +43,8 @@ RESUMED_ANEW = {
         "unsafe_diagnostics",
         "diagnose",
     ),
-    *(
-        "epochs",
-        "lr",
-        "lr_schedule",
-        "momentum",
-        "weight_decay",
-        "data_dir",
-        "device",
-        "max_physical_batch_size",
-        "calibration",
-    ),
+    *("epochs", "lr", "lr_schedule", "momentum", "weight_decay"),
 }
-# Settings of the machine: no ledger holds them, for neither weights nor guarantee depend on them.
-LOCAL = {"data_dir", "device", "max_physical_batch_size", "calibration"}
 
 
 class RunFolder:

@@ -258,7 +258,7 @@ def _audit(run: Path, delta: float | None) -> AuditReport:
         if claim.guarantee.delta != at:
             notes.append(f"{SUMMARY_FILE} was compared at its own delta = {claim.guarantee.delta:g}")
         compared, found = _at_claimed(claim, guarantee, header, rows.releases, intact)
-        findings += found + check_delta(claim, header) + compare(claim, compared)
+        findings += found + check_delta(claim, header) + compare(claim, compared, header)
         findings += check_summary(claim, header)
     findings += _check_budget_and_progress(header, rows.releases, metrics, claim, guarantee, intact)
     if claim is not None and not findings and rows.releases is not None:

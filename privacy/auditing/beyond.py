@@ -42,7 +42,7 @@ def check_beyond(
     if not header.get(ANNOUNCED):
         return findings
     named = named_steps(ledger)
-    unnamed = sorted({int(row["step"]) for row in metrics} - named)
+    unnamed = sorted({int(row["step"]) for row in metrics} - named.keys())
     if unnamed and not findings:
         findings.append(
             f"{METRICS_FILE} has a row of step {unnamed[0]}, and the ledger names no weights of that step: they are "
@@ -53,6 +53,13 @@ def check_beyond(
             f"{SUMMARY_FILE} is of step {claim.steps}, and the ledger names no weights of that step: they are named "
             "first"
         )
+    elif claim is not None and header["release"] != "none" and not findings:
+        said, then = claim.summary.get("releases"), named[claim.steps]
+        if isinstance(said, int) and said not in then:
+            findings.append(
+                f"{SUMMARY_FILE} reports {said!r} releases at step {claim.steps}, the ledger then had "
+                f"{' or '.join(map(str, sorted(then)))}"
+            )
     return findings
 
 
