@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from noise_models.drafts import replacing
 from noise_models.errors import UsageError
 from optical_dfa.backends import has_dark_frames, targets
 from optical_dfa.data import NAMES as DATASETS
@@ -404,9 +405,8 @@ def write(config: TrainConfig, path: Path) -> None:
     for name in ("data_dir", "calibration", "transfer"):
         if name in values:
             values[name] = str(values[name])
-    partial = path.with_name(path.name + ".partial")  # a crash leaves the file whole or as it was
-    partial.write_text(tomli_w.dumps(values), encoding="utf-8")
-    partial.replace(path)
+    with replacing(path) as draft:
+        draft.write_text(tomli_w.dumps(values), encoding="utf-8")
 
 
 def one_line(error: ValidationError) -> str:

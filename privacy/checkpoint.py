@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
@@ -16,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from noise_models.drafts import replacing
 from noise_models.errors import UsageError
 from privacy.ledger import Ledger
 from privacy.weights import name_weights, names_weights, tensors_digest
@@ -81,23 +81,20 @@ def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> 
     Raises:
         UsageError: the file cannot be written; the one before stays.
     """
-    partial = path.with_name(path.name + ".partial")
     try:
-        partial.open("wb").close()
-        mode = partial.stat().st_mode  # as of every other file of the run; safetensors makes its own private
-        save_file(tensors, partial, metadata=metadata)
-        partial.chmod(mode)
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
+        with replacing(path) as draft:
+            draft.touch()
+            mode = (
+                draft.stat().st_mode
+            )  # as of every other file of the run; safetensors makes its own private
+            save_file(tensors, draft, metadata=metadata)
+            draft.chmod(mode)
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)  # the new name is on disk before anything that is written after it
         finally:
             os.close(folder)
     except (OSError, SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
         raise UsageError(
             f"checkpoint {path} cannot be written ({_line(error)}); the one before is kept: make room, then go on "
             "with --resume"
