@@ -114,6 +114,8 @@ class PrivacyEngine(Fixed):
         refuse_arguments("PrivacyEngine", opacus, _arguments(PrivacyEngine.__init__))
         if reproducible_seed is not None and not hasattr(reproducible_seed, "__index__"):
             raise UsageError(f"reproducible_seed is {reproducible_seed!r:.40}; it must be a whole number")
+        if isinstance(assumptions, str):  # it would be taken letter by letter
+            raise UsageError(f"assumptions is {assumptions!r:.80}; it must be a list of texts")
         self._ledger: Ledger | None = None
         self._step_release: StepRelease | None = None
         self._path = None if ledger is None else Path(ledger)
