@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -28,6 +29,7 @@ from optical_dfa.training.aggregated import AggregatedCapture
 from optical_dfa.training.capture import Capture
 from optical_dfa.training.gated import GatedCapture
 from optical_dfa.training.probing import check_steps_apart, check_sums, program_of
+from privacy.fixed import refuse_copying
 
 LossReduction = Literal["mean", "sum"]
 
@@ -458,6 +460,22 @@ class AlignedModule(nn.Module):
             "points": [[point.name, list(point.shape)] for point in self.points],
             "teachers": {cut.root: cut.teacher for cut in self.cuts if cut.teacher != OUTPUT},
         }
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """As any module's, but of a private one: what was saved could not be read, and a copy has no loader.
+
+        Raises:
+            UsageError: the module is private.
+        """
+        if self._capture is not None and self._capture._fixed:
+            refuse_copying(self)
+        return super().__reduce_ex__(protocol)
+
+    def twin(self) -> AlignedModule:
+        """A copy to measure on, of a private module too: it holds no record and releases nothing."""
+        twin = AlignedModule.__new__(AlignedModule)
+        twin.__setstate__(copy.deepcopy(self.__dict__, {id(self): twin}))
+        return twin
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Keep the numbers of the hooks from being given again, to hooks that would take their places.
