@@ -20,6 +20,10 @@ from noise_models.errors import UsageError
 from privacy.ledger import Ledger
 from privacy.weights import name_weights, names_weights, tensors_digest
 
+# How a run goes on: with the library, and with the command.
+REOPEN = (
+    "PrivacyEngine(ledger=FILE, resume=True), make_private, load_checkpoint; of the command train --resume"
+)
 _OPTIMIZER = "optimizer."
 _MODULE = "module."
 
@@ -96,8 +100,8 @@ def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> 
             os.close(folder)
     except (OSError, SafetensorError) as error:
         raise UsageError(
-            f"checkpoint {path} cannot be written ({_line(error)}); the one before is kept: make room, then go on "
-            "with --resume"
+            f"checkpoint {path} cannot be written ({_line(error)}); the one before is kept: make room, then resume "
+            f"from it ({REOPEN})"
         ) from None
 
 
@@ -147,14 +151,14 @@ def _refuse_unknown(
 ) -> None:
     if ledger is None or not ledger.contains(position.ledger_head):
         raise UsageError(
-            f"{path} is newer than its ledger: releases are missing there, so the budget is unknown; restore "
-            "the ledger, or train again with --overwrite"
+            f"{path} is newer than its ledger, or of another one: releases are missing here, so the budget is "
+            f"unknown; go on with the ledger it was kept under ({REOPEN}), or train again"
         )
     digest = tensors_digest(tensors, tensors.__getitem__)
     if names_weights(ledger, position.ledger_head, digest, position.step) is False:
         raise UsageError(
             f"{path} does not hold the weights that its ledger names at step {position.step}, so what they have seen "
-            "is unknown; restore the checkpoint, or train again with --overwrite"
+            "is unknown; restore the checkpoint, or train again"
         )
 
 

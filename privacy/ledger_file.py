@@ -59,7 +59,10 @@ def create(path: Path, begin: Callable[[sqlite3.Connection], None]) -> None:
 def _refuse_there(path: Path) -> None:
     for file in (path, log_of(path)):
         if os.path.lexists(file):
-            raise UsageError(f"ledger {file} exists: open it to continue that run, or choose another folder")
+            raise UsageError(
+                f"ledger {file} exists: continue that run with PrivacyEngine(ledger=FILE, resume=True), or choose "
+                "another file"
+            )
 
 
 def _drafts(path: Path) -> list[Path]:

@@ -467,15 +467,30 @@ class AlignedModule(nn.Module):
         Raises:
             UsageError: the module is private.
         """
-        if self._capture is not None and self._capture._fixed:
+        if self._is_in_a_run():
             refuse_copying(self)
         return super().__reduce_ex__(protocol)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> AlignedModule:
+        """
+        Raises:
+            UsageError: the module is private, and the copy would have weights of its own.
+        """
+        if self._is_in_a_run() and any(memo.get(id(p)) is not p for p in self.parameters()):
+            refuse_copying(self)
+        return self._copied(memo)
+
     def twin(self) -> AlignedModule:
         """A copy to measure on, of a private module too: it holds no record and releases nothing."""
-        twin = AlignedModule.__new__(AlignedModule)
-        twin.__setstate__(copy.deepcopy(self.__dict__, {id(self): twin}))
+        return self._copied({})
+
+    def _copied(self, memo: dict[int, Any]) -> AlignedModule:
+        twin = memo[id(self)] = AlignedModule.__new__(AlignedModule)
+        twin.__setstate__(copy.deepcopy(self.__dict__, memo))
         return twin
+
+    def _is_in_a_run(self) -> bool:
+        return self._capture is not None and self._capture._fixed
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Keep the numbers of the hooks from being given again, to hooks that would take their places.
