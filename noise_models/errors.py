@@ -12,3 +12,12 @@ class UsageError(ValueError):
 
 class DeviceError(RuntimeError):
     """A device is absent, unhealthy or answered nonsense; nothing was released (exit code 1)."""
+
+
+def apart(value: float, limit: float) -> tuple[str, str]:
+    """Two numbers as a message shows them: with as many digits, four at least, as tell which is the larger."""
+    for digits in range(4, 17):
+        rounded = f"{value:.{digits}g}", f"{limit:.{digits}g}"
+        if rounded[0] != rounded[1]:
+            return rounded
+    return repr(value), repr(limit)

@@ -369,7 +369,7 @@ def resolve(config: TrainConfig, train_size: int, model: str | None = None) -> R
         )
     if config.private and values["delta"] >= 1 / size:
         raise UsageError(
-            f"delta is {values['delta']:g}; it must be below 1/N = {1 / size:.3g} "
+            f"delta is {values['delta']}; it must be below 1/N = {1 / size} "
             f"for {size} records, or one record may be published outright: lower it"
         )
     try:

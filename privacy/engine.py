@@ -391,7 +391,7 @@ class PrivacyEngine(Fixed):
             raise UsageError("this engine already serves a module; take a new PrivacyEngine for another")
         if target_delta is not None and not 0 < target_delta < 1 / plan.size:
             raise UsageError(
-                f"target_delta is {target_delta:g}; it must be positive and below 1/N = {1 / plan.size:.3g}, or "
+                f"target_delta is {target_delta}; it must be positive and below 1/N = {1 / plan.size}, or "
                 "publishing whole records would pass for private"
             )
         self._terms = terms(release)
@@ -518,8 +518,8 @@ class PrivacyEngine(Fixed):
         notion = self._terms.adjacency
         if math.isinf(accounting.epsilon({event: 1}, delta, notion, self._accountant, beta=self._beta)):
             raise UsageError(
-                f"one release with noise multiplier {event.noise_multiplier:g} has no finite epsilon at delta "
-                f"{delta:g} (its noise is exact up to a mass of {event.mass:.2g}); raise one of the two"
+                f"one release with noise multiplier {event.noise_multiplier} has no finite epsilon at delta "
+                f"{delta} (its noise is exact up to a mass of {event.mass:.2g}); raise one of the two"
             )
 
     def _generator(self, name: str, resumed: Ledger | None) -> NoiseGenerator:

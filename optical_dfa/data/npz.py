@@ -34,8 +34,8 @@ def load_npz(path: Path) -> Dataset:
     channels first. uint8 arrays of any shape, and images of another integer type in 0 ... 255, are pixels:
     they become (x/255 - 1/2)/(1/2). Everything else is used as it is: scale it beforehand, by constants that
     do not come from private records. Types and shapes alone decide, never values, and decide alike for both arrays,
-    or the file is refused. Where inputs so scaled will probably teach little, one line on standard error says so, read off
-    x_test, which is public. y_train, y_test have shape (N,) and integer labels from 0; `classes` is
+    or the file is refused. Where inputs so scaled will probably teach little, one line on standard error says so, read
+    off x_test, which is public. y_train, y_test have shape (N,) and integer labels from 0; `classes` is
     their number. Where it is absent the largest label decides, which declares that number public.
 
     `cardinalities` makes columns of a table categorical: one whole number a column, its number of categories,
@@ -193,10 +193,10 @@ def _check_categories(x: NDArray[np.generic], what: str, cardinalities: tuple[in
         if not entries:
             continue
         found = x[:, column].astype(np.float64)
-        outside = found[~((found >= 0) & (found < entries) & (found == np.floor(found)))]
+        outside = x[:, column][~((found >= 0) & (found < entries) & (found == np.floor(found)))]
         if outside.size:
             raise UsageError(
-                f"{what} has {outside[0]:g} in column {column}, which has {entries} categories; they must be whole "
+                f"{what} has {outside[0]} in column {column}, which has {entries} categories; they must be whole "
                 f"numbers 0 ... {entries - 1}: correct the file"
             )
 

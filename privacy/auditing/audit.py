@@ -390,7 +390,7 @@ def _refuse_unresolved(
     spent = _spent(_recomputed(header, releases, other, True, [])[0])
     if math.isfinite(spent):
         raise UsageError(
-            f"at delta = {guarantee.delta:g} no accountant gives this ledger a finite epsilon (at {other:g} it has "
+            f"at delta = {guarantee.delta} no accountant gives this ledger a finite epsilon (at {other} it has "
             f"{spent:.4g}): give a larger --delta"
         )
 

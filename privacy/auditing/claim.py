@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from noise_models.errors import UsageError
+from noise_models.errors import UsageError, apart
 from privacy import accounting
 from privacy.adjacency import Adjacency
 from privacy.auditing.files import SUMMARY_FILE
@@ -121,7 +121,7 @@ def check_delta(claim: Claim, header: Mapping[str, Any]) -> list[str]:
     fixed, said = header.get("delta"), claim.guarantee.delta
     if fixed is None or header["release"] == "none" or said == fixed:
         return []
-    return [f"{SUMMARY_FILE} reports delta = {said:g}, the ledger fixes {fixed:g}"]
+    return [f"{SUMMARY_FILE} reports delta = {said}, the ledger fixes {fixed}"]
 
 
 def confirmed(
@@ -181,9 +181,9 @@ def compare(claim: Claim, guarantee: Guarantee, header: Mapping[str, Any]) -> li
             findings.append(f"{SUMMARY_FILE} reports {name} {said!s}, the ledger {supported!s}")
         # NaN is no claim either.
         elif said is not None and supported is not None and not said >= supported * (1 - allowed):
+            claims, gives = apart(said, supported)
             findings.append(
-                f"{SUMMARY_FILE} reports {name} {said:.4g} at delta = {claimed.delta:g}, the ledger gives "
-                f"{supported:.4g}"
+                f"{SUMMARY_FILE} reports {name} {claims} at delta = {claimed.delta}, the ledger gives {gives}"
             )
     own = {
         "nominal_kind": guarantee.nominal_kind,
@@ -231,4 +231,5 @@ def check_budget(header: Mapping[str, Any], guarantee: Guarantee) -> list[str]:
         return []
     if spent <= target * (1 + TOLERANCE):
         return []
-    return [f"the releases cost epsilon {spent:.4g}, more than the run's budget of {target:g}"]
+    cost, budget = apart(spent, target)
+    return [f"the releases cost epsilon {cost}, more than the run's budget of {budget}"]

@@ -73,8 +73,9 @@ def test_which_arrays_are_pixels(
     ("most", "dtype", "shape", "noted"),
     [
         (1, np.uint8, (9,), True), (15, np.uint8, (4, 6), True), (127, np.int64, (4, 6), True),
-        (0, np.uint8, (9,), True), (128, np.uint8, (9,), False), (255, np.int64, (4, 6), False), (15, np.int16, (9,), False),
-        (101, np.int16, (9,), True), (101.0, np.float32, (4, 6), True), (100.0, np.float64, (9,), False),
+        (0, np.uint8, (9,), True), (128, np.uint8, (9,), False), (255, np.int64, (4, 6), False),
+        (15, np.int16, (9,), False), (101, np.int16, (9,), True), (101.0, np.float32, (4, 6), True),
+        (100.0, np.float64, (9,), False),
         (1.0, np.float32, (9,), False),
     ],
 )  # fmt: skip
