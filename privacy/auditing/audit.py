@@ -56,7 +56,7 @@ from privacy.auditing.shown import (
 from privacy.auditing.weights import Weights, check_weights, read_weights
 from privacy.auditing.wording import one_line
 from privacy.guarantee import Guarantee, Kind
-from privacy.ledger import SETTINGS, Ledger, LedgerUnreadableError, Release
+from privacy.ledger import GIVE_LEAVE, SETTINGS, Ledger, LedgerUnreadableError, Release
 from privacy.mechanisms import MECHANISMS
 from privacy.releases import RELEASES
 
@@ -170,7 +170,7 @@ def audit(run: Path | str, delta: float | None = None) -> AuditReport:
         return _audit(Path(run), delta)
     except OSError as error:
         raise LedgerUnreadableError(
-            f"{run} cannot be read ({error.strerror or error}): nothing was checked; give it to this account"
+            f"{run} cannot be read ({error.strerror or error}): nothing was checked; {GIVE_LEAVE}"
         ) from error
 
 

@@ -14,7 +14,7 @@ from noise_models.errors import UsageError
 from privacy.auditing.claim import Claim, read_summary
 from privacy.auditing.files import LATER, LEDGER_FILE, METRICS_FILE, SUMMARY_FILE, content
 from privacy.auditing.shown import check_missing, read_metrics
-from privacy.ledger import Ledger
+from privacy.ledger import GIVE_LEAVE, Ledger
 from privacy.weights import ANNOUNCED, named_steps
 
 
@@ -82,9 +82,7 @@ def refuse_beyond(folder: Path) -> None:
         metrics = read_metrics(content(folder / METRICS_FILE, unreadable), shown=shown)
         claim, found = read_summary(content(folder / SUMMARY_FILE, unreadable))
         if unreadable:
-            raise UsageError(
-                f"{unreadable[0]} of {folder} cannot be read: give it to this account, and resume"
-            )
+            raise UsageError(f"{unreadable[0]} of {folder} cannot be read: {GIVE_LEAVE}")
         findings = [
             *metrics.findings,
             *found,

@@ -240,7 +240,10 @@ HUGE_X[3, 2] = 1e300
         ({"cardinalities": [-1, 0, 0, 0, 0]}, ["cardinalities", "-1", "0 (numeric)"]),
         ({"cardinalities": [2**24 + 1, 0, 0, 0, 0]}, ["cardinalities", "16777217", "16777216"]),
         ({"cardinalities": [3, 0, 0, 0, 0]}, ["x_train", "column 0", "3 categories", "0 ... 2"]),
-        ({"cardinalities": [3, 0, 0, 0, 0], "x_train": BAD_CATEGORY}, ["has 3 in column 0", "3 categories"]),
+        (
+            {"cardinalities": [3, 0, 0, 0, 0], "x_train": BAD_CATEGORY},
+            ["has 3.0 in column 0", "3 categories"],
+        ),
         (
             {"cardinalities": [0, 0, 9, 0, 0], "x_train": np.full((20, 5), np.nan)},
             ["has nan in column 2", "9 categories"],
