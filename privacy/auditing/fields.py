@@ -97,9 +97,8 @@ METRICS: Mapping[str, Field] = {
     "epoch": number(0.0, 1e9),
     "test_accuracy": SHARE,
     "test_loss": LOSS,
-    **dict.fromkeys(
-        EPSILON_NAMES.values(), optional(EPSILON)
-    ),  # one of them, of a private run (`check_progress`)
+    # One of them, in a private run (`check_progress`).
+    **dict.fromkeys(EPSILON_NAMES.values(), optional(EPSILON)),
 }
 SUMMARY: Mapping[str, Field] = {
     **dict.fromkeys(("dataset", "model", "rule", "backend", "release"), text()),
