@@ -15,7 +15,7 @@ from torch import Tensor
 from noise_models.base import Credit, Frame, NoiseModel
 from noise_models.chunks import CHUNK, draw_in_chunks
 from noise_models.data_sheet import CAMERAS, DEFAULT_CAMERA, PATTERN_REACH, Camera, named_camera
-from noise_models.errors import DeviceError, UsageError
+from noise_models.errors import DeviceError, UsageError, apart
 from noise_models.generator import NoiseGenerator, derive_seed
 from noise_models.quantised_normal import LEVELS, ShiftedQuantisedNormal
 from noise_models.shot import LARGEST_MEAN, draw_poisson
@@ -70,9 +70,10 @@ class PhysicalCamera(NoiseModel):
     @gain_factor.setter
     def gain_factor(self, value: float) -> None:
         if not abs(value - 1.0) <= self.drift_limit + 1e-12:
+            drift, limit = apart(abs(value - 1.0), self.drift_limit)
             raise DeviceError(
-                f"the camera's gain is {value:.6g} of its nominal value, beyond the declared drift of "
-                f"{self.drift_limit:g}; calibrate the camera again"
+                f"the camera's gain is {drift} off its nominal value, beyond the declared drift of {limit}; "
+                "calibrate the camera again"
             )
         self._gain_factor = float(value)
 

@@ -83,7 +83,7 @@ class Camera:
         if not below <= self.dark_black_dn <= self.top - above:
             raise UsageError(
                 f"black level of dark frames is {self.dark_black_dn} DN, noise {read / CLEARANCE:.4g} DN; with the "
-                f"fixed pattern it must lie in {below:.4g} … {self.top - above:.4g} DN ({CLEARANCE:g} sigma from "
+                f"fixed pattern it must lie in {below} … {self.top - above} DN ({CLEARANCE:g} sigma from "
                 "the ends): move it, or lower dark_amplification"
             )
 

@@ -27,3 +27,12 @@ class HealthError(DeviceError):
     def __init__(self, message: str, finding: dict[str, Any]) -> None:
         super().__init__(message)
         self.finding = finding
+
+
+def apart(value: float, limit: float) -> tuple[str, str]:
+    """Two numbers as a message shows them: with as many digits, four at least, as tell which is the larger."""
+    for digits in range(4, 17):
+        rounded = f"{value:.{digits}g}", f"{limit:.{digits}g}"
+        if rounded[0] != rounded[1]:
+            return rounded
+    return repr(value), repr(limit)

@@ -26,7 +26,7 @@ from optical_dfa.feedback.aligned import (
 from optical_dfa.feedback.cuts import check_steps, trace
 from optical_dfa.feedback.gains import gains
 from optical_dfa.feedback.outlook import outlook
-from optical_dfa.feedback.points import refuse_computed, remove
+from optical_dfa.feedback.points import refuse_computed, refuse_no_names, remove
 from optical_dfa.feedback.records import check_record_axis
 from optical_dfa.feedback.rule import FeedbackRule, Point
 from optical_dfa.feedback.trial import runs_again, try_step
@@ -76,6 +76,8 @@ def align(
     refuse_computed(module)
     chosen = make_rule(rule, rule_options) if isinstance(rule, str) else rule
     inputs = _example_inputs(module, example)
+    if points is not None:
+        refuse_no_names(module, points)
     names = list(points) if points is not None else chosen.default_points(module, inputs)
     if not chosen.cuts:
         names = []

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from noise_models.drafts import replacing
 from noise_models.errors import UsageError
 from optical_dfa.backends import BACKENDS, has_dark_frames
 from optical_dfa.data import DATASETS, registered
@@ -357,7 +358,7 @@ def resolve(config: TrainConfig, train_size: int, model: str | None = None) -> R
         )
     if config.private and values["delta"] >= 1 / size:
         raise UsageError(
-            f"delta is {values['delta']:g}; it must be below 1/N = {1 / size:.3g} "
+            f"delta is {values['delta']}; it must be below 1/N = {1 / size} "
             f"for {size} records, or one record may be published outright: lower it"
         )
     try:
@@ -393,9 +394,8 @@ def write(config: TrainConfig, path: Path) -> None:
     for name in ("data_dir", "calibration", "transfer"):
         if name in values:
             values[name] = str(values[name])
-    partial = path.with_name(path.name + ".partial")  # a crash leaves the file whole or as it was
-    partial.write_text(tomli_w.dumps(values), encoding="utf-8")
-    partial.replace(path)
+    with replacing(path) as draft:
+        draft.write_text(tomli_w.dumps(values), encoding="utf-8")
 
 
 def one_line(error: ValidationError) -> str:

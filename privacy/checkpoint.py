@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
@@ -16,10 +15,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from noise_models.drafts import replacing
 from noise_models.errors import UsageError
 from privacy.ledger import Ledger
 from privacy.weights import name_weights, names_weights, tensors_digest
 
+# How a run goes on: with the library, and with the command.
+REOPEN = (
+    "PrivacyEngine(ledger=FILE, resume=True), make_private, load_checkpoint; of the command train --resume"
+)
 _OPTIMIZER = "optimizer."
 _MODULE = "module."
 
@@ -81,26 +85,23 @@ def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> 
     Raises:
         UsageError: the file cannot be written; the one before stays.
     """
-    partial = path.with_name(path.name + ".partial")
     try:
-        partial.open("wb").close()
-        mode = partial.stat().st_mode  # as of every other file of the run; safetensors makes its own private
-        save_file(tensors, partial, metadata=metadata)
-        partial.chmod(mode)
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
+        with replacing(path) as draft:
+            draft.touch()
+            mode = (
+                draft.stat().st_mode
+            )  # as of every other file of the run; safetensors makes its own private
+            save_file(tensors, draft, metadata=metadata)
+            draft.chmod(mode)
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)  # the new name is on disk before anything that is written after it
         finally:
             os.close(folder)
     except (OSError, SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
         raise UsageError(
-            f"checkpoint {path} cannot be written ({_line(error)}); the one before is kept: make room, then go on "
-            "with --resume"
+            f"checkpoint {path} cannot be written ({_line(error)}); the one before is kept: make room, then resume "
+            f"from it ({REOPEN})"
         ) from None
 
 
@@ -150,14 +151,14 @@ def _refuse_unknown(
 ) -> None:
     if ledger is None or not ledger.contains(position.ledger_head):
         raise UsageError(
-            f"{path} is newer than its ledger: releases are missing there, so the budget is unknown; restore "
-            "the ledger, or train again with --overwrite"
+            f"{path} is newer than its ledger, or of another one: releases are missing here, so the budget is "
+            f"unknown; go on with the ledger it was kept under ({REOPEN}), or train again"
         )
     digest = tensors_digest(tensors, tensors.__getitem__)
     if names_weights(ledger, position.ledger_head, digest, position.step) is False:
         raise UsageError(
             f"{path} does not hold the weights that its ledger names at step {position.step}, so what they have seen "
-            "is unknown; restore the checkpoint, or train again with --overwrite"
+            "is unknown; restore the checkpoint, or train again"
         )
 
 

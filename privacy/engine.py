@@ -110,6 +110,8 @@ class PrivacyEngine(Fixed):
         refuse_arguments("PrivacyEngine", opacus, _arguments(PrivacyEngine.__init__))
         if reproducible_seed is not None and not hasattr(reproducible_seed, "__index__"):
             raise UsageError(f"reproducible_seed is {reproducible_seed!r:.40}; it must be a whole number")
+        if isinstance(assumptions, str):  # it would be taken letter by letter
+            raise UsageError(f"assumptions is {assumptions!r:.80}; it must be a list of texts")
         self._ledger: Ledger | None = None
         self._step_release: StepRelease | None = None
         self._path = None if ledger is None else Path(ledger)
@@ -385,7 +387,7 @@ class PrivacyEngine(Fixed):
             raise UsageError("this engine already serves a module; take a new PrivacyEngine for another")
         if target_delta is not None and not 0 < target_delta < 1 / plan.size:
             raise UsageError(
-                f"target_delta is {target_delta:g}; it must be positive and below 1/N = {1 / plan.size:.3g}, or "
+                f"target_delta is {target_delta}; it must be positive and below 1/N = {1 / plan.size}, or "
                 "publishing whole records would pass for private"
             )
         self._terms = terms(release)
@@ -512,8 +514,8 @@ class PrivacyEngine(Fixed):
         notion = self._terms.adjacency
         if math.isinf(accounting.epsilon({event: 1}, delta, notion, self._accountant, beta=self._beta)):
             raise UsageError(
-                f"one release with noise multiplier {event.noise_multiplier:g} has no finite epsilon at delta "
-                f"{delta:g} (its noise is exact up to a mass of {event.mass:.2g}); raise one of the two"
+                f"one release with noise multiplier {event.noise_multiplier} has no finite epsilon at delta "
+                f"{delta} (its noise is exact up to a mass of {event.mass:.2g}); raise one of the two"
             )
 
     def _generator(self, name: str, resumed: Ledger | None) -> NoiseGenerator:

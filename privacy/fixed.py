@@ -55,7 +55,16 @@ class Fixed:
         raise UsageError(f"{what} does not exist, so writing it would have no effect; leave it out")
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        raise UsageError(
-            f"a {type(self).__name__} of a private run cannot be copied or saved (two of them would release one "
-            "batch twice); keep weights and optimizer state with engine.save_checkpoint(path=, module=, optimizer=)"
-        )
+        refuse_copying(self)
+
+
+def refuse_copying(part: object) -> NoReturn:
+    """
+    Raises:
+        UsageError: always; the part belongs to a private run.
+    """
+    raise UsageError(
+        f"the {type(part).__name__} of a private run cannot be copied or saved (two of them would release one batch "
+        "twice); keep weights and optimizer state with engine.save_checkpoint(path=, module=, optimizer=), or the "
+        "weights alone with state_dict()"
+    )

@@ -58,7 +58,7 @@ class Guarantee:
             raise UsageError(f"delta = {self.delta!r} is not a probability: give a value from 0 to 1")
         if self.kind is Kind.NONE and not math.isinf(self.epsilon):
             raise UsageError(
-                f"kind none with epsilon = {self.epsilon:g}: it promises nothing, so epsilon must be inf "
+                f"kind none with epsilon = {self.epsilon!r}: it promises nothing, so epsilon must be inf "
                 "(put the value into nominal_epsilon)"
             )
         if self.device_share is not None and not 0 <= self.device_share <= 1:

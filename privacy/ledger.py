@@ -48,6 +48,13 @@ _OUT_OF_REACH = (
 )
 
 
+# What helps where another account's files are kept from this one.
+GIVE_LEAVE = (
+    "its owner can give this account leave (chmod -R a+rX on the run's folder; under umask 077 files are the owner's "
+    "alone), or do this as the owner"
+)
+
+
 @dataclass(frozen=True)
 class Release:
     """The event "one step was released": what an accountant needs, and nothing that depends on the data.
@@ -436,10 +443,12 @@ def _refusal(path: Path, error: sqlite3.Error | OSError) -> UsageError:
     """What an error on opening means: no ledger, or one that is there and out of reach."""
     name = getattr(error, "sqlite_errorname", "") or ""
     out_of_reach = isinstance(error, OSError) or name.startswith(_OUT_OF_REACH)
-    if out_of_reach or not os.access(path, os.R_OK):
+    effective = os.access in os.supports_effective_ids  # the account that opens files
+    kept_out = isinstance(error, PermissionError) or not os.access(path, os.R_OK, effective_ids=effective)
+    if out_of_reach or kept_out:
+        remedy = GIVE_LEAVE if kept_out else "look to permissions, disk and other programs that have it open"
         return LedgerUnreadableError(
-            f"ledger {path} cannot be read or written ({error}): nothing was released and nothing was checked; look to "
-            "permissions, disk and other programs that have it open"
+            f"ledger {path} cannot be read or written ({error}): nothing was released and nothing was checked; {remedy}"
         )
     return UsageError(f"{path} is not a readable ledger ({error}): give the ledger.sqlite of a run")
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import NoReturn
 
+from noise_models.drafts import draft_of, is_draft
 from noise_models.errors import UsageError
 
 LOGLESS = (
@@ -39,7 +39,7 @@ def create(path: Path, begin: Callable[[sqlite3.Connection], None]) -> None:
         UsageError: there is one already, or the folder cannot be written.
     """
     _refuse_there(path)
-    draft = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.new")
+    draft = draft_of(path)
     try:
         with closing(sqlite3.connect(draft, isolation_level=None)) as connection:
             begin(connection)
@@ -59,15 +59,14 @@ def create(path: Path, begin: Callable[[sqlite3.Connection], None]) -> None:
 def _refuse_there(path: Path) -> None:
     for file in (path, log_of(path)):
         if os.path.lexists(file):
-            raise UsageError(f"ledger {file} exists: open it to continue that run, or choose another folder")
+            raise UsageError(
+                f"ledger {file} exists: continue that run with PrivacyEngine(ledger=FILE, resume=True), or choose "
+                "another file"
+            )
 
 
 def _drafts(path: Path) -> list[Path]:
-    return [file for file in path.parent.iterdir() if _is_draft(file.name, path.name)]
-
-
-def _is_draft(name: str, ledger: str) -> bool:
-    return name.startswith(f"{ledger}.") and name.endswith(".new")
+    return [file for file in path.parent.iterdir() if is_draft(file.name, path.name)]
 
 
 def _remove(draft: Path) -> None:

@@ -57,11 +57,17 @@ def names_weights(ledger: Ledger, head: str, digest: str, step: int) -> bool | N
     return bool(row == {"sha256": digest, "step": step})
 
 
-def named_steps(ledger: Ledger) -> set[int]:
-    """The steps at which the ledger names weights.
+def named_steps(ledger: Ledger) -> dict[int, set[int]]:
+    """The steps at which the ledger names weights, each with the numbers of releases that it then had.
 
     Raises:
-        UsageError: a row is no JSON (a damaged ledger).
+        UsageError: a row is no JSON object (a damaged ledger).
     """
-    steps = (row.get("step") for row in ledger.events(ROW) if isinstance(row, dict))
-    return {step for step in steps if isinstance(step, int) and not isinstance(step, bool)}
+    steps: dict[int, set[int]] = {}
+    releases = 0
+    for kind, row in ledger.history():
+        releases += kind == "release"
+        step = row.get("step")
+        if kind == ROW and isinstance(step, int) and not isinstance(step, bool):
+            steps.setdefault(step, set()).add(releases)
+    return steps

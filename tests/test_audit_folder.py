@@ -7,11 +7,13 @@ import os
 import random
 import shutil
 import sqlite3
-from collections.abc import Callable
+import tomllib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tomli_w
 import torch
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
@@ -154,6 +156,11 @@ FORGED: list[tuple[Change, str]] = [
     (in_summary("versions", python=3), "summary.json, versions, has python = 3"),
     (in_summary(versions=[1]), "summary.json has versions that is no table"),
     (in_summary("guarantee", accountant="certified: see training loss"), "has accountant"),
+    (in_summary("guarantee", accountant="pldx"), "summary.json reports accountant pldx, the ledger pld"),
+    (in_summary("guarantee", nominal_epsilon=0.1), "summary.json reports nominal_epsilon 0.1, the ledger None"),
+    (in_summary("guarantee", nominal_kind="record-dp"), "reports nominal_kind record-dp, the ledger None"),
+    (in_summary(releases=11), "reports 11 releases at step 12, the ledger then had 12"),
+    (in_summary(target_epsilon=1.0), "summary.json reports target_epsilon 1.0, the ledger None"),
     (in_summary("guarantee", epsilon="0.9"), "has epsilon = '0.9'"),
     (replaced("summary.json", '"steps"', '"training_loss": 0.3, "training_loss": 0, "steps"'), "loss given more"),
     (replaced("summary.json", '"seconds": ', '"seconds": NaN, "x": '), "NaN is not a finite number"),
@@ -173,6 +180,14 @@ FORGED: list[tuple[Change, str]] = [
     (replaced("config.toml", "seed = 0", 'seed = 0\nlr_schedule = "cosine"'), "config.toml has lr_schedule = 'cosine'"),
     (replaced("config.toml", "seed = 0", "seed = 0\ntraining_loss = 0.3"), "config.toml has training_loss = 0.3"),
     (wrote("config.toml", "a = " + "[" * 5000), "config.toml is unreadable"),
+    (replaced("config.toml", "seed = 0", "seed = 0 # training loss 0.3"), "config.toml holds comments or another form"),
+    (replaced("config.toml", "seed = 0", "\n#0.3\nseed = 0"), "config.toml holds comments or another form"),
+    (replaced("config.toml", "seed = 0", "seed = false"), "config.toml has seed = False, the ledger 0"),
+    (replaced("config.toml", "reproducible = false", "reproducible = 0"), "config.toml has reproducible = 0"),
+    (replaced("config.toml", 'device = "cpu"', 'device = "loss 0.3"'), "config.toml has device = 'loss 0.3'"),
+    (replaced("config.toml", 'device = "cpu"', "device = true"), "config.toml has device = True"),
+    (replaced("config.toml", 'device = "cpu"', 'device = "cpu"\ndata_dir = 3'), "config.toml has data_dir = 3"),
+    (lambda run: (run / "config.toml").unlink(), "summary.json without config.toml"),
     # the weights' file
     (in_checkpoint(training_loss="0.3"), "checkpoint.safetensors shows training_loss"),
     (in_checkpoint(seconds="nan"), "checkpoint.safetensors has seconds = 'nan'"),
@@ -201,6 +216,122 @@ def test_what_this_program_does_not_write_is_a_finding(
 def test_the_table_above_starts_from_a_run_that_holds(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, document = said(run, capsys)
     assert (code, document["findings"], document["notes"], document["unchecked"]) == (0, [], [], [])
+
+
+# ---- fields that were taken out
+
+
+@pytest.fixture(scope="module", params=["digital", "dark-frame", "label", "per-record", "seeded", "none"])
+def any_release(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp(request.param) / "run"
+    sizes = [
+        "train",
+        "--dataset",
+        "digits",
+        "--model",
+        "mlp:8",
+        "--batch-size",
+        "256",
+        "--epochs",
+        "2",
+        "--json",
+    ]
+    flags = {"none": ["--release", "none"], "seeded": ["--release", "digital", "--reproducible"]}
+    flags = {name: given if name == "none" else [*given, "--epsilon", "3"] for name, given in flags.items()}
+    more = flags.get(request.param, ["--release", request.param, "--epsilon", "3", "--delta", "1e-4"])
+    assert main([*sizes, *more, "--out", str(folder)]) == 0
+    assert audit(folder).findings == ()
+    return folder
+
+
+MAY_LACK = {"nominal_kind"}  # as guarantees of before there was one
+SHOWN = {
+    "training_loss",
+    "mean_batch_size",
+}  # of a run without release: not known to be public, and not checked
+
+
+def forged_fields(document: dict[str, Any], table: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """The document as JSON, without each field of one of its tables, and with null in each that has a value."""
+    for name, value in list(table.items()):
+        del table[name]
+        if name not in MAY_LACK | SHOWN:
+            yield f"no {name}", json.dumps(document)
+        table[name] = None
+        if value is not None and name not in SHOWN | {"test_loss"}:  # a loss that is not finite is null
+            yield f"null {name}", json.dumps(document)
+        table[name] = value
+
+
+def missed(run: Path, name: str, forged: Iterator[tuple[str, str]]) -> list[str]:
+    """Which of these contents of a file the audit takes for what this program writes."""
+    kept = (run / name).read_text()
+    left = []
+    for what, text in forged:
+        (run / name).write_text(text)
+        left += [what] if audit(run).consistent else []
+    (run / name).write_text(kept)
+    return left
+
+
+def test_every_field_is_missed(any_release: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(any_release, tmp_path / "run"))
+    summary = json.loads((run / "summary.json").read_text())
+    for table in (summary, summary["guarantee"], summary["versions"]):
+        assert missed(run, "summary.json", forged_fields(summary, table)) == []
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for row, others in ((rows[0], rows[1:]), (rows[-1], rows[:-1])):
+        before, after = ([], others) if row is rows[0] else (others, [])
+        whole = ("".join(json.dumps(x) + "\n" for x in part) for part in (before, after))
+        head, tail = whole
+        texts = ((what, head + text + "\n" + tail) for what, text in forged_fields(row, row))
+        assert missed(run, "metrics.jsonl", texts) == []
+    settings = tomllib.loads((run / "config.toml").read_text())
+    texts = (
+        (name, tomli_w.dumps({key: value for key, value in settings.items() if key != name}))
+        for name in settings
+        if not isinstance(settings[name], dict)
+    )
+    assert missed(run, "config.toml", texts) == []
+
+
+@pytest.mark.parametrize("any_release", ["dark-frame", "per-record"], indirect=True)
+def test_a_file_that_a_release_writes_is_missed_and_the_page_is_not_blamed(
+    any_release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(any_release, tmp_path / "run"))
+    name = "certificate.json" if (run / "certificate.json").exists() else "calibration.json"
+    assert f"{name} (its figures)" in audit(run).unchecked
+    (run / name).unlink()
+    code, document = said(run, capsys)
+    assert code == 1
+    assert document["findings"] == [
+        f"summary.json without {name}, which is written first: it was taken away, and what the ledger has cannot be "
+        "compared with it"
+    ]
+
+
+def test_a_run_without_release_states_no_epsilon(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    sizes = (
+        "train",
+        "--dataset",
+        "digits",
+        "--model",
+        "mlp:8",
+        "--batch-size",
+        "256",
+        "--epochs",
+        "1",
+        "--json",
+    )
+    assert main([*sizes, "--release", "none", "--out", str(run)]) == 0
+    in_metrics(0, epsilon=0.5)(run)
+    assert any("a run without release has no epsilon" in line for line in audit(run).findings)
+    in_summary(noise_multiplier=3.0, releases=6)(run)
+    found = audit(run).findings
+    assert any("reports noise_multiplier 3.0, the ledger None" in line for line in found)
+    assert any("reports releases 6, the ledger is of release none" in line for line in found)
 
 
 # ---- the report page

@@ -483,12 +483,15 @@ def test_weights_that_saw_more_than_a_cut_ledger_are_found(
     with safe_open(path, framework="np") as stored:
         metadata = dict(stored.metadata()) | {"step": str(left)}
     save_file(load_file(path), path, metadata)
-    (run / "metrics.jsonl").write_text(json.dumps({"step": left, "test_accuracy": 0.5}) + "\n")
     with Ledger.open(run / "ledger.sqlite", read_only=True) as ledger:
         assert (ledger.verify(), ledger.count()) == ([], left)
         cost = epsilon(ledger.releases(), 1e-4)
-    took = float(metadata["seconds"]) / left
-    in_summary(run, steps=left, releases=left, test_accuracy=0.5, seconds_per_step=took)
+    rows = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text(rows[0])
+    in_metrics(run, step=left, epoch=left / STEPS, epsilon=cost)
+    took, kept = float(metadata["seconds"]) / left, json.loads(rows[0])
+    in_summary(run, steps=left, releases=left, seconds_per_step=took)
+    in_summary(run, **{name: kept[name] for name in ("test_accuracy", "test_loss")})
     in_summary(run, "guarantee", epsilon=cost)
     found = findings(run, capsys)
     assert any("does not hold the weights that the ledger names at that head" in line for line in found), (

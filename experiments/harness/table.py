@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.harness.experiment import RESULTS, TABLE, Experiment, Figure, Results, Target
+from noise_models.drafts import replacing
 from optical_dfa.data import names
 from privacy.guarantee import Kind, rounded_up
 
@@ -104,9 +105,8 @@ def write_table(folder: Path, experiment: Experiment) -> list[bool | None]:
         *([*targets, ""] if judged else []),
         f"Made by `{experiment.command}`.",
     ]
-    partial = folder / (TABLE + ".partial")
-    partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    partial.replace(folder / TABLE)
+    with replacing(folder / TABLE) as draft:
+        draft.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return [met for _, _, met in judged]
 
 

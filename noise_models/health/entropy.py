@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import binom
 
-from noise_models.errors import DeviceError, HealthError, UsageError
+from noise_models.errors import DeviceError, HealthError, UsageError, apart
 
 KEY_BITS: Final = 256
 # 3.1.5.1.2 asks for 64 bits more than come out; this leaves room for an assessment three times too high.
@@ -76,9 +76,10 @@ class ContinuousTests:
 
     def __post_init__(self) -> None:
         if not self.min_entropy >= LEAST_MIN_ENTROPY:
+            found, least = apart(self.min_entropy, LEAST_MIN_ENTROPY)
             raise DeviceError(
-                f"the dark frames have {self.min_entropy:.3g} bits of min-entropy a pixel, less than "
-                f"{LEAST_MIN_ENTROPY}; raise the analog gain of dark frames, or use --release digital"
+                f"the dark frames have {found} bits of min-entropy a pixel, less than {least}; "
+                "raise the analog gain of dark frames, or use --release digital"
             )
 
     @property
@@ -148,9 +149,10 @@ def conditioned_key(frames: npt.NDArray[Any], assessed_bits: float, salt: bytes,
         DeviceError: fewer than ASSESSED_BITS.
     """
     if not assessed_bits >= ASSESSED_BITS:
+        found, needed = apart(assessed_bits, ASSESSED_BITS)
         raise DeviceError(
-            f"the dark frames of one key have {assessed_bits:.4g} bits of min-entropy and {ASSESSED_BITS} are "
-            "needed; take more frames, or use --release digital"
+            f"the dark frames of one key have {found} bits of min-entropy and {needed} are needed; "
+            "take more frames, or use --release digital"
         )
     label = f"optical-dfa/device-entropy/{purpose}".encode()
     message = len(label).to_bytes(8, "big") + label + np.ascontiguousarray(frames, dtype="<i4").tobytes()

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from noise_models.errors import HealthError, UsageError
+from noise_models.errors import HealthError, UsageError, apart
 from noise_models.health.limits import (
     Limits,
     Reference,
@@ -100,9 +100,10 @@ class HealthMonitor:
                 "larger region of interest"
             )
         if not reference.credited >= LEAST_STD * reference.step:
+            found, least = apart(reference.credited / reference.step, LEAST_STD)
             raise UsageError(
-                f"the dark noise is {reference.credited / reference.step:.3g} converter steps; the health tests need "
-                f"at least {LEAST_STD:g}: raise the analog gain of dark frames"
+                f"the dark noise is {found} converter steps; the health tests need at least {least}: "
+                "raise the analog gain of dark frames"
             )
         self.reference = reference
         self.frames = 0
@@ -355,8 +356,9 @@ class HealthMonitor:
             "frame": self.frames,
             "false_alarm": self._alarm if false_alarm is None else false_alarm,
         }
+        found, allowed = apart(value, limit)
         raise HealthError(
-            f"health test {test!r} failed after {self.frames} frames: {value:.5g}, limit {limit:.5g}; "
+            f"health test {test!r} failed after {self.frames} frames: {found}, limit {allowed}; "
             f"{_REMEDY.get(test, _OTHER_REMEDY)} (nothing more is released)",
             finding,
         )

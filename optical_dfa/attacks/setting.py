@@ -47,11 +47,11 @@ class Setting:
     def __post_init__(self) -> None:
         terms(self.release)
         if self.epsilon is not None and not 0 < self.epsilon <= 64:
-            raise UsageError(f"epsilon is {self.epsilon:g}; an attacked claim has one above 0 and at most 64")
+            raise UsageError(f"epsilon is {self.epsilon}; an attacked claim has one above 0 and at most 64")
         if not 0 < self.delta < 1:
-            raise UsageError(f"delta is {self.delta:g}; it must be strictly between 0 and 1")
+            raise UsageError(f"delta is {self.delta}; it must be strictly between 0 and 1")
         if not 0.9 <= self.confidence < 1:
-            raise UsageError(f"confidence is {self.confidence:g}; give at least 0.9 and below 1")
+            raise UsageError(f"confidence is {self.confidence}; give at least 0.9 and below 1")
         if not 0 <= self.seed < 2**63:
             raise UsageError(f"seed is {self.seed}; give a whole number from 0 to 2^63 - 1")
         if self.trials is not None and not 4 <= self.trials <= 10**7:

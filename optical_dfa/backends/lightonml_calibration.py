@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from noise_models.errors import DeviceError
+from noise_models.errors import DeviceError, apart
 
 # Sign patterns that are shown, each twice; the gain's relative error is about 1 / (2 sqrt(PROBES · outputs)).
 PROBES: Final = 128
@@ -93,9 +93,10 @@ def calibrate(answer: Answer, in_features: int, name: str) -> ProjectorCalibrati
     # The means of dark and full carry 2/_AT_A_TIME of the noise into both factors.
     nonlinearity = max(0.0, residual - 2 * noise / _AT_A_TIME) / power
     if nonlinearity > MOST_NONLINEARITY**2:
+        found, most = apart(nonlinearity**0.5, MOST_NONLINEARITY)
         raise DeviceError(
-            f"backend {name} is not linear: {nonlinearity**0.5:.2g} of an answer is no sum of its parts' answers "
-            f"(up to {MOST_NONLINEARITY} is allowed); lower the exposure"
+            f"backend {name} is not linear: {found} of an answer is no sum of its parts' answers (up to {most} is "
+            f"allowed); lower the exposure"
         )
     gain = (power / in_features) ** 0.5
     return ProjectorCalibration(
@@ -126,8 +127,9 @@ def camera_levels(image: Answer, in_features: int, name: str) -> CameraLevels:
             "check laser and shutter, or raise exposure_us in config_file"
         )
     if levels.saturated > MOST_SATURATED:
+        found, most = apart(levels.saturated, MOST_SATURATED)
         raise DeviceError(
-            f"backend {name}: {levels.saturated:.2%} of the camera's pixels are saturated, more than "
-            f"{MOST_SATURATED:.1%}; lower exposure_us in config_file"
+            f"backend {name}: {found} of the camera's pixels are saturated, more than {most}; "
+            "lower exposure_us in config_file"
         )
     return levels

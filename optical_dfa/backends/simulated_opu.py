@@ -13,7 +13,7 @@ from noise_models.base import Frame
 from noise_models.camera import PhysicalCamera
 from noise_models.data_sheet import DEFAULT_CAMERA, Camera, named_camera
 from noise_models.drift import LinearDrift
-from noise_models.errors import UsageError
+from noise_models.errors import UsageError, apart
 from noise_models.generator import NoiseGenerator, derive_seed
 from optical_dfa.backends.base import ProjectionBackend
 from optical_dfa.backends.card import BackendCard
@@ -179,9 +179,10 @@ class SimulatedOpuBackend(ProjectionBackend):
     def _check_fit(self, camera: Camera) -> None:
         saturated = self.optics.saturated_fraction()
         if self.fidelity == "effective" and saturated > EFFECTIVE_SATURATION:
+            found, most = apart(saturated, EFFECTIVE_SATURATION)
             raise UsageError(
-                f"full_scale is {self.optics.full_scale:.4g}: {saturated:.2g} of the pixels could saturate, which "
-                f"the effective model leaves out (up to {EFFECTIVE_SATURATION:g}): use fidelity=physics, or more"
+                f"full_scale is {self.optics.full_scale}: {found} of the pixels could saturate, which the effective "
+                f"model leaves out (up to {most}): use fidelity=physics, or more"
             )
         if self.fidelity == "physics" and self.optics.pixels > camera.pixels:
             raise UsageError(

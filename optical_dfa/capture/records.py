@@ -30,6 +30,7 @@ from optical_dfa.capture.program import Program
 from optical_dfa.capture.rows import FIRST
 from optical_dfa.capture.state import Attributes, Held, refuse_extra_state
 from optical_dfa.capture.trying import program_of, program_of_rule
+from optical_dfa.feedback.advice import own_class
 from optical_dfa.feedback.aligned import AlignedModule
 from optical_dfa.feedback.points import take_off
 from privacy.contributions.integers import Factors
@@ -106,6 +107,7 @@ class Capture:
         generation: number of the batch; backward passes through an earlier one's graph are refused.
         following: of the pass that is running, None between passes.
         noting: set on the copy of which a program is made: how its next pass is followed.
+        fixed: whether the run has begun: nobody changes what it rests on.
         positions: the most positions of a record, over all passes, that the rounding bound allows for.
     """
 
@@ -142,7 +144,7 @@ class Capture:
         self._reached: dict[int, list[Use]] = {}
         self._given: list[Tensor] = []
         self._records = 0
-        self._fixed = False
+        self.fixed = False
         self._contributions: dict[str, Contribution] | None = None
         self.positions = 1
         self._work = Workspace()
@@ -167,7 +169,7 @@ class Capture:
             "noting": None,
             "_reached": {},
             "_given": [],
-            "_fixed": False,
+            "fixed": False,
             "_contributions": None,
             "expected_records": _no_batch,
         }
@@ -175,10 +177,10 @@ class Capture:
 
     def fix(self) -> None:
         """From now on nobody changes what the private run rests on."""
-        self._fixed = True
+        self.fixed = True
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in _STEERING and self.__dict__.get("_fixed", False):
+        if name in _STEERING and self.__dict__.get("fixed", False):
             raise UsageError(
                 f"attribute {name} of what records contributions is fixed once the run is private; make the module "
                 "private again, with a new engine, for other settings"
@@ -515,9 +517,10 @@ class Capture:
             if not any(id(p) in trained for p in part.parameters(recurse=False)):
                 continue
             if type(part) not in LAYERS:
+                instead = own_class(part) or ", ".join(layer.__name__ for layer in LAYERS)
                 raise UsageError(
                     f"{name or 'the module'} ({type(part).__name__}) cannot be trained privately; "
-                    f"freeze its parameters, or use {', '.join(layer.__name__ for layer in LAYERS)}"
+                    f"freeze its parameters, or use {instead}"
                 )
             layers[name] = part
         return layers
@@ -541,7 +544,7 @@ _EARLIER = (
 LEAST = 2  # records that a private pass is made of
 _STEERING = frozenset({
     "module", "parameters", "sizes", "dimension", "layers", "held", "expected_records", "masks", "programs", "_probed",
-    "positions", "_fixed",
+    "positions", "fixed",
 })  # fmt: skip
 _PROGRAMS = 256  # kept; text of many lengths has many
 _OTHER_BATCH = (

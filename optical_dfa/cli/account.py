@@ -150,10 +150,10 @@ def _plan(asked: Mapping[str, Any]) -> Plan:
     sample_rate = _sample_rate(mechanism, asked["sample-rate"])
     if not 0 < delta < 1:
         raise UsageError(
-            f"--delta is {delta:g}; it must be strictly between 0 and 1, below 1 / number of records"
+            f"--delta is {delta}; it must be strictly between 0 and 1, below 1 / number of records"
         )
     if not 0 <= beta < delta:
-        raise UsageError(f"--calibration-beta is {beta:g}; it must be at least 0 and below --delta {delta:g}")
+        raise UsageError(f"--calibration-beta is {beta}; it must be at least 0 and below --delta {delta}")
     accountant = terms.accountants[0] if asked["accountant"] is None else asked["accountant"]
     adjacency = terms.adjacencies[0].value if asked["adjacency"] is None else asked["adjacency"]
     for flag, value, allowed in (
@@ -184,7 +184,7 @@ def _plan(asked: Mapping[str, Any]) -> Plan:
     sizes = {flag: asked[flag] for flag in ("sensitivity", "dimension", "least-rate", "largest")}
     for flag, value in {**given, **sizes}.items():
         if value is not None and not 0 < value < math.inf:
-            raise UsageError(f"--{flag} is {value:g}; it must be a finite number above 0")
+            raise UsageError(f"--{flag} is {value}; it must be a finite number above 0")
     if asked["least-rate"] is not None:
         from privacy.accounting.poisson_frames import multiplier_of
 
@@ -217,12 +217,12 @@ def _plan(asked: Mapping[str, Any]) -> Plan:
 def _sample_rate(mechanism: str, given: float | None) -> float:
     if MECHANISMS[mechanism].epochs:
         if given not in (None, 1.0):
-            raise UsageError(f"--sample-rate is {given:g}; batches of {mechanism} are public, leave it out")
+            raise UsageError(f"--sample-rate is {given}; batches of {mechanism} are public, leave it out")
         return 1.0
     if given is None:
         raise UsageError("--sample-rate is missing; give the batch size over the number of records")
     if not 0 < given <= 1:
-        raise UsageError(f"--sample-rate is {given:g}; it must be above 0 and at most 1")
+        raise UsageError(f"--sample-rate is {given}; it must be above 0 and at most 1")
     return given
 
 
@@ -231,12 +231,12 @@ def _steps(steps: int | None, epochs: float | None, sample_rate: float) -> int |
     if epochs is None:
         return steps
     if steps is not None:
-        raise UsageError(f"--steps {steps} and --epochs {epochs:g} say the same thing; give one of the two")
+        raise UsageError(f"--steps {steps} and --epochs {epochs} say the same thing; give one of the two")
     if not 0 < epochs < math.inf:
-        raise UsageError(f"--epochs is {epochs:g}; it must be a finite number above 0")
+        raise UsageError(f"--epochs is {epochs}; it must be a finite number above 0")
     steps_taken = epochs / sample_rate
     if steps_taken == math.inf:
-        raise UsageError(f"--epochs is {epochs:g}, too many steps at --sample-rate {sample_rate:g}; lower it")
+        raise UsageError(f"--epochs is {epochs}, too many steps at --sample-rate {sample_rate}; lower it")
     return math.ceil(steps_taken * (1 - 1e-12))
 
 

@@ -9,6 +9,7 @@ A mistake is one line on standard error; with --json also a document on standard
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import importlib
 import sys
@@ -38,6 +39,8 @@ COMMANDS = {
 
 _NO, _USAGE, _MACHINE, _DEFECT, _INTERRUPTED, _READER_LEFT = 1, 2, 3, 70, 130, 141
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
 # click's base class of "the command line cannot be understood"; typer vendors click from 0.26 on.
 _CommandLineError: type[Exception] = next(
     c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException"
@@ -65,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except OSError as error:  # the output itself: a full disc
             streams.forget(sys.stdout)
             with contextlib.suppress(OSError):
-                print(f"error: the output cannot be written ({error.strerror})", file=sys.stderr)
+                print(f"error: {_unwritten(error)}", file=sys.stderr)
             return _MACHINE
         return code
 
@@ -90,7 +93,9 @@ def _outcome(chosen: list[str]) -> tuple[int, str | None]:
     except SystemExit as error:  # how typer answers a broken pipe
         raise BrokenPipeError from error
     except OSError as error:
-        return _MACHINE, f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        if error.filename:
+            return _MACHINE, f"{error.filename}: {error.strerror}"
+        return _MACHINE, _unwritten(error) if error.errno in _NO_ROOM else str(error)
     except (UserInterruptError, KeyboardInterrupt, typer.Abort) as error:
         return _INTERRUPTED, str(error) or "interrupted"
     except Exception as error:
@@ -99,6 +104,11 @@ def _outcome(chosen: list[str]) -> tuple[int, str | None]:
         if sys.flags.dev_mode:
             raise
         return _DEFECT, _defect(error)
+
+
+def _unwritten(error: OSError) -> str:
+    """What an error says that names no file: the output's, or one of a file that was open already."""
+    return f"the output cannot be written ({error.strerror}); make room, or send it elsewhere"
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -229,11 +229,18 @@ def _folder(out: str | None, *, resume: bool, overwrite: bool) -> Path | None:
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--out {out} is a file; name a folder")
-    if RunFolder(folder).holds_run() and not resume and not overwrite:
+    holds = RunFolder(folder).holds_run()
+    whole = (folder / CONFIG).is_file()
+    if holds and whole and not resume and not overwrite:
         raise UsageError(
             f"{out} already holds a run; add --resume to go on with it, --overwrite to replace it"
         )
-    if resume and not (folder / CONFIG).is_file():
+    if holds and not whole and not overwrite:
+        raise UsageError(
+            f"{out} holds files of a run and no {CONFIG}, without which nothing goes on; put it back, replace the "
+            "run with --overwrite, or name another folder with --out"
+        )
+    if resume and not holds:
         raise UsageError(f"{out} holds no run to resume; drop --resume, or name the run's folder with --out")
     return folder
 

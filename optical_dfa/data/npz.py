@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import lzma
 import struct
+import sys
 import zipfile
 import zlib
 from pathlib import Path
@@ -21,6 +22,8 @@ REQUIRED = ("x_train", "y_train", "x_test", "y_test")
 OPTIONAL = ("classes", "cardinalities")
 MAX_CLASSES = 65536
 MAX_CARDINALITY = 2**24  # float32 has every whole number up to there
+DIM = 127  # no pixel above half of full white
+MOST_INPUT = 100.0  # of a table or of images that are used as they are
 # Pixels become (x/255 - 1/2) / (1/2).
 HALF = 127.5
 
@@ -38,7 +41,8 @@ def load_npz(path: Path) -> Dataset:
     channels first. uint8 arrays of any shape, and images of another integer type in 0 ... 255, are pixels:
     they become (x/255 - 1/2)/(1/2). Everything else is used as it is: scale it beforehand, by constants that
     do not come from private records. Types and shapes alone decide, never values, and decide alike for both arrays,
-    or the file is refused. y_train, y_test have shape (N,) and integer labels from 0; `classes` is
+    or the file is refused. Where inputs so scaled will probably teach little, one line on standard error says so, read
+    off x_test, which is public. y_train, y_test have shape (N,) and integer labels from 0; `classes` is
     their number. Where it is absent the largest label decides, which declares that number public.
 
     `cardinalities` makes columns of a table categorical: one whole number a column, its number of categories,
@@ -75,6 +79,9 @@ def load_npz(path: Path) -> Dataset:
         check_labels(arrays[name], classes, f"{name} of {path}") for name in ("y_train", "y_test")
     )
     shape = tuple(x_train.shape[1:])
+    numeric = x_test[:, [not entries for entries in cardinalities]] if cardinalities else x_test
+    if (note := _out_of_scale(arrays["x_test"], numeric, f"x_test of {path}", pixels=pixels)) is not None:
+        print(note, file=sys.stderr)
     return Dataset(str(path), x_train, y_train, x_test, y_test, classes, shape, public, cardinalities)
 
 
@@ -145,6 +152,21 @@ def _records(x: NDArray[np.generic], what: str, cardinalities: tuple[int, ...], 
     return out
 
 
+def _out_of_scale(stored: NDArray[np.generic], x: Tensor, what: str, *, pixels: bool) -> str | None:
+    """One line where the public records lie far from the scale that networks are initialised for; None elsewhere."""
+    if pixels and (most := int(stored.max())) <= DIM:
+        return (
+            f"note: {what} is {stored.dtype} up to {most}, taken for pixels 0 ... 255, so inputs lie between -1 and "
+            f"{float(x.max()):.2g} and will teach little; store x_train and x_test as floats, x / {most or 1} say"
+        )
+    if not pixels and x.numel() and (largest := float(x.abs().max())) > MOST_INPUT:
+        return (
+            f"note: {what} has inputs up to {largest:.3g}, used as they are, and networks will probably learn little "
+            "from them; scale x_train and x_test alike beforehand, by public constants"
+        )
+    return None
+
+
 def _cardinalities(arrays: dict[str, NDArray[np.generic]], path: Path) -> tuple[int, ...]:
     """Those of the file, checked against the shape of its records; empty where no column is categorical."""
     if "cardinalities" not in arrays:
@@ -178,10 +200,10 @@ def _check_categories(x: NDArray[np.generic], what: str, cardinalities: tuple[in
         if not entries:
             continue
         found = x[:, column].astype(np.float64)
-        outside = found[~((found >= 0) & (found < entries) & (found == np.floor(found)))]
+        outside = x[:, column][~((found >= 0) & (found < entries) & (found == np.floor(found)))]
         if outside.size:
             raise UsageError(
-                f"{what} has {outside[0]:g} in column {column}, which has {entries} categories; they must be whole "
+                f"{what} has {outside[0]} in column {column}, which has {entries} categories; they must be whole "
                 f"numbers 0 ... {entries - 1}: correct the file"
             )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 from torch.autograd.graph import Node
@@ -15,7 +15,6 @@ _MODULES = {
     "Softplus": "Softplus", "Softshrink": "Softshrink", "Tanh": "Tanh",
 }  # fmt: skip
 _ARGUMENTS = ("negative_slope", "min_val", "max_val", "scale", "approximate", "min", "max")
-_FUSED = {"LSTM": "LSTM", "GRU": "GRU", "RNN": "RNN"}
 _BLOCKS = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 _LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -88,13 +87,11 @@ def instead(module: nn.Module, first: str | None, second: str | None, points: Se
             "use optical_dfa.networks.text.Block, which can be cut inside too"
         )
     for owner in owners:
-        kind = type(parts.get(owner)).__name__
-        if isinstance(parts.get(owner), nn.RNNBase):
-            fused = _FUSED.get(kind, "RNN")
+        part = parts.get(owner)
+        if isinstance(part, nn.RNNBase | nn.RNNCellBase):
             return (
-                f"{owner} is nn.{kind}, one operation that nothing is cut inside; use "
-                f"optical_dfa.networks.recurrent.{fused}(inputs, units) in its place, a layer each, "
-                "which takes (records, times, inputs), returns h_t of every time alone and is cut at each"
+                f"{owner} is nn.{type(part).__name__}, one operation that nothing is cut inside; use "
+                f"{own_class(part)}, and is cut at each"
             )
         if isinstance(parts.get(owner), nn.MultiheadAttention) or isinstance(
             parts.get(owner.rpartition(".")[0]), nn.MultiheadAttention
@@ -103,18 +100,90 @@ def instead(module: nn.Module, first: str | None, second: str | None, points: Se
             return (
                 f"{name} is nn.MultiheadAttention, which returns two tensors and so is no point: in __init__ "
                 f"self.attended = nn.Identity(), in forward h = self.attended(self.{name}(q, k, v)[0]), and "
-                f"points={[*points, 'attended']!r} (it is backpropagated within); or use "
-                "optical_dfa.networks.text.Attention"
+                f"points={[*points, 'attended']!r} (it is backpropagated within); or use {own_class(parts[name])}"
             )
     return None
+
+
+def own_class(part: nn.Module) -> str | None:
+    """Our class that does what one of torch's fused layers does, made of layers that every rule and release takes.
+
+    Returns:
+        what to write in its place; None where we have none.
+    """
+    if isinstance(part, nn.RNNBase | nn.RNNCellBase):
+        gated = {"LSTM": nn.LSTM | nn.LSTMCell, "GRU": nn.GRU | nn.GRUCell}
+        kind = next((name for name, kinds in gated.items() if isinstance(part, kinds)), "RNN")
+        return (
+            f"optical_dfa.networks.recurrent.{kind}(inputs, units) in its place, a layer each, which takes (records, "
+            "times, inputs), returns h_t of every time alone"
+        )
+    if isinstance(part, nn.MultiheadAttention):
+        return "optical_dfa.networks.text.Attention in its place"
+    if isinstance(part, nn.TransformerEncoderLayer):
+        return "optical_dfa.networks.text.Block in its place"
+    return None
+
+
+def point_between(module: nn.Module, first: str | None, second: str | None, points: Sequence[str]) -> str:
+    """The lines that cut between two matrices that nothing stands between.
+
+    Args:
+        module: the plain module.
+        first, second: names of the two parameters, the lower one first.
+        points: the feedback points as they are.
+    """
+    layer, upper = (name.rpartition(".")[0] if name is not None else "" for name in (first, second))
+    above, _, last = layer.rpartition(".")
+    parts = dict(module.named_modules())
+    around = parts.get(above)
+    if layer and isinstance(around, nn.Sequential) and type(around).forward is nn.Sequential.forward:
+        place = list(around._modules).index(last) + 1
+        inside = f"{above}." if above else ""
+        if last.isdigit():
+            write = f"{_path('module', '', above, parts)}.insert({place}, {{}}) before align()"
+            moved = [_moved(name, inside, place) for name in points]
+            cut = [*moved, f"{inside}{place}"]
+        else:
+            write = f"('point', {{}}) after {layer!r} in its nn.Sequential"
+            cut = [*points, f"{inside}point"]
+        return (
+            f"no activation module stands between them: {write.format('nn.Tanh()')}, or "
+            f"{write.format('nn.Identity()')} and points={cut!r}"
+        )
+    owner, path = _owner(module, layer) if layer and layer != upper else (layer, "")
+    inside = f"{owner}." if owner else ""
+    where = f"of {owner} " if owner else ""
+    call = f"x = self.point({path}(x))" if path else f"h = self.point(h), h being what {first} alone makes,"
+    return (
+        f"no activation module stands between them: in __init__ {where}self.point = nn.Tanh(), in forward {call}, or "
+        f"self.point = nn.Identity() likewise and points={[*points, f'{inside}point']!r}"
+    )
+
+
+def _moved(name: str, inside: str, place: int) -> str:
+    """A part's name once another was inserted at `place` of the nn.Sequential that `inside` is the prefix of."""
+    number, dot, rest = name.removeprefix(inside).partition(".")
+    if not name.startswith(inside) or not number.isdigit() or int(number) < place:
+        return name
+    return f"{inside}{int(number) + 1}{dot}{rest}"
+
+
+def _path(root: str, owner: str, name: str, parts: Mapping[str, nn.Module]) -> str:
+    """A part as one writes it where `root` is what it belongs to, such as `self.blocks[0]`."""
+    path, reached = root, owner
+    below = name.removeprefix(f"{owner}.") if owner else name
+    for step in below.split(".") if below else ():
+        listed = step.isdigit() and isinstance(parts.get(reached), _LISTS)
+        path += f"[{step}]" if listed else f".{step}"
+        reached = f"{reached}.{step}" if reached else step
+    return path
 
 
 def _owner(module: nn.Module, layer: str) -> tuple[str, str]:
     """The part whose `forward` calls a layer ("" is the module itself), and the layer as it is written there."""
     parts = dict(module.named_modules())
-    owner, _, last = layer.rpartition(".")
-    path = [last]
+    owner = layer.rpartition(".")[0]
     while owner and isinstance(parts[owner], _LISTS):
-        owner, _, above = owner.rpartition(".")
-        path.insert(0, above)
-    return owner, "self" + "".join(f"[{part}]" if part.isdigit() else f".{part}" for part in path)
+        owner = owner.rpartition(".")[0]
+    return owner, _path("self", owner, layer, parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -20,6 +21,7 @@ from optical_dfa.feedback.points import Tape, install
 from optical_dfa.feedback.recorder import Recorder
 from optical_dfa.feedback.rule import FeedbackRule, Point
 from optical_dfa.feedback.state import FeedbackState, GradientState, TeachingState
+from privacy.fixed import refuse_copying
 
 LossReduction = Literal["mean", "sum"]
 
@@ -385,6 +387,37 @@ class AlignedModule(nn.Module):
             "points": [[point.name, list(point.shape)] for point in self.points],
             "teachers": {cut.root: cut.teacher for cut in self.cuts if cut.teacher != OUTPUT},
         }
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """As any module's, but of a private one: what was saved could not be read, and a copy has no loader.
+
+        Raises:
+            UsageError: the module is private.
+        """
+        if self._is_in_a_run():
+            refuse_copying(self)
+        return super().__reduce_ex__(protocol)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> AlignedModule:
+        """
+        Raises:
+            UsageError: the module is private, and the copy would have weights of its own.
+        """
+        if self._is_in_a_run() and any(memo.get(id(p)) is not p for p in self.parameters()):
+            refuse_copying(self)
+        return self._copied(memo)
+
+    def twin(self) -> AlignedModule:
+        """A copy to measure on, of a private module too: it holds no record and releases nothing."""
+        return self._copied({})
+
+    def _copied(self, memo: dict[int, Any]) -> AlignedModule:
+        twin = memo[id(self)] = AlignedModule.__new__(AlignedModule)
+        twin.__setstate__(copy.deepcopy(self.__dict__, memo))
+        return twin
+
+    def _is_in_a_run(self) -> bool:
+        return self._capture is not None and self._capture.fixed
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Keep the numbers of the hooks from being given again, to hooks that would take their places.

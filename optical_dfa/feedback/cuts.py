@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 
 from noise_models.errors import UsageError
-from optical_dfa.feedback.advice import instead, rewritten
+from optical_dfa.feedback.advice import instead, point_between, rewritten
 from optical_dfa.feedback.points import Tape, install
 from optical_dfa.networks.markers import ACTIVATIONS
 
@@ -360,7 +360,8 @@ class _Graph:
     def matrix_uses(self, h: Tensor) -> dict[Node, Tensor]:
         """The data nodes below `h` at which a weight matrix enters, with that matrix."""
         uses: dict[Node, Tensor] = {}
-        for node in self.reach(h.grad_fn) if h.grad_fn is not None else ():
+        reached = self.reach(h.grad_fn) if h.grad_fn is not None else set[Node]()
+        for node in (known for known in self.below if known in reached):  # in an order that does not change
             variable = _variable(node)
             if variable is None or variable.ndim < 2 or node in self.data:
                 continue
@@ -414,7 +415,8 @@ def _check_separate(graph: _Graph, roots: Sequence[tuple[str, Tensor]]) -> None:
     for root, h in roots:
         if h.grad_fn is None:
             continue
-        for node in graph.reach(h.grad_fn) & graph.data:
+        reached = graph.reach(h.grad_fn) & graph.data
+        for node in (known for known in graph.below if known in reached):  # in an order that does not change
             if _variable(node) is not None or _copies_a_leaf(graph, node):
                 continue  # a cut copy or an input: gradients end there
             other = owner.setdefault(node, root)
@@ -454,16 +456,23 @@ def _check_one_matrix(
 ) -> None:
     """With default points, no root may backpropagate through one weight matrix into another unless that is meant."""
     uses = graph.matrix_uses(h)
+    found = []
     for node, matrix in uses.items():
         if _operation(node) in _PASSES_BY:
             continue  # e.g. the recurrent weight at a constant first state, added to or gated
         for below in graph.reach(node) & uses.keys():
             if below is not node and not meant(matrix, uses[below]):
-                first, second = owners.get(id(uses[below])), owners.get(id(matrix))
-                raise UsageError(
-                    f"{first} and {second} are in one segment below {root}: the gradient would be backpropagated "
-                    f"between them; {_remedy(advice, first, second)}"
-                )
+                found.append((owners.get(id(uses[below])), owners.get(id(matrix))))
+    if not found:
+        return
+    order: dict[str | None, int] = {name: number for number, name in enumerate(owners.values())}
+    # Always the same of several, and two matrices rather than one that is used twice.
+    first, second = min(found, key=lambda pair: (pair[0] == pair[1], *(order.get(name, -1) for name in pair)))
+    met = f"{first} and {second} are" if first != second else f"two uses of {first} are"
+    raise UsageError(
+        f"{met} in one segment below {root}: the gradient would be backpropagated between them; "
+        f"{_remedy(advice, first, second)}"
+    )
 
 
 def _remedy(advice: _Advice, first: str | None, second: str | None) -> str:
@@ -476,11 +485,7 @@ def _remedy(advice: _Advice, first: str | None, second: str | None) -> str:
             "use activation modules (nn.Tanh, not torch.tanh): "
             f"{rewritten(advice.module, advice.functions)}; or name the points= yourself"
         )
-    layer = (first or "the first layer").rpartition(".")[0] or "the first layer"
-    return (
-        f"no activation module stands between them: put one after {layer} (nn.Tanh()), or in __init__ self.point = "
-        f"nn.Identity(), in forward x = self.point(self.{layer}(x)), and points={[*advice.points, 'point']!r}"
-    )
+    return point_between(advice.module, first, second, advice.points)
 
 
 def check_layerwise(

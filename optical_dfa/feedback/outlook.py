@@ -41,17 +41,17 @@ def _out_of_proportion(aligned: AlignedModule, below: Mapping[str, Below]) -> st
     if not isinstance(rule, DirectFeedbackAlignment) or rule.derived:
         return None
     over = {p.name: rule.scale / (p.gain * below[p.name].places) for p in aligned.points if p.gain != 1.0}
-    name = max(over, key=lambda name: over[name], default="")
-    if not name or over[name] <= MOST_OVER:
+    if (worst := _worst(over, MOST_OVER)) is None:
         return None
+    name, times = worst
     return (
-        f"note: with scale={rule.scale:g} the feedback to {name} is {over[name]:.0f} times what its activation bears, "
+        f"note: with scale={rule.scale!r} the feedback to {name} is {times:.0f} times what its activation bears, "
         f"and its units will probably die before they learn: leave scale out (it is derived for each point), {REMEDY}"
     )
 
 
 def _dead(aligned: AlignedModule) -> str | None:
-    """Points most of whose units put out the same for all of many random records."""
+    """Points most of whose units put out the same for all of many random records, of the example's shapes alone."""
     twin = copy.deepcopy(aligned.module).eval()
     seen: dict[str, Tensor] = {}
 
@@ -67,10 +67,17 @@ def _dead(aligned: AlignedModule) -> str | None:
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         twin(*[x.to(place) for x in aligned.example(RECORDS)])
     dead = {name: 1 - float(moved.double().mean()) for name, moved in seen.items()}
-    name = max(dead, key=lambda name: dead[name], default="")
-    if not name or dead[name] <= MOST_DEAD:
+    if (worst := _worst(dead, MOST_DEAD)) is None:
         return None
+    name, share = worst
     return (
-        f"note: {dead[name]:.0%} of the units of {name} are the same for all of {RECORDS} random records (dead), and "
-        f"direct feedback cannot revive them: initialise its layer anew, {REMEDY}"
+        f"note: {share:.0%} of the units of {name} are the same for all of {RECORDS} random records of mean 0 and "
+        f"deviation 1 (dead), and direct feedback cannot revive them: initialise its layer anew, {REMEDY}; the "
+        "example's values may be private and are not looked at, so scale yours alike"
     )
+
+
+def _worst(values: Mapping[str, float], most: float) -> tuple[str, float] | None:
+    """The point with the largest value, and that; None where none has more than `most`."""
+    name = max(values, key=lambda name: values[name], default="")
+    return (name, values[name]) if name and values[name] > most else None

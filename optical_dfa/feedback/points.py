@@ -98,6 +98,25 @@ def refuse_computed(module: nn.Module) -> None:
             )
 
 
+def refuse_no_names(module: nn.Module, points: object) -> None:
+    """Refuse points that are no list of names; a text would be taken letter by letter.
+
+    Raises:
+        UsageError: saying what is allowed.
+    """
+    if (
+        isinstance(points, Sequence)
+        and not isinstance(points, str)
+        and all(isinstance(p, str) for p in points)
+    ):
+        return
+    names = [name for name, _ in module.named_modules() if name]
+    raise UsageError(
+        f"points is {points!r}; it must be a list of modules' names, such as {names[:1]!r} (there are "
+        f"{', '.join(names)}), or left out: the activations and embeddings"
+    )
+
+
 def default_points(module: nn.Module) -> list[str]:
     """Names of the modules whose outputs are cut unless the caller names others: activations and embeddings."""
     return [name for name, part in module.named_modules() if isinstance(part, DEFAULT_POINTS)]

@@ -16,9 +16,11 @@ class Recorder(Contributions, Protocol):
 
     Attributes:
         expected_records: how many records the batch now handed out has; None without one.
+        fixed: whether a run has begun.
         noting: set on a copy: how its next pass is followed.
     """
 
+    fixed: bool
     noting: Any
 
     def hold(self) -> None:

@@ -211,7 +211,7 @@ def _layer_angles(aligned: AlignedModule) -> dict[str, FeedbackAngle]:
     """By layer, without the one that is called first: it hands down nothing."""
     state = copy.deepcopy(aligned.state)
     assert isinstance(state, LayerwiseState)
-    called = dict.fromkeys(call_order(unalign(copy.deepcopy(aligned)), aligned.example(2), nn.Module))
+    called = dict.fromkeys(call_order(unalign(aligned.twin()), aligned.example(2), nn.Module))
     angles = {}
     for name in [name for name in called if name in state.layers][1:]:
         weight = aligned.module.get_submodule(name).weight
@@ -227,7 +227,7 @@ def _layer_angles(aligned: AlignedModule) -> dict[str, FeedbackAngle]:
 
 def _copies(aligned: AlignedModule) -> tuple[AlignedModule, nn.Module]:
     """The module under its rule, not private, and the plain one, on weights of their own."""
-    taught = copy.deepcopy(aligned)
+    taught = aligned.twin()
     taught.stop_capture()
     plain = unalign(copy.deepcopy(taught))
     for p in plain.parameters():

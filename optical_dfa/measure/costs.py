@@ -51,7 +51,7 @@ class Cost:
 
 def cost(aligned: AlignedModule) -> Cost:
     """Multiply-adds and words of one record under the module's rule, counted on a forward pass of random records."""
-    twin = copy.deepcopy(aligned)
+    twin = aligned.twin()
     twin.stop_capture()
     plain = unalign(copy.deepcopy(twin))
     passes: dict[str, int] = defaultdict(int)

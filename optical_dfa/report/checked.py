@@ -56,7 +56,8 @@ def check_page(run: Path, report: AuditReport) -> AuditReport:
     if _DRAWING.sub("", there) == _DRAWING.sub("", fresh):
         return _as(report, f"name and drawings of {REPORT}")
     finding = (
-        f"{REPORT} is not the page that the files of its folder make: write it anew with `optical-dfa report`"
+        f"{REPORT} is not the page that the files of its folder make: it or one of them was changed; where the files "
+        "are right, write it anew with `optical-dfa report`"
     )
     return _checked(report).with_remarks([finding], [])
 

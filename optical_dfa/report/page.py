@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from noise_models.drafts import replacing
 from noise_models.errors import UsageError
 from optical_dfa.report import plots, statement
 from optical_dfa.report.diagnosis import diagnosis_html
@@ -26,10 +26,9 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> None:
     """
     runs = read_runs(run_dirs)
     html = single_page(runs[0]) if len(runs) == 1 else comparison_page(runs)
-    partial = out.with_name(out.name + ".partial")
     try:
-        partial.write_text(html, encoding="utf-8", errors="backslashreplace")  # a folder that is no UTF-8
-        os.replace(partial, out)
+        with replacing(out) as draft:
+            draft.write_text(html, encoding="utf-8", errors="backslashreplace")  # a folder that is no UTF-8
     except OSError as error:
         raise UsageError(
             f"{out} cannot be written ({error.strerror}); name a file in a folder that exists"

@@ -11,8 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from noise_models.drafts import is_draft, replacing
 from noise_models.errors import UsageError
 from optical_dfa import config as settings
+from privacy.auditing import fields
 
 CONFIG = "config.toml"
 METRICS = "metrics.jsonl"
@@ -28,9 +30,10 @@ FILES = (
     *(CONFIG, SUMMARY, METRICS, REPORT, CALIBRATION, CAMERA, CERTIFICATE, CHECKPOINT),
     *(LEDGER, f"{LEDGER}-wal", f"{LEDGER}-shm"),
 )
-DRAFTS = (".partial", ".new", "-journal")  # what a crash can leave of one of them
+# Settings of the machine: no ledger holds them, for neither weights nor guarantee depend on them.
+LOCAL = set(fields.LOCAL)
 # What may change when a run is resumed; the budget, noise and clipping norm are the ledger's to check.
-RESUMED_ANEW = {
+RESUMED_ANEW = LOCAL | {
     *(
         "epsilon",
         "delta",
@@ -40,20 +43,8 @@ RESUMED_ANEW = {
         "unsafe_diagnostics",
         "diagnose",
     ),
-    *(
-        "epochs",
-        "lr",
-        "lr_schedule",
-        "momentum",
-        "weight_decay",
-        "data_dir",
-        "device",
-        "max_physical_batch_size",
-        "calibration",
-    ),
+    *("epochs", "lr", "lr_schedule", "momentum", "weight_decay"),
 }
-# Settings of the machine: no ledger holds them, for neither weights nor guarantee depend on them.
-LOCAL = {"data_dir", "device", "max_physical_batch_size", "calibration"}
 
 
 class RunFolder:
@@ -114,6 +105,7 @@ class RunFolder:
             while self._lock is None and not self._locked():
                 self._make()
             self._was_empty = not any(self.path.iterdir())
+            self._remove_drafts()
             if not resume and not overwrite:
                 self.refuse_run()  # one may have begun since the first look
             if overwrite:
@@ -180,15 +172,10 @@ class RunFolder:
         self._replace(name, json.dumps(document, indent=2, allow_nan=False) + "\n")
 
     def _replace(self, name: str, text: str) -> None:
-        partial = self.path / f"{name}.partial"
         try:
-            with partial.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(self.path / name)
+            with replacing(self.path / name) as draft:
+                draft.write_text(text, encoding="utf-8")
         except OSError as error:
-            partial.unlink(missing_ok=True)
             raise self._unwritable(error) from None
 
     def _locked(self) -> bool:
@@ -225,13 +212,15 @@ class RunFolder:
                 raise
 
     def _remove_files(self) -> None:
-        """The files of a run, and drafts of them."""
         for name in FILES:
             (self.path / name).unlink(missing_ok=True)
-        for draft in self.path.iterdir():
-            if draft.name.startswith(FILES) and draft.name.endswith(DRAFTS):
-                draft.unlink(missing_ok=True)
         shutil.rmtree(self.path / TENSORBOARD, ignore_errors=True)
+
+    def _remove_drafts(self) -> None:
+        """What a crash left of a run's files; the page's may be another process's, which needs no lock."""
+        for file in self.path.iterdir():
+            if any(is_draft(file.name.removesuffix("-journal"), name) for name in FILES if name != REPORT):
+                file.unlink(missing_ok=True)
 
     def _unwritable(self, error: OSError) -> UsageError:
         return UsageError(

@@ -57,7 +57,7 @@ from privacy.auditing.weights import Weights, check_weights, read_weights
 from privacy.auditing.wording import one_line
 from privacy.errors import LedgerUnreadableError
 from privacy.guarantee import Guarantee, Kind
-from privacy.ledger import SETTINGS, Ledger, Release
+from privacy.ledger import GIVE_LEAVE, SETTINGS, Ledger, Release
 from privacy.mechanisms import MECHANISMS
 from privacy.releases import RELEASES
 
@@ -171,7 +171,7 @@ def audit(run: Path | str, delta: float | None = None) -> AuditReport:
         return _audit(Path(run), delta)
     except OSError as error:
         raise LedgerUnreadableError(
-            f"{run} cannot be read ({error.strerror or error}): nothing was checked; give it to this account"
+            f"{run} cannot be read ({error.strerror or error}): nothing was checked; {GIVE_LEAVE}"
         ) from error
 
 
@@ -259,7 +259,7 @@ def _audit(run: Path, delta: float | None) -> AuditReport:
         if claim.guarantee.delta != at:
             notes.append(f"{SUMMARY_FILE} was compared at its own delta = {claim.guarantee.delta:g}")
         compared, found = _at_claimed(claim, guarantee, header, rows.releases, intact)
-        findings += found + check_delta(claim, header) + compare(claim, compared)
+        findings += found + check_delta(claim, header) + compare(claim, compared, header)
         findings += check_summary(claim, header)
     findings += _check_budget_and_progress(header, rows.releases, metrics, claim, guarantee, intact)
     if claim is not None and not findings and rows.releases is not None:
@@ -391,7 +391,7 @@ def _refuse_unresolved(
     spent = _spent(_recomputed(header, releases, other, True, [])[0])
     if math.isfinite(spent):
         raise UsageError(
-            f"at delta = {guarantee.delta:g} no accountant gives this ledger a finite epsilon (at {other:g} it has "
+            f"at delta = {guarantee.delta} no accountant gives this ledger a finite epsilon (at {other} it has "
             f"{spent:.4g}): give a larger --delta"
         )
 

@@ -14,7 +14,7 @@ from noise_models.errors import UsageError
 from privacy.auditing.claim import Claim, read_summary
 from privacy.auditing.files import LATER, LEDGER_FILE, METRICS_FILE, SUMMARY_FILE, content
 from privacy.auditing.shown import check_missing, read_metrics
-from privacy.ledger import Ledger
+from privacy.ledger import GIVE_LEAVE, Ledger
 from privacy.weights import ANNOUNCED, named_steps
 
 
@@ -42,7 +42,7 @@ def check_beyond(
     if not header.get(ANNOUNCED):
         return findings
     named = named_steps(ledger)
-    unnamed = sorted({int(row["step"]) for row in metrics} - named)
+    unnamed = sorted({int(row["step"]) for row in metrics} - named.keys())
     if unnamed and not findings:
         findings.append(
             f"{METRICS_FILE} has a row of step {unnamed[0]}, and the ledger names no weights of that step: they are "
@@ -53,6 +53,13 @@ def check_beyond(
             f"{SUMMARY_FILE} is of step {claim.steps}, and the ledger names no weights of that step: they are named "
             "first"
         )
+    elif claim is not None and header["release"] != "none" and not findings:
+        said, then = claim.summary.get("releases"), named[claim.steps]
+        if isinstance(said, int) and said not in then:
+            findings.append(
+                f"{SUMMARY_FILE} reports {said!r} releases at step {claim.steps}, the ledger then had "
+                f"{' or '.join(map(str, sorted(then)))}"
+            )
     return findings
 
 
@@ -75,9 +82,7 @@ def refuse_beyond(folder: Path) -> None:
         metrics = read_metrics(content(folder / METRICS_FILE, unreadable), shown=shown)
         claim, found = read_summary(content(folder / SUMMARY_FILE, unreadable))
         if unreadable:
-            raise UsageError(
-                f"{unreadable[0]} of {folder} cannot be read: give it to this account, and resume"
-            )
+            raise UsageError(f"{unreadable[0]} of {folder} cannot be read: {GIVE_LEAVE}")
         findings = [
             *metrics.findings,
             *found,

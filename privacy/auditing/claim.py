@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from noise_models.errors import UsageError
+from noise_models.errors import UsageError, apart
 from privacy import accounting
 from privacy.auditing.files import SUMMARY_FILE
 from privacy.auditing.strict import parsed
@@ -21,7 +21,8 @@ from privacy.releases import RELEASES
 TOLERANCE = 0.01  # relative difference in epsilon that two accountants may have
 _SAME_FORM = {"published-rdp": 1e-6}  # this one computes what the run's own does, to rounding
 # A summary's fields that the ledger's header has under the same name.
-_SHARED = ("release", "sample_rate", "noise_multiplier", "max_grad_norm", "target_epsilon", "batch_size")
+_PRIVATE = ("sample_rate", "noise_multiplier", "max_grad_norm", "target_epsilon")
+_SHARED = ("release", "batch_size", *_PRIVATE)
 
 
 class Claim(NamedTuple):
@@ -120,7 +121,7 @@ def check_delta(claim: Claim, header: Mapping[str, Any]) -> list[str]:
     fixed, said = header.get("delta"), claim.guarantee.delta
     if fixed is None or header["release"] == "none" or said == fixed:
         return []
-    return [f"{SUMMARY_FILE} reports delta = {said:g}, the ledger fixes {fixed:g}"]
+    return [f"{SUMMARY_FILE} reports delta = {said}, the ledger fixes {fixed}"]
 
 
 def confirmed(
@@ -162,11 +163,12 @@ def epsilon_by(
     return accounting.epsilon(releases, delta, Adjacency(header["adjacency"]), accountant, beta=beta)
 
 
-def compare(claim: Claim, guarantee: Guarantee) -> list[str]:
-    """Where the summary claims more than the ledger supports at the summary's own delta."""
+def compare(claim: Claim, guarantee: Guarantee, header: Mapping[str, Any]) -> list[str]:
+    """Where the summary claims more than the ledger supports at the summary's own delta, or something else."""
     findings = []
     claimed = claim.guarantee
     allowed = _SAME_FORM.get(guarantee.accountant, TOLERANCE)
+    known = guarantee.accountant != "none" or header["release"] == "none"
     for name in ("kind", "adjacency"):
         said, supported = getattr(claimed, name), getattr(guarantee, name)
         if said is not supported:
@@ -175,19 +177,25 @@ def compare(claim: Claim, guarantee: Guarantee) -> list[str]:
             )
     for name in ("epsilon", "nominal_epsilon"):
         said, supported = getattr(claimed, name), getattr(guarantee, name)
+        if (said is None) != (supported is None) and known:
+            findings.append(f"{SUMMARY_FILE} reports {name} {said!s}, the ledger {supported!s}")
         # NaN is no claim either.
-        if said is not None and supported is not None and not said >= supported * (1 - allowed):
+        elif said is not None and supported is not None and not said >= supported * (1 - allowed):
+            claims, gives = apart(said, supported)
             findings.append(
-                f"{SUMMARY_FILE} reports {name} {said:.4g} at delta = {claimed.delta:g}, the ledger gives "
-                f"{supported:.4g}"
+                f"{SUMMARY_FILE} reports {name} {claims} at delta = {claimed.delta}, the ledger gives {gives}"
             )
-    for name in ("nominal_kind", "device_share"):
-        said, supported = getattr(claimed, name), getattr(guarantee, name)
-        if said is not None and said != supported and guarantee.accountant != "none":
+    own = {
+        "nominal_kind": guarantee.nominal_kind,
+        "device_share": guarantee.device_share,
+        "accountant": "none" if header["release"] == "none" else header.get("accountant"),
+    }
+    for name, supported in own.items():
+        if (said := getattr(claimed, name)) != supported and known:
             findings.append(f"{SUMMARY_FILE} reports {name} {said!s}, the ledger {supported!s}")
     unstated = [text for text in guarantee.assumptions if text not in claimed.assumptions]
     invented = [text for text in claimed.assumptions if text not in guarantee.assumptions]
-    if guarantee.kind is claimed.kind and invented and guarantee.accountant != "none":
+    if guarantee.kind is claimed.kind and invented and known:
         findings.append(
             f"{SUMMARY_FILE} states {len(invented)} assumptions that the ledger does not have, such as "
             f"{str(invented[0])[:60]!r}"
@@ -200,14 +208,18 @@ def compare(claim: Claim, guarantee: Guarantee) -> list[str]:
 
 
 def check_summary(claim: Claim, header: Mapping[str, Any]) -> list[str]:
-    """Where the summary's other figures are not the ledger's."""
-    if header["release"] == "none":
-        return []
-    findings = []
-    for name in _SHARED:
-        said = claim.summary.get(name)
-        if said is not None and name in header and said != header[name]:
-            findings.append(f"{SUMMARY_FILE} reports {name} {said!r}, the ledger {header[name]!r}")
+    """Where the summary's other figures are not the ledger's; of a run without privacy they are null."""
+    private = header["release"] != "none"
+    findings = [
+        f"{SUMMARY_FILE} reports {name} {said!r}, the ledger {held!r}"
+        for name in _SHARED
+        if (said := claim.summary.get(name)) != (held := header.get(name)) and (private or name in _PRIVATE)
+    ]
+    releases = claim.summary.get("releases")
+    if (releases is None) is private:  # how many is `check_beyond`'s
+        findings.append(
+            f"{SUMMARY_FILE} reports releases {releases!r}, the ledger is of release {header['release']}"
+        )
     return findings
 
 
@@ -219,4 +231,5 @@ def check_budget(header: Mapping[str, Any], guarantee: Guarantee) -> list[str]:
         return []
     if spent <= target * (1 + TOLERANCE):
         return []
-    return [f"the releases cost epsilon {spent:.4g}, more than the run's budget of {target:g}"]
+    cost, budget = apart(spent, target)
+    return [f"the releases cost epsilon {cost}, more than the run's budget of {budget}"]

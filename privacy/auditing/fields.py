@@ -24,10 +24,12 @@ class Field(NamedTuple):
     Attributes:
         holds: whether a value may.
         words: what may, for a finding.
+        optional: the name may be left out; every other one is always written.
     """
 
     holds: Callable[[object], bool]
     words: str
+    optional: bool = False
 
 
 def count(least: int = 0) -> Field:
@@ -64,6 +66,11 @@ def or_none(field: Field) -> Field:
     return Field(lambda value: value is None or field.holds(value), f"{field.words}, or null")
 
 
+def optional(field: Field) -> Field:
+    """Such a value, or no such name."""
+    return field._replace(optional=True)
+
+
 def list_of(field: Field) -> Field:
     """A list of such values."""
     return Field(
@@ -90,7 +97,8 @@ METRICS: Mapping[str, Field] = {
     "epoch": number(0.0, 1e9),
     "test_accuracy": SHARE,
     "test_loss": LOSS,
-    **dict.fromkeys(EPSILON_NAMES.values(), EPSILON),
+    # One of them, in a private run (`check_progress`).
+    **dict.fromkeys(EPSILON_NAMES.values(), optional(EPSILON)),
 }
 SUMMARY: Mapping[str, Field] = {
     **dict.fromkeys(("dataset", "model", "rule", "backend", "release"), text()),
@@ -114,7 +122,7 @@ GUARANTEE: Mapping[str, Field] = {
     "accountant": text(r"[\w.() -]{1,60}"),
     "assumptions": list_of(text()),
     "nominal_epsilon": or_none(EPSILON),
-    "nominal_kind": or_none(one_of(*Kind)),
+    "nominal_kind": optional(or_none(one_of(*Kind))),  # guarantees of before there was one
     "device_share": or_none(SHARE),
 }
 VERSIONS: Mapping[str, Field] = dict.fromkeys(("optical-dfa", "torch", "python"), text(r"[\w.+-]{1,60}"))
@@ -145,6 +153,13 @@ HISTOGRAM: Mapping[str, Field] = {
     "pixels": count(1),
     "note": text(),
 }
+# Settings of the machine, which no ledger holds; all others are compared with the ledger.
+LOCAL: Mapping[str, Field] = {
+    "device": text(r"cpu|mps|cuda(:\d+)?"),
+    "data_dir": optional(text()),
+    "calibration": optional(text()),
+    "max_physical_batch_size": optional(count(1)),
+}
 # Metadata of the checkpoint: texts, each of a number.
 CHECKPOINT: Mapping[str, Field] = {
     **dict.fromkeys(("step", "releases", "noise_position"), text(r"[0-9]{1,18}")),
@@ -155,12 +170,16 @@ CHECKPOINT: Mapping[str, Field] = {
 
 
 def off(table: Mapping[str, Any], fields: Mapping[str, Field], where: str) -> list[str]:
-    """One finding for each known field whose value cannot be what this program writes."""
-    return [
+    """One finding for each known field whose value cannot be what this program writes, or that is not there."""
+    findings = [
         f"{where} has {name} = {_shown(table[name])}; it must be {field.words}"
         for name, field in fields.items()
         if name in table and not field.holds(table[name])
     ]
+    lacking = [name for name, field in fields.items() if name not in table and not field.optional]
+    if lacking:
+        findings.append(f"{where} lacks {', '.join(lacking)}, which this program always writes")
+    return findings
 
 
 def unknown(table: Mapping[str, Any], fields: Mapping[str, Field]) -> set[str]:

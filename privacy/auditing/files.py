@@ -45,7 +45,7 @@ def content(path: Path, unreadable: list[str]) -> bytes | None:
 def check_files(
     folder: Path, header: Mapping[str, Any], notes: list[str], unreadable: list[str]
 ) -> list[str]:
-    """Findings about files that no run of this kind has, or that hold what this program does not write.
+    """Findings about files that no run of this kind has, that it must have, or that hold what nobody writes there.
 
     Args:
         folder: of the run.
@@ -54,15 +54,19 @@ def check_files(
         unreadable: receives which files could not be read.
     """
     findings = []
+    missing = [] if (folder / SETTINGS_FILE).exists() else [SETTINGS_FILE]
     shown = header["release"] == "none" or bool(header.get("unsafe_diagnostics"))
     for name, (release, known) in _OWN.items():
         path = folder / name
         if not path.exists():
+            missing += [name] if header["release"] == release else []
             continue
         if header["release"] not in (release, "none"):
             findings.append(f"{name} belongs to release {release}, this run is of {header['release']}")
         elif (held := content(path, unreadable)) is not None:
             findings += _check_document(name, held, known, shown=shown)
+    if missing and (folder / SUMMARY_FILE).exists():  # the last file of a run
+        findings.append(taken_away(SUMMARY_FILE, " and ".join(missing)))
     if (folder / BOARD).exists() and not shown:
         findings.append(f"{BOARD} holds figures of training records, and the ledger says that none were kept")
     links = [name for name in _READ if (folder / name).is_symlink()]
@@ -70,9 +74,18 @@ def check_files(
     return findings
 
 
+def taken_away(shown: str, before: str) -> str:
+    """The finding that a file is not there which is written before one that is."""
+    return (
+        f"{shown} without {before}, which is written first: it was taken away, and what the ledger has cannot be "
+        "compared with it"
+    )
+
+
 def others(folder: Path) -> list[str]:
-    """What lies in the folder that the audit does not read."""
-    found = [
+    """What lies in the folder that the audit does not read, or of which it looks at the form alone."""
+    found = [f"{name} (its figures)" for name in _OWN if (folder / name).exists()]
+    found += [
         f"{path.name}{'/' if stat.S_ISDIR(path.lstat().st_mode) else ''}"
         for path in sorted(folder.iterdir())
         if path.name not in _READ

@@ -7,6 +7,9 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import tomli_w
+
+from privacy.auditing import fields
 from privacy.auditing.files import SETTINGS_FILE
 from privacy.ledger import SETTINGS
 
@@ -39,9 +42,6 @@ _FIXED = (
     ),
     *("release", "release_options", "batch_size", "public_size", "optimizer", "seed"),
 )
-# Of the machine: neither the weights nor the guarantee depend on them, and no ledger holds them.
-_LOCAL = {"data_dir", "device", "max_physical_batch_size", "calibration"}
-
 _EMPTY = {
     "rule_options",
     "backend_options",
@@ -55,10 +55,17 @@ def read_settings(content: bytes | None) -> tuple[dict[str, Any] | None, list[st
     Args:
         content: of the file, None without one.
     """
+    if content is None:
+        return None, []
     try:
-        return None if content is None else tomllib.loads(content.decode("utf-8")), []
+        settings = tomllib.loads(content.decode("utf-8"))
+        plain = tomli_w.dumps(settings).encode() == content
     except (ValueError, RecursionError) as error:
         return None, [f"{SETTINGS_FILE} is unreadable ({' '.join(str(error).split())[:200]})"]
+    findings = fields.off(settings, fields.LOCAL, SETTINGS_FILE)
+    if not plain:
+        findings.append(f"{SETTINGS_FILE} holds comments or another form than this program writes")
+    return settings, findings
 
 
 def settings_of(
@@ -103,10 +110,10 @@ def check_settings(
             does not contradict.
         notes: receives what the ledger does not hold.
     """
-    by_header = _ANNOUNCED.keys() & settings.keys() if header["release"] != "none" else {"release"}
+    by_header = (_ANNOUNCED.keys() if header["release"] != "none" else {"release"}) & settings.keys()
     findings = [
         f"{SETTINGS_FILE} has {name} = {settings.get(name)!r}, the ledger {held.get(name)!r}"
-        for name in sorted((settings.keys() | held.keys()) - _LOCAL - by_header)
+        for name in sorted((settings.keys() | held.keys()) - fields.LOCAL.keys() - by_header)
         if held and not _equal(settings.get(name), held.get(name))
     ]
     for name, announced in _ANNOUNCED.items():
@@ -129,7 +136,9 @@ def check_settings(
             for name, said in options.items()
             if name in known and not _equal(said, known[name])
         ]
-    unheld = sorted(settings.keys() - _ANNOUNCED.keys() - named.keys() - held.keys() - _LOCAL - _EMPTY)
+    unheld = sorted(
+        settings.keys() - _ANNOUNCED.keys() - named.keys() - held.keys() - fields.LOCAL.keys() - _EMPTY
+    )
     if unheld and header["release"] != "none":
         notes.append(f"as the run's settings name it, for the ledger does not hold it: {', '.join(unheld)}")
     return findings
@@ -175,7 +184,12 @@ def _named(header: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _equal(said: object, stands: object) -> bool:
+    """Whether two values are one: numbers to rounding, `true` is no 1, tables and lists entry by entry."""
+    if isinstance(said, Mapping) and isinstance(stands, Mapping):
+        return said.keys() == stands.keys() and all(_equal(said[name], stands[name]) for name in said)
+    if isinstance(said, list) and isinstance(stands, list):
+        return len(said) == len(stands) and all(map(_equal, said, stands))
     numbers = (said, stands)
     if all(isinstance(value, int | float) and not isinstance(value, bool) for value in numbers):
         return math.isclose(float(str(said)), float(str(stands)), rel_tol=1e-9)
-    return said == stands
+    return type(said) is type(stands) and said == stands

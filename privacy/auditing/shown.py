@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from privacy.auditing import fields
 from privacy.auditing.claim import TOLERANCE, Claim
-from privacy.auditing.files import CHECKPOINT_FILE, METRICS_FILE, SUMMARY_FILE
+from privacy.auditing.files import CHECKPOINT_FILE, METRICS_FILE, SUMMARY_FILE, taken_away
 from privacy.auditing.strict import parsed
 from privacy.guarantee import Guarantee
 
@@ -103,7 +103,7 @@ def check_fields(claim: Claim) -> list[str]:
     summary = claim.summary
     findings = fields.off(summary, fields.SUMMARY, SUMMARY_FILE)
     for name, known in _PARTS.items():
-        part = summary.get(name, {})
+        part = summary.get(name)
         if isinstance(part, dict):
             findings += fields.off(part, known, f"{SUMMARY_FILE}, {name},")
         else:
@@ -142,6 +142,11 @@ def check_same(
             if row is not None and name in row and name in claim.summary and row[name] != claim.summary[name]
         ]
     if header["release"] == "none":
+        given = sorted({name for row in metrics for name in fields.EPSILON_NAMES.values() if name in row})
+        if given:
+            findings.append(
+                f"{METRICS_FILE} gives {', '.join(given)}, and a run without release has no epsilon"
+            )
         return findings
     steps = max(1, round(header["nominal_size"] / header["batch_size"])) if header["batch_size"] else 1
     wrong = [
@@ -184,7 +189,10 @@ def check_progress(
         return [
             f"{METRICS_FILE} gives {', '.join(other)}, a run of kind {guarantee.kind.value} has {name} only"
         ]
-    said = [(int(row["step"]), _number(row.get(name))) for row in metrics]
+    bare = next((row["step"] for row in metrics if name not in row), None)
+    if bare is not None:
+        return [f"{METRICS_FILE} has no {name} at step {bare}, which this program always writes"]
+    said = [(int(row["step"]), _number(row[name])) for row in metrics]
     stated = [(step, value) for step, value in said if value is not None]
     back = next((n for n in range(1, len(stated)) if not stated[n][1] >= stated[n - 1][1]), None)
     if back is not None:
@@ -216,17 +224,10 @@ def check_missing(
     weights, findings = (folder / CHECKPOINT_FILE).exists(), []
     shown = [name for name, there in ((METRICS_FILE, metrics), (SUMMARY_FILE, claim)) if there]
     if shown and not weights:
-        findings.append(_taken_away(" and ".join(shown), CHECKPOINT_FILE))
+        findings.append(taken_away(" and ".join(shown), CHECKPOINT_FILE))
     if claim is not None and not metrics:
-        findings.append(_taken_away(SUMMARY_FILE, f"a row of {METRICS_FILE}"))
+        findings.append(taken_away(SUMMARY_FILE, f"a row of {METRICS_FILE}"))
     return findings if header["release"] != "none" else []
-
-
-def _taken_away(shown: str, before: str) -> str:
-    return (
-        f"{shown} without {before}, which is written first: it was taken away, and what the ledger has cannot be "
-        "compared with it"
-    )
 
 
 def _near(value: object, right: float) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from noise_models.errors import UsageError
+from noise_models.errors import UsageError, apart
 from privacy.auditing import fields
 from privacy.auditing.claim import Claim
 from privacy.auditing.files import CHECKPOINT_FILE, SUMMARY_FILE
@@ -131,7 +131,6 @@ def check_weights(weights: Weights, claim: Claim | None) -> list[str]:
         right = float(said) / max(1, claim.steps)
         took = min(took, 1e300)
         if not math.isclose(took, right, rel_tol=1e-6, abs_tol=1e-12):
-            findings.append(
-                f"{SUMMARY_FILE} reports seconds_per_step {took:.6g}, {CHECKPOINT_FILE} {right:.6g}"
-            )
+            said_it, stands = apart(took, right)
+            findings.append(f"{SUMMARY_FILE} reports seconds_per_step {said_it}, {CHECKPOINT_FILE} {stands}")
     return findings

@@ -23,7 +23,9 @@ NOT_COVERED = (
 # What an audit has no means to check: it has neither the data nor the clock. Bounds were looked at.
 NOT_CHECKED = (
     "the test accuracy, AUC and loss (the test set would be needed)",
-    "times, frames of the device and versions of other programs",
+    "times, frames of the device, the number of parameters and versions of other programs",
+    "the settings of the machine (device, data folder, records in memory at once)",
+    "epsilon in the rows of metrics before the last, but that it never falls",
     "that the data set is the one that its name and size say, in every part of the run",
 )
 INPUTS_PUBLIC = "The inputs of the records (images, features): only their labels are protected."

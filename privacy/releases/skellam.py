@@ -145,7 +145,7 @@ class SkellamRelease(StepRelease):
             table_size(_poisson_mean(noise_multiplier * self.sensitivity))
         except UsageError as error:
             raise UsageError(
-                f"noise multiplier {noise_multiplier:g} on a grid of {self._steps} steps a clipping norm: {error} "
+                f"noise multiplier {noise_multiplier} on a grid of {self._steps} steps a clipping norm: {error} "
                 "(a larger epsilon, or release option grid_steps)"
             ) from error
 

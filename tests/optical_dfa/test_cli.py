@@ -290,6 +290,25 @@ def test_a_run_is_not_touched_without_resume_or_overwrite(
     assert not hasattr(trainer, "called")
 
 
+def test_a_run_without_its_settings_is_told_what_helps(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], trainer: types.ModuleType
+) -> None:
+    """Neither of the two refusals sends to the other: only one of them names --resume, and that one would help."""
+    run = write_run(tmp_path / "run")
+    (run / "config.toml").unlink(missing_ok=True)
+    assert main(["train", "--resume", "--out", str(run)]) == 2
+    said = capsys.readouterr().err
+    for words in ("no config.toml", "put it back", "--overwrite", "another folder"):
+        assert words in said
+    assert "drop --resume" not in said
+    assert main(["train", "--out", str(run)]) == 2
+    assert "--resume" not in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    assert main(["train", "--resume", "--out", str(tmp_path / "empty")]) == 2
+    assert "drop --resume" in capsys.readouterr().err
+    assert not hasattr(trainer, "called")
+
+
 @pytest.mark.parametrize("flag", ["--resume", "--overwrite"])
 def test_resume_takes_the_folders_settings_and_overwrite_does_not(
     flag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trainer: types.ModuleType

@@ -212,6 +212,18 @@ def test_a_reader_who_leaves_and_a_full_disc_are_no_answers(
     assert "Traceback" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("arguments", [[], ["--json"], ["--statement", "{there}/s.md"]], ids=str)
+def test_a_full_output_is_one_line_and_no_answer(arguments: list[str], run: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "optical_dfa", "audit", str(run)]
+    command += [text.format(there=tmp_path) for text in arguments]
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT, check=False)
+    assert ended.returncode == 3
+    assert ended.stderr == (
+        "error: the output cannot be written (No space left on device); make room, or send it elsewhere\n"
+    )
+
+
 def test_closed_streams_are_written_into_nothing(monkeypatch: pytest.MonkeyPatch, run: Path) -> None:
     monkeypatch.setattr("sys.stdout", None)
     monkeypatch.setattr("sys.stderr", None)

@@ -69,6 +69,46 @@ def test_which_arrays_are_pixels(
     assert data.x_test.unique().tolist() == ([-1.0] if is_pixels else [0.0])
 
 
+@pytest.mark.parametrize(
+    ("most", "dtype", "shape", "noted"),
+    [
+        (1, np.uint8, (9,), True), (15, np.uint8, (4, 6), True), (127, np.int64, (4, 6), True),
+        (0, np.uint8, (9,), True), (128, np.uint8, (9,), False), (255, np.int64, (4, 6), False),
+        (15, np.int16, (9,), False), (101, np.int16, (9,), True), (101.0, np.float32, (4, 6), True),
+        (100.0, np.float64, (9,), False),
+        (1.0, np.float32, (9,), False),
+    ],
+)  # fmt: skip
+def test_a_scale_that_teaches_little_is_said_in_one_line(
+    most: float,
+    dtype: Any,
+    shape: tuple[int, ...],
+    noted: bool,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The line is read off the test set, which is public, and not off the training records."""
+    test = np.full((7, *shape), most, dtype)
+    for train in (np.zeros((20, *shape), dtype), np.full((20, *shape), 100, dtype)):
+        load_npz(saved(tmp_path, x_train=train, x_test=test))
+        said = capsys.readouterr()
+        assert said.out == ""
+        assert said.err.count("\n") == said.err.count("note: x_test of ") == int(noted)
+        assert str(int(most)) in said.err or not noted
+
+
+def test_categories_are_no_scale(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = np.array([[500, 0.5], [3, -0.5]])
+    for numeric, noted in ((1.0, 0), (1000.0, 1)):
+        scaled = table * [1, numeric]
+        changed = {"x_train": scaled, "x_test": scaled, "y_train": np.arange(2), "y_test": np.arange(2)}
+        load_npz(saved(tmp_path, **changed, cardinalities=np.array([1000, 0])))
+        assert capsys.readouterr().err.count("note: ") == noted
+    whole = {"x_train": table[:, :1], "x_test": table[:, :1], "y_train": np.arange(2), "y_test": np.arange(2)}
+    load_npz(saved(tmp_path, **whole, cardinalities=np.array([1000])))
+    assert capsys.readouterr().err == ""
+
+
 TYPES = [np.uint8, np.int8, np.uint16, np.int64, np.float16, np.float32, np.float64, bool]
 
 
@@ -200,7 +240,10 @@ HUGE_X[3, 2] = 1e300
         ({"cardinalities": [-1, 0, 0, 0, 0]}, ["cardinalities", "-1", "0 (numeric)"]),
         ({"cardinalities": [2**24 + 1, 0, 0, 0, 0]}, ["cardinalities", "16777217", "16777216"]),
         ({"cardinalities": [3, 0, 0, 0, 0]}, ["x_train", "column 0", "3 categories", "0 ... 2"]),
-        ({"cardinalities": [3, 0, 0, 0, 0], "x_train": BAD_CATEGORY}, ["has 3 in column 0", "3 categories"]),
+        (
+            {"cardinalities": [3, 0, 0, 0, 0], "x_train": BAD_CATEGORY},
+            ["has 3.0 in column 0", "3 categories"],
+        ),
         (
             {"cardinalities": [0, 0, 9, 0, 0], "x_train": np.full((20, 5), np.nan)},
             ["has nan in column 2", "9 categories"],

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import functools
+import importlib
+import re
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable
 
 import pytest
@@ -14,7 +18,9 @@ from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 from noise_models.errors import UsageError
 from optical_dfa import align
+from optical_dfa.feedback.advice import own_class
 from optical_dfa.networks.recurrent import LSTM
+from privacy import PrivacyEngine
 
 X = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
 Y = torch.tensor([0, 1, 2])
@@ -385,6 +391,136 @@ def test_a_residual_addition_names_the_point_after_it_and_that_works() -> None:
     assert {cut.root for cut in aligned.cuts} == {"output", "sum1", "sum2"}
 
 
-def test_two_layers_without_an_activation_are_told_of_a_point() -> None:
-    message = refusal(lambda: nn.Sequential(nn.Linear(5, 6), nn.Linear(6, 4)))
+def in_a_row() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(5, 6), nn.Linear(6, 4))
+
+
+def after_others() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 6), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 4)
+    )
+
+
+def nested() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6), nn.Tanh()),
+                         nn.Linear(6, 4))  # fmt: skip
+
+
+class Body(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            [nn.Sequential(nn.Linear(5, 6), nn.Linear(6, 6), nn.Tanh()), nn.Linear(6, 4)]
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.blocks[1](self.blocks[0](x))
+
+
+@pytest.mark.parametrize("make", [in_a_row, after_others, nested, Body])
+def test_what_is_said_of_two_layers_in_a_row_is_code_that_works(make: Callable[[], nn.Module]) -> None:
+    message = refusal(make)
     assert "no activation module stands between" in message
+    tanh, identity = re.findall(r"module\S*\.insert\(\d+, nn\.\w+\(\)\)", message)
+    (points,) = re.findall(r"points=(\[.*?\])$", message)
+    module = make()
+    exec(tanh, {"module": module, "nn": nn})
+    align(module, example=X, show=None)
+    module = make()
+    exec(identity, {"module": module, "nn": nn})
+    aligned = align(module, example=X, points=ast.literal_eval(points), show=None)
+    assert all(len(cut.parameters) == 2 for cut in aligned.cuts)  # a weight and a bias each
+
+
+class Bare(nn.Module):
+    """Two layers in a row in a forward of its own, or two matrices of its own; `follow`: as the refusal says."""
+
+    def __init__(self, own: bool, follow: bool) -> None:
+        super().__init__()
+        self.a, self.out = nn.Linear(5, 6), nn.Linear(6, 4)
+        self.w = nn.Parameter(torch.randn(6, 6)) if own else None
+        self.v = nn.Parameter(torch.randn(6, 5)) if own else None
+        self.point = nn.Identity() if follow else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x @ self.v.T if self.v is not None else self.a(x)
+        x = self.point(x) if self.point is not None else x
+        return x @ self.w.T if self.w is not None else self.out(x)
+
+
+@pytest.mark.parametrize(
+    ("own", "words"), [(False, "in forward x = self.point(self.a(x))"), (True, "h = self.point(h), h being what v")]
+)  # fmt: skip
+def test_layers_in_a_forward_of_their_own_are_told_of_a_point(own: bool, words: str) -> None:
+    message = refusal(lambda: Bare(own, follow=False))
+    assert words in message
+    assert "points=['point']" in message
+    align(Bare(own, follow=True), points=["point"], example=X, show=None)
+
+
+def test_a_named_sequential_is_told_where() -> None:
+    parts: dict[str, nn.Module] = {"a": nn.Linear(5, 6), "b": nn.Linear(6, 4)}
+    message = refusal(lambda: nn.Sequential(OrderedDict(parts)))
+    assert "('point', nn.Identity()) after 'a' in its nn.Sequential and points=['point']" in message
+
+
+@pytest.mark.parametrize("points", ["macro", "1", 3, [1], ["1", None], {"1": 2}])
+def test_points_that_are_no_list_of_names(points: object) -> None:
+    message = refusal(mlp, points=points)
+    assert f"points is {points!r}" in message
+    assert "such as ['0'] (there are 0, 1, 2, 3, 4)" in message
+
+
+def test_an_assumption_is_not_taken_letter_by_letter() -> None:
+    with pytest.raises(UsageError, match="assumptions is 'public'; it must be a list"):
+        PrivacyEngine(assumptions="public")
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_what_is_refused_of_a_segment_is_always_the_same(kind: type[nn.RNNBase], layers: int) -> None:
+    def said() -> str:
+        return refusal(lambda: Recurrent(kind(5, 6, layers, batch_first=True)), torch.zeros(2, 3, 5))
+
+    first, second = re.match(r"(\S+) and (\S+) are in one segment", said()).groups()  # type: ignore[union-attr]
+    assert first != second
+    assert first == "layer.weight_ih_l0"
+    assert len({said() for _ in range(5)}) == 1
+
+
+class Twice(nn.Module):
+    """One matrix, twice in a row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(5, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(self.a(self.a(x)).tanh())
+
+
+def test_a_matrix_that_is_used_twice_is_no_pair() -> None:
+    assert refusal(Twice).startswith("two uses of a.weight are in one segment below output")
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        (nn.LSTM(2, 3), "optical_dfa.networks.recurrent.LSTM"),
+        (nn.LSTMCell(2, 3), "optical_dfa.networks.recurrent.LSTM"),
+        (nn.GRU(2, 3), "optical_dfa.networks.recurrent.GRU"),
+        (nn.GRUCell(2, 3), "optical_dfa.networks.recurrent.GRU"),
+        (nn.RNN(2, 3), "optical_dfa.networks.recurrent.RNN"),
+        (nn.RNNCell(2, 3), "optical_dfa.networks.recurrent.RNN"),
+        (nn.MultiheadAttention(4, 2), "optical_dfa.networks.text.Attention"),
+        (nn.TransformerEncoderLayer(4, 2), "optical_dfa.networks.text.Block"),
+    ],
+)  # fmt: skip
+def test_a_fused_layer_has_a_class_of_ours(part: nn.Module, words: str) -> None:
+    assert words in str(own_class(part))
+    place, _, name = words.rpartition(".")
+    assert hasattr(importlib.import_module(place), name)
+
+
+def test_other_layers_have_no_class_of_ours() -> None:
+    assert own_class(nn.Linear(2, 2)) is None

@@ -153,8 +153,11 @@ def test_dead_units_are_noted(phi: type[nn.Module]) -> None:
         return found
 
     (line,) = notes(net(-50.0), torch.zeros(2, 5))
-    for word in ("100% of the units of 1", "dead", "nn.Tanh", "hybrid"):
+    for word in ("100% of the units of 1", "dead", "nn.Tanh", "hybrid", "of mean 0 and deviation 1"):
         assert word in line
+    assert notes(net(-50.0), torch.full((2, 5), 1e6)) == [
+        line
+    ]  # of an example nothing but its shape is shown
     assert notes(net(0.0), torch.zeros(2, 5)) == []
 
 

@@ -48,6 +48,8 @@ HEADER: dict[str, Any] = {
     "reproducible": False,
     "device_share": 0.9,
     "calibration": None,
+    "accountant": "pld",
+    "max_grad_norm": 1.0,
     "assumptions": ["the read noise is Gaussian"],
     "version": version("optical-dfa"),
     "names_weights": True,
@@ -60,20 +62,57 @@ def checkpoint(run: Path, ledger: Ledger, step: int) -> None:
     """Weights as the trainer keeps them: named by a row first."""
     weights = np.full(3, float(step))
     head = name_weights(ledger, tensors_digest(["weight"], lambda _: torch.from_numpy(weights)), step)
-    metadata = {"ledger_head": head, "step": str(step)}
-    save_file({"weight": weights}, run / "checkpoint.safetensors", metadata)
-    (run / "metrics.jsonl").write_text(json.dumps({"step": step, "test_accuracy": 0.5}) + "\n")
+    metadata = {"ledger_head": head, "step": str(step), "releases": str(ledger.count()), "seconds": "1.0"}
+    rest = {"noise_position": "0", "optimizer": "{}"}
+    save_file({"weight": weights}, run / "checkpoint.safetensors", metadata | rest)
 
 
-def summary(run: Path, guarantee: Guarantee, steps: int = STEPS) -> None:
-    (run / "summary.json").write_text(json.dumps({"guarantee": guarantee.to_dict(), "steps": steps}))
+def summary(run: Path, guarantee: Guarantee, steps: int = STEPS, **header: Any) -> None:
+    """Summary and row of metrics as the trainer writes them for this header."""
+    said = {**HEADER, **header}
+    private = said["release"] != "none"
+    own = ("sample_rate", "noise_multiplier", "max_grad_norm", "target_epsilon")
+    seen = {"test_accuracy": 0.5, "test_loss": 1.0}
+    document = {
+        "dataset": "digits",
+        "model": "mlp:8",
+        "rule": "dfa",
+        "backend": "digital",
+        "epochs": 1,
+        "seed": 0,
+        "release": said["release"],
+        "batch_size": BATCH,
+        "steps": steps,
+        "releases": steps if private else None,
+        **{name: said[name] if private else None for name in own},
+        **seen,
+        "test_auc": None,
+        "guarantee": guarantee.to_dict(),
+        "parameters": 3,
+        "seconds": 1.0,
+        "seconds_per_step": 1.0 / steps,
+        "data_frames": 0,
+        "hardware_seconds": 0.0,
+        "versions": {"optical-dfa": version("optical-dfa"), "torch": "2.6", "python": "3.11"},
+    }
+    (run / "summary.json").write_text(json.dumps(document))
+    stated = guarantee.to_dict()
+    name = "nominal_epsilon" if guarantee.kind is Kind.NONE else "epsilon"
+    row = {"step": steps, "epoch": steps * BATCH / N, **seen} | ({name: stated[name]} if private else {})
+    (run / "metrics.jsonl").write_text(json.dumps(row) + "\n")
 
 
 def claim(value: float | None = None, kind: Kind = Kind.RECORD_DP, nominal: float | None = None) -> Guarantee:
     value = epsilon({STEP: STEPS}, DELTA) if value is None else value
-    return Guarantee(
-        value, DELTA, Adjacency.ADD_REMOVE, kind, "pld", ("the read noise is Gaussian",), nominal
-    )
+    spoken = None if nominal is None else Kind.RECORD_DP
+    rest = (("the read noise is Gaussian",), nominal, 0.9, spoken)
+    return Guarantee(value, DELTA, Adjacency.ADD_REMOVE, kind, "pld", *rest)
+
+
+def histogram(run: Path) -> None:
+    """calibration.json as the trainer writes it for release dark-frame."""
+    law = {"codes": [0, 1], "counts": [5, 5], "black_level_dn": 0.5, "sigma_dn": 0.5, "step_dn": 1.0}
+    (run / "calibration.json").write_text(json.dumps({**law, "frames": 1, "pixels": 10, "note": ""}))
 
 
 def make_run(run: Path, steps: int = STEPS, step: Release = STEP, **header: Any) -> Path:
@@ -86,7 +125,8 @@ def make_run(run: Path, steps: int = STEPS, step: Release = STEP, **header: Any)
         for _ in range(steps):
             ledger.append_release(step)
         checkpoint(run, ledger, steps)
-    summary(run, claim(), steps)
+    summary(run, claim(), steps, **header)
+    histogram(run)
     settings(run, {**HEADER, **header})
     return run
 
@@ -96,7 +136,8 @@ def settings(run: Path, header: dict[str, Any]) -> None:
     names = {"epsilon": "target_epsilon", "public_size": "nominal_size"}
     kept = ("release", "delta", "epsilon", "batch_size", "public_size", "reproducible")
     values = {name: header.get(names.get(name, name)) for name in kept}
-    text = tomli_w.dumps({name: value for name, value in values.items() if value is not None})
+    kept = {name: value for name, value in values.items() if value is not None}
+    text = tomli_w.dumps(kept | {"device": "cpu"})
     (run / "config.toml").write_text(text)
 
 
@@ -109,7 +150,9 @@ def tamper(run: Path, statement: str) -> None:
 def test_an_honest_run_is_confirmed(tmp_path: Path) -> None:
     report = audit(make_run(tmp_path / "run"))
     assert report.consistent, report.findings
-    assert report.notes == ("start-up tests that the device passed: 1",)
+    passed, confirmed = report.notes
+    assert passed == "start-up tests that the device passed: 1"
+    assert confirmed.startswith("both accountants give upper bounds, pld 0.4559")
     assert report.epsilon == pytest.approx(epsilon({STEP: STEPS}, DELTA), rel=1e-3)
     assert report.guarantee.kind is Kind.RECORD_DP
     assert report.guarantee.accountant == "numerical"
@@ -330,9 +373,11 @@ def test_a_run_without_a_budget_is_audited_at_the_delta_it_reports(tmp_path: Pat
 
 
 def test_a_run_without_release(tmp_path: Path) -> None:
-    with Ledger.create(tmp_path / "ledger.sqlite", {"release": "none", "reproducible": False}):
+    header = {"release": "none", "reproducible": False}
+    with Ledger.create(tmp_path / "ledger.sqlite", header):
         pass
-    summary(tmp_path, claim(math.inf, Kind.NONE), 100)
+    summary(tmp_path, Guarantee.of_run(header, math.inf, 0.0, "none"), 100, **header)
+    settings(tmp_path, header)
     report = audit(tmp_path)
     assert report.consistent, report.findings
     assert report.to_dict()["epsilon"] == "inf"
@@ -414,6 +459,8 @@ def make_tested_run(run: Path, rows: list[Any], **header: Any) -> Path:
                     ledger.append_release(STEP)
         checkpoint(run, ledger, STEPS)
     summary(run, claim(), STEPS)
+    histogram(run)
+    settings(run, HEADER | header)
     return run
 
 

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from noise_models.errors import UsageError
 from noise_models.generator import NoiseGenerator
 from optical_dfa import align
+from optical_dfa.measure.alignment import alignment
 from privacy.engine import PrivacyEngine
 from privacy.releases import RELEASES
 
@@ -176,7 +177,7 @@ def test_learning_rate_schedules_work_without_a_warning(recwarn: pytest.Warnings
     assert not [warning for warning in recwarn if "lr_scheduler" in str(warning.message)]
 
 
-@pytest.mark.parametrize("part", ["loader", "optimizer", "engine", "step", "source"])
+@pytest.mark.parametrize("part", ["loader", "optimizer", "engine", "step", "source", "module"])
 @pytest.mark.parametrize(
     "copied",
     [copy.copy, copy.deepcopy, pickle.dumps, lambda part: torch.save(part, io.BytesIO())],
@@ -184,7 +185,18 @@ def test_learning_rate_schedules_work_without_a_warning(recwarn: pytest.Warnings
 )
 def test_no_part_of_a_run_is_copied_or_saved(part: str, copied: Callable[[Any], object]) -> None:
     run = Run()
-    refused(lambda: copied(run.part(part)), "cannot be copied", "save_checkpoint")
+    refused(lambda: copied(run.part(part)), "cannot be copied", "save_checkpoint", "state_dict()")
+
+
+def test_a_twin_of_a_private_module_is_measured_and_no_more() -> None:
+    run = Run()
+    twin = run.model.twin()
+    assert twin.capture is not run.model.capture
+    assert twin.module is not run.net
+    assert all(torch.equal(a, b) for a, b in zip(twin.parameters(), run.net.parameters(), strict=True))
+    angles = alignment(run.model, X[:4], lambda z: cross_entropy(z, Y[:4]))
+    assert angles.points
+    copy.deepcopy(twin)  # not private itself
 
 
 def test_a_data_set_that_grows_is_noticed() -> None:

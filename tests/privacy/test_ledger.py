@@ -114,7 +114,7 @@ def test_kill_loses_no_acknowledged_release(tmp_path: Path, steps: int) -> None:
 
 
 def test_a_draft_left_by_a_kill_does_not_matter(tmp_path: Path) -> None:
-    (tmp_path / "l.sqlite.new").write_bytes(b"half a ledger")
+    (tmp_path / "l.sqlite.9-ab.new").write_bytes(b"half a ledger")
     written(tmp_path / "l.sqlite")
     assert [file.name for file in tmp_path.iterdir()] == ["l.sqlite"]
 

@@ -7,6 +7,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from noise_models.errors import UsageError
 from optical_dfa import align
+from optical_dfa.cli import main
 from privacy.auditing.audit import audit
 from privacy.engine import PrivacyEngine
 from privacy.errors import LedgerUnreadableError
@@ -373,6 +375,36 @@ def test_a_ledger_without_leave_to_read_is_not_checked(
     monkeypatch.setattr(Path, "stat", refuse)
     with pytest.raises(LedgerUnreadableError, match="nothing was"):
         audit(tmp_path / "run" / "ledger.sqlite")
+
+
+@pytest.fixture
+def other_account() -> Iterator[Callable[[], None]]:
+    """Become an account that owns nothing here, where the tests run as the administrator; files of mode 0 stay shut."""
+    before = os.geteuid()
+    yield lambda: os.seteuid(65534) if before == 0 else None
+    os.seteuid(before)
+
+
+@pytest.mark.parametrize("shut", ["ledger.sqlite", "."], ids=["file", "folder"])
+def test_another_account_is_told_how_it_gets_leave(
+    shut: str, other_account: Callable[[], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with tempfile.TemporaryDirectory() as there:
+        run = Path(there) / "run"
+        run.mkdir()
+        Ledger.create(run / "ledger.sqlite", HEADER).close()
+        Path(there).chmod(0o755)
+        (run / shut).chmod(0)
+        other_account()
+        assert main(["audit", str(run)]) == 2
+        with pytest.raises(LedgerUnreadableError) as refused:
+            Ledger.open(run / "ledger.sqlite")
+        os.seteuid(os.getuid())
+        (run / shut).chmod(0o755)
+    for said in (capsys.readouterr().err, str(refused.value)):
+        assert "nothing was checked" in said
+        for words in ("chmod -R a+rX", "umask 077", "as the owner"):
+            assert words in said
 
 
 @pytest.mark.parametrize("ending", ["the end of the program", "nobody holds it", "an error"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,10 +43,10 @@ def made(engine: PrivacyEngine | None = None, **given: Any) -> tuple[Any, Any, A
     return (engine or PrivacyEngine()).make_private(**arguments(plain(), **given))
 
 
-def with_epsilon(**given: Any) -> tuple[Any, Any, Any]:
+def with_epsilon(engine: PrivacyEngine | None = None, **given: Any) -> tuple[Any, Any, Any]:
     wanted = arguments(plain(), **given)
     del wanted["noise_multiplier"]
-    return PrivacyEngine().make_private_with_epsilon(
+    return (engine or PrivacyEngine()).make_private_with_epsilon(
         **{"target_epsilon": 5.0, "target_delta": 1e-3, "epochs": 1, **wanted}
     )
 
@@ -284,6 +285,31 @@ def test_a_checkpoint_goes_on_with_weights_optimizer_and_ledger(tmp_path: Path) 
     assert len(engine.ledger.events(ROW)) == 1
 
 
+REOPENED = "PrivacyEngine(ledger=FILE, resume=True)"
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/threat-model.md"])
+def test_the_documents_say_how_a_ledger_is_reopened(document: str) -> None:
+    text = (Path(__file__).parents[2] / document).read_text(encoding="utf-8")
+    assert re.search(r"PrivacyEngine\(ledger=\S+ resume=True\)", text)
+    assert "load_checkpoint" in text
+
+
+def test_a_run_with_a_budget_goes_on_as_the_refusal_says(tmp_path: Path) -> None:
+    file, ledger = tmp_path / "run.safetensors", tmp_path / "ledger.sqlite"
+
+    engine = PrivacyEngine(ledger=ledger)
+    module, optimizer, loader = with_epsilon(engine, epochs=2)
+    train(module, optimizer, loader)
+    engine.save_checkpoint(path=file, module=module, optimizer=optimizer)
+    engine.close()
+    refused(lambda: with_epsilon(PrivacyEngine(ledger=ledger), epochs=2), REOPENED)
+    engine = PrivacyEngine(ledger=ledger, resume=True)
+    module, optimizer, loader = with_epsilon(engine, epochs=2)
+    engine.load_checkpoint(path=file, module=module, optimizer=optimizer)
+    assert engine.steps_left() == len(loader)
+
+
 def test_a_checkpoint_of_another_ledger_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "run.safetensors"
     engine = PrivacyEngine(ledger=tmp_path / "one.sqlite")
@@ -292,7 +318,9 @@ def test_a_checkpoint_of_another_ledger_is_refused(tmp_path: Path) -> None:
     engine.save_checkpoint(path=file, module=module, optimizer=optimizer)
     other = PrivacyEngine(ledger=tmp_path / "two.sqlite")
     module, optimizer, _ = made(other)
-    refused(lambda: other.load_checkpoint(path=file, module=module, optimizer=optimizer), "ledger")
+    refused(
+        lambda: other.load_checkpoint(path=file, module=module, optimizer=optimizer), "newer than", REOPENED
+    )
     refused(
         lambda: other.load_checkpoint(path=tmp_path / "none", module=module, optimizer=optimizer),
         "cannot be read",
