@@ -37,6 +37,7 @@ from optical_dfa.capture.plans import (
 )
 from optical_dfa.capture.program import LARGER, REMEDY, Program, digest_of, first_difference
 from optical_dfa.capture.rows import CONSTANT, Rows, fits, places
+from optical_dfa.capture.state import tensors_of
 
 _NOWHERE = Rows(-1, 0, 1)  # of statistics that only the backward pass reads: in no place that a rule takes
 _UNFILLED = frozenset({"empty", "new_empty", "empty_like", "empty_strided"})
@@ -45,6 +46,7 @@ _COUNTS = (
     "counts the records (arange): a record's contribution may not depend on its place; torch.arange(len(x)) may be "
     "an index of the records alone, as in x[torch.arange(len(x)), steps]; else use x.gather"
 )
+_SWAPPED = "gives a tensor another one's memory in the pass (.data, swap_tensors)"
 _HOOKS = (
     "a private pass records every layer where it is called, and a part of the module is computed anew in the backward "
     "pass (torch.utils.checkpoint?); leave checkpointing out, and cut the batch by max_physical_batch_size"
@@ -131,11 +133,7 @@ class Following:
         Raises:
             UsageError: naming the module and the operation.
         """
-        self._known = {
-            id(x): f"{name}.{key}"
-            for name, part in self.module.named_modules()
-            for key, x in _tensors_of(part)
-        }
+        self._known = {id(x): name for name, x in tensors_of(self.module).items()}
         for x in inputs:
             if isinstance(x, Tensor):
                 self.note(x, self._first(x), own=self.rule is None)  # a module's inputs are copies
@@ -149,6 +147,9 @@ class Following:
             raise
         finally:
             self._kept = None
+        for x, _, memory in self._strangers.values():
+            if memory != _memory_of(x):
+                raise self.refusal(_SWAPPED)
         if self._failure is not None:  # whoever caught it may have gone another way by what the records are
             raise self._failure
         if self.program is not None and tuple(self.entries) != self.program.entries:
@@ -206,7 +207,7 @@ class Following:
         stranger = self._strangers.get(id(x))
         if stranger is not None:
             if stranger[2] != _memory_of(x):
-                raise self.refusal("gives a tensor another one's memory in the pass (.data, swap_tensors)")
+                raise self.refusal(_SWAPPED)
             return None
         if type(x) is not Tensor and type(x) is not nn.Parameter:
             raise self.refusal(
@@ -392,6 +393,8 @@ class Following:
         out = self._drawn(func, plan, args, kwargs) if plan.random else func(*args, **kwargs)
         if plan.name in _UNFILLED and out.numel():
             out.zero_()  # whatever was in that memory
+        if plan.name in FACTORIES:
+            self.entries.append((plan.name, out.dtype))  # whatever the default type is
         if rows is not None and plan.name == "repeat":
             rows = Rows(rows.axis, 1, out.shape[rows.axis] // self.records)
         own = self._made_here(plan, args)
@@ -522,12 +525,6 @@ def _counted(rows: Rows | None) -> bool:
 
 def _memory_of(x: Tensor) -> int:
     return x.data_ptr() if x.layout == torch.strided else 0
-
-
-def _tensors_of(part: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from part.named_parameters(recurse=False)
-    yield from part.named_buffers(recurse=False)
-    yield from ((key, value) for key, value in vars(part).items() if isinstance(value, Tensor))
 
 
 def _running(module: nn.Module) -> str:

@@ -68,7 +68,7 @@ def _check_taught_apart(aligned: AlignedModule) -> None:
         return
     if aligned.backend is not None and not isinstance(aligned.backend.noise, NoNoise):
         return  # readouts never repeat; optical_dfa.testing checks such a device's law
-    width = aligned.backend.in_features if aligned.backend is not None else 2
+    width = aligned.rule.device_inputs(aligned.components)
     error = torch.randn(3, width, generator=torch.Generator().manual_seed(0))
     _check_feedback_fixed(aligned, error)
     for record, factor in product(range(len(error)), (-100.0, 0.0, 1e-6, 1e6, 1e12)):

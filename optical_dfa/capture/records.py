@@ -28,7 +28,7 @@ from optical_dfa.capture.graph import refuse_unknown_functions
 from optical_dfa.capture.layers import LAYERS, held_statistics, refuse_mixing
 from optical_dfa.capture.program import Program
 from optical_dfa.capture.rows import FIRST
-from optical_dfa.capture.state import Attributes, Held, refuse_extra_state
+from optical_dfa.capture.state import Attributes, Held, Kept, plain, refuse_extra_state
 from optical_dfa.capture.trying import program_of, program_of_rule
 from optical_dfa.feedback.advice import own_class
 from optical_dfa.feedback.aligned import AlignedModule
@@ -150,6 +150,7 @@ class Capture:
         self._work = Workspace()
         refuse_mixing(module)
         self.held = held_statistics(module)
+        self._kept = Kept(module, self.parameters)
         self.hold()
         Attributes.of(module).refuse_opaque()
         refuse_extra_state(module)
@@ -214,6 +215,20 @@ class Capture:
             part.training = False
 
     @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """A pass without gradients, which must leave the module as it is, too: what it writes is not noised.
+
+        Raises:
+            UsageError: it changed something; parameters and buffers have their values again.
+        """
+        attributes, held = Attributes.of(self.module), Held(self.module, ())
+        try:
+            yield
+        finally:
+            held.restore()
+        attributes.refuse_changed(self.module)
+
+    @contextmanager
     def recording(
         self, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Iterator[tuple[Following, list[Any], dict[str, Any]]]:
@@ -239,9 +254,10 @@ class Capture:
         for x in (*args, *kwargs.values()):
             if isinstance(x, Tensor) and x.shape[:1] != (records,):
                 raise UsageError(_OTHER_BATCH)
-            if isinstance(x, list | tuple | dict) and any(isinstance(entry, Tensor) for entry in _entries(x)):
+            if not isinstance(x, Tensor) and not plain(x):
                 raise UsageError(
-                    f"a private pass takes tensors as arguments of their own, not in a {type(x).__name__}; unpack it"
+                    f"a private pass takes tensors as arguments of their own, and numbers and texts beside them, not a "
+                    f"{type(x).__name__}, which may hold records; unpack it"
                 )
         if self._parts() != self._probed:
             raise UsageError(
@@ -282,7 +298,7 @@ class Capture:
         """How a pass over these inputs is followed: compared with one over random inputs of the same shapes."""
         like = (*(_like(x) for x in args), *((name, _like(x)) for name, x in sorted(kwargs.items())))
         compared = self._program((attributes.settings, like), partial(program_of, self.aligned, args, kwargs))
-        return Following(self.module, records, self.masks, compared)
+        return Following(self.module, records, self.masks, compared, unchanged=self._kept.refuse_other)
 
     def context(self, args: Sequence[Any], output: Tensor) -> Tensor | None:
         """What the rule notes of a forward pass (`FeedbackRule.context`)."""
@@ -305,6 +321,12 @@ class Capture:
             return [lifted, *self._feedback(lifted, following)]
 
         lifted, *signals = self._followed("signals", teach, (rows, context))
+        for point, signal in zip(self.aligned.points, signals, strict=True):
+            if signal is not None and signal.shape != (len(rows), point.width):
+                raise UsageError(
+                    f"rule {self.aligned.rule.name} teaches {point.name} by something else than a row of {point.width} "
+                    "numbers a record (or position)"
+                )
         assert lifted is not None
         self._keep(lifted)
         return signals
@@ -340,6 +362,13 @@ class Capture:
         with following.on(tensors):
             found = function(following, *given)
         following.hand_on(found)
+        for x in found:
+            rows = None if x is None else following.rows(x)
+            if rows is not None and (rows.axis, rows.outer) != (0, 1):
+                raise UsageError(
+                    f"rule {self.aligned.rule.name} hands on something else than a row a record (records in axis "
+                    f"{rows.axis}); keep them first"
+                )
         return found
 
     def _program(self, key: tuple[Any, ...], program: Callable[[], Program]) -> Program:
@@ -573,10 +602,6 @@ def _check_rows(following: Following, name: str, x: Tensor) -> None:
             "in a private run every layer keeps the records in its first dimension, alone (batch_first=True, and "
             "no view that joins them with positions)"
         )
-
-
-def _entries(x: Any) -> Any:
-    return x.values() if isinstance(x, dict) else x
 
 
 @contextmanager

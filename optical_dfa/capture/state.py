@@ -166,6 +166,64 @@ def _holds_tensors(value: Any) -> bool:
     return any(not isinstance(entry, _PLAIN) for entry in entries)
 
 
+def plain(value: Any, depth: int = _DEPTH) -> bool:
+    """Whether a value is made of numbers, texts and containers of them alone, so that no tensor hides in it."""
+    if value is None or isinstance(value, (*_PLAIN, *_BARE)):
+        return True
+    if depth == 0 or not isinstance(value, list | tuple | set | frozenset | dict):
+        return False
+    entries = (*value.keys(), *value.values()) if isinstance(value, dict) else value
+    return all(plain(entry, depth - 1) for entry in entries)
+
+
+class Kept:
+    """Tensors of a module that are not released with noise: a private run takes them as they were when it began."""
+
+    def __init__(self, module: nn.Module, trained: Iterable[str]) -> None:
+        """
+        Args:
+            module: the plain module.
+            trained: names of the parameters that are released with noise.
+        """
+        self._trained = frozenset(trained)
+        self._seen: dict[str, tuple[tuple[int, int, int], str]] = {}
+        for name, x in tensors_of(module).items():
+            self._seen[name] = _state_of(x), _digest_of(x)
+
+    def refuse_other(self, name: str, x: Tensor) -> None:
+        """
+        Args:
+            name: of a tensor of the module, as in `tensors_of`.
+        Raises:
+            UsageError: it is not what it was: it may hold records.
+        """
+        if name in self._trained:
+            return
+        state, digest = self._seen.get(name, (None, None))
+        if state != _state_of(x):
+            if digest is None or digest != _digest_of(x):
+                raise UsageError(
+                    f"{name} is not the tensor that it was when the run began, and may hold records: a private pass is "
+                    "given its records as arguments; make the changed module private instead"
+                )
+            self._seen[name] = _state_of(x), digest
+
+
+def tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters, buffers and tensors that are attributes, by dotted name."""
+    found: dict[str, Tensor] = {}
+    for name, part in module.named_modules():
+        own = {**dict(part.named_parameters(recurse=False)), **dict(part.named_buffers(recurse=False))}
+        own |= {key: value for key, value in vars(part).items() if isinstance(value, Tensor)}
+        found |= {f"{name}.{key}" if name else key: value for key, value in own.items()}
+    return found
+
+
+def _state_of(x: Tensor) -> tuple[int, int, int]:
+    """What is another when a tensor was replaced or written to; no look at its values."""
+    return id(x), x._version, x.data_ptr() if x.layout == torch.strided and x.device.type != "meta" else 0
+
+
 class _OpaqueError(Exception):
     """A value whose content cannot be looked at; the words are its type."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from inspect import signature
 from typing import Any, Literal
@@ -100,6 +101,7 @@ class AlignedModule(nn.Module):
         points: the feedback points.
         state: what the rule keeps of its own (None for most rules).
         cuts: what every root trains, as verified on autograd's graph.
+        components: c, of one record's (or position's) output.
         uses: how often that graph uses each parameter in one forward pass.
     """
 
@@ -132,6 +134,7 @@ class AlignedModule(nn.Module):
         self.loss_reduction = loss_reduction
         self._example = [(tuple(x.shape[1:]), x.dtype) for x in example]  # shapes only: no record is kept
         self.uses = traced.uses
+        self.components = components(traced.output)
         self._tape = Tape()
         self._unaligned = False
         self._opener = opener
@@ -156,7 +159,8 @@ class AlignedModule(nn.Module):
         if self._capture is not None:
             self._capture.hold()
         if not torch.is_grad_enabled():
-            plain: Tensor = self.module(*args, **kwargs)
+            with nullcontext() if self._capture is None else self._capture.evaluating():
+                plain: Tensor = self.module(*args, **kwargs)
             return plain
         if self.state is not None and not self.state.compiles:
             taught: Tensor = self._forward_outside_graphs(*args, **kwargs)
@@ -192,6 +196,10 @@ class AlignedModule(nn.Module):
                 args, records = tuple(given), self._capture.expected_records()
                 points = [(self.points[index].name, h) for index, h in self._tape.kept]
                 self._capture.check_pass(following, output, points)
+                if output.dtype in (torch.float16, torch.bfloat16):
+                    output = (
+                        output.float()
+                    )  # a mean, rounded to fewer digits, would tell how many records there are
             kept = self._tape.kept if self.rule.teaches_hidden else []
         finally:
             self._tape.kept = None

@@ -127,7 +127,14 @@ def trace(
         UsageError: the graph still connects two roots (a skip around a point), or a nonlinearity after the point
             of a layer drops its derivative, or (strict) a root backpropagates through a second matrix.
     """
-    twin = copy.deepcopy(module)
+    try:
+        twin = copy.deepcopy(module)
+    except Exception as error:  # whatever its attributes say about being copied
+        line = next(iter(str(error).splitlines()), "")[:160]
+        raise UsageError(
+            f"the module cannot be copied ({type(error).__name__}: {line}), and is tried on a copy; take out of it what "
+            "cannot be copied (a lock, an open file)"
+        ) from None
     tape = Tape()
     install(twin, names, tape)
     inputs = [x.clone().requires_grad_() if x.is_floating_point() else x for x in example]

@@ -26,6 +26,9 @@ class Recorder(Contributions, Protocol):
     def hold(self) -> None:
         """Keep normalisation by constants in evaluation mode."""
 
+    def evaluating(self) -> AbstractContextManager[None]:
+        """One pass without gradients, which must leave the module as it is."""
+
     def recording(
         self, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> AbstractContextManager[tuple[Any, list[Any], dict[str, Any]]]:
