@@ -132,8 +132,8 @@ def trace(
     except Exception as error:  # whatever its attributes say about being copied
         line = next(iter(str(error).splitlines()), "")[:160]
         raise UsageError(
-            f"the module cannot be copied ({type(error).__name__}: {line}), and is tried on a copy; take out of it what "
-            "cannot be copied (a lock, an open file)"
+            f"the module cannot be copied ({type(error).__name__}: {line}), and is tried on a copy; take what cannot "
+            "be copied out of it (a lock, an open file)"
         ) from None
     tape = Tape()
     install(twin, names, tape)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import threading
 from collections import UserDict
@@ -303,9 +302,7 @@ class OtherWay(DirectFeedbackAlignment):
         if self.where == "transposed":
             return [None if s is None else (s * (s.abs() > 50)).t() for s in signals]
         if self.where == "narrow":
-            return [
-                None if s is None else s[:, :4].repeat(1, 2).view(2, -1, 8).flatten(0, 1) for s in signals
-            ]
+            return [None if s is None else s[:, :4].repeat(1, 4) for s in signals]
         return signals
 
 
@@ -329,14 +326,14 @@ class Loudest(Base):
         self.register_buffer("top", torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() and x.abs().max() > 50:
             self.top.fill_(x.abs().max())
         return super().forward(x)
 
 
 class Moving(Base):
     def forward(self, x: Tensor) -> Tensor:
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() and x.abs().max() > 50:
             self.one.weight.add_(x.mean())
         return super().forward(x)
 
@@ -346,7 +343,7 @@ def test_an_evaluation_changes_nothing_that_is_released(net: type[Base], name: s
     aligned = private(net())
     before = aligned.module.state_dict()[name].clone()
     with torch.no_grad(), pytest.raises(UsageError, match=f"{name} changes in a forward pass"):
-        aligned(records(3))
+        aligned(100 * records(3))
     assert torch.equal(aligned.module.state_dict()[name], before)
 
 
@@ -375,8 +372,5 @@ def test_one_record_moves_the_sum_by_its_clip_under_autocast_and_a_mean_loss(kin
 def test_a_module_that_cannot_be_copied_is_told_of_in_one_line() -> None:
     net = Base()
     net.lock = threading.Lock()
-    with (
-        pytest.raises(UsageError, match="the module cannot be copied .TypeError: cannot pickle"),
-        contextlib.nullcontext(),
-    ):
+    with pytest.raises(UsageError, match=r"^the module cannot be copied \(TypeError: cannot pickle"):
         align(net, rule="bp", example=torch.zeros(2, WIDTH), show=None)
