@@ -269,11 +269,8 @@ def releases_within(
         return epsilon(before + Counter(planned(steps)), delta, adjacency, by, beta=beta)
 
     near = 63
-    if name == "numerical" or name in _BRACKETED:
-        if at(STEP_LIMIT, "numerical") <= target_epsilon:
-            near = STEP_LIMIT
-        else:
-            near = most_steps(lambda steps: at(steps, "numerical"), target_epsilon, 64, STEP_LIMIT)
+    if name == "numerical" or name in _BRACKETED:  # many steps are cheaper for it than few: from above
+        near = most_steps(lambda steps: at(steps, "numerical"), target_epsilon, STEP_LIMIT, STEP_LIMIT)
         if name == "numerical":
             return near
     return most_steps(lambda steps: at(steps, name), target_epsilon, near + 1, STEP_LIMIT)
