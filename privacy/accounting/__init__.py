@@ -335,8 +335,10 @@ def _epsilon(spent: Cost, delta: float, adjacency: Adjacency, accountant: str) -
     )
     # A record that joins no step changes nothing, so that both worlds differ by at most this in total variation.
     joins = math.fsum(group.sample_rate * group.steps for group in spent.groups)
-    composed = _compose(accountant)(groups, adjacency)
-    ideal = _Composed(lambda at: 0.0 if joins <= at else composed.epsilon(at))
+    compose = _compose(accountant)
+    if adjacency is not Adjacency.ADD_REMOVE:
+        compose(groups, adjacency)  # whoever does not cover it refuses, whatever the figures
+    ideal = _Composed(lambda at: 0.0 if joins <= at else compose(groups, adjacency).epsilon(at))
     return total_epsilon(ideal, spent, delta)
 
 
