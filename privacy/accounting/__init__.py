@@ -17,6 +17,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from noise_models.errors import UsageError
+from privacy.accounting.ranges import LARGEST_NOISE, LEAST_NOISE, LEAST_RATE
 from privacy.ledger import Release
 from privacy.mechanisms import MECHANISMS
 from privacy.notions import Adjacency
@@ -269,11 +270,8 @@ def releases_within(
         return epsilon(before + Counter(planned(steps)), delta, adjacency, by, beta=beta)
 
     near = 63
-    if name == "numerical" or name in _BRACKETED:
-        if at(STEP_LIMIT, "numerical") <= target_epsilon:
-            near = STEP_LIMIT
-        else:
-            near = most_steps(lambda steps: at(steps, "numerical"), target_epsilon, 64, STEP_LIMIT)
+    if name == "numerical" or name in _BRACKETED:  # many steps are cheaper for it than few: from above
+        near = most_steps(lambda steps: at(steps, "numerical"), target_epsilon, STEP_LIMIT, STEP_LIMIT)
         if name == "numerical":
             return near
     return most_steps(lambda steps: at(steps, name), target_epsilon, near + 1, STEP_LIMIT)
@@ -314,13 +312,6 @@ def gaussian(
     )
 
 
-# Below this an un-subsampled step alone costs an epsilon above 1000: inf is said, and grids stay within memory.
-LEAST_NOISE = 0.02
-# Epsilon falls in the noise multiplier and grows with the sample rate: outside these, the bound at the end is said.
-LARGEST_NOISE = 1e6
-_LEAST_RATE = 1e-12
-
-
 @lru_cache(maxsize=4096)
 def _epsilon(spent: Cost, delta: float, adjacency: Adjacency, accountant: str) -> float:
     from privacy.accounting.composition import total_epsilon
@@ -331,15 +322,17 @@ def _epsilon(spent: Cost, delta: float, adjacency: Adjacency, accountant: str) -
         return float("inf")
     groups = tuple(
         group._replace(
-            sample_rate=max(group.sample_rate, _LEAST_RATE),
+            sample_rate=max(group.sample_rate, LEAST_RATE),
             noise_multiplier=min(group.noise_multiplier, LARGEST_NOISE),
         )
         for group in spent.groups
     )
     # A record that joins no step changes nothing, so that both worlds differ by at most this in total variation.
     joins = math.fsum(group.sample_rate * group.steps for group in spent.groups)
-    composed = _compose(accountant)(groups, adjacency)
-    ideal = _Composed(lambda at: 0.0 if joins <= at else composed.epsilon(at))
+    compose = _compose(accountant)
+    if adjacency is not Adjacency.ADD_REMOVE:
+        compose(groups, adjacency)  # whoever does not cover it refuses, whatever the figures
+    ideal = _Composed(lambda at: 0.0 if joins <= at else compose(groups, adjacency).epsilon(at))
     return total_epsilon(ideal, spent, delta)
 
 

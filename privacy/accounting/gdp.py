@@ -134,9 +134,9 @@ def epsilon(
 
 
 def _numerical(multipliers: list[float], delta: float) -> float:
-    from privacy.accounting import LEAST_NOISE
     from privacy.accounting.discretisation import Group
     from privacy.accounting.numerical import compose
+    from privacy.accounting.ranges import LEAST_NOISE
 
     if min(multipliers) < LEAST_NOISE:
         return math.inf

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 from dp_accounting import NeighboringRelation
 from dp_accounting.pld import privacy_loss_distribution
 
-from privacy.accounting import LEAST_NOISE
 from privacy.accounting.discretisation import Group, loss_interval
+from privacy.accounting.ranges import LEAST_NOISE
 from privacy.notions import Adjacency
 
 RELATIONS = {

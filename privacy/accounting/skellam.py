@@ -26,7 +26,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from noise_models.errors import UsageError
 from privacy.accounting.amplification import subsampled
-from privacy.accounting.skellam_law import renyi_shift
+from privacy.accounting.ranges import LARGEST_NOISE, LEAST_NOISE
+from privacy.accounting.skellam_law import curvature, lattice_terms, renyi_shift
 from privacy.notions import Adjacency
 
 if TYPE_CHECKING:
@@ -39,7 +40,9 @@ ORDERS = (*range(2, 33), *range(36, 65, 4), *range(72, 129, 8), 160, 192, 256, 3
 # Of the exact sums: the same range, beyond 128 2^(1/32) apart, so that a chord is at most 0.012 % too high.
 _EXACT_ORDERS = (*range(2, 129), *(round(2 ** (part / 32)) for part in range(225, 353)))
 _EXACT_TOPS = (32, 128, 512, 2048)
-_SHIFT_RATIO = 1.0002  # between the shifts that are computed, where they are large
+_MOST_TERMS = 2**14  # of a lattice sum
+LARGEST_SENSITIVITY = 1e15  # whole numbers up to here are exact in double precision
+_LOOSE = 1.0002  # how much more than it is a divergence may count, so that not every shift is computed
 
 
 def renyi_bound(order: int, variance: float, l2: float, l1: float) -> float:
@@ -68,9 +71,9 @@ def renyi_bound(order: int, variance: float, l2: float, l1: float) -> float:
 def renyi_exact(orders: ArrayLike, variance: float, l2: float) -> Array:
     """Largest D_order over integer shift vectors of L2 norm at most `l2`, from the exact law.
 
-    Coordinates are independent: D adds up over them, and sum_k d(x_k) <= l2² max_s d(s)/s² over 1 <= s <= l2. d
-    grows with s (log-concave noise: monotone likelihood ratio), which bounds it between the shifts that are
-    computed: in steps of one, from 10000 on of 0.02 % (a looseness of at most 0.04 % of D).
+    Coordinates are independent: D adds up over them, and sum_k d(x_k) <= l2² max_s d(s)/s² over 1 <= s <= l2. Shifts
+    are left out where d, growing from the last one computed by no more than the law's curvature lets it, stays within
+    0.02 % of the largest d(s)/s² so far, which then counts that much more.
 
     Args:
         orders: > 1, shape (k,).
@@ -85,14 +88,30 @@ def renyi_exact(orders: ArrayLike, variance: float, l2: float) -> Array:
     """
     if not 0 < variance < math.inf or not 0 <= l2 < math.inf:
         raise UsageError(f"variance = {variance!r}, l2 = {l2!r}: need variance > 0 and l2 >= 0, finite")
+    order = np.atleast_1d(np.asarray(orders, dtype=np.float64))
     last = math.floor(l2 * (1 + 1e-12))
-    worst, shift = np.zeros(np.size(orders)), 1
-    while shift <= last:
-        following = max(shift + 1, math.floor(shift * _SHIFT_RATIO))
-        top = min(following - 1, last)  # shifts from `shift` to `top` lose at most d(top)
-        worst = np.maximum(worst, renyi_shift(orders, variance, top) / shift**2)
-        shift = following
-    return np.asarray(worst * l2**2)
+    worst, shift, computed = np.zeros(len(order)), 0, 0
+    while shift < last:
+        shift, computed = shift + 1, computed + 1
+        here = renyi_shift(order, variance, shift)
+        worst = np.maximum(worst, here / shift**2)
+        shift = int(min(_covered(order, variance, shift, here, worst * _LOOSE), last))
+    return np.asarray(worst * l2**2 * (_LOOSE if computed < last else 1.0))
+
+
+def _covered(order: Array, variance: float, shift: int, divergence: Array, worst: Array) -> float:
+    """A shift up to which, from `shift` on, d(s)/s² is shown to be at most `worst`; `divergence` is d(shift).
+
+    THEORY T6: d(s) <= d(shift) + c (s (s + 1) - shift (shift + 1)), c = order curvature / 2. So d(s)/s² is at most
+    c + c/s - e/s² with e = c shift (shift + 1) - d(shift), which is above `worst` for 1/s between two roots at most.
+    """
+    c = order * curvature(variance) / 2
+    if not np.isfinite(c).all():
+        return shift
+    e = c * shift * (shift + 1) - divergence
+    root = np.sqrt(np.maximum(c**2 - 4 * e * (worst - c), 0.0))
+    never = (c**2 < 4 * e * (worst - c)) | (2 * e <= shift * (c - root))
+    return max(float(shift), float(np.floor(np.where(never, math.inf, 2 * e / (c + root)).min())))
 
 
 def epsilon(
@@ -111,7 +130,8 @@ def epsilon(
         accountant: one of `ACCOUNTANTS`.
 
     Returns:
-        Epsilon; 0 without releases, inf without noise.
+        Epsilon; 0 without releases, inf with a noise multiplier below `LEAST_NOISE`. Above `LARGEST_NOISE` the
+        larger epsilon there is said.
 
     Raises:
         UsageError: another adjacency, mechanism or accountant, or a sensitivity that is not in grid units.
@@ -133,12 +153,17 @@ def epsilon(
                 f"sensitivity {release.sensitivity:g} of a Skellam release: it is in grid units, where no two integer "
                 "vectors are that close; give the clipping norm over the grid's step"
             )
-        if count > 0:
-            row = (release.sample_rate, release.noise_multiplier, release.sensitivity, release.dimension)
-            steps[row] += count
+        if release.sensitivity > LARGEST_SENSITIVITY:
+            raise UsageError(
+                f"sensitivity {release.sensitivity:g} of a Skellam release: grid units are accounted for up to "
+                f"{LARGEST_SENSITIVITY:.0e}; take a coarser grid"
+            )
+        if count > 0 and release.sensitivity > 0:
+            multiplier = min(release.noise_multiplier, LARGEST_NOISE)
+            steps[release.sample_rate, multiplier, release.sensitivity, release.dimension] += count
     if not steps:
         return 0.0
-    if any(multiplier == 0 and l2 > 0 for _, multiplier, l2, _ in steps):
+    if any(multiplier < LEAST_NOISE for _, multiplier, _, _ in steps):
         return math.inf
     rows = sorted(steps.items())
     if accountant == "skellam-exact":
@@ -153,10 +178,16 @@ def _exact_epsilon(rows: list[tuple[tuple[float, float, float, int], int]], delt
     """By the exact sums, over more orders as long as the last is the best.
 
     A small epsilon has its best order at about 2 ln(1/delta) / epsilon. What the conversion minimises is convex,
-    over order - 1, so it has no second minimum; where little noise would make high orders dear, they are no use.
+    over order - 1, so it has no second minimum. With little noise orders whose sums are very long are left out,
+    which can only add to epsilon.
     """
     found = math.inf
     for top in _EXACT_TOPS:
+        longest = max(
+            lattice_terms(top, (multiplier * l2) ** 2, math.floor(l2)) for (_, multiplier, l2, _), _ in rows
+        )
+        if longest > _MOST_TERMS and top > _EXACT_TOPS[0]:
+            break
         orders = tuple(order for order in _EXACT_ORDERS if order <= top)
         total = np.zeros(len(orders))
         for (sample_rate, multiplier, l2, _), count in rows:
@@ -192,8 +223,12 @@ def _unsampled(orders: tuple[int, ...], variance: float, l2: float) -> Array:
 def convert_to_epsilon(orders: Array, divergences: Array, delta: float) -> float:
     """Epsilon at `delta` from Rényi divergences: Canonne, Kamath, Steinke 2020 (arXiv 2004.00010), proposition 12.
 
-    min over orders of D + ln((a-1)/a) - (ln delta + ln a) / (a-1); may be negative.
+    min over orders of D + ln((a-1)/a) - (ln delta + ln a) / (a-1); may be negative. 0 is shown, too, where delta is
+    above the total variation, at most sqrt(1 - exp(-D)) (Bretagnolle, Huber 1979).
     """
+    least = max(float(divergences.min()), np.finfo(np.float64).tiny)  # its square root is not lost with it
+    if math.sqrt(-math.expm1(-least)) <= delta:
+        return 0.0
     with np.errstate(over="ignore"):
         values = divergences + np.log1p(-1 / orders) - (math.log(delta) + np.log(orders)) / (orders - 1)
     return float(np.min(values))

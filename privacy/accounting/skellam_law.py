@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -44,8 +45,10 @@ def log_pmf(count: NDArray[np.int64], first: float, second: float | None = None)
 def renyi_shift(orders: ArrayLike, variance: float, shift: int) -> Array:
     """D_order(X + shift || X) at every order, X symmetric Skellam of this variance: lattice sums, no bound.
 
-    Where the law is wide the sum takes steps of a third of its width: for a law that smooth the trapezoid rule is
-    exact to double precision (Poisson's summation formula: relative error about exp(-2 (3 pi)²)).
+    With l = ln(P(n - shift) / P(n)) and P's symmetry, exp((a - 1) D) - 1 is the sum over n > shift / 2 of
+    P(n) e^(a l) (1 - e^(-a l)) (1 - e^(-(a - 1) l)): no term is negative, so that the smallest divergence is as
+    precise as the largest. Where the law is wide the sum takes steps of half its width: for a law that smooth the
+    trapezoid rule is exact to double precision (Poisson's summation formula: relative error about exp(-2 (2 pi)²)).
 
     Args:
         orders: > 1, shape (k,) or a number.
@@ -66,23 +69,43 @@ def renyi_shift(orders: ArrayLike, variance: float, shift: int) -> Array:
     if shift == 0:
         return np.zeros(len(order))
     shift = abs(shift)
-    # The terms are P(n) exp(order loss(n)): a law about n <= order * shift with a variance of at most the sum below.
-    top = float(order.max()) * shift
-    low = -math.ceil(12 * math.sqrt(variance) + 60)
-    high = math.ceil(top + 12 * math.sqrt(variance + top) + 60)
-    step = max(1, math.floor(math.sqrt(variance) / 3))
-    count = np.arange(low, high + 1, step, dtype=np.int64)
-    base = log_pmf(count, variance / 2)
-    loss = log_pmf(count - shift, variance / 2) - base
+    step = lattice_step(variance, shift)
+    # n = shift / 2 + nodes are whole numbers.
+    first = 0.5 if shift % 2 else 1.0
+    terms = lattice_terms(float(order.max()), variance, shift)
+    nodes = (np.arange(terms, dtype=np.float64) + first) * step
+    base, loss = _log_pmf_and_loss(nodes, variance, shift)
     result = np.empty(len(order))
-    together = max(1, _AT_ONCE // len(count))
+    together = max(1, _AT_ONCE // len(nodes))
     for start in range(0, len(order), together):
-        some = order[start : start + together]
-        terms = base + some[:, None] * loss
-        peak = terms.max(axis=1)
-        total = np.log(np.exp(terms - peak[:, None]).sum(axis=1) * step)
-        result[start : start + together] = (peak + total) / (some - 1)
-    return np.maximum(result, 0.0)
+        some = order[start : start + together, None]
+        exponent = base + some * loss
+        peak = exponent.max(axis=1)
+        weights = np.expm1(-some * loss) * np.expm1(-(some - 1) * loss)
+        total = np.log((np.exp(exponent - peak[:, None]) * weights).sum(axis=1) * step)
+        result[start : start + together] = np.logaddexp(0.0, peak + total) / (some[:, 0] - 1)
+    return result
+
+
+def lattice_step(variance: float, shift: int) -> int:
+    """Between the terms of `renyi_shift`'s sums, in grid units; odd where the shift is."""
+    step = max(1, math.floor(math.sqrt(variance) / 2))
+    return step - 1 if shift % 2 and step % 2 == 0 else step
+
+
+def lattice_terms(order: float, variance: float, shift: int) -> int:
+    """How many terms `renyi_shift` sums at this order."""
+    # The terms are P(n) exp(order loss(n)): a law about n <= order * shift with a variance of at most the sum below.
+    top = order * shift
+    return math.ceil((top - shift / 2 + 12 * math.sqrt(variance + top) + 60) / lattice_step(variance, shift))
+
+
+def curvature(variance: float) -> float:
+    """Upper bound on every second difference of -ln P, P symmetric Skellam of this variance (THEORY T6).
+
+    -ln(1 - 1/variance - 1/(2 variance²)) for a variance of at least 3, below that inf: nothing is claimed.
+    """
+    return -math.log1p(-1 / variance - 0.5 / variance**2) if variance >= 3 else math.inf
 
 
 def hockey_stick_shift(variance: float, shift: int, epsilon: float) -> float:
@@ -101,21 +124,41 @@ def hockey_stick_shift(variance: float, shift: int, epsilon: float) -> float:
     return float(np.sum(np.exp(upper[gain]) * -np.expm1(epsilon + lower[gain] - upper[gain])))
 
 
-def _log_bessel(index: NDArray[np.int64], argument: float) -> Array:
-    """ln(exp(-z) I_n(z)) for integers n >= 0, also where it is far below the smallest float."""
+def _log_bessel(index: NDArray[Any], argument: float) -> Array:
+    """ln(exp(-z) I_n(z)) for n >= 0, whole where z < `_DEBYE`, also where it is far below the smallest float."""
     if argument < _DEBYE:
-        return _recurrence(argument, _padded(int(index.max(initial=0))))[index]
+        return np.asarray(_recurrence(argument, _padded(int(index.max(initial=0))))[index])
     # Debye's uniform expansion (DLMF 10.41.3 and 10.41.10), rewritten in w = sqrt(n² + z²) so that n = 0 is no case.
-    n = index.astype(np.float64)
+    n: Array = index.astype(np.float64)
     w = np.hypot(n, argument)
+    # w - z = n² / (w + z), and -n ln((n + w) / z) = -n asinh(n / z).
+    main = n * (n / (w + argument)) - n * np.arcsinh(n / argument)
+    return np.asarray(main - 0.5 * np.log(2 * np.pi * w) + _log_series(n, w), dtype=np.float64)
+
+
+def _log_pmf_and_loss(nodes: Array, variance: float, shift: int) -> tuple[Array, Array]:
+    """ln P(n) and ln(P(n - shift) / P(n)) at n = shift / 2 + nodes; the second is precise however small it is."""
+    n, m = shift / 2 + nodes, nodes - shift / 2
+    if variance < _DEBYE:
+        whole = np.rint(n).astype(np.int64)
+        base = log_pmf(whole, variance / 2)
+        return base, log_pmf(whole - shift, variance / 2) - base
+    w, v = np.hypot(n, variance), np.hypot(m, variance)
+    # v - w = -shift (n + m) / (w + v), n + m = 2 nodes; asinh(n/z) - asinh(m/z) = ln((n + w) / (m + v)).
+    narrower = -shift * (2 * nodes / (w + v))
+    loss = narrower + shift * np.arcsinh(n / variance) + m * np.log1p((shift - narrower) / (m + v))
+    loss += -0.5 * np.log1p(narrower / w) + (_log_series(m, v) - _log_series(n, w))
+    return _log_bessel(n, variance), np.maximum(loss, np.finfo(np.float64).tiny)
+
+
+def _log_series(n: Array, w: Array) -> Array:
+    """What Debye's expansion adds to its leading terms."""
     p2 = (n / w) ** 2
     u1 = (3 - 5 * p2) / (24 * w)
     u2 = (81 - 462 * p2 + 385 * p2**2) / (1152 * w**2)
     u3 = (30375 - 369603 * p2 + 765765 * p2**2 - 425425 * p2**3) / (414720 * w**3)
     u4 = np.polyval([185910725, -446185740, 349922430, -94121676, 4465125], p2) / (39813120 * w**4)
-    # w - z = n² / (w + z), and -n ln((n + w) / z) = -n asinh(n / z).
-    main = n * (n / (w + argument)) - n * np.arcsinh(n / argument)
-    return np.asarray(main - 0.5 * np.log(2 * np.pi * w) + np.log1p(u1 + u2 + u3 + u4), dtype=np.float64)
+    return np.asarray(np.log1p(u1 + u2 + u3 + u4), dtype=np.float64)
 
 
 def _padded(largest: int) -> int:

@@ -15,15 +15,12 @@ from noise_models.errors import UsageError
 from optical_dfa.cli import main
 from privacy import accounting
 from privacy.accounting import STEP_LIMIT
+from privacy.accounting.calibration import most_steps
 from privacy.accounting.planning import Scheme, complete
+from privacy.accounting.ranges import LEAST_NOISE
 from privacy.mechanisms import MECHANISMS
 
-# The exact sums of the Skellam mechanism take minutes and gigabytes at the ends.
-PAIRS = [
-    pytest.param(name, accountant, marks=[pytest.mark.slow] if accountant == "skellam-exact" else [])
-    for name, entry in MECHANISMS.items()
-    for accountant in entry.accountants
-]
+PAIRS = [(name, accountant) for name, entry in MECHANISMS.items() for accountant in entry.accountants]
 
 
 def spread(low: float, high: float) -> st.SearchStrategy[float]:
@@ -65,7 +62,7 @@ def test_an_extreme_plan_is_a_bound_or_one_line(
     found = epsilon_of(scheme, sigma, steps)
     assert found is None or found >= 0
     if mechanism == "gaussian" and found is not None and rate * steps <= delta:
-        assert found == 0 or accountant == "rdp" or sigma < accounting.LEAST_NOISE  # it joins no step, nearly
+        assert found == 0 or accountant == "rdp" or sigma < LEAST_NOISE  # it joins no step, nearly
 
 
 @pytest.mark.parametrize("accountant", ["pld", "rdp", "numerical"])
@@ -140,6 +137,64 @@ def test_the_cap_of_steps_says_that_it_is_one_and_is_quick(
     assert json.loads(capsys.readouterr().out)["steps_capped"] is True
     assert main(["account", *plan, "--sample-rate", "0.01", "--json"]) == 0
     assert "steps_capped" not in json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("accountant", "target", "rate", "sigma", "steps"),
+    [
+        ("numerical", 2.0, 1e-3, 5.0, 6_138_865),
+        ("rdp", 2.0, 1e-3, 5.0, 5_303_475),
+        ("pld", 3.0, 1.0, 2000.0, 2_068_519),
+    ],
+)
+def test_the_steps_near_the_cap_take_few_figures(
+    accountant: str, target: float, rate: float, sigma: float, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures: list[float] = []
+    figure = accounting._epsilon
+
+    def counted(*arguments: Any) -> float:
+        figures.append(figure(*arguments))
+        return figures[-1]
+
+    monkeypatch.setattr(accounting, "_epsilon", counted)
+    step = accounting.gaussian(rate, sigma)
+    assert accounting.steps_within(target, 1e-5, step, accountant=accountant) == steps
+    assert len(figures) <= 12
+
+
+@given(
+    scale=spread(-7, 2),
+    power=st.floats(0.3, 1.2),
+    target=spread(-3, 2),
+    start=st.integers(1, 10**6),
+    shape=st.sampled_from(["smooth", "late", "ends", "stairs", "level"]),
+)
+@settings(max_examples=100, deadline=None)
+def test_the_search_for_steps_finds_the_last_one_whatever_the_shape(
+    scale: float, power: float, target: float, start: int, shape: str
+) -> None:
+    tried: list[int] = []
+
+    def curve(steps: int) -> float:
+        value = scale * steps**power
+        if shape == "late" and steps < 50:
+            return 0.0
+        if shape == "ends" and value > 30:
+            return math.inf
+        if shape == "level":
+            return scale
+        return math.floor(value * 10) / 10 if shape == "stairs" else value
+
+    def epsilon(steps: int) -> float:
+        tried.append(steps)
+        return curve(steps)
+
+    found = most_steps(epsilon, target, start, 10**6)
+    assert found == 0 or curve(found) <= target
+    assert found == 10**6 or curve(found + 1) > target
+    assert len(tried) <= (10 if shape == "smooth" else 60)
+    assert len(set(tried)) == len(tried)
 
 
 def test_prv_widens_its_error_where_its_mesh_would_take_minutes_and_stays_a_bound() -> None:

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
 from dp_accounting.rdp import RdpAccountant
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.stats import skellam as skellam_law
 
 from noise_models.errors import UsageError
 from privacy.accounting import skellam
-from privacy.accounting.skellam_law import hockey_stick_shift, log_pmf, renyi_shift
+from privacy.accounting.ranges import LARGEST_NOISE, LEAST_NOISE
+from privacy.accounting.skellam_law import curvature, hockey_stick_shift, log_pmf, renyi_shift
 from privacy.ledger import Release
 from privacy.notions import Adjacency
 
@@ -81,6 +82,77 @@ def test_the_vector_bound_covers_random_integer_vectors(seed: int) -> None:
     l1, l2 = float(vector.sum()), math.sqrt(float(vector @ vector))
     assert exact <= skellam.renyi_exact([order], variance, l2)[0] * (1 + 1e-9)
     assert exact <= skellam.renyi_bound(int(order), variance, l2, max(l1, l2)) * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("variance", [3.0, 3.7, 20.0, 400.0, 600.0])
+def test_the_curvature_bounds_every_second_difference(variance: float) -> None:
+    assert curvature(2.99) == math.inf
+    with mpmath.workdps(30):
+        law = [-mpmath.log(mpmath.besseli(n, variance)) for n in range(60)]
+        widest = max(float(a + c - 2 * b) for a, b, c in zip([law[1], *law], law, law[1:], strict=False))
+    assert widest <= curvature(variance) <= widest * (1 + 2 / variance)
+
+
+@given(st.floats(3.0, 1e6), st.integers(0, 50), st.integers(1, 50), st.floats(1.2, 60.0))
+@settings(max_examples=60, deadline=None)
+def test_a_shifts_divergence_grows_as_the_curvature_lets_it(
+    variance: float, shift: int, further: int, order: float
+) -> None:
+    longer = shift + further
+    room = order * curvature(variance) * (longer * (longer + 1) - shift * (shift + 1)) / 2
+    here, there = (renyi_shift(order, variance, s)[0] for s in (shift, longer))
+    assert there <= (here + room) * (1 + 1e-12)
+
+
+@given(st.floats(-2, 7), st.floats(0, 1))
+@example(4.0, 1.0)  # 300 shifts, of which two thirds are left out
+@settings(max_examples=25, deadline=None)
+def test_shifts_that_are_left_out_are_covered(power: float, part: float) -> None:
+    orders, variance = np.asarray([1.5, 2.0, 8.0, 32.0]), 10**power
+    l2 = 10 ** (part * min(math.log10(300), power / 2 + 1.7 if power > 0 else 1.5))
+    every = [renyi_shift(orders, variance, shift) / shift**2 for shift in range(1, math.floor(l2) + 1)]
+    ratio = skellam.renyi_exact(orders, variance, l2) / (np.max(every, axis=0) * l2**2)
+    assert (ratio > 1 - 1e-12).all()
+    assert (ratio < 1.00021).all()
+
+
+@pytest.mark.parametrize(("variance", "shift"), [(1e12, 1), (1e18, 1), (1e18, 1000), (1e42, 10**15)])
+def test_the_divergence_of_a_wide_law_is_not_rounded_away(variance: float, shift: int) -> None:
+    orders = np.asarray([1.5, 2.0, 32.0, 2048.0])
+    assert renyi_shift(orders, variance, shift) == pytest.approx(
+        orders * shift**2 / (2 * variance), rel=1e-11
+    )
+
+
+@pytest.mark.parametrize("sigma", [LEAST_NOISE, 0.3, 28.1, 1e4, LARGEST_NOISE, 1e300])
+@pytest.mark.parametrize("l2", [1e5, 2.09e14, 1e15])
+def test_fine_grids_cost_what_the_papers_bound_says(sigma: float, l2: float) -> None:
+    paper, exact = (
+        skellam.epsilon({row(1.0, sigma, l2): 3}, 1e-12, Adjacency.ADD_REMOVE, name)
+        for name in skellam.ACCOUNTANTS
+    )
+    assert exact == pytest.approx(paper, rel=1e-3)
+
+
+@pytest.mark.parametrize("accountant", skellam.ACCOUNTANTS)
+def test_beyond_its_ends_the_bound_is_larger_or_refused(accountant: str) -> None:
+    def cost(sigma: float, l2: float) -> float:
+        return skellam.epsilon({row(1.0, sigma, l2): 3}, 1e-12, Adjacency.ADD_REMOVE, accountant)
+
+    assert cost(math.nextafter(LEAST_NOISE, 0), 50.0) == math.inf
+    assert cost(1e200, 50.0) == cost(LARGEST_NOISE, 50.0) > 0
+    assert cost(0.0, 0.0) == 0  # nothing is released
+    with pytest.raises(UsageError, match=r"grid units are accounted for up to 1e\+15; take a coarser grid"):
+        cost(1.0, 1.1e15)
+
+
+def test_a_delta_above_the_total_variation_costs_nothing() -> None:
+    """With D = 2 / (2 * 10²) = 0.01 the worlds differ by 0.0997 at most; the conversion alone says more."""
+    tally = {row(1.0, 10.0, 1000.0): 1}
+    for name in skellam.ACCOUNTANTS:
+        assert skellam.epsilon(tally, 0.1, Adjacency.ADD_REMOVE, name) == 0.0
+        assert skellam.epsilon(tally, 0.03, Adjacency.ADD_REMOVE, name) > 0.0
+    assert skellam.convert_to_epsilon(np.asarray([2.0]), np.asarray([5.0]), 0.9999) == 0.0
 
 
 def test_much_noise_approaches_the_gaussian() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -67,29 +69,41 @@ def epoch(module: Any, optimizer: Any, loader: Any) -> None:
         optimizer.step()
 
 
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def quick() -> Iterator[None]:
     """The assessment of the entropy takes seconds, and is not what is tested here."""
-    monkeypatch.setattr(device_entropy, "assess", lambda samples: MinEntropy(1.2, {}, len(samples), 54))
-    monkeypatch.setattr(device_entropy, "RESEED_RELEASES", 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(device_entropy, "assess", lambda samples: MinEntropy(1.2, {}, len(samples), 54))
+        patch.setattr(device_entropy, "RESEED_RELEASES", 1)
+        yield
 
 
-def first_part(path: Path, release: str) -> tuple[list[tuple[Frame, Tensor]], int]:
-    """The frames of a part of two epochs, and how many of them its start-up took."""
-    device = Recorder()
+class FirstPart(NamedTuple):
+    """A part of two epochs: its ledger, its frames, and how many of them its start-up took."""
+
+    ledger: Path
+    shown: list[tuple[Frame, Tensor]]
+    begun: int
+
+
+@pytest.fixture(scope="module", params=["dark-frame", "device-entropy"])
+def release(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def first(release: str, quick: None, tmp_path_factory: pytest.TempPathFactory) -> FirstPart:
+    path, device = tmp_path_factory.mktemp("first") / "ledger.sqlite", Recorder()
     engine, *loop = private(path, device, release, resume=False)
     begun = len(device.shown)
     epoch(*loop)
     epoch(*loop)
     engine.close()
-    return device.shown, begun
+    return FirstPart(path, device.shown, begun)
 
 
-@pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("release", ["dark-frame", "device-entropy"])
-def test_every_dark_frame_of_a_part_is_known_to_the_next(release: str, tmp_path: Path) -> None:
-    path = tmp_path / "ledger.sqlite"
-    shown, begun = first_part(path, release)
+def test_every_dark_frame_of_a_part_is_known_to_the_next(first: FirstPart) -> None:
+    path, shown, begun = first
     with Ledger.open(path, read_only=True) as ledger:
         known = set(health_log.known_digests(ledger))
         rows, releases = len(ledger.events(health_log.FRAMES)), ledger.count()
@@ -99,13 +113,13 @@ def test_every_dark_frame_of_a_part_is_known_to_the_next(release: str, tmp_path:
     assert len(shown) > begun + releases
 
 
-@pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("release", ["dark-frame", "device-entropy"])
 @pytest.mark.parametrize("which", ["of the start-up", "of the first step", "the last one"])
 @pytest.mark.parametrize("when", ["start-up", "step"])
-def test_a_replay_is_found_before_the_release(release: str, which: str, when: str, tmp_path: Path) -> None:
-    path = tmp_path / "ledger.sqlite"
-    shown, begun = first_part(path, release)
+def test_a_replay_is_found_before_the_release(
+    first: FirstPart, release: str, which: str, when: str, tmp_path: Path
+) -> None:
+    path = Path(shutil.copy(first.ledger, tmp_path))
+    shown, begun = first.shown, first.begun
     dark = [i for i, (setting, _) in enumerate(shown) if setting is Frame.DARK]
     chosen = {
         "of the start-up": [i for i in dark if i < begun][3],
