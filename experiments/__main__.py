@@ -7,19 +7,22 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
-from experiments.harness import runner
+from experiments.harness import readme, runner
 
 FOLDER = Path(__file__).parent
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the experiment that comes first on the command line, with the options after it.
+    """Run the experiment that comes first on the command line, with the options after it; `tables` copies every
+    experiment's table into the documents.
 
     Returns:
         its exit status; 2 without the name of one.
     """
     name, *options = (sys.argv[1:] if arguments is None else arguments) or [""]
     folder = FOLDER / name.replace("-", "_")
+    if name == "tables":
+        return readme.main()
     if folder.name in names():
         package = f"experiments.{folder.name}"
         if (folder / "study.py").is_file():

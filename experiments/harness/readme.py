@@ -1,4 +1,4 @@
-"""`python -m experiments harness.readme`: put every experiment's `table.md` between its markers in the documents."""
+"""`python -m experiments tables`: put every experiment's `table.md` between its markers in the documents."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def with_tables(text: str, root: Path) -> str:
 
 def main() -> int:
     """Rewrite the documents of this source tree."""
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     try:
         for name in DOCUMENTS:
             text = with_tables((root / name).read_text(encoding="utf-8"), root)
@@ -42,7 +42,3 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
