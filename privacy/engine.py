@@ -36,11 +36,11 @@ from privacy.errors import BudgetExhaustedError
 from privacy.fixed import Fixed
 from privacy.guarantee import Guarantee
 from privacy.kind import Kind
-from privacy.ledger import SETTINGS, Ledger, Release
+from privacy.ledger import SETTINGS, Ledger, ReleaseEvent
 from privacy.norms import refuse_norm
 from privacy.opacus_arguments import refuse_arguments, refuse_reduction
 from privacy.optimizer import PrivateOptimizer
-from privacy.plan import Plan, refuse_types
+from privacy.plan import SamplingPlan, refuse_types
 from privacy.releases import RELEASES, refuse_unknown_options, terms
 from privacy.releases.source import NoiseSource, Parts
 from privacy.releases.step import StepRelease
@@ -213,7 +213,7 @@ class PrivacyEngine(Fixed):
         refuse_types({name: value for name, value in budget.items() if value is not None}, {})
         if target_epsilon is not None and target_delta is None:
             raise UsageError("a budget is target_epsilon at target_delta; give target_delta too")
-        plan = Plan(data_loader, poisson_sampling, public_size, max_physical_batch_size)
+        plan = SamplingPlan(data_loader, poisson_sampling, public_size, max_physical_batch_size)
         return self._make(
             module,
             optimizer,
@@ -252,7 +252,7 @@ class PrivacyEngine(Fixed):
         refuse_types({"target_epsilon": target_epsilon, "target_delta": target_delta}, {"epochs": epochs})
         if epochs < 1:
             raise UsageError(f"epochs is {epochs}; it must be at least 1")
-        plan = Plan(data_loader, poisson_sampling, public_size, max_physical_batch_size)
+        plan = SamplingPlan(data_loader, poisson_sampling, public_size, max_physical_batch_size)
 
         def calibrate(step: StepRelease) -> float:
             return accounting.least_noise(
@@ -374,7 +374,7 @@ class PrivacyEngine(Fixed):
         self,
         module: ModuleT,
         optimizer: Optimizer,
-        plan: Plan,
+        plan: SamplingPlan,
         release: str,
         max_grad_norm: float | None,
         noise_multiplier: Callable[[StepRelease], float],
@@ -507,7 +507,7 @@ class PrivacyEngine(Fixed):
             step.discard()
             raise
 
-    def _refuse_worthless(self, event: Release, delta: float | None) -> None:
+    def _refuse_worthless(self, event: ReleaseEvent, delta: float | None) -> None:
         """A release after which no epsilon can be stated is not made."""
         if delta is None:
             return
@@ -529,7 +529,7 @@ class PrivacyEngine(Fixed):
         self,
         release: str,
         face: PrivateModule,
-        plan: Plan,
+        plan: SamplingPlan,
         max_grad_norm: float,
         resumed: Ledger | None,
         options: Mapping[str, Any],
@@ -572,9 +572,9 @@ class PrivacyEngine(Fixed):
     def _header(
         self,
         module: PrivateModule,
-        event: Release,
+        event: ReleaseEvent,
         step: StepRelease,
-        plan: Plan,
+        plan: SamplingPlan,
         max_grad_norm: float | None,
         target_epsilon: float | None,
         target_delta: float | None,

@@ -56,7 +56,7 @@ GIVE_LEAVE = (
 
 
 @dataclass(frozen=True)
-class Release:
+class ReleaseEvent:
     """The event "one step was released": what an accountant needs, and nothing that depends on the data.
 
     Attributes:
@@ -127,7 +127,7 @@ class Ledger:
     def __init__(self, connection: sqlite3.Connection, where: str) -> None:
         self._connection = connection
         self._where = where
-        self._tally: Counter[Release] = Counter()
+        self._tally: Counter[ReleaseEvent] = Counter()
         self._keys: set[str] = set()
         self._count = 0
         self._intact = True
@@ -251,7 +251,7 @@ class Ledger:
             raise UsageError(f"ledger {self._where} has no header: it is not the ledger of a run")
         return found
 
-    def append_release(self, release: Release) -> int:
+    def append_release(self, release: ReleaseEvent) -> int:
         """Commits `release` to disk, returns its step number (1-based). Only then may the step be
         released."""
         self._append("release", _canonical(vars(release)))
@@ -296,7 +296,7 @@ class Ledger:
         """Number of releases, those whose step was lost included."""
         return self._count
 
-    def tally(self) -> Mapping[Release, int]:
+    def tally(self) -> Mapping[ReleaseEvent, int]:
         """How often each distinct release occurred: all that `privacy.accounting.epsilon` needs, from memory.
 
         Raises:
@@ -306,7 +306,7 @@ class Ledger:
             raise UsageError(f"ledger {self._where} was damaged: audit it; its releases cannot be counted on")
         return dict(self._tally)
 
-    def releases(self) -> list[Release]:
+    def releases(self) -> list[ReleaseEvent]:
         """Every release in order. Raises UsageError on a row that is not a release (a damaged ledger)."""
         with self._reading("row"):
             return [_release(body) for _, kind, body, _, _ in self._rows() if kind == "release"]
@@ -466,9 +466,9 @@ def _link(previous: str, seq: int, kind: str, canonical: str, nonce: str) -> str
     return hashlib.sha256(f"{previous}\n{seq}\n{json.dumps([kind, nonce])}\n{canonical}".encode()).hexdigest()
 
 
-def _release(body: str) -> Release:
+def _release(body: str) -> ReleaseEvent:
     try:
-        return Release(**json.loads(body))
+        return ReleaseEvent(**json.loads(body))
     except (TypeError, ValueError, RecursionError) as error:
         raise UsageError(
             f"ledger row {body[:60]!r} is not a release ({error}): the ledger was damaged"

@@ -22,7 +22,7 @@ def refuse_types(real: Mapping[str, object], whole: Mapping[str, object]) -> Non
             raise UsageError(f"{name} is {shown}; it must be {kind}")
 
 
-class Plan:
+class SamplingPlan:
     """How steps are drawn: sample rate, expected batch size and steps an epoch, all from the public N."""
 
     def __init__(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from noise_models.base import Frame
-from noise_models.calibration.document import Calibration, Limits
+from noise_models.calibration.document import Calibration, Interval
 from noise_models.generator import NoiseGenerator
 from optical_dfa.backends.faults import FAULTS
 from optical_dfa.backends.simulated_opu import SimulatedOpuBackend
@@ -138,7 +138,7 @@ def calibration() -> Calibration:
         frames=100,
         confidence=1 - 1e-6,
         beta=1e-6,
-        parameters={"read_noise_electrons": Limits(5.0, 4.95, 5.05)},
+        parameters={"read_noise_electrons": Interval(5.0, 4.95, 5.05)},
         credit_dn=credit.std,
         credit_lower_dn=0.98 * credit.std,
         step_dn=1.0,

@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from noise_models.calibration.document import Limits
+from noise_models.calibration.document import Interval
 from noise_models.calibration.frame_statistics import DarkMoments, Level
 from noise_models.calibration.line_fit import fit_line
 
@@ -46,14 +46,14 @@ class DarkCurrent:
     common: Reals
     dark: tuple[Reals, int]
 
-    def shot(self, gain: float, upper_gain: float, z: float) -> Limits:
+    def shot(self, gain: float, upper_gain: float, z: float) -> Interval:
         """Pooled variance of the electrons that the dark setting's exposure gathers, in DN².
 
         The upper limit is that of the level's rise and, where the exposure is declared, not below what it gathers.
         """
         offset, error = self.offset
         gathered = (self.rate[0] + z * self.rate[1]) * (self.exposure or 0.0)
-        return Limits(
+        return Interval(
             gain * max(0.0, offset) if offset > z * error else 0.0,
             0.0,
             max(0.0, upper_gain) * max(0.0, offset + z * error, gathered),

@@ -25,7 +25,7 @@ BETA_RANGE: Final = (1e-15, 0.01)
 
 
 @dataclass(frozen=True)
-class Limits:
+class Interval:
     """An estimate between its confidence limits; all limits of one calibration hold together.
 
     Attributes:
@@ -76,7 +76,7 @@ class Calibration:
     frames: int
     confidence: float
     beta: float
-    parameters: dict[str, Limits]
+    parameters: dict[str, Interval]
     credit_dn: float
     credit_lower_dn: float
     step_dn: float

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from noise_models.calibration.document import Limits
+from noise_models.calibration.document import Interval
 
 
 @dataclass(frozen=True)
@@ -24,16 +24,16 @@ class Line:
     p_value: float
 
 
-def limits_of(value: float, error: float, z: float) -> Limits:
+def limits_of(value: float, error: float, z: float) -> Interval:
     """Of an estimate with a normal error, z standard errors away on both sides."""
-    return Limits(value, value - z * error, value + z * error)
+    return Interval(value, value - z * error, value + z * error)
 
 
-def ratio(above: Limits, below: Limits) -> Limits:
+def ratio(above: Interval, below: Interval) -> Interval:
     """Limits of a quotient from limits of both (below positive); they hold when both do."""
     low = above.lower / (below.upper if above.lower >= 0 else below.lower)
     high = above.upper / (below.lower if above.upper >= 0 else below.upper)
-    return Limits(above.value / below.value, low, high)
+    return Interval(above.value / below.value, low, high)
 
 
 def fit_line(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64], error: npt.NDArray[np.float64]) -> Line:
@@ -55,6 +55,6 @@ def fit_line(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64], error: npt.
     )
 
 
-def root(square: Limits) -> Limits:
+def root(square: Interval) -> Interval:
     """Limits of a square root; what is negative is zero."""
-    return Limits(*(sqrt(max(0.0, x)) for x in (square.value, square.lower, square.upper)))
+    return Interval(*(sqrt(max(0.0, x)) for x in (square.value, square.lower, square.upper)))

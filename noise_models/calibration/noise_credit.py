@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special, stats
 
-from noise_models.calibration.document import Limits
+from noise_models.calibration.document import Interval
 from noise_models.calibration.frame_statistics import DarkMoments
 from noise_models.calibration.line_fit import limits_of
 
@@ -45,8 +45,8 @@ class NoiseCredit:
     std: float
     lower: float
     pixel_variance: tuple[float, float]
-    excess_kurtosis: Limits
-    non_gaussian: Limits
+    excess_kurtosis: Interval
+    non_gaussian: Interval
     correlation: float
     correlated: float
     dark_shot: float
@@ -61,7 +61,7 @@ def normal_quantile(beta: float) -> float:
 
 
 def noise_credit(
-    moments: DarkMoments, dark_shot: Limits, own_shot: npt.NDArray[np.float64], top: int, beta: float
+    moments: DarkMoments, dark_shot: Interval, own_shot: npt.NDArray[np.float64], top: int, beta: float
 ) -> NoiseCredit:
     """Credit of the camera that took these dark frames.
 
@@ -94,7 +94,7 @@ def noise_credit(
     least = max(alike.lower, sqrt(fourth_square.lower), 0.0)
     seen = max(alike.value if alike.lower > 0 else 0.0, sqrt(fourth_square.value))
     largest = sqrt(fourth_square.upper)
-    non_gaussian = Limits(
+    non_gaussian = Interval(
         telegraph_variance(third_square.value, -seen),
         telegraph_variance(third_square.lower, -least),
         telegraph_variance(third_square.upper, -largest),
@@ -124,7 +124,7 @@ def noise_credit(
         std=std,
         lower=sqrt(max(0.0, lower)),
         pixel_variance=(float(at_least.min()), highest),
-        excess_kurtosis=Limits(kurtosis, kurtosis - z * kurtosis_error, kurtosis + z * kurtosis_error),
+        excess_kurtosis=Interval(kurtosis, kurtosis - z * kurtosis_error, kurtosis + z * kurtosis_error),
         non_gaussian=non_gaussian,
         correlation=correlation,
         correlated=correlated,
@@ -157,7 +157,7 @@ def telegraph_variance(third_square: float, fourth: float) -> float:
     return v
 
 
-def _mean_square(estimates: npt.NDArray[np.float64], z: float) -> Limits:
+def _mean_square(estimates: npt.NDArray[np.float64], z: float) -> Interval:
     """Mean over pixels of a squared quantity from independent estimates of it, shape (groups, pixels); its value is
     0 where its lower limit is."""
     groups, pixels = estimates.shape
@@ -165,7 +165,7 @@ def _mean_square(estimates: npt.NDArray[np.float64], z: float) -> Limits:
     products /= groups * (groups - 1)
     value, slack = float(products.mean()), z * float(products.std()) / sqrt(pixels)
     seen = value > slack
-    return Limits(value if seen else 0.0, value - slack if seen else 0.0, max(0.0, value + slack))
+    return Interval(value if seen else 0.0, value - slack if seen else 0.0, max(0.0, value + slack))
 
 
 def _unlike(k4: np.ndarray, variance: float, frames: int) -> int:

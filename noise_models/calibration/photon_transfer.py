@@ -19,7 +19,7 @@ from scipy import special
 from noise_models.base import Frame
 from noise_models.calibration.converter import CodeWidths, code_widths
 from noise_models.calibration.dark_current import DarkCurrent, dark_current
-from noise_models.calibration.document import Calibration, Limits
+from noise_models.calibration.document import Calibration, Interval
 from noise_models.calibration.exposures import Frames, Series, planned, take_frames
 from noise_models.calibration.frame_statistics import CalibratedCamera, Level, shape_of
 from noise_models.calibration.line_fit import Line, fit_line, limits_of, ratio, root
@@ -135,7 +135,7 @@ def _reduce(
     before = sqrt(max(0.0, pooled - ROUNDING_VARIANCE))
     widths = code_widths(moments.histogram, image, before, moments.frames) if before > 0 else None
 
-    found: dict[str, Limits] = {}
+    found: dict[str, Interval] = {}
     if gain is not None:
         found["gain_dn_per_electron"] = gain
         if thermal is not None:
@@ -152,7 +152,7 @@ def _reduce(
     if lit:
         found["nonlinearity"] = _nonlinearity((frames.dark_setting.black, *lit), z)
     if widths is not None:
-        found["dnl_codes"] = Limits(*widths.largest((1 - confidence) / _PARAMETERS))
+        found["dnl_codes"] = Interval(*widths.largest((1 - confidence) / _PARAMETERS))
     failed = findings(
         frames, credit, widths, found, line.p_value if line else None, thermal, thresholds, saturation
     )
@@ -200,23 +200,23 @@ def _declared_exposure(device: CalibratedCamera) -> float | None:
 
 def _dark_shot(
     thermal: DarkCurrent | None, line: Line | None, variance: npt.NDArray[np.float64], z: float
-) -> tuple[Limits, npt.NDArray[np.float64]]:
+) -> tuple[Interval, npt.NDArray[np.float64]]:
     """Shot noise of the dark current in DN², pooled and each pixel's upper limit; nothing is left where it, or the
     gain, is not known."""
     if thermal is None or line is None:
         everything = float(variance.max())
-        return Limits(0.0, 0.0, everything), np.full(len(variance), everything)
+        return Interval(0.0, 0.0, everything), np.full(len(variance), everything)
     upper_gain = line.slope + z * line.slope_error
     return thermal.shot(line.slope, upper_gain, z), thermal.own_shot(variance, upper_gain, z)
 
 
 def _noises(
-    pooled: float, pooled_error: float, gain: Limits, thermal: DarkCurrent, z: float
-) -> dict[str, Limits]:
+    pooled: float, pooled_error: float, gain: Interval, thermal: DarkCurrent, z: float
+) -> dict[str, Interval]:
     """Read noise: what the dark variance holds besides rounding and the dark current's shot noise."""
     offset, error = thermal.offset
     low, high = max(0.0, offset - z * error), max(0.0, offset + z * error)
-    square = Limits(
+    square = Interval(
         pooled - ROUNDING_VARIANCE - gain.value * max(0.0, min(offset, high)) * (low > 0),
         pooled - z * pooled_error - ROUNDING_VARIANCE - gain.upper * high,
         pooled + z * pooled_error - ROUNDING_VARIANCE - gain.lower * low,
@@ -225,7 +225,7 @@ def _noises(
     return {"read_noise_electrons": ratio(noise, gain), "read_noise_dn": noise}
 
 
-def _pattern(image: npt.NDArray[np.float64], temporal: float, z: float) -> Limits:
+def _pattern(image: npt.NDArray[np.float64], temporal: float, z: float) -> Interval:
     """Standard deviation over pixels of what is the same in every frame.
 
     Args:
@@ -238,7 +238,7 @@ def _pattern(image: npt.NDArray[np.float64], temporal: float, z: float) -> Limit
     return root(limits_of(spread - temporal, error, z))
 
 
-def _drift(means: list[float], variance: float, z: float) -> Limits:
+def _drift(means: list[float], variance: float, z: float) -> Interval:
     """Rise of the dark level over the frames, by a straight line through their means."""
     t = np.linspace(-0.5, 0.5, len(means))
     error = np.full(len(means), max(sqrt(variance), float(np.std(means))))
@@ -246,7 +246,7 @@ def _drift(means: list[float], variance: float, z: float) -> Limits:
     return limits_of(line.slope, line.slope_error, z)
 
 
-def _nonlinearity(levels: tuple[Level, ...], z: float) -> Limits:
+def _nonlinearity(levels: tuple[Level, ...], z: float) -> Interval:
     """Largest distance of the mean from a straight line over light, as a fraction of the range covered."""
     x = np.array([one.light for one in levels])
     y = np.array([one.mean for one in levels])
@@ -254,16 +254,16 @@ def _nonlinearity(levels: tuple[Level, ...], z: float) -> Limits:
     line = fit_line(x, y, error)
     covered = float(np.ptp(y))
     residual, z_all = np.abs(line.residuals), float(-special.ndtri(special.ndtr(-z) / len(x)))
-    return Limits(
+    return Interval(
         float(residual.max()) / covered,
         float(np.maximum(0.0, residual - z_all * error).max()) / covered,
         float((residual + z_all * error).max()) / covered,
     )
 
 
-def _data_setting(series: Series, z: float) -> dict[str, Limits]:
+def _data_setting(series: Series, z: float) -> dict[str, Interval]:
     """What the data setting's frames show; only levels whose noise is wide enough to survive rounding count."""
-    found = {"data_saturation_dn": Limits(*[float(series.saturated.highest)] * 3)}
+    found = {"data_saturation_dn": Interval(*[float(series.saturated.highest)] * 3)}
     lit = tuple(one for one in series.lit if one.variance >= _ROUND_ENOUGH)
     if len(lit) < 3:
         return found
@@ -281,7 +281,7 @@ def _data_setting(series: Series, z: float) -> dict[str, Limits]:
     found["data_black_dn"] = black
     top = series.saturated.highest
     found["data_full_well_electrons"] = ratio(
-        Limits(top - black.value, top - black.upper, top - black.lower), gain
+        Interval(top - black.value, top - black.upper, top - black.lower), gain
     )
     found["data_nonlinearity"] = _nonlinearity(lit, z)
     low, high = lit[0], lit[-1]

@@ -12,7 +12,7 @@ from scipy import special
 
 from noise_models.calibration.converter import CodeWidths, epsilon_of_ripple, ripple
 from noise_models.calibration.dark_current import FEWEST_LEVELS, DarkCurrent
-from noise_models.calibration.document import Limits
+from noise_models.calibration.document import Interval
 from noise_models.calibration.exposures import Frames
 from noise_models.calibration.noise_credit import NoiseCredit
 
@@ -40,7 +40,7 @@ def findings(
     frames: Frames,
     credit: NoiseCredit,
     widths: CodeWidths | None,
-    parameters: Mapping[str, Limits],
+    parameters: Mapping[str, Interval],
     line_p_value: float | None,
     thermal: DarkCurrent | None,
     thresholds: str,
@@ -202,7 +202,7 @@ def _converter(frames: Frames, credit: NoiseCredit, widths: CodeWidths | None, t
 def assumptions(
     credit: NoiseCredit,
     widths: CodeWidths | None,
-    parameters: Mapping[str, Limits],
+    parameters: Mapping[str, Interval],
     thresholds: str,
     until: datetime,
 ) -> tuple[str, ...]:

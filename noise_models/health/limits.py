@@ -189,7 +189,7 @@ def mean_limit(pixels: int, false_alarm: float) -> float:
 
 
 @dataclass(frozen=True)
-class Limits:
+class HealthLimits:
     """Of the statistics of a number of frames, each at the false alarm of one test."""
 
     repeated: int
@@ -207,7 +207,7 @@ class Limits:
 
 def limits(
     ref: Reference, alarm: float, frames: int, pairs: int, rows: int, columns: int, lags: int
-) -> Limits:
+) -> HealthLimits:
     pixels, differences = frames * rows * columns, pairs * rows * columns
     std = ref.credited / ref.step
     uneven = 1.0 if ref.ideal_converter else _UNEVEN
@@ -218,7 +218,7 @@ def limits(
     narrowest = max(ref.credited, ref.expected * (1 - ref.drift))
     codes = 2 * math.ceil(_REACH * widest / ref.step) + 1
     outside = math.erfc(_REACH / math.sqrt(2))
-    return Limits(
+    return HealthLimits(
         repeated=count_limit(differences, same_probability(ref), alarm),
         run=run_limit(pixels, likely, alarm / 3),
         reach=_REACH * widest * math.sqrt(2),

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from noise_models.errors import HealthError, UsageError, apart
 from noise_models.health.limits import (
-    Limits,
+    HealthLimits,
     Reference,
     limits,
     normal_misfit,
@@ -116,7 +116,7 @@ class HealthMonitor:
         self._runs = np.zeros(self._pixels, dtype=np.int32)
         self._variance = reference.expected**2 + reference.step**2 / 12
         self._closed = self._signal = math.nan
-        self._limits: dict[tuple[int, int], Limits] = {}
+        self._limits: dict[tuple[int, int], HealthLimits] = {}
         self._released_limits = variance_limits(self._pixels, _VARIANCE_ALARM)
         self._repeats = rare_count_limit(self._pixels, same_probability(reference), _REPEAT_ALARM)
 
@@ -331,7 +331,7 @@ class HealthMonitor:
             frames = whole
         return frames
 
-    def _cut(self, frames: int, pairs: int) -> Limits:
+    def _cut(self, frames: int, pairs: int) -> HealthLimits:
         """Limits for so many frames and differences."""
         if (frames, pairs) not in self._limits:
             self._limits[frames, pairs] = limits(

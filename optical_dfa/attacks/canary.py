@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from noise_models.errors import UsageError
 from noise_models.generator import NoiseGenerator, derive_seed
 from optical_dfa import align
-from optical_dfa.attacks.records import Records, load_records
+from optical_dfa.attacks.records import AttackRecords, load_records
 from optical_dfa.attacks.setting import Setting
 from optical_dfa.attacks.worlds import backend_for, claimed_kind, noise_std, rule_for
 from optical_dfa.capture.records import capture_of
@@ -115,7 +115,7 @@ def run(setting: Setting) -> Finding:
     )
 
 
-def _draw(records: Records, count: int, seed: int) -> Canaries:
+def _draw(records: AttackRecords, count: int, seed: int) -> Canaries:
     """Random inputs as long as a record's, labels uniform, coins fair.
 
     They are drawn in those directions in which the records have least energy: the auditor may choose, and
@@ -136,7 +136,7 @@ def _draw(records: Records, count: int, seed: int) -> Canaries:
 
 
 def _train(
-    setting: Setting, records: Records, canaries: Canaries, defaults: Defaults
+    setting: Setting, records: AttackRecords, canaries: Canaries, defaults: Defaults
 ) -> tuple[PrivacyEngine, Array]:
     """The run with the shipped settings, and every canary's score."""
     kept = torch.from_numpy(canaries.included)
@@ -176,7 +176,7 @@ def _train(
     return engine, scores
 
 
-def _network(setting: Setting, records: Records, device: str) -> AlignedModule:
+def _network(setting: Setting, records: AttackRecords, device: str) -> AlignedModule:
     network = models.build(MODEL, (records.width,), records.classes, setting.seed)
     return align(
         network,

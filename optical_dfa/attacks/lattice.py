@@ -22,7 +22,7 @@ from privacy.attacks.likelihood_ratio import Distinguished, distinguish
 from privacy.engine import PrivacyEngine
 from privacy.releases import dark_frame
 from privacy.releases.dark_frame import DarkFrameNoise
-from privacy.releases.source import Cost
+from privacy.releases.source import Departure
 from privacy.releases.step import StepRelease
 
 EPSILON = 4.0
@@ -36,8 +36,8 @@ class UnditheredDarkFrames(DarkFrameNoise):
         """Takes the sound source's place, with all it knows of its device."""
         self.__dict__.update(sound.__dict__)
 
-    def cost(self, dimension: int) -> Cost:
-        return Cost(0.0, 0.0, super().cost(dimension).mass)  # the naive claim: no ripple
+    def cost(self, dimension: int) -> Departure:
+        return Departure(0.0, 0.0, super().cost(dimension).mass)  # the naive claim: no ripple
 
     def add_noise(self, total: Tensor, std: float) -> None:
         pixels = self._device.dark_pixels

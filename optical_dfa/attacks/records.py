@@ -16,7 +16,7 @@ from optical_dfa.data.idx import SHAPES, SOURCES
 
 
 @dataclass(frozen=True)
-class Records:
+class AttackRecords:
     """Records with inputs of at least 0, black pixels being exactly 0.
 
     Attributes:
@@ -57,7 +57,7 @@ class Records:
 
 def load_records(
     dataset: str | None, data_dir: Path | None, preferred: tuple[str, ...] = ("mnist",)
-) -> Records:
+) -> AttackRecords:
     """The training records of a data set.
 
     Args:
@@ -77,7 +77,7 @@ def load_records(
     x = data.x_train.flatten(1)
     image = data.input_shape if len(data.input_shape) == 3 and data.input_shape[0] == 1 else None
     # Pixels were centred by a public constant; taking the black level off undoes that, in floating point too.
-    return Records(
+    return AttackRecords(
         name,
         x - x.min(),
         float(x.min()),

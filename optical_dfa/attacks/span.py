@@ -11,7 +11,7 @@ from torch import nn
 
 from noise_models.errors import UsageError
 from noise_models.generator import derive_seed
-from optical_dfa.attacks.records import Records, load_records
+from optical_dfa.attacks.records import AttackRecords, load_records
 from optical_dfa.attacks.setting import Setting
 from optical_dfa.attacks.worlds import NEGLIGIBLE, Worlds, claimed, claimed_kind
 from optical_dfa.networks import building as models
@@ -150,11 +150,11 @@ def measure(setting: Setting) -> SpanScores:
     )  # fmt: skip
 
 
-def _network(records: Records, seed: int) -> Callable[[], nn.Module]:
+def _network(records: AttackRecords, seed: int) -> Callable[[], nn.Module]:
     return lambda: models.build(f"mlp:{WIDTH}", (records.width,), records.classes, seed)
 
 
-def _round(worlds: Worlds, records: Records, batch: int, seed: int) -> Worlds:
+def _round(worlds: Worlds, records: AttackRecords, batch: int, seed: int) -> Worlds:
     """The worlds around a random batch, whose last record is the target."""
     x, y = records.batch(batch, seed)
     return worlds.with_records((x[:-1], y[:-1]), (x[-1:], y[-1:]))

@@ -20,7 +20,7 @@ from optical_dfa.attacks.setting import Setting
 from privacy import PrivacyEngine, accounting
 from privacy.attacks.likelihood_ratio import Knowledge, ReleasedSums
 from privacy.kind import Kind
-from privacy.ledger import Release
+from privacy.ledger import ReleaseEvent
 from privacy.notions import Adjacency
 from privacy.releases import terms
 
@@ -232,7 +232,7 @@ class World:
         )
 
 
-def releases(engine: PrivacyEngine) -> list[Release]:
+def releases(engine: PrivacyEngine) -> list[ReleaseEvent]:
     """The ledger's rows."""
     assert engine.ledger is not None  # the engine made a module private
     return list(engine.ledger.releases())

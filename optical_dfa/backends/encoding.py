@@ -17,7 +17,7 @@ from noise_models.errors import UsageError
 
 
 @dataclass(frozen=True)
-class Frames:
+class ModulatorFrames:
     """A batch as binary frames: `e_i ≈ scale_i · Σ_k weights_k planes_k,i`.
 
     Attributes:
@@ -37,10 +37,10 @@ class Encoding(ABC):
     name: ClassVar[str]
 
     @abstractmethod
-    def encode(self, e: Tensor) -> Frames:
+    def encode(self, e: Tensor) -> ModulatorFrames:
         """Frames of `e`; a non-finite record becomes dark frames with scale NaN."""
 
-    def decode(self, frames: Frames) -> Tensor:
+    def decode(self, frames: ModulatorFrames) -> Tensor:
         """What the frames stand for, shape (m, in_features): the error as an ideal device would see it."""
         weights = torch.tensor(frames.weights, dtype=frames.planes.dtype, device=frames.planes.device)
         return torch.einsum("k,kmi->mi", weights, frames.planes) * frames.scale[:, None]
@@ -75,13 +75,13 @@ class Ternary(Encoding):
                 f"relative ternary threshold is {self.threshold}; it must be at least 0 and below 1"
             )
 
-    def encode(self, e: Tensor) -> Frames:
+    def encode(self, e: Tensor) -> ModulatorFrames:
         largest = e.abs().amax(dim=1, keepdim=True)
         planes, finite = _ternary_frames(e, self.threshold * largest)
         planes *= finite[:, None]
         signs = planes[0] - planes[1]
         scale = (e * signs).sum(dim=1) / signs.abs().sum(dim=1).clamp_min(1)
-        return Frames(planes, (1.0, -1.0), scale.masked_fill(~finite, torch.nan))
+        return ModulatorFrames(planes, (1.0, -1.0), scale.masked_fill(~finite, torch.nan))
 
 
 @dataclass(frozen=True)
@@ -105,11 +105,11 @@ class TernaryAbsolute(Encoding):
         if not 0.0 < self.amplitude < float("inf"):
             raise UsageError(f"ternary amplitude is {self.amplitude}; it must be positive and finite")
 
-    def encode(self, e: Tensor) -> Frames:
+    def encode(self, e: Tensor) -> ModulatorFrames:
         planes, finite = _ternary_frames(e, self.threshold)
         planes *= finite[:, None]
         scale = torch.full_like(e[:, 0], self.amplitude).masked_fill(~finite, torch.nan)
-        return Frames(planes, (1.0, -1.0), scale)
+        return ModulatorFrames(planes, (1.0, -1.0), scale)
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class BitPlanes(Encoding):
         if self.bits != int(self.bits) or not 1 <= self.bits <= 16:
             raise UsageError(f"number of bit planes is {self.bits}; it must be a whole number from 1 to 16")
 
-    def encode(self, e: Tensor) -> Frames:
+    def encode(self, e: Tensor) -> ModulatorFrames:
         finite = torch.isfinite(e).all(dim=1)
         clean = e.masked_fill(~finite[:, None], 0.0)
         largest = clean.abs().amax(dim=1)
@@ -139,7 +139,7 @@ class BitPlanes(Encoding):
         parts = (levels.clamp_min(0), (-levels).clamp_min(0))
         planes = torch.stack([(part >> bit) & 1 for part in parts for bit in range(self.bits)]).to(e.dtype)
         weights = tuple(sign * 2.0**bit / top for sign in (1, -1) for bit in range(self.bits))
-        return Frames(planes, weights, largest.masked_fill(~finite, torch.nan))
+        return ModulatorFrames(planes, weights, largest.masked_fill(~finite, torch.nan))
 
 
 ENCODINGS: Final[dict[str, type[Encoding]]] = {cls.name: cls for cls in (Ternary, TernaryAbsolute, BitPlanes)}

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from noise_models.errors import DeviceError, UsageError
-from optical_dfa.backends.encoding import Encoding, Frames
+from optical_dfa.backends.encoding import Encoding, ModulatorFrames
 from optical_dfa.backends.simulated_opu import SimulatedOpuBackend
 
 _INSTALL: Final = (
@@ -80,8 +80,8 @@ class BinaryFrames(Encoding):
 
     name: ClassVar[str] = "binary"
 
-    def encode(self, e: Tensor) -> Frames:
-        return Frames(e[None], (1.0,), torch.ones_like(e[:, 0]))
+    def encode(self, e: Tensor) -> ModulatorFrames:
+        return ModulatorFrames(e[None], (1.0,), torch.ones_like(e[:, 0]))
 
 
 class _PhysicsDevice:

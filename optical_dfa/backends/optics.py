@@ -17,7 +17,7 @@ from noise_models.chunks import draw_in_chunks
 from noise_models.data_sheet import Camera
 from noise_models.errors import UsageError
 from noise_models.generator import NoiseGenerator
-from optical_dfa.backends.encoding import Frames
+from optical_dfa.backends.encoding import ModulatorFrames
 from optical_dfa.backends.interferometry import Anchor, Interferometry, brightest, method_class
 from optical_dfa.backends.medium import Medium
 
@@ -162,7 +162,9 @@ class Optics:
         on = planes.sum(dim=-1, dtype=torch.float64)
         return self.amplitude**2 * (on + self.leak**2 * (self.in_features - on))
 
-    def physics(self, frames: Frames, cameras: Sequence[PhysicalCamera], generator: NoiseGenerator) -> Tensor:
+    def physics(
+        self, frames: ModulatorFrames, cameras: Sequence[PhysicalCamera], generator: NoiseGenerator
+    ) -> Tensor:
         """Every image of every plane through its camera; shape (m, out_features), in units of B e."""
         method, pixels = self.interferometer, self.pixels
         records = len(frames.scale)
@@ -185,7 +187,7 @@ class Optics:
             out[part] = total[:, : self.out_features]
         return out.to(frames.scale).mul_(frames.scale[:, None])
 
-    def effective(self, frames: Frames, camera: PhysicalCamera, generator: NoiseGenerator) -> Tensor:
+    def effective(self, frames: ModulatorFrames, camera: PhysicalCamera, generator: NoiseGenerator) -> Tensor:
         """The law of `physics` with an ideal camera, but for saturation and the part of a pixel's noise that
         follows its own speckle: ONE product of the decoded planes, and ONE normal an output whose variance is
         all the images' together, averaged over speckle; shape (m, out_features).
@@ -214,7 +216,7 @@ class Optics:
         draw_in_chunks(-(-len(answer) // rows), generator, draw)
         return out.to(scale.device)
 
-    def noise_std(self, frames: Frames, camera: PhysicalCamera) -> Tensor:
+    def noise_std(self, frames: ModulatorFrames, camera: PhysicalCamera) -> Tensor:
         """Standard deviation of the answer before each record's scale, shape (m, 1), or (m, out_features)
         where pixels differ (anchor): the planes' variances add, with their squared weights."""
         squares = torch.tensor(frames.weights, dtype=torch.float64, device=frames.planes.device).square()

@@ -135,7 +135,7 @@ class Contribution(ABC):
         return [(start, min(start + size, records)) for start in range(0, records, size)]
 
 
-class Rows(Contribution):
+class RowContribution(Contribution):
     """One vector a record: biases, gains, and anything already summed over positions."""
 
     def __init__(self, rows: Tensor, known: Tensor | None = None, kept: Tensor | float = 1.0) -> None:
@@ -362,9 +362,9 @@ def combine(parts: Sequence[Contribution], records: int, numel: int) -> Contribu
     """The joint contribution of several uses of one parameter by the same records."""
     if len(parts) == 1:
         return parts[0]
-    if all(isinstance(part, Rows) for part in parts):
-        rows = [part for part in parts if isinstance(part, Rows)]
-        return Rows(torch.stack([part.rows for part in rows]).sum(0), kept=_product(rows))
+    if all(isinstance(part, RowContribution) for part in parts):
+        rows = [part for part in parts if isinstance(part, RowContribution)]
+        return RowContribution(torch.stack([part.rows for part in rows]).sum(0), kept=_product(rows))
     outer: list[tuple[Tensor, Tensor]] = []
     for part in parts:
         if isinstance(part, Outer):

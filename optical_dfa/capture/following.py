@@ -29,7 +29,7 @@ from optical_dfa.capture.plans import (
     FACTORIES,
     RESHAPING,
     SIZES,
-    Plan,
+    Traits,
     argument_of,
     entry_of,
     plan_of,
@@ -259,7 +259,7 @@ class Following:
         found = getattr(x, "_followed", None)
         return found is not None and found.following is self and found.own
 
-    def _made_here(self, plan: Plan, args: tuple[Any, ...]) -> bool:
+    def _made_here(self, plan: Traits, args: tuple[Any, ...]) -> bool:
         """Whether what the operation returns may be written to: new memory, each element its own."""
         if not plan.views:
             return True
@@ -346,7 +346,7 @@ class Following:
         return out
 
     def _sizes(
-        self, func: OpOverload, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any], held: bool
+        self, func: OpOverload, plan: Traits, args: tuple[Any, ...], kwargs: dict[str, Any], held: bool
     ) -> Rows | None:
         """Where a tensor made from sizes has the records' axis; None where its sizes do not depend on them."""
         if not plan.sized:
@@ -382,7 +382,7 @@ class Following:
         return Rows(axes[0], 1, wanted[axes[0]][0])
 
     def _constant(
-        self, func: OpOverload, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any], rows: Rows | None
+        self, func: OpOverload, plan: Traits, args: tuple[Any, ...], kwargs: dict[str, Any], rows: Rows | None
     ) -> Any:
         """An operation on constants alone."""
         for place in plan.written:
@@ -405,7 +405,7 @@ class Following:
         return out
 
     def _judge(
-        self, func: OpOverload, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
+        self, func: OpOverload, plan: Traits, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
     ) -> Rows | tuple[Rows | None, ...]:
         if plan.rule is None:
             raise self.refusal(f"uses {plan.name}, which is not followed")
@@ -415,7 +415,7 @@ class Following:
             raise self.refusal(f"mixes records: {plan.name} {how}") from None
 
     def _place(
-        self, plan: Plan, args: tuple[Any, ...], out: Any, found: Rows | tuple[Rows | None, ...]
+        self, plan: Traits, args: tuple[Any, ...], out: Any, found: Rows | tuple[Rows | None, ...]
     ) -> None:
         own = self._made_here(plan, args)
         outputs = tensors((out,))
@@ -429,7 +429,7 @@ class Following:
                 rows = _NOWHERE
             self.note(x, rows, own)
 
-    def _write(self, func: OpOverload, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _write(self, func: OpOverload, plan: Traits, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """An operation that writes to its arguments: to records of this pass, where they are."""
         targets = tensors(tuple(args[i] for i in plan.written if i < len(args)))
         for x in targets:
@@ -458,7 +458,7 @@ class Following:
             self.note(targets[0], found, own=True, number=self._operand(targets[0]))  # in-place views
         return out
 
-    def _drawn(self, func: OpOverload, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _drawn(self, func: OpOverload, plan: Traits, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A random operation, from the secret stream; shared by all records where it makes no row a record."""
         if any(isinstance(x, torch.Generator) for x in (*args, *kwargs.values())):
             raise self.refusal(

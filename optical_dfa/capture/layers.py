@@ -14,7 +14,7 @@ from torch.nn.functional import layer_norm as normalise_layer
 from torch.nn.functional import pad, unfold
 
 from noise_models.errors import UsageError
-from optical_dfa.capture.contributions import Contribution, Lookup, Outer, OuterSum, Rows
+from optical_dfa.capture.contributions import Contribution, Lookup, Outer, OuterSum, RowContribution
 from privacy.norms import limit, share, vector_norms
 
 LayerContributions = dict[str, Contribution]
@@ -24,9 +24,9 @@ def linear(layer: nn.Linear, x: Tensor, delta: Tensor) -> LayerContributions:
     """X_i = sum over positions of delta h^T; the bias gets the sum of delta."""
     if delta.ndim == 2:
         norms = vector_norms(delta)
-        return {"weight": Outer(delta, x, norms), "bias": Rows(delta, norms)}
+        return {"weight": Outer(delta, x, norms), "bias": RowContribution(delta, norms)}
     rows, cols = delta.flatten(1, -2), x.flatten(1, -2)
-    return {"weight": OuterSum([(rows, cols)]), "bias": Rows(rows.sum(1))}
+    return {"weight": OuterSum([(rows, cols)]), "bias": RowContribution(rows.sum(1))}
 
 
 def convolution(layer: nn.Conv1d | nn.Conv2d, x: Tensor, delta: Tensor) -> LayerContributions:
@@ -34,7 +34,7 @@ def convolution(layer: nn.Conv1d | nn.Conv2d, x: Tensor, delta: Tensor) -> Layer
     if layer.groups != 1:
         return _grouped_convolution(layer, x, delta)
     rows = delta.flatten(2).mT
-    return {"weight": OuterSum([(rows, patches(layer, x).mT)]), "bias": Rows(rows.sum(1))}
+    return {"weight": OuterSum([(rows, patches(layer, x).mT)]), "bias": RowContribution(rows.sum(1))}
 
 
 def _grouped_convolution(layer: nn.Conv1d | nn.Conv2d, x: Tensor, delta: Tensor) -> LayerContributions:
@@ -48,7 +48,10 @@ def _grouped_convolution(layer: nn.Conv1d | nn.Conv2d, x: Tensor, delta: Tensor)
     rows = delta.flatten(2).double()
     rows = rows.view(len(x), groups, -1, rows.shape[-1])
     weight = torch.einsum("mgot,mgit->mgoi", rows, cols).flatten(1)
-    return {"weight": Rows(weight.to(delta.dtype), kept=kept), "bias": Rows(delta.flatten(2).sum(2))}
+    return {
+        "weight": RowContribution(weight.to(delta.dtype), kept=kept),
+        "bias": RowContribution(delta.flatten(2).sum(2)),
+    }
 
 
 def patches(layer: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
@@ -73,8 +76,8 @@ def layer_norm(layer: nn.LayerNorm, x: Tensor, delta: Tensor) -> LayerContributi
     normalised = normalise_layer(x, layer.normalized_shape, None, None, layer.eps)
     shape = (len(x), -1, layer.weight.numel())
     return {
-        "weight": Rows((delta * normalised).reshape(shape).sum(1)),
-        "bias": Rows(delta.reshape(shape).sum(1)),
+        "weight": RowContribution((delta * normalised).reshape(shape).sum(1)),
+        "bias": RowContribution(delta.reshape(shape).sum(1)),
     }
 
 
@@ -82,8 +85,10 @@ def group_norm(layer: nn.GroupNorm, x: Tensor, delta: Tensor) -> LayerContributi
     """As for LayerNorm, a gain a channel."""
     normalised = normalise_groups(x, layer.num_groups, None, None, layer.eps)
     return {
-        "weight": Rows((delta * normalised).flatten(2).sum(2) if x.ndim > 2 else delta * normalised),
-        "bias": Rows(delta.flatten(2).sum(2) if x.ndim > 2 else delta),
+        "weight": RowContribution(
+            (delta * normalised).flatten(2).sum(2) if x.ndim > 2 else delta * normalised
+        ),
+        "bias": RowContribution(delta.flatten(2).sum(2) if x.ndim > 2 else delta),
     }
 
 

@@ -12,14 +12,14 @@ from noise_models.errors import UsageError
 from optical_dfa.capture.aggregated import AggregatedCapture
 from optical_dfa.capture.probing import check_records_apart, check_steps_apart, check_sums, check_uses
 from optical_dfa.capture.records import PASSES, Capture
-from optical_dfa.capture.separated import GatedCapture
+from optical_dfa.capture.separated import SeparatedCapture
 from optical_dfa.feedback.aligned import AlignedModule
 from optical_dfa.feedback.points import refuse_computed
 
 # The forms in which releases take what records contribute.
 CAPTURES: dict[str, type[Capture]] = {
     "records": Capture,
-    "gated": GatedCapture,
+    "separated": SeparatedCapture,
     "aggregate": AggregatedCapture,
 }
 

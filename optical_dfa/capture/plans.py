@@ -25,7 +25,7 @@ SIZED = FACTORIES | RESHAPING | {"expand", "repeat", "arange", "affine_grid_gene
 SIZES = ("size", "repeats", "shape")
 
 
-class Plan:
+class Traits:
     """What is known of an operation, whatever it is called with.
 
     Attributes:
@@ -67,11 +67,11 @@ class Plan:
 
 
 @cache
-def plan_of(func: OpOverload) -> Plan:
-    return Plan(func)
+def plan_of(func: OpOverload) -> Traits:
+    return Traits(func)
 
 
-def entry_of(plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+def entry_of(plan: Traits, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
     """What was called with which numbers; sizes that may be multiples of the number of records are left out."""
     if plan.name == "native_group_norm":  # its fourth argument is the number of records
         args = args[4:]

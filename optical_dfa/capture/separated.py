@@ -1,4 +1,4 @@
-"""Gated capture: after the backward pass, each layer's inputs, gated teaching signal and gate, record by record.
+"""Separated capture: after the backward pass, each layer's inputs, gated teaching signal and gate, record by record.
 
 For releases that put noise inside each record's projection (`privacy.contributions.separated`). The network is a
 chain of linear layers, each followed at once by an elementwise activation that is a feedback point, the last one by
@@ -23,7 +23,7 @@ from optical_dfa.capture.records import Capture
 from optical_dfa.feedback.aligned import AlignedModule
 from optical_dfa.feedback.points import PointHook, take_off
 from optical_dfa.networks.markers import ACTIVATIONS
-from privacy.contributions.separated import GatedLayer
+from privacy.contributions.separated import SeparatedLayer
 
 # RReLU draws its slopes: its gate is not a function of the pre-activation.
 ELEMENTWISE = tuple(kind for kind in ACTIVATIONS if kind is not nn.RReLU)
@@ -34,7 +34,7 @@ _AGREEMENT = 1e-4  # relative; the same product in another order of float32 oper
 class _OutputHook:
     """Forward hook of a trained layer, after the one that records it: notes which tensor goes on."""
 
-    def __init__(self, capture: GatedCapture, layer: str) -> None:
+    def __init__(self, capture: SeparatedCapture, layer: str) -> None:
         self.capture = capture
         self.layer = layer
 
@@ -46,7 +46,7 @@ class _OutputHook:
 class _GateHook:
     """Forward hook of an activation, before the cut: notes φ' and the signal that comes back."""
 
-    def __init__(self, capture: GatedCapture, name: str) -> None:
+    def __init__(self, capture: SeparatedCapture, name: str) -> None:
         self.capture = capture
         self.name = name
 
@@ -57,7 +57,7 @@ class _GateHook:
                 self.capture.note_gate(self.name, args[0], output)
 
 
-class GatedCapture(Capture):
+class SeparatedCapture(Capture):
     """The contributions of a chain of linear layers and elementwise activations, factor by factor.
 
     Exactly one forward and one backward pass go over a batch: with several, a record would have several noises.
@@ -173,8 +173,8 @@ class GatedCapture(Capture):
 
     # ---- what a release takes
 
-    def gated(self) -> list[GatedLayer]:
-        """Every trained layer's factors (see `privacy.contributions.separated.GatedContributions`)."""
+    def separated(self) -> list[SeparatedLayer]:
+        """Every trained layer's factors (see `privacy.contributions.separated.SeparatedContributions`)."""
         uses = {use.layer: use for use in self.uses}
         if len(uses) != len(self.uses) or set(uses) != set(self.layers):
             raise UsageError(
@@ -200,11 +200,11 @@ class GatedCapture(Capture):
                 columns.append(use.x.new_ones(len(use.x), 1))
             inputs = torch.cat([column.to(signal.dtype) for column in columns], dim=1)
             point = None if output else self._points[name]
-            found.append(GatedLayer(name, weight, bias, inputs, taught, signal, gate, point))
+            found.append(SeparatedLayer(name, weight, bias, inputs, taught, signal, gate, point))
         return found
 
     def logits(self) -> Tensor:
-        """The network's output for this batch (see `privacy.contributions.separated.GatedContributions`)."""
+        """The network's output for this batch (see `privacy.contributions.separated.SeparatedContributions`)."""
         if self._logits is None:
             raise UsageError("no forward pass has been over this batch")
         return self._logits

@@ -115,7 +115,7 @@ Builder = Callable[[Sequence[int], int, Sequence[int], type[nn.Module]], nn.Modu
 
 
 @dataclass(frozen=True)
-class Kind:
+class Family:
     """A kind of network.
 
     Attributes:
@@ -131,24 +131,24 @@ class Kind:
     text: bool = False
 
 
-def _recurrent(cell: type[Unrolled]) -> Kind:
+def _recurrent(cell: type[Unrolled]) -> Family:
     def network(
         shape: Sequence[int], characters: int, units: Sequence[int], activation: type[nn.Module]
     ) -> nn.Module:
         return RecurrentNetwork(characters, units, cell)
 
-    return Kind(network, (128,), activation=None, text=True)
+    return Family(network, (128,), activation=None, text=True)
 
 
-MODELS: dict[str, Kind] = {
-    "mlp": Kind(mlp, (512,)),
-    "cnn": Kind(cnn, (16, 32)),
-    "resmlp": Kind(resmlp, (256, 256, 256)),
-    "embed": Kind(embed, (8, 128, 128)),
+MODELS: dict[str, Family] = {
+    "mlp": Family(mlp, (512,)),
+    "cnn": Family(cnn, (16, 32)),
+    "resmlp": Family(resmlp, (256, 256, 256)),
+    "embed": Family(embed, (8, 128, 128)),
     "gru": _recurrent(GRU),
     "lstm": _recurrent(LSTM),
     "rnn": _recurrent(RNN),
-    "transformer": Kind(transformer, (128, 2), activation="relu", text=True),
+    "transformer": Family(transformer, (128, 2), activation="relu", text=True),
 }
 
 
@@ -231,7 +231,7 @@ def feedback_points(network: nn.Module, level: str | None) -> list[str] | None:
     return cut if level == Transformer.LEVELS[0] else None
 
 
-def parse(spec: str) -> tuple[Kind, tuple[int, ...], tuple[int, ...], type[nn.Module]]:
+def parse(spec: str) -> tuple[Family, tuple[int, ...], tuple[int, ...], type[nn.Module]]:
     """(kind, widths, hidden widths of a cnn, activation) of a specification; UsageError if it is none."""
     shape, slash, activation = spec.partition("/")
     name, colon, listed = shape.partition(":")

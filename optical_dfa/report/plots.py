@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from noise_models.errors import UsageError
-from optical_dfa.runs.reading import Calibration, Run
+from optical_dfa.runs.reading import DarkHistogram, Run
 from privacy.guarantee import rounded_up
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def epsilon_svg(runs: Sequence[Run], prefix: str) -> str | None:
     )
 
 
-def calibration_svg(calibration: Calibration, prefix: str) -> str:
+def calibration_svg(calibration: DarkHistogram, prefix: str) -> str:
     """Histogram of the start-up's dark frames against the credited law, residuals below where it is all there is."""
 
     def draw(figure: Figure) -> None:
@@ -162,7 +162,7 @@ def draw_epsilon(axes: Axes, runs: Sequence[Run]) -> None:
     _legend(axes, runs)
 
 
-def _draw_calibration(figure: Any, calibration: Calibration) -> None:
+def _draw_calibration(figure: Any, calibration: DarkHistogram) -> None:
     """On a figure or a part of one."""
     if calibration.noisier:
         axes = figure.subplots()
@@ -174,11 +174,11 @@ def _draw_calibration(figure: Any, calibration: Calibration) -> None:
     draw_residuals(below, calibration)
 
 
-def _shown(calibration: Calibration) -> Any:
+def _shown(calibration: DarkHistogram) -> Any:
     return (calibration.expected() >= 0.5) | (calibration.counts > 0)
 
 
-def draw_histogram(axes: Axes, calibration: Calibration) -> None:
+def draw_histogram(axes: Axes, calibration: DarkHistogram) -> None:
     """Dark frames and the credited law, in percent of all readouts."""
     expected, shown = calibration.expected(), _shown(calibration)
     codes, share = calibration.codes[shown], 100 / calibration.counts.sum()
@@ -204,7 +204,7 @@ def draw_histogram(axes: Axes, calibration: Calibration) -> None:
     axes.set_ylim(top=1.22 * share * float(max(expected.max(), calibration.counts.max())))
 
 
-def draw_residuals(axes: Axes, calibration: Calibration) -> None:
+def draw_residuals(axes: Axes, calibration: DarkHistogram) -> None:
     """Standardised residuals of the histogram from the credited law, with their ±2 band."""
     shown = _shown(calibration)
     codes, residuals = calibration.codes[shown], calibration.residuals()[shown]

@@ -21,7 +21,7 @@ FloatArray = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Calibration:
+class DarkHistogram:
     """Histogram of the dark frames a device was calibrated with; never of noise that was released.
 
     Attributes:
@@ -74,7 +74,7 @@ class Run:
     guarantee: Guarantee
     config: dict[str, Any]
     metrics: list[dict[str, Any]]
-    calibration: Calibration | None
+    calibration: DarkHistogram | None
 
     @classmethod
     def read(cls, folder: Path) -> Run:
@@ -189,10 +189,10 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _calibration(path: Path) -> Calibration:
+def _calibration(path: Path) -> DarkHistogram:
     raw = _object(path)
     try:
-        result = Calibration(
+        result = DarkHistogram(
             codes=np.asarray(raw["codes"], dtype=np.float64),
             counts=np.asarray(raw["counts"], dtype=np.float64),
             black_level=float(raw["black_level_dn"]),

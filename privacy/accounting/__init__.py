@@ -18,21 +18,21 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 from noise_models.errors import UsageError
 from privacy.accounting.ranges import LARGEST_NOISE, LEAST_NOISE, LEAST_RATE
-from privacy.ledger import Release
+from privacy.ledger import ReleaseEvent
 from privacy.mechanisms import MECHANISMS
 from privacy.notions import Adjacency
 
 if TYPE_CHECKING:
-    from privacy.accounting.composition import Composition, Cost
+    from privacy.accounting.composition import Composition, Spent
     from privacy.accounting.discretisation import Group
 
-Tally = Mapping[Release, int]
+Tally = Mapping[ReleaseEvent, int]
 STEP_LIMIT = 10_000_000
 _BRACKETED = ("pld", "prv")  # a search by them starts from the numerical accountant's answer
 
 
 def epsilon(
-    releases: Iterable[Release] | Mapping[Release, int],
+    releases: Iterable[ReleaseEvent] | Mapping[ReleaseEvent, int],
     delta: float,
     adjacency: Adjacency = Adjacency.ADD_REMOVE,
     accountant: str | None = None,
@@ -150,7 +150,7 @@ def noise_multiplier(
 ) -> float:
     """Smallest noise multiplier of the Gaussian mechanism whose epsilon after `steps` is within the target.
 
-    To `tolerance` relative. `log_ratio`, `log_inflation` and `mass` are those of ONE step (see `Release`). 0 steps
+    To `tolerance` relative. `log_ratio`, `log_inflation` and `mass` are those of ONE step (see `ReleaseEvent`). 0 steps
     need no noise.
 
     Raises:
@@ -216,7 +216,7 @@ def least_noise(
 def steps_within(
     target_epsilon: float,
     delta: float,
-    release: Release,
+    release: ReleaseEvent,
     adjacency: Adjacency = Adjacency.ADD_REMOVE,
     accountant: str | None = None,
     *,
@@ -293,13 +293,13 @@ def gaussian(
     log_ratio: float = 0.0,
     log_inflation: float = 0.0,
     mass: float = 0.0,
-) -> Release:
+) -> ReleaseEvent:
     """One step of a hypothetical run, for planning: sensitivity and dimension do not matter then.
 
     Raises:
         UsageError: a value out of range.
     """
-    return Release(
+    return ReleaseEvent(
         mechanism="gaussian",
         source="digital",
         sample_rate=sample_rate,
@@ -313,7 +313,7 @@ def gaussian(
 
 
 @lru_cache(maxsize=4096)
-def _epsilon(spent: Cost, delta: float, adjacency: Adjacency, accountant: str) -> float:
+def _epsilon(spent: Spent, delta: float, adjacency: Adjacency, accountant: str) -> float:
     from privacy.accounting.composition import total_epsilon
 
     if not spent.groups:

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from noise_models.errors import UsageError
 from privacy.accounting.discretisation import Group
-from privacy.ledger import Release
+from privacy.ledger import ReleaseEvent
 
 
 class Composition(Protocol):
@@ -21,7 +21,7 @@ class Composition(Protocol):
 
 
 @dataclass(frozen=True)
-class Cost:
+class Spent:
     """Releases summed up: equal steps grouped, extra losses added over all steps.
 
     Attributes:
@@ -37,13 +37,13 @@ class Cost:
     mass: float
 
 
-def cost(releases: Iterable[Release] | Mapping[Release, int]) -> Cost:
+def cost(releases: Iterable[ReleaseEvent] | Mapping[ReleaseEvent, int]) -> Spent:
     """Sums up releases, given one by one or as a tally `{release: how often}`."""
     tally = releases if isinstance(releases, Mapping) else Counter(releases)
     steps: Counter[tuple[float, float]] = Counter()
     for release, count in tally.items():
         steps[release.sample_rate, release.noise_multiplier] += count
-    return Cost(
+    return Spent(
         groups=tuple(Group(q, sigma, count) for (q, sigma), count in sorted(steps.items()) if count > 0),
         log_ratio=math.fsum(release.log_ratio * count for release, count in tally.items()),
         log_inflation=math.fsum(release.log_inflation * count for release, count in tally.items()),
@@ -51,7 +51,7 @@ def cost(releases: Iterable[Release] | Mapping[Release, int]) -> Cost:
     )
 
 
-def total_epsilon(composition: Composition, spent: Cost, delta: float) -> float:
+def total_epsilon(composition: Composition, spent: Spent, delta: float) -> float:
     """Epsilon of the real releases at `delta`, from that of the ideal ones.
 
     THEORY T4: eps = eps_ideal(delta') + R with delta = e^I delta' + (1 + e^eps) M, where R, I and M are the

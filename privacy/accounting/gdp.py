@@ -19,7 +19,7 @@ from noise_models.errors import UsageError
 from privacy.notions import Adjacency
 
 if TYPE_CHECKING:
-    from privacy.ledger import Release
+    from privacy.ledger import ReleaseEvent
 
 ACCOUNTANTS = ("gdp", "numerical")
 _LARGEST_MU = 1e4  # beyond, an epsilon above 5e7 says nothing: inf
@@ -85,7 +85,7 @@ def compose_mu(mus: Iterable[float]) -> float:
 
 
 def epsilon(
-    tally: Mapping[Release, int], delta: float, adjacency: Adjacency, accountant: str = "gdp"
+    tally: Mapping[ReleaseEvent, int], delta: float, adjacency: Adjacency, accountant: str = "gdp"
 ) -> float:
     """Epsilon of `label-gaussian` releases (THEORY T7): parallel within an epoch, composed over epochs.
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
 from noise_models.errors import UsageError
-from privacy.ledger import Release
+from privacy.ledger import ReleaseEvent
 from privacy.mechanisms import MECHANISMS
 from privacy.notions import Adjacency
 
@@ -60,12 +60,12 @@ class Scheme:
                 f"sensitivity = {self.sensitivity!r}: integer contributions move by at least 1 grid unit"
             )
 
-    def steps(self, noise_multiplier: float, count: int) -> Mapping[Release, int]:
+    def steps(self, noise_multiplier: float, count: int) -> Mapping[ReleaseEvent, int]:
         """The rows that `count` steps leave in a ledger (of public batches: one step an epoch, THEORY T7)."""
         sigma = noise_multiplier
         if MECHANISMS[self.mechanism].epochs:  # exactly one step with all their noise: mu² adds
             sigma, count = noise_multiplier / math.sqrt(count), 1
-        row = Release(
+        row = ReleaseEvent(
             mechanism=self.mechanism,
             source="plan",
             sample_rate=self.sample_rate,
@@ -74,9 +74,9 @@ class Scheme:
             dimension=self.dimension,
         )
         if self.mechanism == "poisson":
-            from privacy.accounting.poisson_frames import Frame
+            from privacy.accounting.poisson_frames import FrameEvent
 
-            row = Frame(**asdict(row), largest=self.largest)
+            row = FrameEvent(**asdict(row), largest=self.largest)
         return {row: count}
 
 

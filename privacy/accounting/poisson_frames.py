@@ -28,7 +28,7 @@ from noise_models.errors import UsageError
 from privacy.accounting.amplification import subsampled
 from privacy.accounting.poisson import renyi_bound
 from privacy.accounting.skellam import convert_to_epsilon
-from privacy.ledger import Release
+from privacy.ledger import ReleaseEvent
 from privacy.notions import Adjacency
 
 Array = NDArray[np.float64]
@@ -37,7 +37,7 @@ ORDERS = (*range(2, 65), *(round(2 ** (part / 32)) for part in range(193, 353)))
 
 
 @dataclass(frozen=True)
-class Frame(Release):
+class FrameEvent(ReleaseEvent):
     """A step's frame. `sensitivity` is l2 in photo-electrons, `noise_multiplier` sqrt(least rate) / l2.
 
     Attributes:
@@ -63,12 +63,12 @@ def least_rate_of(noise_multiplier: float, l2: float) -> float:
 
 
 def epsilon(
-    tally: Mapping[Release, int], delta: float, adjacency: Adjacency, accountant: str = "poisson-rdp"
+    tally: Mapping[ReleaseEvent, int], delta: float, adjacency: Adjacency, accountant: str = "poisson-rdp"
 ) -> float:
     """Epsilon of Poisson-sampled frames, composed; 0 without any, inf without light.
 
     Args:
-        tally: releases of the mechanism "poisson"; one that is no `Frame` may change in a single pixel.
+        tally: releases of the mechanism "poisson"; one that is no `FrameEvent` may change in a single pixel.
         delta: 0 < delta < 1.
         adjacency: add-or-remove-one; nothing else is covered.
         accountant: "poisson-rdp".

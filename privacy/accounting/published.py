@@ -29,13 +29,13 @@ from functools import lru_cache
 from noise_models.errors import UsageError
 from privacy.accounting.amplification import subsampled
 from privacy.accounting.discretisation import Group
-from privacy.ledger import Release
+from privacy.ledger import ReleaseEvent
 from privacy.notions import Adjacency
 
 ORDERS = (*range(2, 64), 80, 96, 128, 192, 256, 512)
 
 
-def epsilon(tally: Mapping[Release, int], delta: float, adjacency: Adjacency, accountant: str) -> float:
+def epsilon(tally: Mapping[ReleaseEvent, int], delta: float, adjacency: Adjacency, accountant: str) -> float:
     """The published-style epsilon of these releases at `delta`; 0 without releases, inf without noise.
 
     Args:

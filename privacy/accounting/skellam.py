@@ -31,7 +31,7 @@ from privacy.accounting.skellam_law import curvature, lattice_terms, renyi_shift
 from privacy.notions import Adjacency
 
 if TYPE_CHECKING:
-    from privacy.ledger import Release
+    from privacy.ledger import ReleaseEvent
 
 Array = NDArray[np.float64]
 
@@ -115,7 +115,7 @@ def _covered(order: Array, variance: float, shift: int, divergence: Array, worst
 
 
 def epsilon(
-    tally: Mapping[Release, int], delta: float, adjacency: Adjacency, accountant: str = "skellam-rdp"
+    tally: Mapping[ReleaseEvent, int], delta: float, adjacency: Adjacency, accountant: str = "skellam-rdp"
 ) -> float:
     """Epsilon of Poisson-sampled Skellam releases, composed.
 

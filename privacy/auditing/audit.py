@@ -57,7 +57,7 @@ from privacy.auditing.weights import Weights, check_weights, read_weights
 from privacy.auditing.wording import one_line
 from privacy.errors import LedgerUnreadableError
 from privacy.guarantee import Guarantee, Kind
-from privacy.ledger import GIVE_LEAVE, SETTINGS, Ledger, Release
+from privacy.ledger import GIVE_LEAVE, SETTINGS, Ledger, ReleaseEvent
 from privacy.mechanisms import MECHANISMS
 from privacy.releases import RELEASES
 
@@ -325,7 +325,7 @@ class _Rows(NamedTuple):
         findings: about the rows, and about what the folder says of them.
     """
 
-    releases: list[Release] | None
+    releases: list[ReleaseEvent] | None
     health: tuple[dict[str, Any], ...]
     period: tuple[str, str] | None
     settings: dict[str, Any]
@@ -359,7 +359,11 @@ def _read_rows(ledger: Ledger, header: Mapping[str, Any], folder: _Folder, notes
 
 
 def _recomputed(
-    header: Mapping[str, Any], releases: list[Release] | None, delta: float, intact: bool, notes: list[str]
+    header: Mapping[str, Any],
+    releases: list[ReleaseEvent] | None,
+    delta: float,
+    intact: bool,
+    notes: list[str],
 ) -> tuple[Guarantee, list[str]]:
     """The guarantee that the ledger supports, and findings."""
     if releases is None:
@@ -379,7 +383,7 @@ def _spent(guarantee: Guarantee) -> float:
 
 
 def _refuse_unresolved(
-    guarantee: Guarantee, header: Mapping[str, Any], releases: list[Release] | None, claim: Claim | None
+    guarantee: Guarantee, header: Mapping[str, Any], releases: list[ReleaseEvent] | None, claim: Claim | None
 ) -> None:
     """
     Raises:
@@ -400,7 +404,7 @@ def _at_claimed(
     claim: Claim,
     guarantee: Guarantee,
     header: Mapping[str, Any],
-    releases: list[Release] | None,
+    releases: list[ReleaseEvent] | None,
     intact: bool,
 ) -> tuple[Guarantee, list[str]]:
     """The guarantee at the summary's own delta, and findings."""
@@ -417,7 +421,7 @@ def _at_claimed(
 
 def _check_budget_and_progress(
     header: Mapping[str, Any],
-    releases: list[Release] | None,
+    releases: list[ReleaseEvent] | None,
     metrics: Sequence[Mapping[str, Any]],
     claim: Claim | None,
     guarantee: Guarantee,

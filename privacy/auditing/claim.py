@@ -13,7 +13,7 @@ from privacy import accounting
 from privacy.auditing.files import SUMMARY_FILE
 from privacy.auditing.strict import parsed
 from privacy.guarantee import Guarantee, Kind
-from privacy.ledger import Release
+from privacy.ledger import ReleaseEvent
 from privacy.mechanisms import MECHANISMS
 from privacy.notions import Adjacency
 from privacy.releases import RELEASES
@@ -71,7 +71,7 @@ def choose_delta(run: Path, header: Mapping[str, Any], claim: Claim | None, aske
 
 
 def recompute(
-    header: Mapping[str, Any], releases: Sequence[Release], delta: float, intact: bool, notes: list[str]
+    header: Mapping[str, Any], releases: Sequence[ReleaseEvent], delta: float, intact: bool, notes: list[str]
 ) -> Guarantee:
     """The guarantee that the ledger supports: none where it was damaged, since releases may be missing.
 
@@ -127,7 +127,7 @@ def check_delta(claim: Claim, header: Mapping[str, Any]) -> list[str]:
 def confirmed(
     claim: Claim,
     header: Mapping[str, Any],
-    releases: Sequence[Release],
+    releases: Sequence[ReleaseEvent],
     guarantee: Guarantee,
     notes: list[str],
 ) -> Guarantee | None:
@@ -156,7 +156,7 @@ def confirmed(
 
 
 def epsilon_by(
-    accountant: str, header: Mapping[str, Any], releases: Sequence[Release], delta: float
+    accountant: str, header: Mapping[str, Any], releases: Sequence[ReleaseEvent], delta: float
 ) -> float:
     """Epsilon of these releases by one accountant of their mechanism."""
     beta = header.get("calibration_beta") or 0.0

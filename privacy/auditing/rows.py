@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from noise_models.errors import UsageError
-from privacy.ledger import Release
+from privacy.ledger import ReleaseEvent
 from privacy.mechanisms import MECHANISMS
 from privacy.releases import RELEASES
 
@@ -16,7 +16,7 @@ from privacy.releases import RELEASES
 _CONSTANT = ("sensitivity", "dimension", "log_ratio", "log_inflation", "mass")
 
 
-def check_rows(header: Mapping[str, Any], releases: Sequence[Release]) -> list[str]:
+def check_rows(header: Mapping[str, Any], releases: Sequence[ReleaseEvent]) -> list[str]:
     """Findings about releases that the header does not announce.
 
     Args:
@@ -56,7 +56,7 @@ def check_rows(header: Mapping[str, Any], releases: Sequence[Release]) -> list[s
     return findings + (_check_epochs(header, releases) if epochs else _no_epochs(releases))
 
 
-def refuse_unreadable(releases: Sequence[Release]) -> None:
+def refuse_unreadable(releases: Sequence[ReleaseEvent]) -> None:
     """Rows that no ledger writes: their numbers are checked as they are read, the other types are not.
 
     Raises:
@@ -117,7 +117,7 @@ def _check_rate(header: Mapping[str, Any], *, whole: bool) -> list[str]:
     ]
 
 
-def _differing(releases: Sequence[Release], name: str, announced: float, by: str) -> list[str]:
+def _differing(releases: Sequence[ReleaseEvent], name: str, announced: float, by: str) -> list[str]:
     off = _where(releases, lambda release: math.isclose(getattr(release, name), announced, rel_tol=1e-9))
     if not off:
         return []
@@ -125,7 +125,7 @@ def _differing(releases: Sequence[Release], name: str, announced: float, by: str
     return [f"release {off[0]} has {name} {value:.6g}, {by} {announced:.6g} ({len(off)} differ)"]
 
 
-def _check_epochs(header: Mapping[str, Any], releases: Sequence[Release]) -> list[str]:
+def _check_epochs(header: Mapping[str, Any], releases: Sequence[ReleaseEvent]) -> list[str]:
     """A record takes part once an epoch, so an epoch's steps are counted once: no more of them than there are."""
     size, batch = header["nominal_size"], header["batch_size"]
     steps = max(1, round(size / batch)) if batch else 0
@@ -146,11 +146,11 @@ def _check_epochs(header: Mapping[str, Any], releases: Sequence[Release]) -> lis
     return findings
 
 
-def _no_epochs(releases: Sequence[Release]) -> list[str]:
+def _no_epochs(releases: Sequence[ReleaseEvent]) -> list[str]:
     off = _where(releases, lambda release: release.epoch == 0)
     return [f"release {off[0]} names an epoch, which its mechanism does not have"] if off else []
 
 
-def _where(releases: Sequence[Release], holds: Callable[[Release], bool]) -> list[int]:
+def _where(releases: Sequence[ReleaseEvent], holds: Callable[[ReleaseEvent], bool]) -> list[int]:
     """Numbers, from 1, of the releases of which something does not hold."""
     return [number for number, release in enumerate(releases, 1) if not holds(release)]

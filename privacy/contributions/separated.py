@@ -17,7 +17,7 @@ from privacy.contributions.protocols import Contributions
 
 
 @dataclass(frozen=True)
-class GatedLayer:
+class SeparatedLayer:
     """One trained linear layer's factors for the batch now handed out; its update is `rows^T inputs`.
 
     Attributes:
@@ -61,7 +61,7 @@ class GatedLayer:
         return found
 
 
-def joined(batches: Sequence[Sequence[GatedLayer]]) -> list[GatedLayer]:
+def joined(batches: Sequence[Sequence[SeparatedLayer]]) -> list[SeparatedLayer]:
     """The layers of a step from those of its physical batches."""
     if len(batches) == 1:
         return list(batches[0])
@@ -77,8 +77,8 @@ def joined(batches: Sequence[Sequence[GatedLayer]]) -> list[GatedLayer]:
     ]
 
 
-class GatedContributions(Contributions, Protocol):
-    """What `start_capture("gated")` gives.
+class SeparatedContributions(Contributions, Protocol):
+    """What `start_capture("separated")` gives.
 
     Attributes:
         widths: units of every trained layer, by name.
@@ -89,7 +89,7 @@ class GatedContributions(Contributions, Protocol):
     widths: dict[str, int]
     matrices: dict[str, Tensor] | None
 
-    def gated(self) -> list[GatedLayer]:
+    def separated(self) -> list[SeparatedLayer]:
         """Every trained layer's factors after one backward pass, in the order of `parameters`, output layer last.
 
         Raises:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from privacy.accounting.divergences import batch_pair
-from privacy.contributions.separated import GatedLayer
+from privacy.contributions.separated import SeparatedLayer
 
 ROWS = 8  # of a layer's covariances that are looked at, evenly spaced
 RANK_CUT = 1e-6  # singular values below this share of the largest are float32's rounding of the inputs
@@ -28,7 +28,7 @@ NORMALISED = 0.1  # norms that scatter less than this share of what they should 
 
 
 @dataclass(frozen=True)
-class Finding:
+class AssumptionCheck:
     """One assumption of the published proof, looked at.
 
     Attributes:
@@ -57,14 +57,14 @@ class Finding:
 class Certificate:
     """All findings about one run."""
 
-    findings: tuple[Finding, ...]
+    findings: tuple[AssumptionCheck, ...]
 
     @property
     def private(self) -> bool:
         """Whether it was computed from private records, and so is itself a release."""
         return any(not finding.public for finding in self.findings)
 
-    def failing(self) -> tuple[Finding, ...]:
+    def failing(self) -> tuple[AssumptionCheck, ...]:
         """The assumptions that do not hold."""
         return tuple(finding for finding in self.findings if finding.holds is False)
 
@@ -90,7 +90,7 @@ class Certificate:
 
 def public_findings(
     hidden: Sequence[tuple[str, int]], output: tuple[str, int] | None, most_records: int
-) -> tuple[Finding, ...]:
+) -> tuple[AssumptionCheck, ...]:
     """What the sizes alone decide.
 
     Args:
@@ -99,7 +99,7 @@ def public_findings(
         most_records: no step has more.
     """
     found = [
-        Finding(
+        AssumptionCheck(
             "every direction of a row of the update is noised",
             False if most_records < width else None,
             float(most_records - width),
@@ -111,7 +111,7 @@ def public_findings(
     ]
     if output is not None:
         found.append(
-            Finding(
+            AssumptionCheck(
                 "every released coordinate is noised",
                 False,
                 float(output[1]),
@@ -124,13 +124,13 @@ def public_findings(
 
 
 def realised_findings(
-    layers: Sequence[GatedLayer],
+    layers: Sequence[SeparatedLayer],
     activation_floor: float,
     derivative_floor: float,
     *,
     noise_std: float,
     noise_multiplier: float,
-) -> tuple[Finding, ...]:
+) -> tuple[AssumptionCheck, ...]:
     """What one step's records decide. PRIVATE.
 
     Args:
@@ -140,7 +140,7 @@ def realised_findings(
         noise_std: sigma of a projection's noise.
         noise_multiplier: z, as which the published form reads it.
     """
-    found: list[Finding] = []
+    found: list[AssumptionCheck] = []
     output = next((layer for layer in layers if layer.point is None), None)
     for layer in layers:
         if layer.point is None:
@@ -153,12 +153,14 @@ def realised_findings(
     return tuple(found)
 
 
-def _weighted(layer: GatedLayer, row: int) -> Tensor:
+def _weighted(layer: SeparatedLayer, row: int) -> Tensor:
     """H_k: the inputs weighted by the row's gates, shape (m, d)."""
     return layer.inputs.double() * layer.gate[:, row : row + 1].double()
 
 
-def _of_covariances(layer: GatedLayer, activation_floor: float, derivative_floor: float) -> list[Finding]:
+def _of_covariances(
+    layer: SeparatedLayer, activation_floor: float, derivative_floor: float
+) -> list[AssumptionCheck]:
     records, width = layer.inputs.shape
     units, rows = layer.gate.shape[1], _looked_at(layer)
     claimed = records * (activation_floor * derivative_floor) ** 2
@@ -170,7 +172,7 @@ def _of_covariances(layer: GatedLayer, activation_floor: float, derivative_floor
         smallest = min(smallest, float(values[-1]) ** 2 if rank == width else 0.0)
     looked = f"{len(rows)} of {units} rows"
     return [
-        Finding(
+        AssumptionCheck(
             "every direction of a row of the update is noised",
             least_rank == width,
             float(least_rank),
@@ -178,7 +180,7 @@ def _of_covariances(layer: GatedLayer, activation_floor: float, derivative_floor
             layer.name,
             False,
         ),
-        Finding(
+        AssumptionCheck(
             "the smallest eigenvalue of a row's covariance is not below the variance that is claimed",
             smallest >= claimed,
             smallest / claimed,
@@ -189,12 +191,12 @@ def _of_covariances(layer: GatedLayer, activation_floor: float, derivative_floor
     ]
 
 
-def _looked_at(layer: GatedLayer) -> list[int]:
+def _looked_at(layer: SeparatedLayer) -> list[int]:
     units = layer.gate.shape[1]
     return sorted({round(k) for k in torch.linspace(0, units - 1, min(ROWS, units)).tolist()})
 
 
-def _of_leaving_out(layer: GatedLayer, noise_std: float, noise_multiplier: float) -> Finding:
+def _of_leaving_out(layer: SeparatedLayer, noise_std: float, noise_multiplier: float) -> AssumptionCheck:
     """The exact divergence (THEORY T2) between this step and the same one without its first record.
 
     Rows are independent given the records, so those looked at give a lower bound for the layer.
@@ -206,7 +208,7 @@ def _of_leaving_out(layer: GatedLayer, noise_std: float, noise_multiplier: float
     own = np.divide(signal[0], gate[0], out=np.zeros_like(gate[0]), where=gate[0] != 0)
     pair = batch_pair(gate, inputs, own, 0, noise_std)
     divergence = max(pair.renyi(2.0), pair.reversed().renyi(2.0))
-    return Finding(
+    return AssumptionCheck(
         "leaving a record out moves the law of the update by no more than is claimed of a step",
         divergence <= 1 / noise_multiplier**2,
         divergence,
@@ -217,14 +219,16 @@ def _of_leaving_out(layer: GatedLayer, noise_std: float, noise_multiplier: float
     )
 
 
-def _of_values(layer: GatedLayer, activation_floor: float, derivative_floor: float) -> list[Finding]:
+def _of_values(
+    layer: SeparatedLayer, activation_floor: float, derivative_floor: float
+) -> list[AssumptionCheck]:
     inputs = layer.inputs if layer.bias is None else layer.inputs[:, :-1]
     # Next to a bias a constant coordinate is a multiple of the column of ones, whatever its value.
     constant = (inputs == inputs[:1]).all(0) if layer.bias is not None else (inputs == 0).all(0)
     low = float((inputs.abs() < activation_floor).double().mean())
     saturated = float((layer.gate.abs() < derivative_floor).double().mean())
     return [
-        Finding(
+        AssumptionCheck(
             "no coordinate is constant over the batch",
             not bool(constant.any()),
             float(constant.sum()),
@@ -232,7 +236,7 @@ def _of_values(layer: GatedLayer, activation_floor: float, derivative_floor: flo
             layer.name,
             False,
         ),
-        Finding(
+        AssumptionCheck(
             f"no activation is below {activation_floor:g}",
             low == 0,
             low,
@@ -240,7 +244,7 @@ def _of_values(layer: GatedLayer, activation_floor: float, derivative_floor: flo
             layer.name,
             False,
         ),
-        Finding(
+        AssumptionCheck(
             f"no unit is saturated: no derivative is below {derivative_floor:g}",
             saturated == 0,
             saturated,
@@ -251,13 +255,13 @@ def _of_values(layer: GatedLayer, activation_floor: float, derivative_floor: flo
     ]
 
 
-def _of_norms(layer: GatedLayer, error: Tensor) -> Finding:
+def _of_norms(layer: SeparatedLayer, error: Tensor) -> AssumptionCheck:
     """Normalised errors teach alike whatever their size: |B e_i| / |e_i| then scatters as 1 / |e_i| does."""
     norms, sizes = layer.taught.double().norm(dim=1), error.double().norm(dim=1)
     kept = (norms > 0) & (sizes > 0)
     scatter, expected = (_scatter(values[kept]) for values in (norms, sizes))
     decided = bool(kept.sum() > 2) and expected > 0
-    return Finding(
+    return AssumptionCheck(
         "errors are clipped, not normalised",
         scatter >= NORMALISED * expected if decided else None,
         scatter / expected if decided else None,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from noise_models.errors import UsageError
 from privacy.contributions.protocols import Contributions
-from privacy.ledger import Release
+from privacy.ledger import ReleaseEvent
 from privacy.norms import refuse_norm
 from privacy.releases.source import NoiseSource, Parts
 from privacy.releases.step import StepRelease
@@ -112,7 +112,7 @@ class ClippedRelease(StepRelease):
             max_physical_batch_size=parts.max_physical_batch_size,
         )
 
-    def event(self, sample_rate: float, noise_multiplier: float, epoch: int = 0) -> Release:
+    def event(self, sample_rate: float, noise_multiplier: float, epoch: int = 0) -> ReleaseEvent:
         ideal = super().event(sample_rate, noise_multiplier, epoch)
         return replace(ideal, mass=ideal.mass + CAP_MASS)
 

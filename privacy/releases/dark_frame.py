@@ -28,7 +28,7 @@ from privacy.contributions.protocols import DarkFrames
 from privacy.releases.card import ReleaseCard
 from privacy.releases.clipped import ClippedRelease
 from privacy.releases.device_health import DeviceHealth
-from privacy.releases.source import Cost, NoiseSource, Parts, add_secret_normals, with_camera
+from privacy.releases.source import Departure, NoiseSource, Parts, add_secret_normals, with_camera
 
 TAU = 1.5  # dither, in converter steps: eta < 1e-16 from sigma_G = 2.5 steps on
 
@@ -124,7 +124,7 @@ class DarkFrameNoise(NoiseSource):
             "device": self._device.describe(),
         }
 
-    def cost(self, dimension: int) -> Cost:
+    def cost(self, dimension: int) -> Departure:
         eta = dither_ripple(self.sigma, TAU)
         if not eta < 1:
             raise UsageError(
@@ -133,7 +133,7 @@ class DarkFrameNoise(NoiseSource):
             )
         frames = math.ceil(dimension / self._device.dark_pixels)
         # Only frames that pass are released: conditioning on that costs what a healthy frame fails with.
-        return Cost(
+        return Departure(
             log_ratio=dimension * (math.log1p(eta) - math.log1p(-eta)),
             log_inflation=dimension * math.log1p(eta),
             mass=dimension * (self._credit.clipped_mass + NORMAL_TAIL_MASS) + frames * RELEASED_FALSE_ALARM,

@@ -27,7 +27,7 @@ from privacy.contributions.protocols import DarkFrames
 from privacy.releases.card import ReleaseCard
 from privacy.releases.clipped import ClippedRelease
 from privacy.releases.device_health import DeviceHealth
-from privacy.releases.source import Cost, NoiseSource, Parts, add_secret_normals, with_camera
+from privacy.releases.source import Departure, NoiseSource, Parts, add_secret_normals, with_camera
 
 # Releases between two keys. A public schedule: it looks at nothing but their number.
 RESEED_RELEASES = 64
@@ -130,8 +130,8 @@ class DeviceEntropyNoise(NoiseSource):
             "device": self._device.describe(),
         }
 
-    def cost(self, dimension: int) -> Cost:
-        return Cost(log_ratio=0.0, log_inflation=0.0, mass=dimension * NORMAL_TAIL_MASS)
+    def cost(self, dimension: int) -> Departure:
+        return Departure(log_ratio=0.0, log_inflation=0.0, mass=dimension * NORMAL_TAIL_MASS)
 
     def add_noise(self, total: Tensor, std: float) -> None:
         """

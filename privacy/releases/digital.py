@@ -7,7 +7,7 @@ from torch import Tensor
 from noise_models.generator import NORMAL_TAIL_MASS, NoiseGenerator
 from privacy.releases.card import ReleaseCard
 from privacy.releases.clipped import ClippedRelease
-from privacy.releases.source import Cost, NoiseSource, Parts, add_secret_normals
+from privacy.releases.source import Departure, NoiseSource, Parts, add_secret_normals
 
 
 class DigitalNoise(NoiseSource):
@@ -23,8 +23,8 @@ class DigitalNoise(NoiseSource):
     def generators(self) -> tuple[NoiseGenerator, ...]:
         return (self._generator,)
 
-    def cost(self, dimension: int) -> Cost:
-        return Cost(log_ratio=0.0, log_inflation=0.0, mass=dimension * NORMAL_TAIL_MASS)
+    def cost(self, dimension: int) -> Departure:
+        return Departure(log_ratio=0.0, log_inflation=0.0, mass=dimension * NORMAL_TAIL_MASS)
 
     def add_noise(self, total: Tensor, std: float) -> None:
         add_secret_normals(total, std, self._generator)

@@ -25,7 +25,7 @@ T7's conditions, and where each is met:
     (e) every layer's noise is drawn for itself: `add_noise`;
     (f) leverage without truncation, 1 where it is ill-conditioned: `privacy.releases.leverage`;
     (g) fixed B, no forward noise, no random masks: other rules are refused (`GatedCapture.matrices`), other layers by
-        the gated capture;
+        the separated capture;
     (h) no denoising by B⁺: nothing is done to the noised rows but the sum with their inputs;
     (i) shot noise depends on e: devices with noise of their own are refused, `digital` projects exactly;
     (j) g is un-rounded Gaussian noise added to real numbers after the readout; that arithmetic is exact is printed.
@@ -43,9 +43,9 @@ from torch import Tensor
 
 from noise_models.errors import UsageError
 from noise_models.generator import NORMAL_TAIL_MASS
-from privacy.contributions.separated import GatedContributions, GatedLayer, joined
+from privacy.contributions.separated import SeparatedContributions, SeparatedLayer, joined
 from privacy.kind import Kind
-from privacy.ledger import Release
+from privacy.ledger import ReleaseEvent
 from privacy.notions import Adjacency
 from privacy.releases.card import ReleaseCard
 from privacy.releases.digital import DigitalNoise
@@ -93,7 +93,7 @@ class LabelNoise(DigitalNoise):
 class _Batch:
     """One physical batch of a step: its layers' factors and the errors of its records."""
 
-    layers: list[GatedLayer]
+    layers: list[SeparatedLayer]
     errors: Tensor
 
 
@@ -106,7 +106,7 @@ class LabelRelease(StepRelease):
 
     def __init__(
         self,
-        contributions: GatedContributions,
+        contributions: SeparatedContributions,
         source: LabelNoise,
         *,
         expected_batch_size: float,
@@ -115,13 +115,13 @@ class LabelRelease(StepRelease):
     ) -> None:
         """
         Args:
-            contributions: the trainer's, of kind "gated".
+            contributions: the trainer's, of kind "separated".
             source: where g comes from.
             expected_batch_size: N over the steps an epoch; the realised size is never used.
             steps_an_epoch: of the public batches.
             leverage: account by leverages; False takes τ = 1 instead, for comparison.
         """
-        self.contributions: GatedContributions = contributions
+        self.contributions: SeparatedContributions = contributions
         self.source: LabelNoise = source
         self.expected_batch_size = expected_batch_size
         self.dimension = contributions.dimension
@@ -133,15 +133,15 @@ class LabelRelease(StepRelease):
         self._batches: list[_Batch] = []
         self._update: Tensor | None = None
 
-    def event(self, sample_rate: float, noise_multiplier: float, epoch: int = 0) -> Release:
+    def event(self, sample_rate: float, noise_multiplier: float, epoch: int = 0) -> ReleaseEvent:
         mass = self._most_draws * NORMAL_TAIL_MASS
         return replace(super().event(sample_rate, noise_multiplier, epoch), mass=mass)
 
     def planned(
         self, sample_rate: float, noise_multiplier: float, steps: int, *, epoch: int = 0
-    ) -> dict[Release, int]:
+    ) -> dict[ReleaseEvent, int]:
         """The rows of the next `steps` steps: epoch by epoch, because only epochs add up."""
-        rows: dict[Release, int] = {}
+        rows: dict[ReleaseEvent, int] = {}
         while steps > 0:
             count = min(steps, self._steps)
             rows[self.event(sample_rate, noise_multiplier, epoch)] = count
@@ -155,7 +155,7 @@ class LabelRelease(StepRelease):
         self._update = None
         if self.contributions.expected_records():
             # The noise is drawn on the CPU, and the sums are taken there in float64.
-            layers = [layer.mapped(_settled) for layer in self.contributions.gated()]
+            layers = [layer.mapped(_settled) for layer in self.contributions.separated()]
             errors = _errors(self.contributions.logits().cpu(), layers)
             _refuse_other_signals(layers, errors, self.contributions.matrices)
             self._batches.append(_Batch(layers, errors))
@@ -183,7 +183,9 @@ class LabelRelease(StepRelease):
         self._update = torch.cat(parts) / self.expected_batch_size
         self._batches = []
 
-    def _public_scales(self, layers: list[GatedLayer], matrices: list[Tensor]) -> tuple[list[float], Tensor]:
+    def _public_scales(
+        self, layers: list[SeparatedLayer], matrices: list[Tensor]
+    ) -> tuple[list[float], Tensor]:
         """S_l and c_i: functions of inputs, weights and B, of no label.
 
         Returns:
@@ -206,7 +208,7 @@ class LabelRelease(StepRelease):
             )
         return [math.sqrt(scale * whole) for scale in scales], weights
 
-    def _leverages(self, layer: GatedLayer) -> Tensor:
+    def _leverages(self, layer: SeparatedLayer) -> Tensor:
         for what in (layer.inputs, layer.gate):
             if not bool(what.isfinite().all()):
                 raise UsageError(
@@ -253,7 +255,7 @@ def _covering(square: Tensor) -> float:
     return next((max(value, _LEAST_SQUARE) for value in (level, float(worst.max())) if value > 0), 1.0)
 
 
-def _errors(logits: Tensor, layers: list[GatedLayer]) -> Tensor:
+def _errors(logits: Tensor, layers: list[SeparatedLayer]) -> Tensor:
     """softmax(z) − onehot(y) in float64, with the labels that the loop's own errors show.
 
     Raises:
@@ -281,7 +283,7 @@ def _errors(logits: Tensor, layers: list[GatedLayer]) -> Tensor:
 
 
 def _refuse_other_signals(
-    layers: list[GatedLayer], errors: Tensor, matrices: dict[str, Tensor] | None
+    layers: list[SeparatedLayer], errors: Tensor, matrices: dict[str, Tensor] | None
 ) -> None:
     """The loop's own teaching signals are B e: no label reaches a layer in another way."""
     for layer in layers[:-1]:
@@ -291,7 +293,7 @@ def _refuse_other_signals(
             raise UsageError(f"layer {layer.name} is not taught by the projection of the error; use rule dfa")
 
 
-def _matrix(layer: GatedLayer, matrices: dict[str, Tensor] | None) -> Tensor:
+def _matrix(layer: SeparatedLayer, matrices: dict[str, Tensor] | None) -> Tensor:
     """B_l; the identity of the output layer."""
     if layer.point is None:
         return torch.eye(layer.taught.shape[1], dtype=torch.float64)
@@ -320,7 +322,7 @@ def make(parts: Parts) -> LabelRelease:
     Raises:
         UsageError: a rule or a device that T7 does not cover here.
     """
-    contributions = cast(GatedContributions, parts.start_capture("gated"))
+    contributions = cast(SeparatedContributions, parts.start_capture("separated"))
     if contributions.matrices is None and len(contributions.widths) > 1:
         raise UsageError(
             "release label needs a fixed feedback matrix that is known exactly and a projection without noise of its "

@@ -24,12 +24,12 @@ import torch
 from torch import Tensor
 
 from noise_models.errors import UsageError
-from privacy.contributions.separated import GatedContributions, GatedLayer, joined
+from privacy.contributions.separated import SeparatedContributions, SeparatedLayer, joined
 from privacy.kind import Kind
-from privacy.ledger import Release
+from privacy.ledger import ReleaseEvent
 from privacy.norms import joint_norms, limit, refuse_norm, rounded_down, vector_norms, within
 from privacy.releases.card import ReleaseCard
-from privacy.releases.certificates import Certificate, Finding, public_findings, realised_findings
+from privacy.releases.certificates import AssumptionCheck, Certificate, public_findings, realised_findings
 from privacy.releases.clipped import (
     CAP_MASS,
     clip_factors,
@@ -68,7 +68,7 @@ class PerRecordRelease(StepRelease):
 
     def __init__(
         self,
-        contributions: GatedContributions,
+        contributions: SeparatedContributions,
         source: ProjectionNoise,
         *,
         max_grad_norm: float,
@@ -94,7 +94,7 @@ class PerRecordRelease(StepRelease):
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
                 raise UsageError(f"release option {option}={value!r}: it must be a positive number")
         self.activation_floor, self.derivative_floor = float(activation_floor), float(derivative_floor)
-        self.contributions: GatedContributions = contributions
+        self.contributions: SeparatedContributions = contributions
         self.source = source
         self.sensitivity = max_grad_norm
         self.expected_batch_size = expected_batch_size
@@ -110,7 +110,7 @@ class PerRecordRelease(StepRelease):
             self._places[name] = slice(start, start + p.numel())
             start += p.numel()
         self._records = 0
-        self._looked: list[list[GatedLayer]] | None = []
+        self._looked: list[list[SeparatedLayer]] | None = []
         self._certificate = Certificate(self._public())
         self.assumptions = (
             *(str(finding) for finding in self.certificate.failing()),
@@ -126,7 +126,7 @@ class PerRecordRelease(StepRelease):
         """Which assumptions fail; of public numbers alone, unless `diagnoses`."""
         return self._certificate
 
-    def _public(self) -> tuple[Finding, ...]:
+    def _public(self) -> tuple[AssumptionCheck, ...]:
         """What the sizes decide; the last layer of the chain is the output."""
         sizes: dict[str, tuple[int, int]] = {}  # layer -> (inputs, coordinates), the bias counted in
         for name, p in self.contributions.parameters.items():
@@ -137,7 +137,7 @@ class PerRecordRelease(StepRelease):
         widths = [(layer, sizes[layer][0]) for layer in hidden]
         return public_findings(widths, (last, sizes[last][1]), self._cap)
 
-    def event(self, sample_rate: float, noise_multiplier: float, epoch: int = 0) -> Release:
+    def event(self, sample_rate: float, noise_multiplier: float, epoch: int = 0) -> ReleaseEvent:
         ideal = super().event(sample_rate, noise_multiplier, epoch)
         return replace(ideal, mass=ideal.mass + CAP_MASS)
 
@@ -148,9 +148,9 @@ class PerRecordRelease(StepRelease):
             self._sum, self._records = torch.zeros_like(self._sum), 0
             self._noise.zero_()
         if self.contributions.taught:
-            self._take(self.contributions.gated())
+            self._take(self.contributions.separated())
 
-    def _take(self, layers: list[GatedLayer]) -> None:
+    def _take(self, layers: list[SeparatedLayer]) -> None:
         self._records += len(layers[0].inputs)
         refuse_excess(self._records, self._cap, self.expected_batch_size)
         norms = joint_norms([_norms(layer) for layer in layers], self._sum.dtype)
@@ -169,7 +169,7 @@ class PerRecordRelease(StepRelease):
         if self._looked is not None and self.diagnoses:
             self._looked.append(layers)
 
-    def _add(self, total: Tensor, layer: GatedLayer, rows: Tensor) -> None:
+    def _add(self, total: Tensor, layer: SeparatedLayer, rows: Tensor) -> None:
         """`total += ` the layer's update `rows^T inputs`, at its parameters' places."""
         for name, update in layer.parameters(rows.T @ layer.inputs).items():
             total[self._places[name]] += update
@@ -201,14 +201,14 @@ class PerRecordRelease(StepRelease):
         self._noise.zero_()
 
 
-def _norms(layer: GatedLayer) -> Tensor:
+def _norms(layer: SeparatedLayer) -> Tensor:
     """Upper bounds on the norms of the records' noiseless contributions to the layer, shape (m,), float64."""
     dtype, n, d = layer.signal.dtype, layer.signal.shape[1], layer.inputs.shape[1]
     signals = within(vector_norms(layer.signal), limit(dtype, d))
     return signals * within(vector_norms(layer.inputs), limit(dtype, n))
 
 
-def _silenced(layer: GatedLayer, kept: Tensor) -> GatedLayer:
+def _silenced(layer: SeparatedLayer, kept: Tensor) -> SeparatedLayer:
     if bool(kept.all()):
         return layer
     zero = torch.zeros((), dtype=layer.signal.dtype, device=layer.signal.device)
@@ -236,7 +236,7 @@ def make(parts: Parts) -> PerRecordRelease:
             "projects nothing; use rule dfa and a network with a hidden layer"
         )
     return PerRecordRelease(
-        cast("GatedContributions", parts.start_capture("gated")),
+        cast("SeparatedContributions", parts.start_capture("separated")),
         ProjectionNoise(parts.generator("noise")),
         max_grad_norm=parts.max_grad_norm,
         expected_batch_size=parts.expected_batch_size,

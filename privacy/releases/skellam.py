@@ -24,7 +24,7 @@ from privacy.contributions.protocols import Contributions
 from privacy.norms import refuse_norm
 from privacy.releases.card import ReleaseCard
 from privacy.releases.clipped import refuse_imprecise_products
-from privacy.releases.source import Cost, NoiseSource, Parts
+from privacy.releases.source import Departure, NoiseSource, Parts
 from privacy.releases.step import FLOATING_POINT, RECORD_ASSUMPTIONS, StepRelease
 
 
@@ -35,7 +35,7 @@ class FactoredContributions(Contributions, Protocol):
         """Of the batch's records, run by run: what they contribute to every parameter that the batch reached."""
 
 
-class SkellamNoise(NoiseSource):
+class IntegerNoise(NoiseSource):
     """Integer noise of variance `std²` from a generator keyed by the operating system."""
 
     name = "skellam"
@@ -58,8 +58,8 @@ class SkellamNoise(NoiseSource):
     def generators(self) -> tuple[NoiseGenerator, ...]:
         return (self._noise, self.coins)
 
-    def cost(self, dimension: int) -> Cost:
-        return Cost(log_ratio=0.0, log_inflation=0.0, mass=dimension * TABLE_MASS)
+    def cost(self, dimension: int) -> Departure:
+        return Departure(log_ratio=0.0, log_inflation=0.0, mass=dimension * TABLE_MASS)
 
     def describe(self) -> dict[str, Any]:
         return {"clipping norm in grid steps": self._grid_steps}
@@ -90,7 +90,7 @@ class SkellamRelease(StepRelease):
     """
 
     mechanism = "skellam"
-    source: SkellamNoise
+    source: IntegerNoise
     assumptions = (
         *(text for text in RECORD_ASSUMPTIONS if text != FLOATING_POINT),
         "a record's own contribution does not depend on its place in the batch or on the batch's size: beyond that, no "
@@ -129,7 +129,7 @@ class SkellamRelease(StepRelease):
                 f"the clipping norm is {steps} grid steps; it must be a power of two from 2 to {EXACT_FLOAT32 // 16}"
             )
         self.contributions = contributions
-        self.source = SkellamNoise(noise, coins, steps)
+        self.source = IntegerNoise(noise, coins, steps)
         self.dimension = contributions.dimension
         self.sensitivity = float(steps)
         self._factored = contributions

@@ -52,8 +52,8 @@ class Parts:
 
 
 @dataclass(frozen=True)
-class Cost:
-    """One step's distance from the ideal Gaussian mechanism (THEORY T4); see `privacy.ledger.Release`."""
+class Departure:
+    """One step's distance from the ideal Gaussian mechanism (THEORY T4); see `privacy.ledger.ReleaseEvent`."""
 
     log_ratio: float
     log_inflation: float
@@ -83,7 +83,7 @@ class NoiseSource(Fixed, ABC):
         """Every generator whose secrecy the guarantee rests on."""
 
     @abstractmethod
-    def cost(self, dimension: int) -> Cost:
+    def cost(self, dimension: int) -> Departure:
         """What `dimension` coordinates of one step cost beyond an ideal Gaussian."""
 
     def describe(self) -> dict[str, Any]:

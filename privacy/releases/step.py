@@ -10,7 +10,7 @@ from torch import Tensor
 from noise_models.errors import UsageError
 from privacy.contributions.protocols import Contributions
 from privacy.fixed import Fixed
-from privacy.ledger import Release
+from privacy.ledger import ReleaseEvent
 from privacy.releases.source import NoiseSource
 
 _PUBLIC = "the size N of the data set, the sample rate and the number of steps are public"
@@ -60,10 +60,10 @@ class StepRelease(Fixed, ABC):
     _noised = False
     _changing = frozenset({"_noised"})
 
-    def event(self, sample_rate: float, noise_multiplier: float, epoch: int = 0) -> Release:
+    def event(self, sample_rate: float, noise_multiplier: float, epoch: int = 0) -> ReleaseEvent:
         """The ledger's row of one step at this sample rate and noise multiplier."""
         cost = self.source.cost(self.dimension)
-        return Release(
+        return ReleaseEvent(
             mechanism=self.mechanism,
             source=self.source.name,
             sample_rate=sample_rate,
@@ -79,7 +79,7 @@ class StepRelease(Fixed, ABC):
 
     def planned(
         self, sample_rate: float, noise_multiplier: float, steps: int, *, epoch: int = 0
-    ) -> dict[Release, int]:
+    ) -> dict[ReleaseEvent, int]:
         """The rows of the next `steps` steps, and how often each occurs.
 
         Args:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from noise_models.calibration.document import DRIFT_ALLOWANCE, Calibration, Limits
+from noise_models.calibration.document import DRIFT_ALLOWANCE, Calibration, Interval
 from noise_models.errors import DeviceError, UsageError
 
 TAKEN = datetime(2026, 1, 2, tzinfo=UTC)
@@ -19,7 +19,7 @@ def made(**changed: Any) -> Calibration:
     values: dict[str, Any] = {
         "camera": "simulated-opu", "camera_fingerprint": "abc", "taken_at": TAKEN.isoformat(),
         "expires_at": (TAKEN + timedelta(days=30)).isoformat(), "frames": 1700, "confidence": 0.99, "beta": 1e-6,
-        "parameters": {"gain_dn_per_electron": Limits(0.8, 0.79, 0.81)}, "credit_dn": 4.0, "credit_lower_dn": 3.0,
+        "parameters": {"gain_dn_per_electron": Interval(0.8, 0.79, 0.81)}, "credit_dn": 4.0, "credit_lower_dn": 3.0,
         "step_dn": 1.0, "clipped_mass": 1e-30, "dark_level_dn": 64.0, "light_level_dn": 70.0, "saturation_dn": 255.0,
         "passed": True, "findings": (), "assumptions": ("the noise is Gaussian",), "curves": {"mean": [1.0, 2.0]},
     }  # fmt: skip

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from noise_models.calibration.document import Limits
+from noise_models.calibration.document import Interval
 from noise_models.calibration.line_fit import fit_line, limits_of, ratio, root
 
 
@@ -50,4 +50,4 @@ def test_a_quotient_of_anything_within_limits_is_within_its_limits(
 
 
 def test_root() -> None:
-    assert root(Limits(4.0, -1.0, 9.0)) == Limits(2.0, 0.0, 3.0)
+    assert root(Interval(4.0, -1.0, 9.0)) == Interval(2.0, 0.0, 3.0)

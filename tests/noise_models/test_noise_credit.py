@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from noise_models.calibration.document import Limits
+from noise_models.calibration.document import Interval
 from noise_models.calibration.frame_statistics import GROUPS, DarkMoments
 from noise_models.calibration.noise_credit import NoiseCredit, noise_credit, telegraph_variance
 
@@ -38,7 +38,7 @@ def credit_of(noise: np.ndarray, shape: tuple[int, int]) -> NoiseCredit:
     moments = DarkMoments(shape)
     for part in np.array_split((100 + noise).round().astype(np.int32), 8):
         moments.add(part)
-    return noise_credit(moments, Limits(0, 0, 0), np.zeros(shape[0] * shape[1]), 255, 1e-6)
+    return noise_credit(moments, Interval(0, 0, 0), np.zeros(shape[0] * shape[1]), 255, 1e-6)
 
 
 @pytest.mark.parametrize("share", [0.25, 0.35])

@@ -15,7 +15,7 @@ from scipy import stats
 from torch import Tensor
 
 from noise_models.base import Frame
-from noise_models.calibration.document import DRIFT_ALLOWANCE, Calibration, Limits
+from noise_models.calibration.document import DRIFT_ALLOWANCE, Calibration, Interval
 from noise_models.calibration.frame_statistics import DarkMoments, measure_level
 from noise_models.calibration.noise_credit import noise_credit
 from noise_models.calibration.photon_transfer import calibrate, planned
@@ -107,7 +107,7 @@ def test_the_smallest_limit_holds_for_a_pixel_that_is_quieter_than_the_others() 
         camera = NumpyCamera(read=1e-3, dsnu=0, extra=quiet, seed=seed, shape=(32, 64))
         moments = DarkMoments(camera.shape)
         moments.add(camera.expose(64, light=0.0, seconds=None, setting=Frame.DARK).numpy())
-        wrong += noise_credit(moments, Limits(0, 0, 0), np.zeros(2048), 255, 0.1).lower > 0.8 * 3.0
+        wrong += noise_credit(moments, Interval(0, 0, 0), np.zeros(2048), 255, 0.1).lower > 0.8 * 3.0
     assert wrong <= 5
 
 

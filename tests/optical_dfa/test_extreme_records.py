@@ -23,7 +23,7 @@ from optical_dfa import align
 from optical_dfa.capture.records import Capture, Use
 from privacy.norms import LEAST_NORM, MOST_NORM, floor, limit, rounded_down, share
 from privacy.releases.clipped import ClippedRelease, clip_factors
-from privacy.releases.source import Cost, NoiseSource
+from privacy.releases.source import Departure, NoiseSource
 
 M = 5
 CLASSES = 3
@@ -41,8 +41,8 @@ class Silence(NoiseSource):
     def generators(self) -> tuple[NoiseGenerator, ...]:
         return ()
 
-    def cost(self, dimension: int) -> Cost:
-        return Cost(0.0, 0.0, 0.0)
+    def cost(self, dimension: int) -> Departure:
+        return Departure(0.0, 0.0, 0.0)
 
     def add_noise(self, total: Tensor, std: float) -> None:
         pass

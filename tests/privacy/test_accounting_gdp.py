@@ -10,14 +10,14 @@ from scipy.integrate import quad
 
 from noise_models.errors import UsageError
 from privacy.accounting import gdp
-from privacy.ledger import Release
+from privacy.ledger import ReleaseEvent
 from privacy.notions import Adjacency
 
 DELTA = 1e-5
 
 
-def label(noise_multiplier: float, epoch: int = 0) -> Release:
-    return Release(
+def label(noise_multiplier: float, epoch: int = 0) -> ReleaseEvent:
+    return ReleaseEvent(
         mechanism="label-gaussian",
         source="label",
         sample_rate=1.0,
@@ -86,12 +86,22 @@ def test_the_numerical_check_agrees_with_the_closed_form(multipliers: list[float
         (label(1.0), Adjacency.ADD_REMOVE, "gdp", "adjacency 'label'"),
         (label(1.0), Adjacency.REPLACE_ONE, "gdp", "adjacency 'label'"),
         (label(1.0), Adjacency.LABEL, "pld", "'pld' does not cover"),
-        (Release("gaussian", "digital", 1.0, 1.0, 1.0, 1), Adjacency.LABEL, "gdp", "mechanism 'gaussian'"),
-        (Release("label-gaussian", "label", 0.5, 1.0, 1.0, 1), Adjacency.LABEL, "gdp", "sample_rate = 0.5"),
+        (
+            ReleaseEvent("gaussian", "digital", 1.0, 1.0, 1.0, 1),
+            Adjacency.LABEL,
+            "gdp",
+            "mechanism 'gaussian'",
+        ),
+        (
+            ReleaseEvent("label-gaussian", "label", 0.5, 1.0, 1.0, 1),
+            Adjacency.LABEL,
+            "gdp",
+            "sample_rate = 0.5",
+        ),
     ],
 )
 def test_wrong_use_gets_one_line(
-    release: Release, adjacency: Adjacency, accountant: str, message: str
+    release: ReleaseEvent, adjacency: Adjacency, accountant: str, message: str
 ) -> None:
     with pytest.raises(UsageError) as caught:
         gdp.epsilon({release: 1}, DELTA, adjacency, accountant)

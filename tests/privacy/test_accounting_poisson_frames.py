@@ -13,15 +13,15 @@ from noise_models.errors import UsageError
 from privacy.accounting import epsilon, gaussian, poisson_frames
 from privacy.accounting.planning import Scheme
 from privacy.accounting.poisson import hockey_stick
-from privacy.accounting.poisson_frames import ORDERS, Frame, multiplier_of
-from privacy.ledger import Release
+from privacy.accounting.poisson_frames import ORDERS, FrameEvent, multiplier_of
+from privacy.ledger import ReleaseEvent
 from privacy.notions import Adjacency
 
 DELTA = 1e-5
 
 
-def frame(q: float, rate: float, l2: float, largest: float = math.inf) -> Frame:
-    return Frame("poisson", "plan", q, multiplier_of(rate, l2), l2, 1, largest=largest)
+def frame(q: float, rate: float, l2: float, largest: float = math.inf) -> FrameEvent:
+    return FrameEvent("poisson", "plan", q, multiplier_of(rate, l2), l2, 1, largest=largest)
 
 
 @given(st.floats(1.0, 40.0), st.floats(0.05, 1.5), st.floats(0.001, 0.95), st.integers(2, 12))
@@ -76,13 +76,13 @@ def test_less_light_and_a_concentrated_change_cost_more_at_one_multiplier() -> N
 
 
 def test_a_row_without_a_largest_change_may_change_in_one_pixel() -> None:
-    plain = Release("poisson", "plan", 0.1, multiplier_of(500.0, 20.0), 20.0, 1)
+    plain = ReleaseEvent("poisson", "plan", 0.1, multiplier_of(500.0, 20.0), 20.0, 1)
     assert epsilon({plain: 3}, DELTA) == epsilon({frame(0.1, 500.0, 20.0): 3}, DELTA)
 
 
 def test_edges_and_wrong_use() -> None:
     assert poisson_frames.epsilon({}, DELTA, Adjacency.ADD_REMOVE) == 0.0
-    assert epsilon({Release("poisson", "plan", 0.1, 0.0, 20.0, 1): 1}, DELTA) == math.inf
+    assert epsilon({ReleaseEvent("poisson", "plan", 0.1, 0.0, 20.0, 1): 1}, DELTA) == math.inf
     for adjacency, accountant in ((Adjacency.LABEL, "poisson-rdp"), (Adjacency.ADD_REMOVE, "pld")):
         with pytest.raises(UsageError, match="'poisson' is accounted under"):
             poisson_frames.epsilon({frame(0.1, 500.0, 20.0): 1}, DELTA, adjacency, accountant)

@@ -15,14 +15,14 @@ from noise_models.errors import UsageError
 from privacy.accounting import skellam
 from privacy.accounting.ranges import LARGEST_NOISE, LEAST_NOISE
 from privacy.accounting.skellam_law import curvature, hockey_stick_shift, log_pmf, renyi_shift
-from privacy.ledger import Release
+from privacy.ledger import ReleaseEvent
 from privacy.notions import Adjacency
 
 DELTA = 1e-5
 
 
-def row(q: float, multiplier: float, l2: float, dimension: int = 10**6) -> Release:
-    return Release("skellam", "skellam", q, multiplier, l2, dimension)
+def row(q: float, multiplier: float, l2: float, dimension: int = 10**6) -> ReleaseEvent:
+    return ReleaseEvent("skellam", "skellam", q, multiplier, l2, dimension)
 
 
 @pytest.mark.parametrize("argument", [0.01, 3.0, 499.0, 501.0, 1e4, 1e8])
@@ -274,11 +274,16 @@ def test_edges() -> None:
         (row(0.1, 1.0, 10.0), Adjacency.LABEL, "skellam-rdp", "add-or-remove-one"),
         (row(0.1, 1.0, 10.0), Adjacency.ADD_REMOVE, "pld", "'pld' does not cover"),
         (row(0.1, 1.0, 0.9), Adjacency.ADD_REMOVE, "skellam-rdp", "in grid units"),
-        (Release("gaussian", "digital", 0.1, 1.0, 1.0, 1), Adjacency.ADD_REMOVE, "skellam-rdp", "'gaussian'"),
+        (
+            ReleaseEvent("gaussian", "digital", 0.1, 1.0, 1.0, 1),
+            Adjacency.ADD_REMOVE,
+            "skellam-rdp",
+            "'gaussian'",
+        ),
     ],
 )
 def test_wrong_use_gets_one_line(
-    release: Release, adjacency: Adjacency, accountant: str, message: str
+    release: ReleaseEvent, adjacency: Adjacency, accountant: str, message: str
 ) -> None:
     with pytest.raises(UsageError) as caught:
         skellam.epsilon({release: 1}, DELTA, adjacency, accountant)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from noise_models.generator import NoiseGenerator
 from optical_dfa.attacks.worlds import Worlds, claimed, noise_std
-from optical_dfa.backends.encoding import Frames, Ternary
+from optical_dfa.backends.encoding import ModulatorFrames, Ternary
 from optical_dfa.backends.simulated_opu import SimulatedOpuBackend
 from optical_dfa.capture.records import Capture
 from optical_dfa.feedback import aligned
@@ -113,12 +113,12 @@ def test_one_layer_unclipped(broken: bool, epsilon: float, monkeypatch: pytest.M
 
 
 class BatchMaximumTernary(Ternary):
-    def encode(self, e: Tensor) -> Frames:
+    def encode(self, e: Tensor) -> ModulatorFrames:
         largest = e.abs().max() if len(e) else torch.zeros(())
         signs = torch.sign(e) * (e.abs() > self.threshold * largest)
         planes = torch.stack((signs > 0, signs < 0)).to(e.dtype)
         scale = (e * signs).sum(dim=1) / signs.abs().sum(dim=1).clamp_min(1)
-        return Frames(planes, (1.0, -1.0), scale)
+        return ModulatorFrames(planes, (1.0, -1.0), scale)
 
 
 def confident_net() -> nn.Module:

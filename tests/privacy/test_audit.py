@@ -22,7 +22,7 @@ from hypothesis import settings as settings_of_hypothesis
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from noise_models.calibration.document import Calibration, Limits
+from noise_models.calibration.document import Calibration, Interval
 from noise_models.errors import UsageError
 from privacy import health_log
 from privacy.accounting import epsilon
@@ -30,12 +30,12 @@ from privacy.auditing.audit import audit
 from privacy.auditing.markdown import markdown
 from privacy.auditing.statement import statement
 from privacy.guarantee import Guarantee, Kind
-from privacy.ledger import Ledger, Release
+from privacy.ledger import Ledger, ReleaseEvent
 from privacy.notions import Adjacency
 from privacy.weights import name_weights, tensors_digest
 
 N, BATCH, SIGMA, DELTA, STEPS = 1000, 20, 1.5, 1e-5, 50
-STEP = Release("gaussian", "dark-frame", BATCH / N, SIGMA, 1.0, 500, device_share=0.9)
+STEP = ReleaseEvent("gaussian", "dark-frame", BATCH / N, SIGMA, 1.0, 500, device_share=0.9)
 HEADER: dict[str, Any] = {
     "release": "dark-frame",
     "adjacency": "add-or-remove-one",
@@ -115,7 +115,7 @@ def histogram(run: Path) -> None:
     (run / "calibration.json").write_text(json.dumps({**law, "frames": 1, "pixels": 10, "note": ""}))
 
 
-def make_run(run: Path, steps: int = STEPS, step: Release = STEP, **header: Any) -> Path:
+def make_run(run: Path, steps: int = STEPS, step: ReleaseEvent = STEP, **header: Any) -> Path:
     """An honest run folder as the trainer leaves it, up to what the arguments change."""
     run.mkdir()
     with Ledger.create(run / "ledger.sqlite", {**HEADER, **header}) as ledger:
@@ -429,7 +429,7 @@ CALIBRATED = Calibration(
     frames=100,
     confidence=0.999,
     beta=1e-9,
-    parameters={"read_noise_electrons": Limits(5.0, 4.9, 5.1)},
+    parameters={"read_noise_electrons": Interval(5.0, 4.9, 5.1)},
     credit_dn=4.08,
     credit_lower_dn=4.04,
     step_dn=1.0,

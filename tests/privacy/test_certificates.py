@@ -9,12 +9,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from gated_layers import layers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from separated_layers import layers
 
-from privacy.contributions.separated import GatedLayer
-from privacy.releases.certificates import Certificate, Finding, public_findings, realised_findings
+from privacy.contributions.separated import SeparatedLayer
+from privacy.releases.certificates import AssumptionCheck, Certificate, public_findings, realised_findings
 
 RANK = "every direction of a row of the update is noised"
 EIGENVALUE = "the smallest eigenvalue of a row's covariance is not below the variance that is claimed"
@@ -24,7 +24,7 @@ NORMALISED = "errors are clipped, not normalised"
 FLOOR = 0.1
 
 
-def healthy(records: int = 400, seed: int = 0) -> list[GatedLayer]:
+def healthy(records: int = 400, seed: int = 0) -> list[SeparatedLayer]:
     """Factors of which everything that the proof assumes is true: inputs of ±1 to ±2, gates of 0.5 to 1."""
     hidden, output = layers(records, seed=seed)
     source = torch.Generator().manual_seed(seed + 1)
@@ -38,16 +38,16 @@ def healthy(records: int = 400, seed: int = 0) -> list[GatedLayer]:
 
 
 def findings(
-    batch: list[GatedLayer], noise_std: float = 50.0, noise_multiplier: float = 1.0
-) -> tuple[Finding, ...]:
+    batch: list[SeparatedLayer], noise_std: float = 50.0, noise_multiplier: float = 1.0
+) -> tuple[AssumptionCheck, ...]:
     return realised_findings(batch, FLOOR, FLOOR, noise_std=noise_std, noise_multiplier=noise_multiplier)
 
 
-def verdicts(batch: list[GatedLayer], **noise: float) -> dict[str, Finding]:
+def verdicts(batch: list[SeparatedLayer], **noise: float) -> dict[str, AssumptionCheck]:
     return {finding.assumption: finding for finding in findings(batch, **noise)}
 
 
-def with_inputs(batch: list[GatedLayer], inputs: torch.Tensor) -> list[GatedLayer]:
+def with_inputs(batch: list[SeparatedLayer], inputs: torch.Tensor) -> list[SeparatedLayer]:
     return [replace(batch[0], inputs=inputs), batch[1]]
 
 

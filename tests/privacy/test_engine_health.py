@@ -30,7 +30,7 @@ from privacy.ledger import Ledger
 from privacy.releases import RELEASES
 from privacy.releases.card import ReleaseCard
 from privacy.releases.clipped import ClippedRelease
-from privacy.releases.source import Cost, NoiseSource, Parts
+from privacy.releases.source import Departure, NoiseSource, Parts
 
 N, BATCH = 60, 12
 X = torch.randn(N, 5, generator=torch.Generator().manual_seed(0))
@@ -209,8 +209,8 @@ class Rekeyed(NoiseSource):
     def generators(self) -> tuple[NoiseGenerator, ...]:
         return (self._generator,)
 
-    def cost(self, dimension: int) -> Cost:
-        return Cost(0.0, 0.0, dimension * NORMAL_TAIL_MASS)
+    def cost(self, dimension: int) -> Departure:
+        return Departure(0.0, 0.0, dimension * NORMAL_TAIL_MASS)
 
     def add_noise(self, total: Tensor, std: float) -> None:
         self._generator = self._parts.generator("noise")

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from noise_models.errors import UsageError
-from privacy.ledger import Ledger, Release
+from privacy.ledger import Ledger, ReleaseEvent
 
-STEP = Release("gaussian", "digital", 0.01, 1.1, 1.0, 1000)
+STEP = ReleaseEvent("gaussian", "digital", 0.01, 1.1, 1.0, 1000)
 HEADER = {"release": "digital", "nominal_size": 60000}
 
 
@@ -38,7 +38,7 @@ def findings(path: Path) -> list[str]:
 
 
 releases = st.builds(
-    Release,
+    ReleaseEvent,
     mechanism=st.just("gaussian"),
     source=st.sampled_from(["digital", "dark-frame"]),
     sample_rate=st.floats(1e-9, 1),
@@ -54,7 +54,7 @@ releases = st.builds(
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(releases, max_size=5))
-def test_reads_back_what_was_written(batch: list[Release]) -> None:
+def test_reads_back_what_was_written(batch: list[ReleaseEvent]) -> None:
     with Ledger.create(None, HEADER) as ledger:
         assert [ledger.append_release(release) for release in batch] == list(range(1, len(batch) + 1))
         assert ledger.releases() == batch
@@ -90,9 +90,9 @@ def test_a_row_is_on_disk_before_append_returns(tmp_path: Path) -> None:
 
 WRITER = """
 import sys
-from privacy.ledger import Ledger, Release
+from privacy.ledger import Ledger, ReleaseEvent
 ledger = Ledger.create(sys.argv[1], {})
-step = Release("gaussian", "digital", 0.01, 1.1, 1.0, 1000)
+step = ReleaseEvent("gaussian", "digital", 0.01, 1.1, 1.0, 1000)
 while True:
     print(ledger.append_release(step), flush=True)
 """

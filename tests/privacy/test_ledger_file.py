@@ -24,10 +24,10 @@ from optical_dfa.cli import main
 from privacy.auditing.audit import audit
 from privacy.engine import PrivacyEngine
 from privacy.errors import LedgerUnreadableError
-from privacy.ledger import Ledger, Release
+from privacy.ledger import Ledger, ReleaseEvent
 
 ROOT = Path(__file__).parents[2]
-STEP = Release("gaussian", "digital", 0.02, 1.5, 1.0, 500)
+STEP = ReleaseEvent("gaussian", "digital", 0.02, 1.5, 1.0, 500)
 HEADER = {
     "release": "digital",
     "adjacency": "add-or-remove-one",
@@ -260,7 +260,7 @@ CREATE = """
 import sys, time
 from pathlib import Path
 from noise_models.errors import UsageError
-from privacy.ledger import Ledger, Release
+from privacy.ledger import Ledger, ReleaseEvent
 print("ready", flush=True)
 sys.stdin.readline()
 for trial in range(int(sys.argv[2])):
@@ -273,7 +273,7 @@ for trial in range(int(sys.argv[2])):
         print("lost", "exists" in str(error), flush=True)
         continue
     for _ in range(3):
-        ledger.append_release(Release("gaussian", "digital", 0.02, 1.5, 1.0, 500))
+        ledger.append_release(ReleaseEvent("gaussian", "digital", 0.02, 1.5, 1.0, 500))
     ledger.close()
     print("won", True, flush=True)
 """

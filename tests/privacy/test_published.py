@@ -14,17 +14,17 @@ from scipy.stats import norm
 from noise_models.errors import UsageError
 from privacy import accounting
 from privacy.accounting.published import ORDERS, epsilon, renyi
-from privacy.ledger import Release
+from privacy.ledger import ReleaseEvent
 from privacy.notions import Adjacency
 
 DELTA = 1e-5
 
 
-def row(noise_multiplier: float, sample_rate: float = 1.0) -> Release:
-    return Release("published", "per-record", sample_rate, noise_multiplier, 1.0, 1)
+def row(noise_multiplier: float, sample_rate: float = 1.0) -> ReleaseEvent:
+    return ReleaseEvent("published", "per-record", sample_rate, noise_multiplier, 1.0, 1)
 
 
-def published(rows: dict[Release, int], accountant: str = "published") -> float:
+def published(rows: dict[ReleaseEvent, int], accountant: str = "published") -> float:
     return epsilon(rows, DELTA, Adjacency.ADD_REMOVE, accountant)
 
 

@@ -23,7 +23,7 @@ from privacy.releases.clipped import (
     refuse_imprecise_products,
 )
 from privacy.releases.digital import DigitalNoise
-from privacy.releases.source import Cost, NoiseSource
+from privacy.releases.source import Departure, NoiseSource
 
 DIMENSION = 20_000
 
@@ -69,8 +69,8 @@ class Silence(NoiseSource):
     def generators(self) -> tuple[NoiseGenerator, ...]:
         return ()
 
-    def cost(self, dimension: int) -> Cost:
-        return Cost(1e-3 * dimension, 2e-3 * dimension, 1e-12 * dimension)
+    def cost(self, dimension: int) -> Departure:
+        return Departure(1e-3 * dimension, 2e-3 * dimension, 1e-12 * dimension)
 
     def add_noise(self, total: Tensor, std: float) -> None:
         self.asked.append(std)

@@ -23,7 +23,7 @@ from noise_models.generator import NoiseGenerator
 from optical_dfa.aligning import align
 from optical_dfa.feedback.aligned import AlignedModule
 from privacy.accounting.gdp import gaussian_epsilon
-from privacy.contributions.separated import GatedLayer
+from privacy.contributions.separated import SeparatedLayer
 from privacy.engine import PrivacyEngine
 from privacy.errors import BudgetExhaustedError
 from privacy.guarantee import Kind
@@ -71,7 +71,7 @@ class Step:
         """No noise from here on; the scales that were asked for are kept."""
         self.release.source.add_rows = lambda rows, std: self.asked.append(std)  # type: ignore[method-assign]
 
-    def absorb(self, y: Tensor | None = None, loss: Loss = cross_entropy) -> list[GatedLayer]:
+    def absorb(self, y: Tensor | None = None, loss: Loss = cross_entropy) -> list[SeparatedLayer]:
         """Teach the batch with these labels."""
         capture = self.release.contributions
         for number, (x, labels) in enumerate(
@@ -88,7 +88,7 @@ class Step:
         return self.release.release().double().numpy()
 
 
-def predicted(layers: list[GatedLayer], matrix: Tensor, scales: list[float]) -> npt.NDArray[np.float64]:
+def predicted(layers: list[SeparatedLayer], matrix: Tensor, scales: list[float]) -> npt.NDArray[np.float64]:
     """M_i for every record and pair of labels, from numpy's pseudo-inverse, shape (m, pairs)."""
     total = np.zeros((len(layers[0].inputs), math.comb(CLASSES, 2)))
     for layer, scale, b in zip(layers, scales, (matrix.numpy(), np.eye(CLASSES)), strict=True):
@@ -125,7 +125,7 @@ def test_no_records_label_costs_more_than_the_ledger_says_and_some_costs_just_th
 
 
 @cache
-def absorbed() -> tuple[Step, list[GatedLayer]]:
+def absorbed() -> tuple[Step, list[SeparatedLayer]]:
     step = Step(12, 1)
     return step, step.absorb()
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gated_layers import Gated, layers, part, updates
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from separated_layers import Gated, layers, part, updates
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -19,7 +19,7 @@ from noise_models.errors import UsageError
 from noise_models.generator import NoiseGenerator
 from optical_dfa import align
 from privacy import PrivacyEngine
-from privacy.contributions.separated import GatedLayer
+from privacy.contributions.separated import SeparatedLayer
 from privacy.kind import Kind
 from privacy.releases.per_record import PerRecordRelease, ProjectionNoise
 
@@ -32,7 +32,7 @@ def make(gated: Gated, seed: int = 0, **options: Any) -> PerRecordRelease:
 
 
 def step(
-    release: PerRecordRelease, gated: Gated, *batches: list[GatedLayer], z: float = Z
+    release: PerRecordRelease, gated: Gated, *batches: list[SeparatedLayer], z: float = Z
 ) -> dict[str, Tensor]:
     for number, batch in enumerate(batches):
         gated.batch = batch
@@ -41,7 +41,7 @@ def step(
     return updates(release.release() * EXPECTED, gated.parameters)
 
 
-def clipped(batch: list[GatedLayer]) -> list[Tensor]:
+def clipped(batch: list[SeparatedLayer]) -> list[Tensor]:
     """Σ_i c_i X_i of each layer in float64, record by record."""
     sums = [torch.zeros(b.signal.shape[1], b.inputs.shape[1], dtype=torch.float64) for b in batch]
     for i in range(len(batch[0].inputs)):

@@ -24,7 +24,7 @@ from privacy import accounting
 from privacy.auditing.audit import audit
 from privacy.contributions.integers import least_bound
 from privacy.engine import PrivacyEngine
-from privacy.ledger import Release
+from privacy.ledger import ReleaseEvent
 from privacy.releases.skellam import SkellamRelease
 
 N, D, CLASSES, C = 24, 6, 3, 0.5
@@ -226,7 +226,7 @@ def test_its_epsilon_is_close_to_the_gaussian_mechanisms() -> None:
         )
         assert engine.ledger is not None
         header = engine.ledger.header()
-        row = Release(
+        row = ReleaseEvent(
             mechanism="skellam" if release == "skellam" else "gaussian",
             source=release,
             sample_rate=0.25,

@@ -1,4 +1,4 @@
-"""Gated capture against the equations, and the networks it refuses."""
+"""Separated capture against the equations, and the networks it refuses."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from noise_models.errors import UsageError
 from optical_dfa.aligning import align
-from optical_dfa.capture.separated import GatedCapture
+from optical_dfa.capture.separated import SeparatedCapture
 from optical_dfa.feedback.aligned import AlignedModule
-from privacy.contributions.separated import GatedLayer
+from privacy.contributions.separated import SeparatedLayer
 
 
 def chain(*widths: int, activation: type[nn.Module] = nn.Tanh) -> nn.Sequential:
@@ -25,16 +25,16 @@ def chain(*widths: int, activation: type[nn.Module] = nn.Tanh) -> nn.Sequential:
 def captured(net: nn.Module, example: Tensor, **options: object) -> AlignedModule:
     torch.manual_seed(1)
     module = align(net, example=example, show=None, **options)  # type: ignore[arg-type]
-    capture = GatedCapture(module)
+    capture = SeparatedCapture(module)
     capture.expected_records = lambda: len(example)
     module.attach(capture)
     return module
 
 
-def taught(module: AlignedModule, x: Tensor, y: Tensor) -> list[GatedLayer]:
+def taught(module: AlignedModule, x: Tensor, y: Tensor) -> list[SeparatedLayer]:
     torch.autograd.backward(nn.functional.cross_entropy(module(x), y))
-    assert isinstance(module._capture, GatedCapture)
-    return module._capture.gated()
+    assert isinstance(module._capture, SeparatedCapture)
+    return module._capture.separated()
 
 
 @pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU, nn.GELU, nn.Softplus])
@@ -169,13 +169,13 @@ def test_a_batch_without_or_with_two_backward_passes_is_refused() -> None:
     x, y = torch.randn(4, 6), torch.tensor([0, 1, 2, 0])
     module = captured(chain(6, 8, 3), x)
     loss = nn.functional.cross_entropy(module(x), y)
-    assert isinstance(module._capture, GatedCapture)
+    assert isinstance(module._capture, SeparatedCapture)
     with pytest.raises(UsageError, match="one backward pass"):
-        module._capture.gated()
+        module._capture.separated()
     torch.autograd.backward(loss, retain_graph=True)
     torch.autograd.backward(loss)
     with pytest.raises(UsageError, match="one backward pass"):
-        module._capture.gated()
+        module._capture.separated()
 
 
 def test_another_feedback_point_is_refused() -> None:
@@ -187,9 +187,9 @@ def test_another_feedback_point_is_refused() -> None:
 def test_a_signal_that_is_not_gate_times_feedback_is_refused() -> None:
     x = torch.randn(4, 6)
     module = captured(chain(6, 8, 3), x)
-    assert isinstance(module._capture, GatedCapture)
+    assert isinstance(module._capture, SeparatedCapture)
     loss = nn.functional.cross_entropy(module(x), torch.tensor([0, 1, 2, 0]))
     module._capture._gates["1"] *= 1.01
     torch.autograd.backward(loss)
     with pytest.raises(UsageError, match="taught by more"):
-        module._capture.gated()
+        module._capture.separated()

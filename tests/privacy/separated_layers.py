@@ -8,12 +8,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from privacy.contributions.separated import GatedLayer
+from privacy.contributions.separated import SeparatedLayer
 
 
 def layers(
     records: int, inputs: int = 5, units: int = 3, classes: int = 2, seed: int = 0, scale: float = 1.0
-) -> list[GatedLayer]:
+) -> list[SeparatedLayer]:
     """A hidden and an output layer with random factors, both with a bias."""
     source = torch.Generator().manual_seed(seed)
     h, hidden = torch.randn(records, inputs, generator=source), torch.randn(records, units, generator=source)
@@ -23,8 +23,8 @@ def layers(
     error = scale * torch.randn(records, classes, generator=source)
     ones = torch.ones(records, 1)
     return [
-        GatedLayer("1", "1.weight", "1.bias", torch.cat([h, ones], 1), taught, signal, gate, "2"),
-        GatedLayer(
+        SeparatedLayer("1", "1.weight", "1.bias", torch.cat([h, ones], 1), taught, signal, gate, "2"),
+        SeparatedLayer(
             "3",
             "3.weight",
             "3.bias",
@@ -38,10 +38,10 @@ def layers(
 
 
 class Gated:
-    """What `start_capture("gated")` gives, with the batch set by the test."""
+    """What `start_capture("separated")` gives, with the batch set by the test."""
 
-    def __init__(self, batch: list[GatedLayer]) -> None:
-        self.batch: list[GatedLayer] | None = batch
+    def __init__(self, batch: list[SeparatedLayer]) -> None:
+        self.batch: list[SeparatedLayer] | None = batch
         self.parameters: dict[str, nn.Parameter] = {}
         for layer in batch:
             units, inputs = layer.signal.shape[1], layer.inputs.shape[1] - 1
@@ -59,7 +59,7 @@ class Gated:
     def taught(self) -> bool:
         return self.batch is not None
 
-    def gated(self) -> list[GatedLayer]:
+    def separated(self) -> list[SeparatedLayer]:
         assert self.batch is not None
         return self.batch
 
@@ -94,7 +94,7 @@ def updates(flat: Tensor, parameters: dict[str, nn.Parameter]) -> dict[str, Tens
     }
 
 
-def part(batch: list[GatedLayer], records: slice | list[int]) -> list[GatedLayer]:
+def part(batch: list[SeparatedLayer], records: slice | list[int]) -> list[SeparatedLayer]:
     """Some records of a batch."""
     names = ("inputs", "taught", "signal", "gate")
     return [replace(layer, **{name: getattr(layer, name)[records] for name in names}) for layer in batch]
