@@ -231,7 +231,7 @@ def test_reproducible_run_shows_no_guarantee_and_labels_the_nominal_epsilon(tmp_
         ({"backend": "digital", "release": "digital"}, "No optical device took part", "SIMULATED"),
         ({"rule": "bp", "release": "digital"}, "No projection device took part", "projected by"),
         ({"rule": "bp"}, "SIMULATED", "projected by"),
-        ({"backend": "third-party"}, "third-party is not one of this program's own", "SIMULATED"),
+        ({"backend": "third-party"}, "third-party is not registered here", "SIMULATED"),
     ],
 )
 def test_page_says_whether_there_was_hardware(

@@ -248,7 +248,7 @@ def test_options_out_of_range(options: dict[str, object], message: str) -> None:
 
 
 def test_a_network_without_cells_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"use optical_dfa\.recurrent"):
+    with pytest.raises(UsageError, match=r"use optical_dfa\.networks\.recurrent"):
         align(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 4)), rule="sparse-recurrent", show=None)
 
 

@@ -273,7 +273,7 @@ def test_biotorch_layerwise(rule: str, network: str, monkeypatch: pytest.MonkeyP
     net, x, y = given(case)
     layers = {n: p.shape for n, p in net.named_parameters() if n.endswith("weight")}
     drawn = [ROOT3 * centred(case, f"feedback {n}", *s).flatten(1) for n, s in layers.items()]
-    hand(monkeypatch, "feedback.layerwise", drawn)
+    hand(monkeypatch, "feedback.rules.layerwise", drawn)
     options = {"law": "uniform"} if rule == "fa" else {}
     aligned = align(net, rule=rule, rule_options=options, example=x, show=None)
     assert_stored(case, "gradients", gradients(aligned, x, y))
@@ -290,7 +290,7 @@ def test_drtp_repository_feedback_alignment(network: str, monkeypatch: pytest.Mo
             fan_in, fan_out = p[0].numel(), p.numel() // p.shape[1]
             ratio = math.sqrt(2 / fan_in) / math.sqrt(2 / (fan_in + fan_out))
             drawn.append(ratio * ROOT3 * centred(case, f"feedback {name}", *p.shape).flatten(1))
-    hand(monkeypatch, "feedback.layerwise", drawn)
+    hand(monkeypatch, "feedback.rules.layerwise", drawn)
     options = {"law": "uniform"}
     aligned = align(net, rule="fa", rule_options=options, example=x, loss_reduction="sum", show=None)
     assert_stored(case, "gradients", gradients(aligned, x, y))
@@ -357,7 +357,7 @@ def test_pepita(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hidden layers, in numpy record by record. Their output layer learns from the second pass, ours from the first."""
     case = "PEPITA mlp"
     net, x, y = given(case)
-    hand(monkeypatch, "feedback.pepita", [ROOT3 * centred(case, "feedback", 9, CLASSES)])
+    hand(monkeypatch, "feedback.rules.pepita", [ROOT3 * centred(case, "feedback", 9, CLASSES)])
     found = gradients(align(net, rule="pepita", show=None), x, y)
     assert set(STORED["cases"][case]["gradients"]) == {"0.weight", "2.weight"}
     assert_stored(case, "gradients", found)
@@ -371,7 +371,7 @@ def test_pepita_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     case = "PEPITA cnn"
     net, x, y = given(case)
-    hand(monkeypatch, "feedback.pepita", [ROOT3 * centred(case, "feedback", 36, CLASSES)])
+    hand(monkeypatch, "feedback.rules.pepita", [ROOT3 * centred(case, "feedback", 36, CLASSES)])
     found = gradients(align(net, rule="pepita", example=x, show=None), x, y)
     places = 4 * 4
     assert_stored(
