@@ -20,8 +20,8 @@ from noise_models.generator import NoiseGenerator
 from optical_dfa.attacks.worlds import Worlds, claimed, noise_std
 from optical_dfa.backends.encoding import ModulatorFrames, Ternary
 from optical_dfa.backends.simulated_opu import SimulatedOpuBackend
+from optical_dfa.capture import opening
 from optical_dfa.capture.records import Capture
-from optical_dfa.feedback import aligned
 from privacy import PrivacyEngine
 from privacy.attacks.laws import Array, GaussianLaw, LatticeLaw, NoiseLaw
 from privacy.attacks.likelihood_ratio import distinguish
@@ -103,7 +103,7 @@ class OutputUnclipped(Capture):
 @broken_or_not
 def test_one_layer_unclipped(broken: bool, epsilon: float, monkeypatch: pytest.MonkeyPatch) -> None:
     if broken:
-        monkeypatch.setitem(aligned.CAPTURES, "records", OutputUnclipped)
+        monkeypatch.setitem(opening.CAPTURES, "records", OutputUnclipped)
     # tanh is saturated at x = 8: the hidden layer's contribution is small, the output layer's is not.
     worlds = Worlds(target=(torch.full((1, 1), 8.0), torch.zeros(1, dtype=torch.int64)), max_grad_norm=1e-3)
     check(attack(worlds, epsilon), broken, epsilon)
