@@ -91,3 +91,12 @@ def test_ratios_are_of_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
     # Rounds 2 to 6 were measured: the median is the fourth's.
     assert found["effective_ms"] == pytest.approx(1000 * 0.2 * 4)
     assert found["ternary"]["ratio_physics_over_effective"] == pytest.approx(30.0)
+
+
+def test_noise_is_measured_beside_what_it_replaces() -> None:
+    from optical_dfa.bench.noise import run
+
+    found = run(rounds=1, normals=1024, side=16, records=8)
+    assert set(found["normals_float32"]) == {"torch", "secret", "secret_added"}
+    assert set(found["outputs"]) == {"digital", "simulated-opu", "lightonml-simulated"}
+    assert min(found["coins"], *found["pixels_camera"].values(), *found["outputs"].values()) > 0
