@@ -35,9 +35,9 @@ from privacy.contributions.protocols import PrivateModule
 from privacy.errors import BudgetExhaustedError
 from privacy.fixed import Fixed
 from privacy.guarantee import Guarantee
-from privacy.kind import Kind
 from privacy.ledger import SETTINGS, Ledger, ReleaseEvent
 from privacy.norms import refuse_norm
+from privacy.notions import Kind
 from privacy.opacus_arguments import refuse_arguments, refuse_reduction
 from privacy.optimizer import PrivateOptimizer
 from privacy.plan import SamplingPlan, refuse_types

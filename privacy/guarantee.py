@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from noise_models.errors import UsageError
-from privacy.kind import Kind as Kind
 from privacy.mechanisms import MECHANISMS
 from privacy.notions import Adjacency
+from privacy.notions import Kind as Kind
 from privacy.releases import RELEASES
 
 # Why a run has no guarantee, where a nominal epsilon says what it would have had; part of the stored assumptions.

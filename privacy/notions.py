@@ -1,4 +1,4 @@
-"""Which two data sets count as neighbours. A guarantee under one notion says nothing under another."""
+"""The notions that a guarantee speaks in: which data sets are neighbours, and what kind of statement it is."""
 
 from __future__ import annotations
 
@@ -23,3 +23,12 @@ _WORDS = {
     Adjacency.REPLACE_ONE: "the content of one record",
     Adjacency.LABEL: "the label of one record",
 }
+
+
+class Kind(StrEnum):
+    """`record-dp` and `label-dp` are worst-case statements; `conditional` is not; `none` promises nothing."""
+
+    RECORD_DP = "record-dp"
+    LABEL_DP = "label-dp"
+    CONDITIONAL = "conditional"
+    NONE = "none"

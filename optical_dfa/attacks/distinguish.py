@@ -18,7 +18,7 @@ from privacy import PrivacyEngine
 from privacy.attacks.finding import Finding
 from privacy.attacks.laws import Array, CorrelatedGaussianLaw, GaussianLaw, NoiseLaw
 from privacy.attacks.likelihood_ratio import Knowledge, distinguish
-from privacy.kind import Kind
+from privacy.notions import Kind
 from privacy.releases import terms
 
 EPSILON = 1.0

@@ -19,9 +19,8 @@ from optical_dfa import align
 from optical_dfa.attacks.setting import Setting
 from privacy import PrivacyEngine, accounting
 from privacy.attacks.likelihood_ratio import Knowledge, ReleasedSums
-from privacy.kind import Kind
 from privacy.ledger import ReleaseEvent
-from privacy.notions import Adjacency
+from privacy.notions import Adjacency, Kind
 from privacy.releases import terms
 
 NEGLIGIBLE = 1e-9  # a noise multiplier with which the adversary reads the noiseless sums

@@ -96,7 +96,7 @@ def audit(
 def _show(name: str, result: AuditReport, *, alone: bool, stated: bool) -> None:
     """Findings and what was compared; then, of a run by itself, the statement."""
     from privacy.auditing.markdown import markdown
-    from privacy.kind import Kind
+    from privacy.notions import Kind
 
     claimed = show(result.reported_epsilon)
     if result.guarantee.kind is Kind.CONDITIONAL:

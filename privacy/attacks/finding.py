@@ -18,7 +18,7 @@ class Finding:
         confidence: of that bound.
         epsilon_claimed: what the release's accountant says; inf where it promises nothing.
         delta: of both.
-        kind: kind of the claim, a value of `privacy.kind.Kind`.
+        kind: kind of the claim, a value of `privacy.notions.Kind`.
         trials: trials that were run.
         claim: what the claim covers, in words.
         details: whatever else was measured (JSON types).

@@ -10,8 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from privacy.kind import Kind
-from privacy.notions import Adjacency
+from privacy.notions import Adjacency, Kind
 
 MOST_COUNT = 10**15  # more steps, records or parameters than anybody has
 MOST_SECONDS = 1e10

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from noise_models.cards import Card
-from privacy.kind import Kind
-from privacy.notions import Adjacency
+from privacy.notions import Adjacency, Kind
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,9 +44,8 @@ from torch import Tensor
 from noise_models.errors import UsageError
 from noise_models.generator import NORMAL_TAIL_MASS
 from privacy.contributions.separated import SeparatedContributions, SeparatedLayer, joined
-from privacy.kind import Kind
 from privacy.ledger import ReleaseEvent
-from privacy.notions import Adjacency
+from privacy.notions import Adjacency, Kind
 from privacy.releases.card import ReleaseCard
 from privacy.releases.digital import DigitalNoise
 from privacy.releases.leverage import leverages

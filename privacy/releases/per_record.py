@@ -25,9 +25,9 @@ from torch import Tensor
 
 from noise_models.errors import UsageError
 from privacy.contributions.separated import SeparatedContributions, SeparatedLayer, joined
-from privacy.kind import Kind
 from privacy.ledger import ReleaseEvent
 from privacy.norms import joint_norms, limit, refuse_norm, rounded_down, vector_norms, within
+from privacy.notions import Kind
 from privacy.releases.card import ReleaseCard
 from privacy.releases.certificates import AssumptionCheck, Certificate, public_findings, realised_findings
 from privacy.releases.clipped import (

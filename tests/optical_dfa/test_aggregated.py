@@ -19,7 +19,7 @@ from optical_dfa.attacks.worlds import Worlds, claimed
 from optical_dfa.feedback.rules.gated import GatedFeedbackAlignment
 from privacy import PrivacyEngine
 from privacy.auditing.bounds import gaussian_family_bound
-from privacy.kind import Kind
+from privacy.notions import Kind
 from privacy.releases import terms
 
 N, CLASSES = 12, 3

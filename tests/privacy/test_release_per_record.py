@@ -20,7 +20,7 @@ from noise_models.generator import NoiseGenerator
 from optical_dfa import align
 from privacy import PrivacyEngine
 from privacy.contributions.separated import SeparatedLayer
-from privacy.kind import Kind
+from privacy.notions import Kind
 from privacy.releases.per_record import PerRecordRelease, ProjectionNoise
 
 C, EXPECTED, Z = 0.8, 6.0, 1.3

@@ -22,7 +22,7 @@ from optical_dfa.backends.digital import DigitalBackend
 from optical_dfa.feedback.rules.dfa import DirectFeedbackAlignment
 from privacy.engine import PrivacyEngine
 from privacy.guarantee import Guarantee
-from privacy.kind import Kind
+from privacy.notions import Kind
 from privacy.secrecy import unsecret
 
 N = 40
