@@ -30,7 +30,8 @@ def check_device(
     Raises:
         UsageError: a row is no JSON.
     """
-    if not RELEASES[header["release"]].dark_frames:
+    card = RELEASES.get(header["release"])
+    if card is None or not card.dark_frames:
         return []
     if "calibration" not in header:
         return [f"the header of a {header['release']} run does not say what the device is credited by"]

@@ -22,21 +22,20 @@ from optical_dfa.backends.digital import DigitalBackend
 from privacy.engine import PrivacyEngine
 from privacy.releases.clipped import record_cap, refuse_excess
 
-# What speaks while a private batch is handed out; optical_dfa/training has tests of its own.
+# What speaks while a private batch is handed out.
 SPOKEN = [
     *(
         Path(privacy.__file__).parent / name
         for name in ("engine.py", "optimizer.py", "sampling.py", "records.py")
     ),
-    *(
-        Path(privacy.__file__).parent / name
-        for name in ("empty_batch.py", "leverage.py", "fixed.py", "plan.py")
-    ),
+    *(Path(privacy.__file__).parent / name for name in ("empty_batch.py", "fixed.py", "plan.py")),
     *(Path(privacy.__file__).parent / "releases").glob("*.py"),
+    *(Path(privacy.__file__).parent / "contributions").glob("*.py"),
+    *(Path(optical_dfa.__file__).parent / "capture").glob("*.py"),
     Path(optical_dfa.__file__).parent / "backends" / "base.py",
 ]
 # Lists that are as long as the code says, not as the batch is.
-PUBLIC = {"operator_norms", "stds"}
+PUBLIC = {"operator_norms", "stds", "self.layers", "self.uses"}
 
 
 def told(path: Path) -> list[str]:
