@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 
 import pytest
-import yaml
 
 ROOT = Path(__file__).parents[1]
 DECISIONS = sorted((ROOT / "docs" / "decisions").glob("*.md"))
@@ -45,15 +44,9 @@ def test_hooks_and_targets_are_those_of_the_makefile() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = dict(re.findall(r"^(\w+):.*\n((?:\t.*\n)*)", makefile, re.M))
     contributing = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    assert (
-        set(re.findall(r"^    make (\w+)", contributing, re.M))
-        == {"demo", "test", "lint", "slow"}
-        <= set(targets)
-    )
-    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"][0][
-        "hooks"
-    ]
+    named = set(re.findall(r"^    make (\w+)", contributing, re.M))
+    assert named == {"demo", "test", "lint", "slow"}
+    assert named <= set(targets)
+    hooks = re.findall(r"entry: (.+)", (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
     linted = re.findall(r"\$\(BIN\)/(.+)", targets["lint"])
-    assert [hook["entry"] for hook in hooks] == [
-        f".venv/bin/{re.sub(r' (--check|[.])', '', command)}" for command in linted
-    ]
+    assert hooks == [f".venv/bin/{re.sub(r' (--check|[.])', '', command)}" for command in linted]
