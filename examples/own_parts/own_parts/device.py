@@ -1,4 +1,4 @@
-"""A device of another package: the digital one, seen in a mirror."""
+"""A device: the digital one, seen in a mirror. `optical_dfa.testing` has the tests of a device's contract."""
 
 from __future__ import annotations
 
