@@ -18,3 +18,6 @@ class MirroredBackend(DigitalBackend):
 
     def _project(self, e: Tensor) -> Tensor:
         return -super()._project(e)
+
+    def matrix(self) -> Tensor:
+        return -super().matrix()
