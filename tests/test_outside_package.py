@@ -14,12 +14,11 @@ from noise_models.cards import Registry
 from noise_models.errors import UsageError
 from optical_dfa.feedback.card import RuleCard
 
-OUTSIDE = Path(__file__).parent / "outside"
 NAMES = ("half-dfa", "mirrored", "plain-noise", "stripes")
 
 
-def program(*arguments: str) -> str:
-    path = os.pathsep.join(filter(None, [str(OUTSIDE), os.environ.get("PYTHONPATH")]))
+def program(installed: Path, *arguments: str) -> str:
+    path = os.pathsep.join(filter(None, [str(installed), os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
         [sys.executable, "-m", "optical_dfa", *arguments],
         check=False,
@@ -31,30 +30,30 @@ def program(*arguments: str) -> str:
     return done.stdout
 
 
-def test_the_program_serves_what_another_package_registers(tmp_path: Path) -> None:
-    said = program("train", "--help")
+def test_the_program_serves_what_another_package_registers(own_parts: Path, tmp_path: Path) -> None:
+    said = program(own_parts, "train", "--help")
     assert all(name in said for name in NAMES)
     folder = tmp_path / "run"
     program(
-        "train", "--rule", "half-dfa", "--backend", "mirrored", "--release", "plain-noise", "--dataset", "stripes",
-        "--out", str(folder),
+        own_parts, "train", "--rule", "half-dfa", "--backend", "mirrored", "--release", "plain-noise",
+        "--dataset", "stripes", "--out", str(folder),
     )  # fmt: skip
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     assert (summary["rule"], summary["backend"], summary["release"]) == NAMES[:3]
     assert 3.0 < summary["guarantee"]["epsilon"] <= 4.0
-    audited = json.loads(program("audit", str(folder), "--json"))
+    audited = json.loads(program(own_parts, "audit", str(folder), "--json"))
     assert audited["guarantee"]["kind"] == "record-dp"
     statement = tmp_path / "statement.md"
-    program("audit", str(folder), "--statement", str(statement))
+    program(own_parts, "audit", str(folder), "--statement", str(statement))
     told = statement.read_text(encoding="utf-8")
     assert "plain normal noise of standard deviation" in told
     assert "A mirror took part, in software." in told
     page = tmp_path / "report.html"
-    program("report", str(folder), "--out", str(page))
+    program(own_parts, "report", str(folder), "--out", str(page))
     html = page.read_text(encoding="utf-8")
     assert "half of Direct Feedback Alignment" in html
     assert "with privacy plain noise" in html
-    assert "a matrix product seen in a mirror" in program("backends")
+    assert "a matrix product seen in a mirror" in program(own_parts, "backends")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from noise_models.errors import UsageError
 
-DOCUMENTS = ("README.md", "docs/hardware.md", "docs/rules.md", "docs/theory.md")
+DOCUMENTS = ("README.md", "docs/hardware.md", "docs/measured.md", "docs/rules.md", "docs/theory.md")
 _MARKED = re.compile(r"(<!-- table: (?P<path>\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 

@@ -1,4 +1,4 @@
-"""A release of another package, of a known mechanism: the clipped sum with normal noise."""
+"""A release of a known mechanism: the clipped sum with normal noise."""
 
 from __future__ import annotations
 

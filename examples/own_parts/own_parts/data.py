@@ -1,4 +1,4 @@
-"""A data set of another package: which of two halves is brighter."""
+"""A data set: which of two halves is larger."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A rule of another package: half of what `dfa` teaches."""
+"""A rule: half of what `dfa` teaches."""
 
 from __future__ import annotations
 

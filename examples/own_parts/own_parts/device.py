@@ -1,4 +1,4 @@
-"""A device of another package: the digital one, seen in a mirror."""
+"""A device: the digital one, seen in a mirror. `optical_dfa.testing` has the tests of a device's contract."""
 
 from __future__ import annotations
 
@@ -18,3 +18,6 @@ class MirroredBackend(DigitalBackend):
 
     def _project(self, e: Tensor) -> Tensor:
         return -super()._project(e)
+
+    def matrix(self) -> Tensor:
+        return -super().matrix()
