@@ -24,8 +24,8 @@ T7's conditions, and where each is met:
     (d) public batches: `Terms.public_batches`; printed, because a caller could order his data set by label;
     (e) every layer's noise is drawn for itself: `add_noise`;
     (f) leverage without truncation, 1 where it is ill-conditioned: `privacy.releases.leverage`;
-    (g) fixed B, no forward noise, no random masks: other rules are refused (`GatedCapture.matrices`), other layers by
-        the separated capture;
+    (g) fixed B, no forward noise, no random masks: other rules are refused (`SeparatedCapture.matrices`), other layers
+        by the separated capture;
     (h) no denoising by B⁺: nothing is done to the noised rows but the sum with their inputs;
     (i) shot noise depends on e: devices with noise of their own are refused, `digital` projects exactly;
     (j) g is un-rounded Gaussian noise added to real numbers after the readout; that arithmetic is exact is printed.

@@ -374,7 +374,7 @@ class Twice(nn.Module):
 @pytest.mark.parametrize(
     ("call", "parts"),
     [
-        (lambda: align(mlp(), rule="hebb", show=None), ("'hebb'", "choose one of bdfa, bp, ")),
+        (lambda: align(mlp(), rule="hebb", show=None), ("'hebb'", "one of: bdfa, bp, ")),
         (lambda: align(mlp(), rule_options={"gain": 1}, show=None), ("'gain'", "scale")),
         (lambda: align(mlp(), rule_options={"scale": 0}, show=None), ("scale=0", "positive")),
         (lambda: align(mlp(), rule_options={"scale": math.nan}, show=None), ("scale of rule dfa is nan", "finite")),

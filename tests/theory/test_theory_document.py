@@ -67,9 +67,7 @@ def test_claims_hold_with_their_conditions_and_break_without(theorem: str) -> No
     found = demonstrations(theorem)
     assert [d.case for d in found if not d.as_it_should_be] == []
     rows = [line for line in TABLE.splitlines() if line.startswith(f"| {theorem} |")]
-    assert len(rows) == len(found), (
-        "run: python -m experiments theory && python -m experiments harness.readme"
-    )
+    assert len(rows) == len(found), "run: python -m experiments theory && python -m experiments tables"
     for row, demonstration in zip(rows, found, strict=True):
         assert demonstration.figure.replace("|", "&#124;") in row
         assert demonstration.dropped in row
