@@ -30,7 +30,7 @@ def check_device(
     Raises:
         UsageError: a row is no JSON.
     """
-    if not RELEASES[header["release"]].dark_frames:
+    if header["release"] not in RELEASES or not RELEASES[header["release"]].dark_frames:
         return []
     if "calibration" not in header:
         return [f"the header of a {header['release']} run does not say what the device is credited by"]
