@@ -1,4 +1,7 @@
-"""Options that a user gives by name to a backend or a rule, checked against the constructor that takes them."""
+"""Options that a user gives by name to a backend or a rule, checked against the constructor that takes them.
+
+A class that takes `**options` names a dataclass of them, `options`.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +48,9 @@ def checked(
 
 
 def _parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    found = inspect.signature(target).parameters
+    found = dict(inspect.signature(target).parameters)
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in found.values()):
+        found |= inspect.signature(getattr(target, "options", target)).parameters
     by_name = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return {name: parameter for name, parameter in found.items() if parameter.kind in by_name}
 

@@ -30,6 +30,8 @@ ROOT = Path(__file__).parents[1]
 _WATCHED = tuple(
     str(ROOT / part)
     for part in (
+        "optical_dfa/capture",
+        "optical_dfa/runs",
         "optical_dfa/training",
         "optical_dfa/cli/train.py",
         "optical_dfa/feedback/rules/dfa.py",

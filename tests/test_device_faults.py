@@ -9,11 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from noise_models.base import Frame
-from noise_models.calibration.document import Calibration, Interval
-from noise_models.generator import NoiseGenerator
+from noise_models.calibration.document import Calibration
 from optical_dfa.backends.faults import FAULTS
-from optical_dfa.backends.simulated_opu import SimulatedOpuBackend
 from optical_dfa.cli import main
 from privacy.auditing.audit import audit
 from privacy.ledger import Ledger
@@ -122,35 +119,6 @@ def test_a_gain_that_drifts_beyond_its_limit_stops_the_run(
 
 
 # ---- the eighth: the wrong calibration
-
-
-@pytest.fixture(scope="module")
-def calibration() -> Calibration:
-    """What a calibration of the default device would say."""
-    device = SimulatedOpuBackend(10, 8, seed=0, noise=NoiseGenerator.seeded(0, "device"))
-    credit, now = device.noise.credit(Frame.DARK), datetime.now(UTC)
-    light = device.expose(1, light=1.0, seconds=None, setting=Frame.DATA)
-    return Calibration(
-        camera="simulated-opu",
-        camera_fingerprint=device.camera_fingerprint(),
-        taken_at=now.isoformat(),
-        expires_at=(now + timedelta(days=1)).isoformat(),
-        frames=100,
-        confidence=1 - 1e-6,
-        beta=1e-6,
-        parameters={"read_noise_electrons": Interval(5.0, 4.95, 5.05)},
-        credit_dn=credit.std,
-        credit_lower_dn=0.98 * credit.std,
-        step_dn=1.0,
-        clipped_mass=credit.clipped_mass,
-        dark_level_dn=credit.level,
-        light_level_dn=float(light.double().mean()),
-        saturation_dn=255.0,
-        passed=True,
-        findings=(),
-        assumptions=("the read noise is Gaussian",),
-        curves={},
-    )
 
 
 def saved(calibration: Calibration, path: Path) -> list[str]:

@@ -12,6 +12,7 @@ import torch
 import torch.distributed
 from scipy.optimize import brentq
 from scipy.stats import norm
+from small_networks import D, N, network, records
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -21,19 +22,8 @@ from privacy import accounting
 from privacy.engine import PrivacyEngine
 from privacy.mechanisms import MECHANISMS
 
-N, D, CLASSES, C = 20, 6, 3, 0.5
+C = 0.5
 TINY = 1e-6  # a noise multiplier below which the clipped sum itself is seen
-
-
-def network(*hidden: nn.Module) -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(D, 8), *hidden, nn.Tanh(), nn.Linear(8, CLASSES))
-
-
-def records(count: int = N) -> tuple[Tensor, Tensor]:
-    """The first `count` of the same N + 1 records."""
-    x = torch.randn(N + 1, D, generator=torch.Generator().manual_seed(1))
-    return x[:count].clone(), torch.arange(count) % CLASSES
 
 
 class Made:

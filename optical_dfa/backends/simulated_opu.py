@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from math import isfinite
 from typing import Any, ClassVar, Final
 
@@ -22,6 +22,66 @@ from optical_dfa.backends.faults import Fault
 from optical_dfa.backends.optics import EFFECTIVE_SATURATION, REFERENCE_SHARE, Optics
 
 FIDELITIES: Final = ("effective", "physics")
+
+# Options that replace a parameter of the camera: what an ideal one has not, and others.
+IMPERFECT: Final = ("dark_current_electrons_per_second", "prnu", "dsnu_electrons", "dnl_lsb")
+REPLACED: Final = ("frame_rate_hz", "full_well_electrons", "read_noise_electrons", "dark_amplification")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulatedOpuOptions:
+    """What may be chosen of a simulated device.
+
+    Attributes:
+        fidelity: "effective" or "physics".
+        camera: a named parameter set of `noise_models.camera`; the options below replace single ones.
+        method: how the field is measured: "phase-4", "phase-3", "anchor" or "balanced".
+        encoding: "ternary", "ternary-absolute" or "bit-planes".
+        threshold, amplitude, bits: the encoding's constants; None is its default.
+        full_scale: |B x| that fills the well; None is 3.909 sqrt(in_features): with all mirrors on 1 pixel in
+            15 000 saturates.
+        contrast: intensity of an on mirror over an off one; None is perfect mirrors.
+        grain: speckle grain in pixels, 1 to 64; None is independent pixels.
+        decorrelation_seconds: time in which the speckle field falls to 1/e; None is a stable medium.
+        drift_per_hour: relative drift of the camera's gain (`LinearDrift`) in public time; 0 is none.
+        drift_limit: relative drift at which a drifting camera refuses to work; counted off its credit.
+        serial: which specimen of the camera: its fixed patterns.
+        dark_pixels: pixels of the camera's region of interest.
+        frame_rate_hz: at which hardware times are projected; None is the camera's.
+        adc_bits, full_well_electrons, read_noise_electrons, dark_current_electrons_per_second, prnu,
+        dsnu_electrons, dnl_lsb, dark_amplification: see `Camera`; None is the named camera's.
+        dark_black: black level of dark frames in DN; None keeps the named camera's place in the range.
+        fault: one of `faults.FAULTS`, on purpose; None is a sound device.
+        fault_after: camera frames without data before the fault begins.
+    """
+
+    fidelity: str = "effective"
+    camera: str = DEFAULT_CAMERA
+    method: str = "phase-4"
+    encoding: str = "bit-planes"
+    threshold: float | None = None
+    amplitude: float | None = None
+    bits: int | None = None
+    full_scale: float | None = None
+    contrast: float | None = None
+    grain: float | None = None
+    decorrelation_seconds: float | None = None
+    drift_per_hour: float = 0.0
+    drift_limit: float = 0.05
+    serial: int = 0
+    dark_pixels: int = 131_072
+    frame_rate_hz: float | None = None
+    adc_bits: int | None = None
+    full_well_electrons: float | None = None
+    read_noise_electrons: float | None = None
+    dark_current_electrons_per_second: float | None = None
+    prnu: float | None = None
+    dsnu_electrons: float | None = None
+    dnl_lsb: float | None = None
+    dark_amplification: float | None = None
+    dark_black: float | None = None
+    fault: str | None = None
+    fault_after: int = 0
 
 
 @BackendCard(
@@ -46,6 +106,7 @@ class SimulatedOpuBackend(ProjectionBackend):
     """
 
     name: ClassVar[str] = "simulated-opu"
+    options: ClassVar[type] = SimulatedOpuOptions
     noise: PhysicalCamera
 
     def __init__(
@@ -55,112 +116,52 @@ class SimulatedOpuBackend(ProjectionBackend):
         *,
         seed: int,
         noise: NoiseGenerator,
-        fidelity: str = "effective",
-        camera: str = DEFAULT_CAMERA,
-        method: str = "phase-4",
-        encoding: str = "bit-planes",
-        threshold: float | None = None,
-        amplitude: float | None = None,
-        bits: int | None = None,
-        full_scale: float | None = None,
-        contrast: float | None = None,
-        grain: float | None = None,
-        decorrelation_seconds: float | None = None,
-        drift_per_hour: float = 0.0,
-        drift_limit: float = 0.05,
-        serial: int = 0,
-        dark_pixels: int = 131_072,
-        frame_rate_hz: float | None = None,
-        adc_bits: int | None = None,
-        full_well_electrons: float | None = None,
-        read_noise_electrons: float | None = None,
-        dark_current_electrons_per_second: float | None = None,
-        prnu: float | None = None,
-        dsnu_electrons: float | None = None,
-        dnl_lsb: float | None = None,
-        dark_amplification: float | None = None,
-        dark_black: float | None = None,
-        fault: str | None = None,
-        fault_after: int = 0,
+        **options: Any,
     ) -> None:
         """
         Args:
             seed: determines B and how it ages.
             noise: what keys shot and read noise, in data and in dark frames.
-            fidelity: "effective" or "physics".
-            camera: a named parameter set of `noise_models.camera`; the options below replace single ones.
-            method: how the field is measured: "phase-4", "phase-3", "anchor" or "balanced".
-            encoding: "ternary", "ternary-absolute" or "bit-planes".
-            threshold, amplitude, bits: the encoding's constants; None is its default.
-            full_scale: |B x| that fills the well; None is 3.909 sqrt(in_features): with all mirrors on 1 pixel in
-                15 000 saturates.
-            contrast: intensity of an on mirror over an off one; None is perfect mirrors.
-            grain: speckle grain in pixels, 1 to 64; None is independent pixels.
-            decorrelation_seconds: time in which the speckle field falls to 1/e; None is a stable medium.
-            drift_per_hour: relative drift of the camera's gain (`LinearDrift`) in public time; 0 is none.
-            drift_limit: relative drift at which a drifting camera refuses to work; counted off its credit.
-            serial: which specimen of the camera: its fixed patterns.
-            dark_pixels: pixels of the camera's region of interest.
-            frame_rate_hz: at which hardware times are projected; None is the camera's.
-            adc_bits, full_well_electrons, read_noise_electrons, dark_current_electrons_per_second, prnu,
-            dsnu_electrons, dnl_lsb, dark_amplification: see `Camera`; None is the named camera's.
-            dark_black: black level of dark frames in DN; None keeps the named camera's place in the range.
-            fault: one of `faults.FAULTS`, on purpose; None is a sound device.
-            fault_after: camera frames without data before the fault begins.
+            options: fields of `SimulatedOpuOptions`.
 
         Raises:
             UsageError: a value out of its range, named.
         """
         super().__init__(in_features, out_features)
-        self._arguments = {
-            "fidelity": fidelity, "camera": camera, "method": method, "encoding": encoding,
-            "threshold": threshold, "amplitude": amplitude, "bits": bits, "full_scale": full_scale,
-            "contrast": contrast, "grain": grain, "decorrelation_seconds": decorrelation_seconds,
-            "drift_per_hour": drift_per_hour, "drift_limit": drift_limit, "serial": serial, "dark_pixels": dark_pixels,
-            "frame_rate_hz": frame_rate_hz, "adc_bits": adc_bits, "full_well_electrons": full_well_electrons,
-            "read_noise_electrons": read_noise_electrons,
-            "dark_current_electrons_per_second": dark_current_electrons_per_second, "prnu": prnu,
-            "dsnu_electrons": dsnu_electrons, "dnl_lsb": dnl_lsb, "dark_amplification": dark_amplification,
-            "dark_black": dark_black, "fault": fault, "fault_after": fault_after,
-        }  # fmt: skip
+        self._options = chosen = SimulatedOpuOptions(**options)
+        fidelity = chosen.fidelity
         if fidelity not in FIDELITIES:
             raise UsageError(f"fidelity is {fidelity!r}; it must be one of: {', '.join(FIDELITIES)}")
-        imperfect = {
-            "dark_current_electrons_per_second": dark_current_electrons_per_second, "prnu": prnu,
-            "dsnu_electrons": dsnu_electrons, "dnl_lsb": dnl_lsb,
-        }  # fmt: skip
         if fidelity == "effective":
-            for option, value in imperfect.items():
-                if value:
+            for option in IMPERFECT:
+                if value := getattr(chosen, option):
                     raise UsageError(
                         f"{option} is {value}; the effective model has an ideal camera: use fidelity=physics, or 0"
                     )
-        parameters = _camera(
-            camera, dark_pixels, adc_bits, dark_black, frame_rate_hz=frame_rate_hz,
-            full_well_electrons=full_well_electrons, read_noise_electrons=read_noise_electrons,
-            dark_amplification=dark_amplification, **imperfect,
-        )  # fmt: skip
+        parameters = _camera(chosen)
         if fidelity == "effective":
             parameters = parameters.ideal()
         self.fidelity = fidelity
-        self.encoding = make_encoding(encoding, threshold=threshold, amplitude=amplitude, bits=bits)
+        self.encoding = make_encoding(
+            chosen.encoding, threshold=chosen.threshold, amplitude=chosen.amplitude, bits=chosen.bits
+        )
         self.optics = Optics(
             in_features,
             out_features,
             seed=seed,
             camera=parameters,
-            method=method,
-            full_scale=full_scale,
-            contrast=contrast,
-            grain=grain,
-            decorrelation_seconds=decorrelation_seconds,
+            method=chosen.method,
+            full_scale=chosen.full_scale,
+            contrast=chosen.contrast,
+            grain=chosen.grain,
+            decorrelation_seconds=chosen.decorrelation_seconds,
         )
         self._check_fit(parameters)
-        self._drift = LinearDrift(drift_per_hour)
-        limit = drift_limit if drift_per_hour else 0.0
-        self.noise = PhysicalCamera(parameters, serial, limit)
+        self._drift = LinearDrift(chosen.drift_per_hour)
+        limit = chosen.drift_limit if chosen.drift_per_hour else 0.0
+        self.noise = PhysicalCamera(parameters, chosen.serial, limit)
         # Balanced detection has a second camera, with patterns of its own.
-        self._second = PhysicalCamera(parameters, derive_seed(serial, "second camera"), limit)
+        self._second = PhysicalCamera(parameters, derive_seed(chosen.serial, "second camera"), limit)
         self.dark_pixels = parameters.pixels
         self.frame_shape = (parameters.rows, parameters.columns)
         self.frame_rate_hz = parameters.frame_rate_hz
@@ -169,8 +170,8 @@ class SimulatedOpuBackend(ProjectionBackend):
         self.frames_per_record = len(nothing.weights) * self.optics.interferometer.frames
         self._fault = (
             None
-            if fault is None
-            else Fault(fault, after=fault_after, shape=self.frame_shape, top=parameters.top)
+            if chosen.fault is None
+            else Fault(chosen.fault, after=chosen.fault_after, shape=self.frame_shape, top=parameters.top)
         )
         self._seed = seed
         self._generator = noise
@@ -269,8 +270,8 @@ class SimulatedOpuBackend(ProjectionBackend):
             "fidelity": self.fidelity,
             "encoding": self.encoding.describe(),
             "optics": self.optics.describe(),
-            "grain": self._arguments["grain"],
-            "decorrelation_seconds": self._arguments["decorrelation_seconds"],
+            "grain": self._options.grain,
+            "decorrelation_seconds": self._options.decorrelation_seconds,
             "drift": self._drift.describe(),
             "dark_pixels": self.dark_pixels,
             "frames_per_record": self.frames_per_record,
@@ -281,32 +282,32 @@ class SimulatedOpuBackend(ProjectionBackend):
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
         medium = self.optics.medium
         return _restore, (
-            type(self), self.in_features, self.out_features, self._seed, self._generator, self._arguments,
+            type(self), self.in_features, self.out_features, self._seed, self._generator, asdict(self._options),
             self._drift.seconds, medium.state() if medium.moved else None,
         )  # fmt: skip
 
 
-def _camera(
-    name: str, pixels: int, bits: int | None, dark_black: float | None, **replaced: float | None
-) -> Camera:
+def _camera(options: SimulatedOpuOptions) -> Camera:
     """The named camera with single parameters replaced; black levels keep their place in the range."""
+    pixels, bits = options.dark_pixels, options.adc_bits
     if pixels < 1:
         raise UsageError(f"dark_pixels is {pixels}; a camera has at least 1 pixel")
-    found = named_camera(name)
+    found = named_camera(options.camera)
     rows = next(n for n in range(int(pixels**0.5), 0, -1) if pixels % n == 0)
     if bits is None:
         bits = found.bits
     elif not 2 <= bits <= 16:
         raise UsageError(f"adc_bits is {bits}; it must be 2 to 16")
     scale = 2.0 ** (bits - found.bits)
+    replaced = {name: getattr(options, name) for name in (*IMPERFECT, *REPLACED)}
     return replace(
         found,
         bits=bits,
         data_black_dn=found.data_black_dn * scale,
-        dark_black_dn=found.dark_black_dn * scale if dark_black is None else dark_black,
+        dark_black_dn=found.dark_black_dn * scale if options.dark_black is None else options.dark_black,
         rows=rows,
         columns=pixels // rows,
-        **{key: value for key, value in replaced.items() if value is not None},  # type: ignore[arg-type]
+        **{name: value for name, value in replaced.items() if value is not None},
     )
 
 

@@ -130,7 +130,8 @@ def check_weights(weights: Weights, claim: Claim | None) -> list[str]:
     if isinstance(took, int | float) and fields.CHECKPOINT["seconds"].holds(said):
         right = float(said) / max(1, claim.steps)
         took = min(took, 1e300)
-        if not math.isclose(took, right, rel_tol=1e-6, abs_tol=1e-12):
+        # A run that was killed between the two files has a checkpoint of a later part: alike, not equal.
+        if not right / 2 <= took <= 2 * right:
             said_it, stands = apart(took, right)
             findings.append(f"{SUMMARY_FILE} reports seconds_per_step {said_it}, {CHECKPOINT_FILE} {stands}")
     return findings

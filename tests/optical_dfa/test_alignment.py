@@ -16,7 +16,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load as load_safetensors
-from test_feedback_equations import feedback, labels, normal
+from small_networks import labels, normal
+from test_feedback_equations import feedback
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 

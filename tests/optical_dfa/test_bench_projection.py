@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from optical_dfa.backends.simulated_opu import SimulatedOpuBackend
+from optical_dfa.backends.simulated_opu import SimulatedOpuOptions
 from optical_dfa.bench import projection
 
 
@@ -28,12 +27,8 @@ def test_what_is_reported() -> None:
     for name in ("physics", "effective", "lightonml", "matmul"):
         assert 0 < found[f"{name}_ms"] < math.inf
     assert found["ratio_effective_over_matmul"] > 1  # what it does besides the product
-    assert found["encoding"] == simulated_default()
+    assert found["encoding"] == SimulatedOpuOptions().encoding
     assert set(found["ternary"]) < set(found)
-
-
-def simulated_default() -> Any:
-    return inspect.signature(SimulatedOpuBackend).parameters["encoding"].default
 
 
 @pytest.mark.usefixtures("small")

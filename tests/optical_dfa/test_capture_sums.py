@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
+from small_networks import seeded
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -147,12 +148,6 @@ def frozen_embedding() -> nn.Module:
     net = Language(tied=False)
     net.embed.weight.requires_grad_(False)
     return net
-
-
-def seeded(make: Callable[[], nn.Module], dtype: torch.dtype = torch.float64) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return make().to(dtype)
 
 
 def captured(aligned: AlignedModule, records: int = M) -> Capture:
@@ -357,7 +352,7 @@ def test_autocast_contributions_are_summed_in_float32() -> None:
     capture = captured(aligned)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = aligned(x)
-        assert output.dtype == torch.float32  # so that a mean loss is divided with as many digits
+        assert output.dtype == torch.float32  # so that a mean loss tells nothing of the number of records
         cross_entropy(output, y).backward()
         uses = list(capture.uses)
         norms = capture.norms()

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_networks import EXACT, M, Y, assert_same, gradients, mlp, normal
 from test_capture_sums import alone, clip
 from test_rules_recurrent import Network as Recurrent
 from torch import Tensor, nn
@@ -26,26 +27,12 @@ from optical_dfa.feedback.rules.modular import ModularState
 from optical_dfa.feedback.state import StateHook
 from privacy import PrivacyEngine
 
-EXACT = {"rtol": 1e-10, "atol": 1e-10}
-M, C = 7, 4
+C = 4
 CONVOLUTIONAL = ("cdfa", "dilated", "grouped", "hybrid", "modular")
 REFUSED = {  # by a private release: they learn or draw as they teach, or do not teach layer by layer
     "brsf": "brsf", "ddfa": "fdfa", "dkp": "dkp", "fdfa": "fdfa",
     "fg-a": "fg-a", "fg-w": "fg-w", "lg-fg-a": "lg-fg-a", "pepita": "pepita",
 }  # fmt: skip
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-Y = torch.randint(0, C, (M,), generator=torch.Generator().manual_seed(9))
-
-
-def mlp(bias: bool = True, phi: type[nn.Module] = nn.Tanh) -> nn.Module:
-    return nn.Sequential(
-        nn.Linear(5, 6, bias), phi(), nn.Linear(6, 8, bias), phi(), nn.Linear(8, C, bias)
-    )  # fmt: skip
 
 
 def cnn(bias: bool = True) -> nn.Module:
@@ -79,26 +66,11 @@ def make(rule: str, bias: bool = True, **options: Any) -> tuple[AlignedModule, T
     return align(net, rule=rule, example=x, show=None, **options), x
 
 
-def gradients(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    model.zero_grad()
-    cross_entropy(model(x), Y).backward()
-    inner = model.module if isinstance(model, AlignedModule) else model
-    return {n: p.grad.clone() for n, p in inner.named_parameters() if p.grad is not None}  # type: ignore[operator]
-
-
 def taught(rule: str, bias: bool = True) -> dict[str, Tensor]:
     """Gradients of the second step, for a learned matrix is zero in the first."""
     aligned, x = make(rule, bias)
     gradients(aligned, x)
     return gradients(aligned, x)
-
-
-def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], **tolerance: float) -> None:
-    assert found.keys() == expected.keys()
-    for name, value in found.items():
-        torch.testing.assert_close(
-            value, expected[name], **(tolerance or EXACT), msg=lambda m, n=name: f"{n}: {m}"
-        )
 
 
 def cosine(a: Tensor, b: Tensor) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from small_networks import M, labels, normal
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
@@ -14,15 +15,6 @@ from optical_dfa import AlignedModule, align
 from optical_dfa.feedback.rules.dfa import DirectFeedbackAlignment
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
-M = 7
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def labels(*shape: int, classes: int = 4) -> Tensor:
-    return torch.randint(0, classes, shape, generator=torch.Generator().manual_seed(9))
 
 
 def feedback(aligned: AlignedModule, name: str) -> Tensor:

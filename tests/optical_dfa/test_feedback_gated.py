@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 import torch
+from small_networks import labels, mlp, normal
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -16,22 +17,7 @@ from optical_dfa.feedback.rules.gated import GatedFeedbackAlignment, hyperplanes
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 M, C = 9, 4
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-X = normal(M, 5, seed=1)
-Y = torch.randint(0, C, (M,), generator=torch.Generator().manual_seed(9))
-
-
-def mlp(activation: type[nn.Module] = nn.Tanh) -> nn.Sequential:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return nn.Sequential(
-            nn.Linear(5, 6), activation(), nn.Linear(6, 8), activation(), nn.Linear(8, C)
-        ).double()
+X, Y = normal(M, 5, seed=1), labels(M)
 
 
 def aligned_with(gates: int, reduction: str = "mean", **options: object) -> AlignedModule:

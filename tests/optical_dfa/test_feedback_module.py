@@ -8,9 +8,11 @@ import math
 import pickle
 import warnings
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
+from small_networks import mlp as double_mlp
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.hooks import RemovableHandle
@@ -23,10 +25,7 @@ X = torch.randn(7, 5, generator=torch.Generator().manual_seed(0))
 Y = torch.randint(0, 4, (7,), generator=torch.Generator().manual_seed(1))
 
 
-def mlp(activation: Callable[[], nn.Module] = nn.Tanh) -> nn.Sequential:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return nn.Sequential(nn.Linear(5, 6), activation(), nn.Linear(6, 8), activation(), nn.Linear(8, 4))
+mlp = partial(double_mlp, dtype=torch.float32)
 
 
 def gradients(model: nn.Module) -> list[Tensor]:
@@ -111,8 +110,8 @@ def test_logits_may_be_changed_in_place(rule: str) -> None:
 
 
 def test_activations_may_work_in_place() -> None:
-    expected = gradients(align(mlp(nn.ReLU), show=None))
-    assert_same(gradients(align(mlp(lambda: nn.ReLU(inplace=True)), show=None)), expected)
+    expected = gradients(align(mlp(phi=nn.ReLU), show=None))
+    assert_same(gradients(align(mlp(phi=lambda: nn.ReLU(inplace=True)), show=None)), expected)
 
 
 def test_parametrised_activations_learn_from_the_same_signal() -> None:
@@ -347,12 +346,12 @@ def test_a_point_inside_a_residual_branch_is_refused(points: list[str] | None) -
 
 def test_points_by_name_may_leave_a_segment_of_several_layers() -> None:
     """Then the gradient within the segment is backpropagated, because the user says so."""
-    net = mlp().double()
+    net = double_mlp()
     aligned = align(net, points=["3"], show=None)
     x = X.double()
     cross_entropy(aligned(x), Y).backward()
     found = [p.grad.clone() for p in net[:4].parameters()]
-    twin = mlp().double()
+    twin = double_mlp()
     h = twin[:4](x)
     e = (torch.softmax(twin[4](h.detach()), 1) - nn.functional.one_hot(Y, 4)).detach() / len(x)
     assert aligned.backend is not None
@@ -374,7 +373,7 @@ class Twice(nn.Module):
 @pytest.mark.parametrize(
     ("call", "parts"),
     [
-        (lambda: align(mlp(), rule="hebb", show=None), ("'hebb'", "one of: bdfa, bp, ")),
+        (lambda: align(mlp(), rule="hebb", show=None), ("'hebb'", "it must be one of: bdfa, bp, ")),
         (lambda: align(mlp(), rule_options={"gain": 1}, show=None), ("'gain'", "scale")),
         (lambda: align(mlp(), rule_options={"scale": 0}, show=None), ("scale=0", "positive")),
         (lambda: align(mlp(), rule_options={"scale": math.nan}, show=None), ("scale of rule dfa is nan", "finite")),
@@ -412,7 +411,7 @@ def narrow() -> object:
 
 
 def test_one_device_may_be_larger_than_needed_and_the_scale_is_the_rules() -> None:
-    nets = [mlp().double() for _ in range(2)]
+    nets = [double_mlp() for _ in range(2)]
     grads = []
     for net, scale in zip(nets, (1.0, 2.5), strict=True):
         aligned = align(net, rule=make_rule("dfa", {"scale": scale}), show=None)

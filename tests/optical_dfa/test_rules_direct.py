@@ -11,36 +11,16 @@ from typing import Any
 
 import pytest
 import torch
+from small_networks import EXACT, M, X, Y, assert_same, gradients, labels, mlp, normal
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss, one_hot
 
 from noise_models.errors import UsageError
 from optical_dfa import AlignedModule, align, unalign
 
-EXACT = {"rtol": 1e-10, "atol": 1e-10}
-M, C = 9, 4
+C = 4
 RULES = ("dfa", "sign-dfa", "ternary", "bdfa", "ssdfa", "drtp")
 NEW = RULES[1:]
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def labels(*shape: int) -> Tensor:
-    return torch.randint(0, C, shape, generator=torch.Generator().manual_seed(9))
-
-
-X, Y = normal(M, 5, seed=1), labels(M)
-
-
-def mlp(bias: bool = True, activation: type[nn.Module] = nn.Tanh) -> nn.Sequential:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return nn.Sequential(
-            nn.Linear(5, 6, bias=bias), activation(), nn.Linear(6, 8, bias=bias), activation(),
-            nn.Linear(8, C, bias=bias),
-        ).double()  # fmt: skip
 
 
 class Residual(nn.Module):
@@ -96,21 +76,6 @@ def by_hand(rule: str, net: nn.Sequential, aligned: AlignedModule, divisor: int)
     }  # fmt: skip
 
 
-def gradients(model: nn.Module, x: Tensor = X, reduction: str = "mean") -> dict[str, Tensor]:
-    model.zero_grad()
-    cross_entropy(model(x), Y, reduction=reduction).backward()
-    inner = model.module if isinstance(model, AlignedModule) else model
-    return {name: p.grad.clone() for name, p in inner.named_parameters() if p.grad is not None}
-
-
-def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], **tolerance: float) -> None:
-    assert found.keys() == expected.keys()
-    for name, value in found.items():
-        torch.testing.assert_close(
-            value, expected[name], **(tolerance or EXACT), msg=lambda m, n=name: f"{n}: {m}"
-        )
-
-
 # ---- the equations
 
 
@@ -157,7 +122,7 @@ def test_it_is_neither_backpropagation_nor_dfa(rule: str) -> None:
 @pytest.mark.parametrize("rule", ["dfa", "bdfa", "ssdfa"])
 def test_the_exact_backward_product_gives_backpropagation(rule: str) -> None:
     """On a linear network, with B_l = (W_L ... W_{l+1})^T in the device."""
-    net = mlp(activation=nn.Identity)
+    net = mlp(phi=nn.Identity)
     plain = gradients(copy.deepcopy(net))
     aligned = align(net, rule=rule, points=["1", "3"], show=None)
     assert aligned.backend is not None

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_networks import EXACT, normal
 from torch import Tensor, nn
 from torch.nn.functional import conv_transpose1d, conv_transpose2d, cross_entropy
 
@@ -19,12 +20,7 @@ from optical_dfa.backends import create
 from optical_dfa.backends.base import ProjectionBackend
 from optical_dfa.feedback.rules import shared_kernel
 
-EXACT = {"rtol": 1e-10, "atol": 1e-10}
 C = 4
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def digital(n_in: int, n_out: int, seed: int = 0, **options: Any) -> ProjectionBackend:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from small_networks import M, X, Y, normal
+from torch import nn
 from torch.nn.functional import cross_entropy
 
 from noise_models.errors import UsageError
@@ -18,15 +19,8 @@ from optical_dfa.networks.building import build
 from optical_dfa.training.trainer import train
 from privacy.releases.clipped import clip_factors
 
-M, C = 9, 4
+C = 4
 RULES = ("sign-dfa", "ternary", "bdfa", "ssdfa", "drtp")
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-X, Y = normal(M, 5, seed=1), torch.randint(0, C, (M,), generator=torch.Generator().manual_seed(9))
 
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from small_networks import EXACT, M, X, Y, assert_same, gradients, mlp, normal
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
@@ -16,44 +17,12 @@ from noise_models.errors import UsageError
 from optical_dfa import AlignedModule, align
 from optical_dfa.feedback.state import PassState, TeachingState
 
-EXACT = {"rtol": 1e-10, "atol": 1e-10}
 RULES = ["fg-a", "fg-w", "pepita"]
-M = 7
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-X = normal(M, 5, seed=1)
-Y = torch.randint(0, 4, (M,), generator=torch.Generator().manual_seed(9))
-
-
-def mlp(bias: bool = True) -> nn.Sequential:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return nn.Sequential(
-            nn.Linear(5, 6, bias), nn.Tanh(), nn.Linear(6, 8, bias), nn.Tanh(), nn.Linear(8, 4, bias)
-        ).double()
-
-
-def gradients(model: nn.Module, x: Tensor = X, y: Tensor = Y, reduction: str = "mean") -> dict[str, Tensor]:
-    model.zero_grad()
-    output = model(x)
-    cross_entropy(output, y, reduction=reduction).backward()
-    inner = model.module if isinstance(model, AlignedModule) else model
-    return {name: p.grad.clone() for name, p in inner.named_parameters() if p.grad is not None}  # type: ignore[operator]
 
 
 def stream(aligned: AlignedModule) -> torch.Generator:
     assert isinstance(aligned.state, PassState)
     return aligned.state.draws(torch.device("cpu"))
-
-
-def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert found.keys() == expected.keys()
-    for name, value in found.items():
-        torch.testing.assert_close(value, expected[name], **EXACT, msg=lambda m, n=name: f"{n}: {m}")
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])

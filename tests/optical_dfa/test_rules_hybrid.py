@@ -7,12 +7,12 @@ import io
 import itertools
 import pickle
 import warnings
-from collections.abc import Callable
 
 import pytest
 import torch
+from small_networks import assert_all_same, labels, mlp, normal, seeded
 from test_capture_sums import alone, captured, clip, clipped_sum
-from test_feedback_equations import error, feedback, labels, normal
+from test_feedback_equations import error, feedback
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -36,12 +36,6 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.outer(x + self.leave(self.inner(self.enter(x))))
-
-
-def seeded(make: Callable[[], nn.Module], dtype: torch.dtype = torch.float64) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return make().to(dtype)
 
 
 def cnn(bias: bool = True) -> nn.Module:
@@ -71,12 +65,6 @@ def gradients(model: nn.Module) -> list[Tensor]:
     return [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
 
-def assert_same(found: list[Tensor], expected: list[Tensor], atol: float = 1e-12) -> None:
-    assert len(found) == len(expected) > 0
-    for a, b in zip(found, expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=0.0, atol=atol)
-
-
 def point_names(aligned: AlignedModule) -> list[str]:
     return [point.name for point in aligned.points]
 
@@ -98,7 +86,7 @@ def test_cdfa_is_its_equation(bias: bool) -> None:
     torch.autograd.backward(
         [z, h, top], [e, e @ feedback(aligned, "11").T, (e @ feedback(aligned, "8").T).view(top.shape)]
     )
-    assert_same(found, [p.grad for p in twin.parameters() if p.grad is not None])
+    assert_all_same(found, [p.grad for p in twin.parameters() if p.grad is not None])
 
 
 def test_cdfa_lists_what_it_backpropagates_into() -> None:
@@ -113,15 +101,12 @@ def test_cdfa_takes_residual_convolutions_whole() -> None:
 
 
 def test_cdfa_without_convolutions_is_dfa() -> None:
-    def mlp() -> nn.Module:
-        return nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 4))
-
     x, found = normal(M, 5), []
     for rule in ("cdfa", "dfa"):
-        net = seeded(mlp)
+        net = mlp()
         cross_entropy(align(net, rule=rule, show=None)(x), CLASSES_OF).backward()
         found.append([p.grad for p in net.parameters() if p.grad is not None])
-    assert_same(*found)
+    assert_all_same(*found)
 
 
 def test_cdfa_with_the_exact_product_is_backpropagation() -> None:
@@ -139,7 +124,7 @@ def test_cdfa_with_the_exact_product_is_backpropagation() -> None:
             return [hidden @ net[4].weight.detach(), hidden]
 
     exact = gradients(align(net, rule=Exact(), points=["2", "5"], example=IMAGES, show=None))
-    assert_same(exact, gradients(seeded(linear_cnn)))
+    assert_all_same(exact, gradients(seeded(linear_cnn)))
 
 
 def test_cdfa_names_a_missing_activation() -> None:
@@ -237,7 +222,7 @@ def test_modules_are_taught_by_the_equation(case: str, bias: bool, between: str)
             else:
                 inner = (signal.flatten(1) @ kernel).view(below.shape)
             below.backward(inner)
-    assert_same(found, [p.grad for p in twin.parameters() if p.grad is not None])
+    assert_all_same(found, [p.grad for p in twin.parameters() if p.grad is not None])
 
 
 @pytest.mark.parametrize("size", [7, 9, 15])
@@ -286,12 +271,12 @@ def test_exact_maps_between_modules_of_a_linear_network_give_backpropagation() -
     cross_entropy(aligned(x), CLASSES_OF).backward()
     plain = seeded(linear)
     cross_entropy(plain(x), CLASSES_OF).backward()
-    assert_same([p.grad for p in net.parameters()], [p.grad for p in plain.parameters()])
+    assert_all_same([p.grad for p in net.parameters()], [p.grad for p in plain.parameters()])
 
 
 def test_modules_of_one_point_with_bp_between_are_backpropagation() -> None:
     aligned = align(seeded(cnn), rule="hybrid", rule_options={"modules": 1}, example=IMAGES, show=None)
-    assert_same(gradients(aligned), gradients(seeded(cnn)))
+    assert_all_same(gradients(aligned), gradients(seeded(cnn)))
 
 
 def test_residual_blocks_can_be_modules() -> None:
@@ -316,7 +301,7 @@ def test_residual_blocks_can_be_modules() -> None:
     outer.backward(top.grad)
     inner.backward(transposed(top.grad, kernel, (8, 8), 1, 1))
     first.backward(below.grad)  # through the skip and through the block's lowest convolution
-    assert_same(found, [p.grad for p in twin.parameters() if p.grad is not None])
+    assert_all_same(found, [p.grad for p in twin.parameters() if p.grad is not None])
 
 
 def test_errors_within_modules_cost_what_the_maps_have() -> None:
@@ -409,7 +394,7 @@ def test_states_copies_and_pickles_give_the_same_gradient(case: str) -> None:
     again = make()
     again.load_state_dict(torch.load(file, weights_only=True))
     for other in (again, copy.deepcopy(aligned), pickle.loads(pickle.dumps(aligned))):
-        assert_same(gradients(other), expected)
+        assert_all_same(gradients(other), expected)
     other_seed = align(
         seeded(cnn, torch.float32),
         rule=rule,
@@ -420,14 +405,14 @@ def test_states_copies_and_pickles_give_the_same_gradient(case: str) -> None:
     )
     if aligned.backend is None:  # the seed of what the rule draws is part of the state
         other_seed.load_state_dict(aligned.state_dict())
-        assert_same(gradients(other_seed), expected)
+        assert_all_same(gradients(other_seed), expected)
     else:
         with pytest.raises(UsageError, match="this state was trained with"):
             other_seed.load_state_dict(aligned.state_dict())
     with torch.no_grad():
         assert torch.equal(aligned(IMAGES.float()), unalign(aligned)(IMAGES.float()))
     plain = gradients(aligned.module)
-    assert_same(plain, gradients(seeded(cnn, torch.float32)))
+    assert_all_same(plain, gradients(seeded(cnn, torch.float32)))
 
 
 @pytest.mark.parametrize("case", list(RULES))
@@ -442,7 +427,7 @@ def test_it_compiles_into_one_graph(case: str) -> None:
         warnings.simplefilter("ignore")
         compiled = torch.compile(aligned, backend="aot_eager", fullgraph=True)
         cross_entropy(compiled(IMAGES.float()), CLASSES_OF).backward()
-    assert_same([p.grad for p in aligned.parameters() if p.grad is not None], expected, atol=1e-5)
+    assert_all_same([p.grad for p in aligned.parameters() if p.grad is not None], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("network", list(NETWORKS))
@@ -471,4 +456,4 @@ def test_output_and_hidden_gradients_scale_alike(case: str) -> None:
         )
         cross_entropy(aligned(IMAGES), CLASSES_OF, reduction=reduction).backward()
         found.append([p.grad for p in net.parameters() if p.grad is not None])
-    assert_same([M * g for g in found[0]], found[1])
+    assert_all_same([M * g for g in found[0]], found[1])

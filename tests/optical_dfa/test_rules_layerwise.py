@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_networks import EXACT, M, X, Y, assert_same, gradients, mlp, normal
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, cross_entropy, pad
 
@@ -18,25 +19,7 @@ from noise_models.errors import UsageError
 from optical_dfa import AlignedModule, align, unalign
 from optical_dfa.feedback.rules.layerwise import LayerwiseFeedback, xavier
 
-EXACT = {"rtol": 1e-10, "atol": 1e-10}
 RULES = ["fa", "usf", "frsf", "brsf"]
-M = 7
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-X = normal(M, 5, seed=1)
-Y = torch.randint(0, 4, (M,), generator=torch.Generator().manual_seed(9))
-
-
-def mlp(bias: bool = True) -> nn.Sequential:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return nn.Sequential(
-            nn.Linear(5, 6, bias), nn.Tanh(), nn.Linear(6, 8, bias), nn.Tanh(), nn.Linear(8, 4, bias)
-        ).double()
 
 
 def matrices(aligned: AlignedModule, rule: str) -> dict[str, Tensor]:
@@ -60,21 +43,6 @@ def matrices(aligned: AlignedModule, rule: str) -> dict[str, Tensor]:
                 drawn = aligned.state._draw_anew(name, weight)  # type: ignore[operator]
                 found[name] = s * drawn.abs() * torch.sign(weight)
     return found
-
-
-def gradients(aligned: nn.Module, x: Tensor = X, y: Tensor = Y, reduction: str = "mean") -> dict[str, Tensor]:
-    aligned.zero_grad()
-    cross_entropy(aligned(x), y, reduction=reduction).backward()
-    inner = aligned.module if isinstance(aligned, AlignedModule) else aligned
-    return {name: p.grad.clone() for name, p in inner.named_parameters() if p.grad is not None}  # type: ignore[operator]
-
-
-def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], **tolerance: float) -> None:
-    assert found.keys() == expected.keys()
-    for name, value in found.items():
-        torch.testing.assert_close(
-            value, expected[name], **(tolerance or EXACT), msg=lambda m, n=name: f"{n}: {m}"
-        )
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from small_networks import EXACT, M, X, Y, gradients, mlp, normal
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -21,25 +22,6 @@ from optical_dfa.measure.costs import cost
 from privacy import checkpoint
 from privacy.ledger import Ledger
 
-EXACT = {"rtol": 1e-10, "atol": 1e-10}
-M = 7
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-X = normal(M, 5, seed=1)
-Y = torch.randint(0, 4, (M,), generator=torch.Generator().manual_seed(9))
-
-
-def mlp(bias: bool = True, phi: Callable[[], nn.Module] = nn.Tanh) -> nn.Sequential:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return nn.Sequential(
-            nn.Linear(5, 6, bias), phi(), nn.Linear(6, 8, bias), phi(), nn.Linear(8, 4, bias)
-        ).double()
-
 
 def state(aligned: AlignedModule) -> LearnedState:
     assert isinstance(aligned.state, LearnedState)
@@ -48,12 +30,6 @@ def state(aligned: AlignedModule) -> LearnedState:
 
 def matrices(aligned: AlignedModule) -> list[Tensor]:
     return [state(aligned).matrix(point).clone() for point in aligned.points]
-
-
-def gradients(aligned: AlignedModule, x: Tensor = X, y: Tensor = Y) -> dict[str, Tensor]:
-    aligned.zero_grad()
-    cross_entropy(aligned(x), y, reduction=aligned.loss_reduction).backward()
-    return {n: p.grad.clone() for n, p in aligned.module.named_parameters() if p.grad is not None}
 
 
 def directions(aligned: AlignedModule) -> list[Tensor]:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from small_networks import EXACT, M, X, Y, assert_same, gradients, mlp, normal, seeded
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss, one_hot
 
@@ -19,35 +20,12 @@ from optical_dfa.measure.alignment import alignment
 from optical_dfa.measure.costs import cost
 from optical_dfa.networks.markers import ACTIVATIONS
 
-EXACT = {"rtol": 1e-10, "atol": 1e-10}
 RULE = "lg-fg-a"
 WARM = {"initial_scale": 1.0}  # classifiers that are not 0, so that the first step teaches
-M, C = 7, 4
+C = 4
 
 
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-X = normal(M, 5, seed=1)
-Y = torch.randint(0, C, (M,), generator=torch.Generator().manual_seed(9))
 IMAGES = normal(M, 1, 8, 8, seed=2)
-
-
-def seeded(make: Callable[[], nn.Module]) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return make().double()
-
-
-def mlp(bias: bool = True, phi: Callable[[], nn.Module] = nn.Tanh) -> nn.Sequential:
-    found = seeded(
-        lambda: nn.Sequential(
-            nn.Linear(5, 6, bias), phi(), nn.Linear(6, 8, bias), phi(), nn.Linear(8, C, bias)
-        )
-    )
-    assert isinstance(found, nn.Sequential)
-    return found
 
 
 def convolutional(phi: Callable[[], nn.Module] = nn.Tanh) -> nn.Sequential:
@@ -60,13 +38,6 @@ def convolutional(phi: Callable[[], nn.Module] = nn.Tanh) -> nn.Sequential:
     )  # fmt: skip
     assert isinstance(found, nn.Sequential)
     return found
-
-
-def gradients(model: nn.Module, x: Tensor = X, y: Tensor = Y, reduction: str = "mean") -> dict[str, Tensor]:
-    model.zero_grad()
-    cross_entropy(model(x), y, reduction=reduction).backward()
-    inner = model.module if isinstance(model, AlignedModule) else model
-    return {name: p.grad.clone() for name, p in inner.named_parameters() if p.grad is not None}
 
 
 def state(aligned: AlignedModule) -> LearnedState:
@@ -82,12 +53,6 @@ def directions(aligned: AlignedModule, records: int = M) -> list[Tensor]:
     """u_l of the pass that comes next."""
     stream = state(aligned).draws(torch.device("cpu"))
     return [torch.randn(records, *p.shape, generator=stream, dtype=torch.float64) for p in aligned.points]
-
-
-def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert found.keys() == expected.keys()
-    for name, value in found.items():
-        torch.testing.assert_close(value, expected[name], **EXACT, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def local_losses(h: Tensor, classifier: Tensor, y: Tensor = Y) -> Tensor:

@@ -9,8 +9,9 @@ import warnings
 
 import pytest
 import torch
+from small_networks import assert_all_same, labels, normal, seeded
 from test_capture_sums import alone, captured, clip, clipped_sum
-from test_feedback_equations import error, feedback, labels, normal
+from test_feedback_equations import error, feedback
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -41,9 +42,9 @@ class Network(nn.Module):
 
 
 def network(cell: str = "gru", dtype: torch.dtype = torch.float64, **options: object) -> Network:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return Network(cell, **options).to(dtype)
+    found = seeded(lambda: Network(cell, **options), dtype)
+    assert isinstance(found, Network)
+    return found
 
 
 def loss(z: Tensor) -> Tensor:
@@ -54,12 +55,6 @@ def gradients(model: nn.Module) -> list[Tensor]:
     model.zero_grad()
     loss(model(X.to(next(model.parameters()).dtype))).backward()
     return [p.grad.clone() for p in model.parameters() if p.grad is not None]
-
-
-def assert_same(found: list[Tensor], expected: list[Tensor], atol: float = 1e-12) -> None:
-    assert len(found) == len(expected) > 0
-    for a, b in zip(found, expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=0.0, atol=atol)
 
 
 def matrix(aligned: AlignedModule, name: str) -> Tensor:
@@ -119,7 +114,7 @@ def test_states_are_taught_by_the_equation(cell: str, bias: bool, last: bool, re
     assert [point.name for point in aligned.points] == names
     found = gradients(aligned)
     twin = network(cell, bias=bias, last=last, layers=2)
-    assert_same(found, by_hand(twin, [matrix(aligned, name) for name in names], recursion))
+    assert_all_same(found, by_hand(twin, [matrix(aligned, name) for name in names], recursion))
     plain = gradients(network(cell, bias=bias, last=last, layers=2))
     assert torch.cosine_similarity(found[0].flatten(), plain[0].flatten(), dim=0) < 0.9
 
@@ -128,7 +123,9 @@ def test_dense_feedback_teaches_every_time_by_its_own_error() -> None:
     """Rule dfa cuts the states too; what a cell carries elementwise stays connected."""
     net = network("gru")
     aligned = align(net, rule="dfa", example=X, show=None)
-    assert_same(gradients(aligned), by_hand(network("gru"), [feedback(aligned, "cells.0.state")], "local"))
+    assert_all_same(
+        gradients(aligned), by_hand(network("gru"), [feedback(aligned, "cells.0.state")], "local")
+    )
 
 
 def test_the_exact_matrix_gives_backpropagation_through_a_layer_without_recurrence() -> None:
@@ -191,7 +188,7 @@ def assert_repeats(aligned: AlignedModule, other: AlignedModule) -> None:
     assert not all(torch.equal(a, b) for a, b in zip(gradients(other), expected, strict=True))
     other.load_state_dict(aligned.state_dict())
     for again in (other, copy.deepcopy(aligned), pickle.loads(pickle.dumps(aligned))):
-        assert_same(gradients(again), expected)
+        assert_all_same(gradients(again), expected)
     with torch.no_grad():
         assert torch.equal(aligned(X.float()), aligned.module(X.float()))
 
@@ -204,7 +201,7 @@ def assert_compiles(aligned: AlignedModule) -> None:
         warnings.simplefilter("ignore")
         compiled = torch.compile(aligned, backend="aot_eager", fullgraph=True)
         loss(compiled(X.float())).backward()
-    assert_same([p.grad for p in aligned.parameters() if p.grad is not None], expected, atol=1e-5)
+    assert_all_same([p.grad for p in aligned.parameters() if p.grad is not None], expected, atol=1e-5)
 
 
 def test_states_copies_and_pickles_give_the_same_gradient() -> None:
@@ -285,4 +282,4 @@ def test_layers_may_be_unrolled_together() -> None:
     found = [
         gradients(align(net, rule="sparse-recurrent", example=X, show=None)) for net in (together, apart)
     ]
-    assert_same(*found)
+    assert_all_same(*found)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from small_networks import assert_all_same
 from test_rules_recurrent import (
     CELLS,
     UNITS,
@@ -17,7 +18,6 @@ from test_rules_recurrent import (
     assert_compiles,
     assert_private_sum,
     assert_repeats,
-    assert_same,
     assert_taught_nothing_by_an_empty_batch,
     gradients,
     loss,
@@ -74,7 +74,7 @@ def test_states_are_taught_by_the_equation(cell: str, last: bool, reach: int, re
     found = gradients(aligned)
     matrices = [matrix(aligned, name) for name in ("cells.0", "cells.1")]
     assert all(b.shape == (reach, UNITS, UNITS) and b.any() for b in matrices)
-    assert_same(found, by_hand(network(cell, **made), matrices, recursion), atol=1e-10)
+    assert_all_same(found, by_hand(network(cell, **made), matrices, recursion), atol=1e-10)
     plain = gradients(network(cell, **made))
     names = [name for name, _ in network(cell, **made).named_parameters()]
     for name, own, exact in zip(names, found, plain, strict=True):
@@ -99,7 +99,7 @@ def test_powers_of_the_recurrent_matrix_give_backpropagation_through_time() -> N
     aligned.state.double()
     powers = [torch.linalg.matrix_power(net[0].over.weight.detach(), k) for k in range(1, T)]
     aligned.state.get_buffer("0").copy_(torch.stack(powers))
-    assert_same(gradients(aligned), gradients(plain), atol=1e-12)
+    assert_all_same(gradients(aligned), gradients(plain), atol=1e-12)
 
 
 def test_entries_are_kept_with_the_density_and_counted() -> None:
@@ -153,7 +153,7 @@ def test_unaligned_it_is_the_plain_module_again() -> None:
     aligned = aligned_network(net, recursion="truncated")
     with pytest.raises(UsageError, match=r"called directly \(at cells\.0\)"):
         net(X)
-    assert_same(gradients(unalign(aligned)), expected)
+    assert_all_same(gradients(unalign(aligned)), expected)
     assert not any(part._forward_hooks for part in net.modules())
 
 
@@ -341,7 +341,7 @@ def test_a_pass_that_fails_leaves_nothing_behind() -> None:
     with pytest.raises(RuntimeError, match="stop"):
         aligned(X)
     hook.remove()
-    assert_same(gradients(aligned), expected)
+    assert_all_same(gradients(aligned), expected)
 
 
 def test_what_follows_may_work_in_place() -> None:
@@ -352,4 +352,4 @@ def test_what_follows_may_work_in_place() -> None:
                 CELLS["rnn"](3, UNITS), nn.ReLU(inplace=inplace), nn.Linear(UNITS, 4)
             ).double()
 
-    assert_same(*(gradients(aligned_network(net(inplace))) for inplace in (False, True)))
+    assert_all_same(*(gradients(aligned_network(net(inplace))) for inplace in (False, True)))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from small_networks import CLASSES, D, network
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -27,14 +28,9 @@ from privacy.engine import PrivacyEngine
 from privacy.ledger import ReleaseEvent
 from privacy.releases.skellam import SkellamRelease
 
-N, D, CLASSES, C = 24, 6, 3, 0.5
+N, C = 24, 0.5
 GRID = 8192  # steps of the clipping norm: the least number, which small networks get
 SILENT = 1e-8  # a noise multiplier at which the noise is 0 but for a chance of 1e-6 a step
-
-
-def network() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(D, 8), nn.Tanh(), nn.Linear(8, CLASSES))
 
 
 def images() -> nn.Module:

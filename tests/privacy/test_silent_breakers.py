@@ -40,6 +40,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small_networks import CLASSES, D, N, network, records
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
@@ -60,18 +61,8 @@ from privacy.ledger import Ledger
 from privacy.releases import dark_frame
 from privacy.validation import validate
 
-N, D, CLASSES, C = 20, 6, 3, 0.5
+C = 0.5
 SILENT = 1e-7  # a noise multiplier at which the clipped sum shows
-
-
-def network(*hidden: nn.Module) -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(D, 8), *hidden, nn.Tanh(), nn.Linear(8, CLASSES))
-
-
-def records(count: int = N) -> tuple[Tensor, Tensor]:
-    x = torch.randn(N + 40, D, generator=torch.Generator().manual_seed(1))
-    return x[:count].clone(), torch.arange(count) % CLASSES
 
 
 class Made:

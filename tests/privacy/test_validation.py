@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_networks import CLASSES, D, network
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -15,13 +16,6 @@ from optical_dfa.aligning import align
 from optical_dfa.feedback.aligned import AlignedModule
 from privacy.engine import PrivacyEngine
 from privacy.validation import Validation, validate
-
-D, CLASSES = 6, 3
-
-
-def network(*hidden: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(D, 8), *hidden, nn.Tanh(), nn.Linear(8, CLASSES)).to(dtype)
 
 
 def aligned(module: nn.Module | None = None, **options: Any) -> AlignedModule:
