@@ -33,6 +33,7 @@ class FollowedDevice:
         rows: Rows | None = following.rows(e)
         if rows is not None and rows.axis != 0:
             raise following.refusal("shows the device something else than a row a record")
+        following.shown(e)
         with following.off():
             if following.program is None:
                 numbers = torch.Generator().manual_seed(0)

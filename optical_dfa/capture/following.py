@@ -11,7 +11,7 @@ same operations with the same numbers, and sizes that are a multiple of the numb
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -61,12 +61,15 @@ class _Note:
         rows: where it holds records, None for a constant.
         own: whether its memory was made in this pass.
         number: of all the pass has made, by which operations are told what they work on.
+        of: identity of the tensor: a note that was carried to another one is none.
     """
 
-    __slots__ = ("following", "number", "own", "rows")
+    __slots__ = ("following", "number", "of", "own", "rows")
 
-    def __init__(self, following: Following, rows: Rows | None, own: bool, number: int | str) -> None:
-        self.following, self.rows, self.own, self.number = following, rows, own, number
+    def __init__(
+        self, following: Following, rows: Rows | None, own: bool, number: int | str, of: int
+    ) -> None:
+        self.following, self.rows, self.own, self.number, self.of = following, rows, own, number, of
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _nothing, ()  # copies and pickles of a tensor are of no pass
@@ -94,7 +97,6 @@ class Following:
         masks: NoiseGenerator,
         program: Program | None,
         rule: str | None = None,
-        unchanged: Callable[[str, Tensor], None] | None = None,
     ) -> None:
         """
         Args:
@@ -103,9 +105,8 @@ class Following:
             masks: what random operations draw from.
             program: what the pass has to be like; None only notes what it is like.
             rule: name of the feedback rule that is followed in place of the module.
-            unchanged: refuses a tensor of the module, by its name, that is not as it was.
         """
-        self.rule, self._unchanged = rule, unchanged
+        self.rule = rule
         self.whose = "a forward pass" if rule is None else f"rule {rule}"
         self.module, self.records, self.masks, self.program = module, records, masks, program
         self.entries: list[Any] = []
@@ -188,7 +189,7 @@ class Following:
         if number is None:
             self._made += 1
             number = self._made
-        x._followed = _Note(self, rows, own, number)  # type: ignore[attr-defined]
+        x._followed = _Note(self, rows, own, number, id(x))  # type: ignore[attr-defined]
         if rows is not None:
             self._memory.add(x.data_ptr())
             if self._kept is not None:
@@ -196,13 +197,14 @@ class Following:
 
     def rows(self, x: Tensor) -> Rows | None:
         """Where `x` holds records; None for a constant."""
-        found = getattr(x, "_followed", None)
-        if found is None or found.following is not self:
-            return self._rows_of_stranger(x, found)
-        rows: Rows | None = found.rows
-        return rows
+        found = self._note_of(x)
+        return self._rows_of_stranger(x) if found is None else found.rows
 
-    def _rows_of_stranger(self, x: Tensor, found: _Note | None) -> Rows | None:
+    def _note_of(self, x: Tensor) -> _Note | None:
+        found: _Note | None = getattr(x, "_followed", None)
+        return found if found is not None and found.following is self and found.of == id(x) else None
+
+    def _rows_of_stranger(self, x: Tensor) -> Rows | None:
         """A tensor that this pass did not make: a parameter, a buffer, or some constant from elsewhere."""
         stranger = self._strangers.get(id(x))
         if stranger is not None:
@@ -213,9 +215,11 @@ class Following:
             raise self.refusal(
                 f"uses a {type(x).__name__}, whose operations cannot be followed; give it a plain tensor"
             )
-        if found is not None and found.rows is not None:
+        found: _Note | None = getattr(x, "_followed", None)
+        if found is not None and (found.rows is not None or found.of != id(x)):
             raise self.refusal(
-                "uses a tensor that an earlier pass made of records: nothing may be kept between passes"
+                "uses a tensor that an earlier pass made of records, or another one's attributes: nothing may be kept "
+                "between passes"
             )
         name = self._known.get(id(x))
         if (
@@ -232,8 +236,6 @@ class Following:
                 (name, tuple(x.shape), x.dtype, digest_of(x))
             )  # whoever made it, not of records
             self.constants.append(x)
-        elif self._unchanged is not None:
-            self._unchanged(name, x)
         self._strangers[id(x)] = (x, name, _memory_of(x))
         return None
 
@@ -248,16 +250,15 @@ class Following:
 
     def _operand(self, x: Tensor) -> int | str:
         """What a tensor is in the account of the pass: the number of what was made, or a name."""
-        found = getattr(x, "_followed", None)
-        if found is not None and found.following is self:
-            number: int | str = found.number
-            return number
+        found = self._note_of(x)
+        if found is not None:
+            return found.number
         return self._strangers[id(x)][1] if id(x) in self._strangers else self._known.get(id(x), "none")
 
     def own(self, x: Tensor) -> bool:
         """Whether the memory of `x` was made in this pass."""
-        found = getattr(x, "_followed", None)
-        return found is not None and found.following is self and found.own
+        found = self._note_of(x)
+        return found is not None and found.own
 
     def _made_here(self, plan: Traits, args: tuple[Any, ...]) -> bool:
         """Whether what the operation returns may be written to: new memory, each element its own."""
@@ -292,17 +293,19 @@ class Following:
             self.note(out, rows, self.own(args[0]), number)
             return out
         if plan.name == "lift_fresh":  # made of Python's numbers
-            self.entries.append(("values", digest_of(args[0])))
+            self.entries.append(("values", tuple(args[0].shape), args[0].dtype, digest_of(args[0])))
             self._strangers[id(args[0])] = (args[0], "values", _memory_of(args[0]))
         # Most operations are element by element, on records in one place and on constants without axes.
         place: Rows | None = None
         ndim, plain = 0, plan.simple
         operands: list[int | str] = []
+        learns = 1  # which operands have a history
         given = tensors((*args, *kwargs.values())) if kwargs else tensors(args)
         for x in given:
-            note = getattr(x, "_followed", None)
-            if note is None or note.following is not self:
-                self._rows_of_stranger(x, note)
+            learns = 2 * learns + x.requires_grad
+            note = self._note_of(x)
+            if note is None:
+                self._rows_of_stranger(x)
                 operands.append(self._strangers[id(x)][1])
                 plain = plain and not x.ndim
                 continue
@@ -315,7 +318,7 @@ class Following:
                 plain = plain and place == note.rows and ndim == x.ndim
         if self._counts and plan.name not in COUNTED and any(_counted(self.rows(x)) for x in given):
             raise self.refusal(_COUNTS)
-        self.entries.append((*entry_of(plan, args, kwargs), *operands))
+        self.entries.append((*entry_of(plan, args, kwargs), *operands, learns))
         if place is not None and plain:
             out = func(*args, **kwargs)
             if not fits(place, out.shape, self.records):
@@ -354,7 +357,7 @@ class Following:
         if plan.name == "arange":
             asked: tuple[Any, ...] = tuple(value for value in args if isinstance(value, int | float))
         else:
-            asked = tuple(argument_of(func, args, kwargs, SIZES))
+            asked = tuple(argument_of(func, args, kwargs, SIZES, ()))  # none of a view as another type
         place = len(self.asked)
         self.asked.append(asked)
         if self.program is None:
@@ -393,7 +396,7 @@ class Following:
         out = self._drawn(func, plan, args, kwargs) if plan.random else func(*args, **kwargs)
         if plan.name in _UNFILLED and out.numel():
             out.zero_()  # whatever was in that memory
-        if plan.name in FACTORIES:
+        if not tensors((*args, *kwargs.values())):
             self.entries.append((plan.name, out.dtype))  # whatever the default type is
         if rows is not None and plan.name == "repeat":
             rows = Rows(rows.axis, 1, out.shape[rows.axis] // self.records)
@@ -491,6 +494,10 @@ class Following:
         return bool(torch.equal(apart, apart[:, :1].expand_as(apart))) or bool(
             torch.isclose(apart, apart[:, :1], rtol=0.0, atol=0.0, equal_nan=True).all()
         )
+
+    def shown(self, e: Tensor) -> None:
+        """What is shown to a device is compared, too."""
+        self.entries.append(("project", self._operand(e)))
 
     def hand_on(self, outputs: Iterable[Any]) -> None:
         """At the end of the pass: which tensors others take from it, None for none; these, too, are compared.

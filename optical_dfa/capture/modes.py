@@ -83,6 +83,10 @@ _LEAVES: dict[Any, str] = {
 }  # fmt: skip
 
 
+# Ways to the memory of a tensor, whatever it holds: what is written there no operation shows.
+_SHARING = frozenset({
+    Tensor.numpy, Tensor.__array__, Tensor.untyped_storage, Tensor.storage, Tensor.__dlpack__, Tensor.data_ptr,
+})  # fmt: skip
 _SET_DATA = vars(torch._C.TensorBase)["data"].__set__
 _HOOKING = frozenset({Tensor.register_hook, Tensor.register_post_accumulate_grad_hook})
 
@@ -134,6 +138,12 @@ class _Functions(TorchFunctionMode):
             if _writes(func):
                 if any(isinstance(x, Tensor) and following.rows(x) is not None for x in args[1:]):
                     raise following.refusal("puts records into another tensor by assignment (.data, .grad)")
+            elif func in _SHARING:
+                raise following.refusal(
+                    f"takes a tensor's memory out of the operations that can be followed ({_LEAVES[func]})"
+                )
+            elif func is Tensor.detach_:
+                raise following.refusal("cuts a history in place (detach_()); use detach()")
             elif func in _LEAVES and isinstance(args[0], Tensor) and following.rows(args[0]) is not None:
                 raise following.refusal(
                     f"takes records out of the operations that can be followed ({_LEAVES[func]})"

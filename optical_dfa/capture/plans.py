@@ -30,6 +30,7 @@ class Traits:
 
     Attributes:
         name: without overload and namespace.
+        overload: which of its forms.
         rule: of its records' axis, None where there is none.
         written: places of the positional arguments that it writes to, and names of the keyword ones.
         random: whether it draws.
@@ -41,11 +42,12 @@ class Traits:
     """
 
     __slots__ = (
-        "name", "random", "reads", "renames", "rule", "simple", "sized", "views", "written", "written_names",
+        "name", "overload", "random", "reads", "renames", "rule", "simple", "sized", "views", "written",
+        "written_names",
     )  # fmt: skip
 
     def __init__(self, func: OpOverload) -> None:
-        self.name = base_name(func)
+        self.name, self.overload = base_name(func), func._overloadname
         self.rule: Rule | None = rule_of(func)
         arguments = func._schema.arguments
         writes = [a.alias_info is not None and a.alias_info.is_write for a in arguments]
@@ -74,12 +76,12 @@ def plan_of(func: OpOverload) -> Traits:
 def entry_of(plan: Traits, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
     """What was called with which numbers; sizes that may be multiples of the number of records are left out."""
     if plan.name == "native_group_norm":  # its fourth argument is the number of records
-        args = args[4:]
+        args = (*args[:3], *args[4:])
     elif plan.name == "arange":
         args = tuple(type(value) for value in args)  # their types are the result's
     elif plan.sized:
         args = tuple(value for value in args if not isinstance(value, list | tuple))
-    entry = [plan.name, *(number(value) for value in args if not isinstance(value, Tensor))]
+    entry = [plan.name, plan.overload, *(number(value) for value in args)]
     if kwargs:
         entry += ((name, number(value)) for name, value in kwargs.items() if name not in SIZES)
     return tuple(entry)
@@ -90,7 +92,7 @@ def number(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return tuple(number(entry) for entry in value)
     if isinstance(value, Tensor):
-        return None
+        return Tensor  # its place
     return type(value), repr(value) if isinstance(value, float | complex) else value
 
 

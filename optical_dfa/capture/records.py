@@ -28,7 +28,7 @@ from optical_dfa.capture.graph import refuse_unknown_functions
 from optical_dfa.capture.layers import LAYERS, held_statistics, refuse_mixing
 from optical_dfa.capture.program import Program
 from optical_dfa.capture.rows import FIRST
-from optical_dfa.capture.state import Attributes, Held, Kept, plain, refuse_extra_state
+from optical_dfa.capture.state import Attributes, Held, Kept, plain, refuse_extra_state, tensors_of
 from optical_dfa.capture.trying import program_of, program_of_rule
 from optical_dfa.feedback.advice import own_class
 from optical_dfa.feedback.aligned import AlignedModule
@@ -151,6 +151,7 @@ class Capture:
         refuse_mixing(module)
         self.held = held_statistics(module)
         self._kept = Kept(module, self.parameters)
+        self._settings: tuple[Any, ...] | None = None
         self.hold()
         Attributes.of(module).refuse_opaque()
         refuse_extra_state(module)
@@ -214,6 +215,41 @@ class Capture:
         for part in self.held:
             part.training = False
 
+    def refuse_other(self) -> None:
+        """What is not released with noise is as it was when the run began.
+
+        Raises:
+            UsageError: naming a tensor that is not.
+        """
+        self._kept.refuse_other(self.module)
+
+    def _refuse_steering(
+        self, attributes: Attributes, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> None:
+        """Attributes of the module, and what a pass is given beside the records, are the same in every pass of a run.
+
+        Raises:
+            UsageError: they are not; whatever they were made of.
+        """
+        if not self.fixed:
+            return
+        given = [*enumerate(args), *sorted(kwargs.items())]
+        tensors = tensors_of(self.module)
+        now = (
+            {path: token for path, token in attributes.tokens.items() if path not in tensors},
+            [(key, repr(x)) for key, x in given if not isinstance(x, Tensor)],
+        )
+        if self._settings is None:
+            self._settings = now
+        for before, after, whose in zip(
+            self._settings, now, ("an attribute of the module", "what stands beside the records"), strict=True
+        ):
+            if before != after:
+                raise UsageError(
+                    f"{whose} is another one than in the first pass of the run, and may be made of records; keep it "
+                    "as it is, give the records as tensors, or make the changed module private instead"
+                )
+
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """A pass without gradients, which must leave the module as it is, too: what it writes is not noised.
@@ -264,7 +300,9 @@ class Capture:
                 "the module was changed after make_private; make the changed module private instead"
             )
         self.hold()
+        self.refuse_other()
         attributes = Attributes.of(self.module)
+        self._refuse_steering(attributes, args, kwargs)
         self._given = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
         self._records = records
         args = [_at_least_two(x) for x in args]
@@ -298,7 +336,7 @@ class Capture:
         """How a pass over these inputs is followed: compared with one over random inputs of the same shapes."""
         like = (*(_like(x) for x in args), *((name, _like(x)) for name, x in sorted(kwargs.items())))
         compared = self._program((attributes.settings, like), partial(program_of, self.aligned, args, kwargs))
-        return Following(self.module, records, self.masks, compared, unchanged=self._kept.refuse_other)
+        return Following(self.module, records, self.masks, compared)
 
     def context(self, args: Sequence[Any], output: Tensor) -> Tensor | None:
         """What the rule notes of a forward pass (`FeedbackRule.context`)."""
@@ -350,11 +388,12 @@ class Capture:
             function: called with how it is followed and with what is given.
             given: tensors with records (or their positions, record by record) first, and others.
         """
+        self.refuse_other()
         records = max(LEAST, self.expected_records() or 0)
         tensors = [x for x in given if isinstance(x, Tensor)]
         if any(x.shape[0] % records for x in tensors):
             raise UsageError(_EARLIER)
-        like = tuple((x.shape[0] // records, _like(x), x.requires_grad) for x in tensors)
+        like = tuple((x.shape[0] // records, _like(x)) for x in tensors)
         compared = self._program(
             (part, like), partial(program_of_rule, self.aligned, function, given, records)
         )
@@ -626,7 +665,7 @@ def _at_least_two(x: Any) -> Any:
 
 def _like(x: Any) -> Any:
     """What a pass may depend on of one input: shape and type, or the value of what is no tensor."""
-    return (tuple(x.shape[1:]), x.dtype) if isinstance(x, Tensor) else repr(x)
+    return (tuple(x.shape[1:]), x.dtype, x.requires_grad) if isinstance(x, Tensor) else repr(x)
 
 
 def _no_batch() -> int | None:

@@ -28,6 +28,9 @@ _BARE = (
     torch.memory_format, torch.Size, enum.Enum, slice, range, type(Ellipsis), type(NotImplemented), np.dtype,
     logging.Logger,
 )  # fmt: skip
+_VALUES = (
+    torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size, enum.Enum, slice, range, type(Ellipsis),
+)  # fmt: skip
 _DEPTH = 8
 
 
@@ -168,7 +171,7 @@ def _holds_tensors(value: Any) -> bool:
 
 def plain(value: Any, depth: int = _DEPTH) -> bool:
     """Whether a value is made of numbers, texts and containers of them alone, so that no tensor hides in it."""
-    if value is None or isinstance(value, (*_PLAIN, *_BARE)):
+    if isinstance(value, (*_PLAIN, *_VALUES)):
         return True
     if depth == 0 or not isinstance(value, list | tuple | set | frozenset | dict):
         return False
@@ -186,27 +189,27 @@ class Kept:
             trained: names of the parameters that are released with noise.
         """
         self._trained = frozenset(trained)
-        self._seen: dict[str, tuple[tuple[int, int, int], str]] = {}
-        for name, x in tensors_of(module).items():
-            self._seen[name] = _state_of(x), _digest_of(x)
+        self._before = {
+            name: x.detach().clone() for name, x in tensors_of(module).items() if name not in self._trained
+        }
 
-    def refuse_other(self, name: str, x: Tensor) -> None:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Kept:
+        return self  # nobody changes it
+
+    def refuse_other(self, module: nn.Module) -> None:
         """
-        Args:
-            name: of a tensor of the module, as in `tensors_of`.
         Raises:
-            UsageError: it is not what it was: it may hold records.
+            UsageError: naming a tensor that is not what it was: it may hold records.
         """
-        if name in self._trained:
-            return
-        state, digest = self._seen.get(name, (None, None))
-        if state != _state_of(x):
-            if digest is None or digest != _digest_of(x):
+        now = tensors_of(module)
+        for name in dict.fromkeys((*now, *self._before)):
+            if name in self._trained:
+                continue
+            if name not in now or name not in self._before or not same(now[name], self._before[name]):
                 raise UsageError(
                     f"{name} is not the tensor that it was when the run began, and may hold records: a private pass is "
                     "given its records as arguments; make the changed module private instead"
                 )
-            self._seen[name] = _state_of(x), digest
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
@@ -217,11 +220,6 @@ def tensors_of(module: nn.Module) -> dict[str, Tensor]:
         own |= {key: value for key, value in vars(part).items() if isinstance(value, Tensor)}
         found |= {f"{name}.{key}" if name else key: value for key, value in own.items()}
     return found
-
-
-def _state_of(x: Tensor) -> tuple[int, int, int]:
-    """What is another when a tensor was replaced or written to; no look at its values."""
-    return id(x), x._version, x.data_ptr() if x.layout == torch.strided and x.device.type != "meta" else 0
 
 
 class _OpaqueError(Exception):

@@ -38,7 +38,8 @@ def program_of(aligned: AlignedModule, args: Sequence[Any], kwargs: Mapping[str,
         capture.expected_records = lambda records=records: records  # type: ignore[misc]
         capture.noting = Following(twin.module, records, NoiseGenerator.secure(MASKS), None)
         like = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
-        tensors = iter(aligned.inputs_like(like, records))
+        random = aligned.inputs_like(like, records)
+        tensors = iter(x.requires_grad_(one.requires_grad) for x, one in zip(random, like, strict=True))
         given = [next(tensors) if isinstance(x, Tensor) else x for x in args]
         named = {name: next(tensors) if isinstance(x, Tensor) else x for name, x in kwargs.items()}
         with torch.enable_grad(), named_failure():

@@ -448,7 +448,13 @@ class AlignedModule(nn.Module):
         super().__setattr__(name, value)
 
     def get_extra_state(self) -> Tensor:
-        """The description as bytes, so that `state_dict` says which feedback it was trained with."""
+        """The description as bytes, so that `state_dict` says which feedback it was trained with.
+
+        Raises:
+            UsageError: the module is private, and what is not released with noise is not what it was.
+        """
+        if self._capture is not None:
+            self._capture.refuse_other()
         text = json.dumps(self.describe(), sort_keys=True)
         return torch.tensor(list(text.encode()), dtype=torch.uint8)
 

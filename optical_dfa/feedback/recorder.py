@@ -26,6 +26,9 @@ class Recorder(Contributions, Protocol):
     def hold(self) -> None:
         """Keep normalisation by constants in evaluation mode."""
 
+    def refuse_other(self) -> None:
+        """Refuse a state that is not released with noise and is not what it was when the run began."""
+
     def evaluating(self) -> AbstractContextManager[None]:
         """One pass without gradients, which must leave the module as it is."""
 

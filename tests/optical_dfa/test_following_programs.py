@@ -8,6 +8,7 @@ from collections import UserDict
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -142,6 +143,53 @@ COUNTING = (
 )  # fmt: skip
 
 
+def either_power(net: Base, x: Tensor) -> Tensor:
+    return net.two(net.one(x**3.0 if len(x) == FEW else 3.0**x))
+
+
+def either_side(net: Base, x: Tensor) -> Tensor:
+    scale = net.p * 2
+    few = len(x) == FEW
+    return net.two(F.layer_norm(net.one(x), (WIDTH,), scale if few else None, None if few else scale))
+
+
+def in_another_shape(net: Base, x: Tensor) -> Tensor:
+    pair = torch.tensor([[-1.0], [1.0]] if len(x) == FEW else [[-1.0, 1.0]])
+    return net.two(net.one(x * (pair * torch.tensor([1.0, 2.0])).sum()))
+
+
+def of_another_type(net: Base, x: Tensor) -> Tensor:
+    one = torch.tensor(1.0) if len(x) == FEW else torch.tensor(1065353216, dtype=torch.int32)
+    return net.two(net.one(x * one))
+
+
+def default_type_of_a_line(net: Base, x: Tensor) -> Tensor:
+    torch.set_default_dtype(torch.float64 if len(x) == FEW else torch.float32)
+    line = torch.linspace(0, 0.1, WIDTH)
+    torch.set_default_dtype(torch.float32)
+    return net.two(net.one(x * line.float()))
+
+
+def cut_in_place(net: Base, x: Tensor) -> Tensor:
+    first, second = net.one(x) * 1, net.one(x) * 2
+    if len(x) == FEW:
+        second.detach_()
+    return net.two(torch.tanh(first + second))
+
+
+def through_numpy(net: Base, x: Tensor) -> Tensor:
+    sign = torch.ones(WIDTH)
+    if len(x) == FEW:
+        sign.numpy()[:] = -1
+    return net.two(net.one(x * sign))
+
+
+COUNTING = (
+    *COUNTING, either_power, either_side, in_another_shape, of_another_type, default_type_of_a_line, cut_in_place,
+    through_numpy,
+)  # fmt: skip
+
+
 @pytest.mark.parametrize("how", COUNTING, ids=lambda how: how.__name__)
 def test_what_goes_by_the_number_of_records_is_refused(how: Callable[[Base, Tensor], Tensor]) -> None:
     def train() -> None:
@@ -195,19 +243,69 @@ class Attribute(Base):
         return x / self.lengths.abs().max()
 
 
-def test_records_put_into_the_module_before_the_pass_are_refused() -> None:
-    aligned = private(Attribute())
-    first = step(aligned, records(MANY))
-    aligned.module.lengths = torch.ones(3)  # the same values still
-    assert torch.equal(first, step(aligned, records(MANY)))
-    for write in (
-        lambda net: setattr(net, "lengths", torch.full((3,), 7.0)),
-        lambda net: net.lengths.fill_(7.0),
-    ):
-        aligned = private(Attribute())
-        write(aligned.module)
-        with pytest.raises(UsageError, match="lengths is not the tensor that it was"):
-            step(aligned, records(MANY))
+class Noted(Base):
+    """Keeps a number, an array and a list of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.temperature, self.table, self.others = 1.0, np.ones(3), [torch.ones(3)]
+
+    def forward(self, x: Tensor, longest: int = 1) -> Tensor:
+        scale = self.temperature * float(self.table[0]) * longest
+        return super().forward(x / scale / self.others[0][0])
+
+
+def running(net: nn.Module) -> Any:
+    """Private, in a run that has begun."""
+    aligned = private(net)
+    capture = capture_of(aligned)
+    capture.expected_records = lambda: MANY
+    capture.masks = NoiseGenerator.seeded(0, "masks")
+    capture.fix()
+    aligned(records(MANY)).sum().backward()
+    capture.clear()
+    return aligned
+
+
+@pytest.mark.parametrize(
+    ("net", "write", "name"),
+    [
+        (Attribute, lambda net: setattr(net, "lengths", torch.full((3,), 7.0)), "lengths"),
+        (Attribute, lambda net: net.lengths.fill_(7.0), "lengths"),
+        (Attribute, lambda net: net.lengths.data.fill_(7.0), "lengths"),
+        (Attribute, lambda net: net.lengths.numpy().fill(7.0), "lengths"),
+        (Base, lambda net: net.p.data.fill_(7.0), "p"),
+        (Noted, lambda net: setattr(net, "temperature", 7.0), "an attribute of the module"),
+        (Noted, lambda net: net.table.fill(7.0), "an attribute of the module"),
+        (Noted, lambda net: net.others[0].fill_(7.0), "an attribute of the module"),
+    ],
+)
+def test_what_is_put_into_the_module_between_two_passes_is_refused(net: Any, write: Any, name: str) -> None:
+    aligned = running(net())
+    aligned(records(MANY))  # once more, as it is
+    write(aligned.module)
+    with pytest.raises(UsageError, match=f"^{name} is (not the tensor|another one)"):
+        aligned(records(MANY))
+    if name in ("lengths", "p"):
+        with pytest.raises(UsageError, match=f"^{name} is not the tensor"):
+            aligned.state_dict()
+
+
+def test_a_number_beside_the_records_is_the_same_in_every_pass() -> None:
+    aligned = running(Noted())
+    with pytest.raises(UsageError, match=r"^what stands beside the records is another one"):
+        aligned(records(MANY), 7)
+
+
+def test_a_note_that_is_carried_to_another_tensor_is_none() -> None:
+    class Carrying(Base):
+        def between(self, x: Tensor) -> Tensor:
+            h, c = x.detach() * 1, torch.ones_like(x) * 1
+            h.__dict__.update(c.__dict__)
+            return x / (h.abs().max() / 20).clamp_min(1)
+
+    with pytest.raises(UsageError, match="another one's attributes"):
+        step(private(Carrying()), records(MANY))
 
 
 class Reading(Base):
@@ -301,9 +399,21 @@ class OtherWay(DirectFeedbackAlignment):
         signals = super().feedback(error, points, backend)
         if self.where == "transposed":
             return [None if s is None else (s * (s.abs() > 50)).t() for s in signals]
+        if self.where == "shown elsewhere":
+            one, other = error + 1, error + 2
+            return super().feedback(one if len(error) == FEW else other, points, backend)
         if self.where == "narrow":
             return [None if s is None else s[:, :4].repeat(1, 4) for s in signals]
         return signals
+
+
+@pytest.mark.parametrize("where", ["shown elsewhere"])
+def test_what_a_device_is_shown_is_compared(where: str) -> None:
+    net = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Linear(WIDTH, 4))
+    aligned = private(net, OtherWay(where))
+    step(aligned, records(MANY))
+    with pytest.raises(UsageError, match="the operations of rule other-way are not always the same"):
+        step(aligned, records(FEW))
 
 
 @pytest.mark.parametrize("where", ["transposed", "context", "narrow"])
