@@ -12,19 +12,30 @@ Other packages register by entry points, in the same way.
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from enum import EnumType
+from dataclasses import dataclass, fields
+from enum import Enum, EnumType
 from importlib import import_module
+from importlib.machinery import ModuleSpec
 from importlib.metadata import entry_points
-from importlib.util import find_spec
+from importlib.util import decode_source
 from pathlib import Path
+from types import NoneType
 from typing import Any, Generic, TypeVar
 
 from noise_models.errors import DeviceError, UsageError
 
 T = TypeVar("T")
+
+
+# Of fields, as they are written; others are what their class says of them.
+_TYPES: dict[str, Any] = {
+    "str": str, "bool": bool, "bool | str": (bool, str), "str | None": (str, NoneType), "Kind": Enum, "Adjacency": Enum,
+    "Mapping[str, Any]": dict,
+}  # fmt: skip
+_NAME = re.compile(r"[\w.-]+")  # of what is registered
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +47,12 @@ class Card:
     """
 
     summary: str
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value, wanted = getattr(self, field.name), _TYPES.get(str(field.type))
+            if wanted is not None and not isinstance(value, wanted):
+                raise TypeError(f"{field.name} is {value!r}; it must be of type {field.type}")
 
     def __call__(self, thing: T) -> T:
         """Decorate: the thing carries its card, too."""
@@ -67,7 +84,8 @@ class Registry(Mapping[str, C], Generic[C]):
         """Every name -> "module:name"; a built-in name cannot be taken over."""
         found = dict(self.built_in)
         for point in entry_points(group=self.group):
-            found.setdefault(point.name, point.value)
+            if _NAME.fullmatch(point.name):
+                found.setdefault(point.name, point.value)
         return found
 
     def target(self, name: object) -> str:
@@ -116,8 +134,12 @@ class Registry(Mapping[str, C], Generic[C]):
         module, _, attribute = target.partition(":")
         try:
             return getattr(import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
-            raise DeviceError(f"{self.kind} {name} cannot be loaded from {target}: {error}") from error
+        except (Exception, SystemExit) as error:  # whatever another package does when it is imported
+            raise DeviceError(f"{self.kind} {name} cannot be loaded from {target}: {_line(error)}") from error
+
+
+def _line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')[:160]}"
 
 
 def _value(node: ast.expr, kind: type[Card]) -> Any:
@@ -126,7 +148,33 @@ def _value(node: ast.expr, kind: type[Card]) -> Any:
         members = getattr(sys.modules[kind.__module__], node.value.id, None)
         if isinstance(members, EnumType) and node.attr in members.__members__:
             return members.__members__[node.attr]
-    return ast.literal_eval(node)
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        raise ValueError(f"{ast.unparse(node)} is no literal") from None
+
+
+def _source(module: str) -> str:
+    """The text of a module, without running any of its packages."""
+    path: Any = None
+    spec: ModuleSpec | None = None
+    parts = module.split(".")
+    for count in range(1, len(parts) + 1):
+        name = ".".join(parts[:count])
+        tried = (finder.find_spec(name, path) for finder in sys.meta_path)
+        spec = next((one for one in tried if one is not None), None)
+        if spec is None:
+            raise ImportError(f"there is no module {name}")
+        path = spec.submodule_search_locations
+    source: str | None = None
+    loader: Any = spec and spec.loader
+    if hasattr(loader, "get_source"):
+        source = loader.get_source(module)
+    elif spec is not None and spec.origin is not None:
+        source = decode_source(Path(spec.origin).read_bytes())
+    if source is None:
+        raise ImportError(f"module {module} has no source text")
+    return source
 
 
 def _read(what: str, target: str, kind: type[C]) -> C:
@@ -138,12 +186,10 @@ def _read(what: str, target: str, kind: type[C]) -> C:
     """
     module, _, name = target.partition(":")
     try:
-        spec = find_spec(module)
-    except ImportError as error:
-        raise DeviceError(f"{what} cannot be loaded from {target}: {error}") from error
-    if spec is None or spec.origin is None:
-        raise DeviceError(f"{what} cannot be loaded from {target}: there is no module of that name")
-    for node in ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body:
+        nodes = ast.parse(_source(module)).body
+    except Exception as error:  # whatever is wrong with another package's files
+        raise DeviceError(f"{what} cannot be read from {target}: {_line(error)}") from None
+    for node in nodes:
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
             for made in node.decorator_list:
                 if isinstance(made, ast.Call) and ast.unparse(made.func).rpartition(".")[2] == kind.__name__:

@@ -239,7 +239,7 @@ def _accounted_kind(accountant: str, adjacency: str) -> Kind | None:
     """The kind of the releases that this accountant answers for; None where they differ, or there are none."""
     kinds = {
         terms.kind
-        for terms in RELEASES.values()
+        for terms in (RELEASES[name] for name in RELEASES.built_in)
         if accountant in MECHANISMS[terms.mechanism].accountants
         and (terms.kind is Kind.LABEL_DP) == (adjacency == Adjacency.LABEL)
     }

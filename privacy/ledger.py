@@ -18,7 +18,7 @@ import stat
 import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -375,12 +375,25 @@ class Ledger:
                 f"ledger {self._where} has an unreadable {what} ({error}): it was damaged"
             ) from error
 
+    def _besides(self) -> list[str]:
+        """What the file holds besides a ledger's own table and triggers: nobody would read it."""
+        asked = "SELECT type, name, sql FROM sqlite_master"
+        with closing(sqlite3.connect(":memory:")) as plain:
+            plain.executescript(_SCHEMA)
+            own = set(plain.execute(asked))
+        there = set(self._connection.execute(asked))
+        return [
+            f"the file holds {kind} {name!r}, which no ledger has"
+            for kind, name, _ in sorted(there - own, key=str)
+        ]
+
     def verify(self) -> list[str]:
         """Recomputes the chain from its first row; one line per finding, none for an intact ledger."""
         findings = [ledger_file.LOGLESS] if self._logless else []
         previous, expected = _GENESIS, 0
         keys: dict[str, int] = {}
         try:
+            findings += self._besides()
             for seq, kind, body, nonce, digest in self._rows():
                 if seq != expected:
                     findings.append(f"rows {expected} to {seq - 1} are missing")

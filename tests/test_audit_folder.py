@@ -213,6 +213,17 @@ def test_what_this_program_does_not_write_is_a_finding(
     json.dumps(document, ensure_ascii=False).encode()
 
 
+@pytest.mark.parametrize(
+    "name", ["metrics.jsonl", "summary.json", "config.toml", "report.html", "checkpoint.safetensors"]
+)
+def test_what_never_ends_is_not_read(run: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    (run / name).unlink()
+    os.mkfifo(run / name)
+    code, answer = said(run, capsys)
+    assert code == 2
+    assert answer["error"].startswith(f"'{name}' is a pipe, a socket or a device; put")
+
+
 def test_the_table_above_starts_from_a_run_that_holds(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, document = said(run, capsys)
     assert (code, document["findings"], document["notes"], document["unchecked"]) == (0, [], [], [])

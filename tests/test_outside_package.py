@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from noise_models.cards import Registry
-from noise_models.errors import UsageError
+from noise_models.errors import DeviceError, UsageError
 from optical_dfa.feedback.card import RuleCard
 
 NAMES = ("half-dfa", "mirrored", "plain-noise", "stripes")
@@ -62,8 +62,13 @@ def test_the_program_serves_what_another_package_registers(own_parts: Path, tmp_
         ("@RuleCard(projects=True)\nclass Rule: ...", r"missing 1 required keyword-only argument: 'summary'"),
         ("@RuleCard(summary='s')\nclass Rule: ...", r"missing .*'projects'"),
         ("@RuleCard(summary='s', projects=True, colour=1)\nclass Rule: ...", r"unexpected .*'colour'"),
-        ("@RuleCard(summary=str(1), projects=True)\nclass Rule: ...", r"malformed"),
+        ("@RuleCard(summary=str(1), projects=True)\nclass Rule: ...", r"str\(1\) is no literal"),
         ("class Rule: ...", r"has no card; put @RuleCard"),
+        ("@RuleCard(summary=3, projects=True)\nclass Rule: ...", r"summary is 3; it must be of type str"),
+        (
+            "@RuleCard(summary='s', projects='yes')\nclass Rule: ...",
+            r"projects is 'yes'; it must be of type bool",
+        ),
     ],
 )
 def test_a_card_that_lacks_a_field_is_refused(
@@ -77,3 +82,29 @@ def test_a_card_that_lacks_a_field_is_refused(
             asked("mine")
         assert "\n" not in str(error.value)
         assert "rule mine" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        b"def broken(:", b"\x00", b"# -*- coding: utf-8 -*-\n\xff", b"(" * 5000, None,
+        b"raise SystemExit(0)\n@RuleCard(summary='s', projects=True)\nclass Rule: ...",
+        b"undefined\n@RuleCard(summary='s', projects=True)\nclass Rule: ...",
+    ],
+    ids=["syntax", "null", "encoding", "nested", "no module", "leaves", "fails"],
+)  # fmt: skip
+def test_another_packages_broken_file_is_told_of_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: bytes | None
+) -> None:
+    folder = tmp_path / "breaking"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("raise SystemExit(0)  # is not run to read a card", encoding="utf-8")
+    if made is not None:
+        (folder / "part.py").write_bytes(made)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    rules = Registry("rule", RuleCard, {"mine": "breaking.part:Rule"}, group="no.such.group")
+    with pytest.raises(
+        DeviceError, match=r"^rule mine cannot be (read|loaded) from breaking\.part:Rule"
+    ) as error:
+        rules.load("mine")
+    assert "\n" not in str(error.value)

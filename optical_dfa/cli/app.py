@@ -200,4 +200,7 @@ def _say(message: str, code: int, *, as_json: bool) -> None:
     line = " ".join(message.split())
     if as_json:
         print_json({"error": line, "exit_code": code})
+    line = "".join(
+        letter if letter.isprintable() else repr(letter)[1:-1] for letter in line
+    )  # no terminal's codes
     print(line if code == _INTERRUPTED else f"error: {line}", file=sys.stderr)

@@ -56,7 +56,8 @@ _ASSUMPTIONS = {
 def guarantee_of(plan: Plan) -> Guarantee:
     """The statement that a plan makes, with the assumptions of its mechanism."""
     scheme = plan.scheme
-    kinds = [terms.kind for terms in RELEASES.values() if terms.mechanism == scheme.mechanism]
+    ours = (RELEASES[name] for name in RELEASES.built_in)
+    kinds = [terms.kind for terms in ours if terms.mechanism == scheme.mechanism]
     assumptions = _ASSUMPTIONS[scheme.mechanism]
     if scheme.beta:
         assumptions += (

@@ -39,6 +39,7 @@ from privacy.auditing.files import (
     check_files,
     content,
     others,
+    refuse_special,
 )
 from privacy.auditing.folder import check_repeated, check_settings, read_settings, settings_of
 from privacy.auditing.header import check_terms, check_version, read_header
@@ -228,6 +229,7 @@ def _read_folder(path: Path | None, header: Mapping[str, Any], notes: list[str])
 
 def _audit(run: Path, delta: float | None) -> AuditReport:
     path = run if run.is_dir() else None
+    refuse_special(run)
     if (
         path is not None
         and not (path / LEDGER_FILE).exists()

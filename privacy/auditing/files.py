@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from noise_models.errors import UsageError
 from privacy.auditing import fields
 from privacy.auditing.strict import parsed
 
@@ -29,6 +30,21 @@ _OWN = {
     CERTIFICATE_FILE: ("per-record", fields.CERTIFICATE),
 }
 _MOST = 20  # names that are listed
+
+
+def refuse_special(run: Path) -> None:
+    """Nothing is read that may never end.
+
+    Args:
+        run: a run folder, or a ledger.
+    Raises:
+        UsageError: naming a pipe, socket or device.
+    """
+    for path in sorted(run.iterdir()) if run.is_dir() else [run]:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise UsageError(
+                f"{path.name!r} is a pipe, a socket or a device; put the run's own file in its place"
+            )
 
 
 def content(path: Path, unreadable: list[str]) -> bytes | None:

@@ -240,3 +240,17 @@ def test_refusals(tmp_path: Path) -> None:
 def test_a_release_out_of_range_is_refused(field: str, value: object) -> None:
     with pytest.raises(UsageError, match=field):
         replace(STEP, **{field: value})
+
+
+def test_what_a_ledgers_file_holds_besides_is_a_finding(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    with Ledger.create(path, {"run": "here"}):
+        pass
+    for made, said in (
+        ("TABLE records (x)", "table 'records'"),
+        ("VIEW seen AS SELECT * FROM entries", "view 'seen'"),
+    ):
+        with sqlite3.connect(path) as connection:
+            connection.execute(f"CREATE {made}")
+        with Ledger.open(path, read_only=True) as ledger:
+            assert any(said in finding for finding in ledger.verify())
