@@ -267,7 +267,7 @@ STEP_PLACES = [
 KEEP_PLACES = ["_Run._keep", "save", "Ledger.append_event", "RunFolder.add_metrics"]
 
 
-@pytest.mark.parametrize("event", ["call", "return"])
+@pytest.mark.parametrize("event", [pytest.param("call", marks=pytest.mark.slow), "return"])
 def test_kill_9_while_a_run_starts(event: str, program: Program, data: str, tmp_path: Path) -> None:
     """A start that dies leaves nothing, or a run that can be resumed."""
     started = 0

@@ -246,15 +246,18 @@ def test_a_new_key_is_registered_before_the_release_that_it_drew(monkeypatch: py
 
 
 def test_a_key_used_before_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[bool] = []
+
     class Stale(Rekeyed):
         def add_noise(self, total: Tensor, std: float) -> None:
             self._generator.add_normal_(total, std)
 
         def rekeyed(self) -> tuple[NoiseGenerator, ...]:
-            return (self._generator,) if run.engine.ledger is not None else ()
+            return (self._generator,) if begun else ()
 
     run = make_rekeyed(monkeypatch, Stale)
     run.begin()
+    begun.append(True)
     with pytest.raises(UsageError, match="used before"):
         run.step()
     assert run.ledger.count() == 0
