@@ -223,6 +223,11 @@ class Capture:
         """
         self._kept.refuse_other(self.module)
 
+    def take_loaded(self) -> None:
+        """A state was loaded: before the first pass of a run what is not released with noise is taken as it now is."""
+        if self._settings is None:
+            self._kept = Kept(self.module, self.parameters)
+
     def _refuse_steering(
         self, attributes: Attributes, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> None:

@@ -447,6 +447,13 @@ class AlignedModule(nn.Module):
             )
         super().__setattr__(name, value)
 
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As of any module; a private run goes on from a checkpoint that is loaded before its first pass."""
+        found = super().load_state_dict(*args, **kwargs)
+        if self._capture is not None:
+            self._capture.take_loaded()
+        return found
+
     def get_extra_state(self) -> Tensor:
         """The description as bytes, so that `state_dict` says which feedback it was trained with.
 

@@ -29,6 +29,9 @@ class Recorder(Contributions, Protocol):
     def refuse_other(self) -> None:
         """Refuse a state that is not released with noise and is not what it was when the run began."""
 
+    def take_loaded(self) -> None:
+        """A state was loaded into the module."""
+
     def evaluating(self) -> AbstractContextManager[None]:
         """One pass without gradients, which must leave the module as it is."""
 

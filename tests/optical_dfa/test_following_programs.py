@@ -291,6 +291,27 @@ def test_what_is_put_into_the_module_between_two_passes_is_refused(net: Any, wri
             aligned.state_dict()
 
 
+def test_a_state_is_loaded_before_the_first_pass_of_a_run() -> None:
+    """A part of a run begins with a checkpoint, whose frozen parameters another start drew otherwise."""
+
+    def frozen() -> nn.Module:
+        net = Base()
+        net.one.requires_grad_(False)
+        return net
+
+    other = align(frozen(), rule="bp", example=torch.zeros(2, WIDTH), show=None).state_dict()
+    aligned = private(frozen())
+    capture = capture_of(aligned)
+    capture.expected_records = lambda: MANY
+    capture.fix()
+    aligned.load_state_dict(other)
+    aligned(records(MANY)).sum().backward()
+    capture.clear()
+    aligned.load_state_dict({**other, "module.p": torch.full((WIDTH,), 7.0)})
+    with pytest.raises(UsageError, match=r"^p is not the tensor"):
+        aligned(records(MANY))
+
+
 def test_a_number_beside_the_records_is_the_same_in_every_pass() -> None:
     aligned = running(Noted())
     with pytest.raises(UsageError, match=r"^what stands beside the records is another one"):
