@@ -371,7 +371,8 @@ def test_ctrl_c_loses_no_step(program: Program, data: str, tmp_path: Path) -> No
     for job in jobs:
         again = ["train", "--resume", "--out", str(run)] if done else given
         assert program(*again, signal=signal.SIGINT, **job) == 130
-        assert "--resume" in program.errors.read_text()
+        if "after" not in job:  # which may strike before the run is found
+            assert "--resume" in program.errors.read_text()
         kept = checkpoint(run)
         assert kept is not None
         assert int(kept["step"]) == int(kept["releases"]) == examine(run)
