@@ -28,7 +28,7 @@ from optical_dfa.capture.graph import refuse_unknown_functions
 from optical_dfa.capture.layers import LAYERS, held_statistics, refuse_mixing
 from optical_dfa.capture.program import Program
 from optical_dfa.capture.rows import FIRST
-from optical_dfa.capture.state import Attributes, Held, Kept, plain, refuse_extra_state, tensors_of
+from optical_dfa.capture.state import Attributes, Held, Kept, plain, refuse_extra_state
 from optical_dfa.capture.trying import program_of, program_of_rule
 from optical_dfa.feedback.advice import own_class
 from optical_dfa.feedback.aligned import AlignedModule
@@ -150,7 +150,7 @@ class Capture:
         self._work = Workspace()
         refuse_mixing(module)
         self.held = held_statistics(module)
-        self._kept = Kept(module, self.parameters)
+        self._kept = Kept(module, self.parameters.values())
         self._settings: tuple[Any, ...] | None = None
         self.hold()
         Attributes.of(module).refuse_opaque()
@@ -226,7 +226,7 @@ class Capture:
     def take_loaded(self) -> None:
         """A state was loaded: before the first pass of a run what is not released with noise is taken as it now is."""
         if self._settings is None:
-            self._kept = Kept(self.module, self.parameters)
+            self._kept = Kept(self.module, self.parameters.values())
 
     def _refuse_steering(
         self, attributes: Attributes, args: Sequence[Any], kwargs: Mapping[str, Any]
@@ -239,9 +239,8 @@ class Capture:
         if not self.fixed:
             return
         given = [*enumerate(args), *sorted(kwargs.items())]
-        tensors = tensors_of(self.module)
         now = (
-            {path: token for path, token in attributes.tokens.items() if path not in tensors},
+            {path: token for path, token in attributes.tokens.items() if path not in self._kept.names},
             [(key, repr(x)) for key, x in given if not isinstance(x, Tensor)],
         )
         if self._settings is None:
@@ -262,7 +261,7 @@ class Capture:
         Raises:
             UsageError: it changed something; parameters and buffers have their values again.
         """
-        attributes, held = Attributes.of(self.module), Held(self.module, ())
+        attributes, held = Attributes.of(self.module), Held(self.module, Kept(self.module, ()))
         try:
             yield
         finally:
@@ -314,7 +313,7 @@ class Capture:
         kwargs = {name: _at_least_two(x) for name, x in kwargs.items()}
         following = self.noting or self._follow(args, kwargs, max(LEAST, records), attributes)
         thawed = [p for p in self.module.parameters() if p.requires_grad]
-        held = Held(self.module, self.parameters)
+        held = Held(self.module, self._kept)
         self.calls = []
         self.anchor = torch.zeros((), requires_grad=True)
         self.anchor.register_post_accumulate_grad_hook(self._accumulated)  # type: ignore[no-untyped-call]

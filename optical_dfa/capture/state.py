@@ -109,16 +109,15 @@ class Attributes:
 class Held:
     """Frozen parameters and buffers during a pass: their values are put back should one have been written to."""
 
-    def __init__(self, module: nn.Module, trained: Iterable[str]) -> None:
+    def __init__(self, module: nn.Module, kept: Kept) -> None:
         """
         Args:
             module: the plain module.
-            trained: names of the parameters that are released with noise.
+            kept: its values, as they are now.
         """
-        released = set(trained)
         tensors = [*module.named_parameters(), *module.named_buffers()]
         self._before = [
-            (name, x, x.detach().clone()) for name, x in tensors if name not in released and x.numel()
+            (name, x, kept.before[name]) for name, x in tensors if name in kept.before and x.numel()
         ]
 
     def restore(self) -> None:
@@ -180,18 +179,23 @@ def plain(value: Any, depth: int = _DEPTH) -> bool:
 
 
 class Kept:
-    """Tensors of a module that are not released with noise: a private run takes them as they were when it began."""
+    """Tensors of a module that are not released with noise: a private run takes them as they were when it began.
 
-    def __init__(self, module: nn.Module, trained: Iterable[str]) -> None:
+    Attributes:
+        before: their values then, by name.
+        names: of all tensors of the module.
+    """
+
+    def __init__(self, module: nn.Module, trained: Iterable[nn.Parameter]) -> None:
         """
         Args:
             module: the plain module.
-            trained: names of the parameters that are released with noise.
+            trained: the parameters that are released with noise, whatever names they have.
         """
-        self._trained = frozenset(trained)
-        self._before = {
-            name: x.detach().clone() for name, x in tensors_of(module).items() if name not in self._trained
-        }
+        released = {id(p) for p in trained}
+        tensors = tensors_of(module)
+        self.names = frozenset(tensors)
+        self.before = {name: x.detach().clone() for name, x in tensors.items() if id(x) not in released}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Kept:
         return self  # nobody changes it
@@ -202,10 +206,10 @@ class Kept:
             UsageError: naming a tensor that is not what it was: it may hold records.
         """
         now = tensors_of(module)
-        for name in dict.fromkeys((*now, *self._before)):
-            if name in self._trained:
+        for name in dict.fromkeys((*now, *self.before)):
+            if name in self.names and name not in self.before:  # trained
                 continue
-            if name not in now or name not in self._before or not same(now[name], self._before[name]):
+            if name not in now or name not in self.before or not same(now[name], self.before[name]):
                 raise UsageError(
                     f"{name} is not the tensor that it was when the run began, and may hold records: a private pass is "
                     "given its records as arguments; make the changed module private instead"

@@ -312,6 +312,24 @@ def test_a_state_is_loaded_before_the_first_pass_of_a_run() -> None:
         aligned(records(MANY))
 
 
+def test_a_trained_parameter_may_have_two_names() -> None:
+    """Tied weights change from step to step, under whichever name they are found."""
+
+    class Tied(Base):
+        def __init__(self) -> None:
+            super().__init__()
+            self.again = nn.Linear(WIDTH, WIDTH)
+            self.again.weight = self.one.weight
+
+        def between(self, x: Tensor) -> Tensor:
+            return torch.tanh(self.again(x))
+
+    aligned = running(Tied())
+    with torch.no_grad():
+        aligned.module.one.weight.mul_(0.5)
+    aligned(records(MANY)).sum().backward()
+
+
 def test_a_number_beside_the_records_is_the_same_in_every_pass() -> None:
     aligned = running(Noted())
     with pytest.raises(UsageError, match=r"^what stands beside the records is another one"):
