@@ -3,7 +3,7 @@
 A card stands where the thing is defined, as a decorator with literal arguments:
 
     @RuleCard(summary="Direct Feedback Alignment", projects=True)
-    class DirectFeedbackAlignment(FeedbackRule): ...
+    class DirectFeedbackAlignment(ProjectingRule): ...
 
 It is read from the source text, as build tools read a version, so that a list of names and sentences loads no torch.
 Other packages register by entry points, in the same way.

@@ -20,15 +20,15 @@ from optical_dfa.feedback.aligned import (
     AlignedModule,
     LossReduction,
     called_at_positions,
-    components,
     random_inputs,
 )
 from optical_dfa.feedback.cuts import check_steps, trace
 from optical_dfa.feedback.gains import gains
 from optical_dfa.feedback.outlook import outlook
-from optical_dfa.feedback.points import refuse_computed, refuse_no_names, remove
+from optical_dfa.feedback.points import Point, refuse_computed, refuse_no_names, remove
 from optical_dfa.feedback.records import check_record_axis
-from optical_dfa.feedback.rule import FeedbackRule, Point
+from optical_dfa.feedback.rule import ProjectingRule, Rule, Taught
+from optical_dfa.feedback.state import FeedbackState, Placement, components
 from optical_dfa.feedback.trial import runs_again, try_step
 
 __all__ = ["AlignedModule", "align", "unalign"]
@@ -37,7 +37,7 @@ __all__ = ["AlignedModule", "align", "unalign"]
 def align(
     module: nn.Module,
     *,
-    rule: FeedbackRule | str = "dfa",
+    rule: Rule | str = "dfa",
     backend: ProjectionBackend | str = "digital",
     example: Tensor | Sequence[Tensor] | None = None,
     points: Sequence[str] | None = None,
@@ -81,7 +81,8 @@ def align(
     names = list(points) if points is not None else chosen.default_points(module, inputs)
     if not chosen.cuts:
         names = []
-    traced = trace(module, names, inputs, strict=False, before_activation=chosen.before_activation)
+    before = chosen.taught is Taught.LAYER
+    traced = trace(module, names, inputs, strict=False, before_activation=before)
     if points is None and names:
         # The last activation may be the output itself, and one above frozen layers teaches nobody.
         useful = {cut.root for cut in traced.cuts if cut.parameters}
@@ -92,7 +93,7 @@ def align(
             names,
             inputs,
             strict=points is None,
-            before_activation=chosen.before_activation,
+            before_activation=before,
             meant=chosen.backpropagates,
         )
 
@@ -110,33 +111,24 @@ def align(
     called = list(dict.fromkeys(names[index] for index, _ in traced.kept))
     gain = gains(module, called, traced.below)
     all_points = [replace(point, gain=gain[point.name]) for point in all_points]
-    located = _laid_out(chosen.taught_from_output(all_points), chosen)
-    needed = max((point.start + point.outputs for point in located), default=0)
-    wanted = chosen.device_inputs(components(traced.output))
+    state = chosen.state(
+        Placement(module, all_points, traced.output, inputs, derive_seed(seed, "feedback state"))
+    )
     device: ProjectionBackend | None = None
-    if chosen.projects and located:
-        if isinstance(backend, str):
-            device = create(
-                backend,
-                in_features=wanted,
-                out_features=needed,
-                seed=derive_seed(seed, "feedback"),
-                noise=noise or NoiseGenerator.secure("device"),
-                options=chosen.device_options(backend, backend_options or {}, _layers(located)),
-            )
-        else:
-            device = backend
-        chosen.check_device(device)
-        if device.in_features != wanted or device.out_features < needed:
-            raise UsageError(
-                f"the device projects {device.in_features} -> {device.out_features}, but the network needs "
-                f"{wanted} -> {needed} (what its feedback points read of a frame)"
-            )
-    state = chosen.state(module, all_points, traced.output, inputs, derive_seed(seed, "feedback state"))
+    if isinstance(chosen, ProjectingRule) and state.points:
+        slices = chosen.layout([point.shape for point in state.points])
+        state.points = tuple(
+            replace(p, start=start, outputs=size)
+            for p, (start, size) in zip(state.points, slices, strict=True)
+        )
+        device = _device(
+            chosen, state.points, components(traced.output), backend, backend_options, seed, noise
+        )
     check_record_axis(module, names, some)
-    again = (chosen.cuts or state is not None) and runs_again(module, inputs)  # before the hooks are on
+    # Before the hooks are on.
+    again = (chosen.cuts or type(state) is not FeedbackState) and runs_again(module, inputs)
     aligned = AlignedModule(
-        module, chosen, device, located, traced, loss_reduction, inputs, state, opener=open_capture
+        module, chosen, device, state, traced, loss_reduction, inputs, opener=open_capture
     )
     if again:
         try_step(aligned)
@@ -149,8 +141,7 @@ def align(
 def unalign(aligned: AlignedModule) -> nn.Module:
     """The plain module, without hooks, trained as it is."""
     remove(aligned.module, aligned._tape)
-    if aligned.state is not None:
-        aligned.state.remove(aligned.module)
+    aligned.state.remove(aligned.module)
     aligned.stop_capture()
     aligned._unaligned = True
     return aligned.module
@@ -176,6 +167,36 @@ def _example_inputs(module: nn.Module, example: Tensor | Sequence[Tensor] | None
 def _shapes(given: Sequence[Tensor]) -> list[tuple[tuple[int, ...], torch.dtype]]:
     """Shape of a record, and type, of each input."""
     return [(tuple(x.shape[1:]), x.dtype) for x in given]
+
+
+def _device(
+    rule: ProjectingRule,
+    points: Sequence[Point],
+    components: int,
+    backend: ProjectionBackend | str,
+    options: Mapping[str, Any] | None,
+    seed: int,
+    noise: NoiseGenerator | None,
+) -> ProjectionBackend:
+    """The device that serves these points: built, where it is given by name; of the right size."""
+    wanted = rule.device_inputs(components)
+    needed = max(point.start + point.outputs for point in points)
+    if isinstance(backend, str):
+        backend = create(
+            backend,
+            in_features=wanted,
+            out_features=needed,
+            seed=derive_seed(seed, "feedback"),
+            noise=noise or NoiseGenerator.secure("device"),
+            options=rule.device_options(backend, options or {}, _layers(points)),
+        )
+    rule.check_device(backend)
+    if backend.in_features != wanted or backend.out_features < needed:
+        raise UsageError(
+            f"the device projects {backend.in_features} -> {backend.out_features}, but the network needs "
+            f"{wanted} -> {needed} (what its feedback points read of a frame)"
+        )
+    return backend
 
 
 def _layers(points: Sequence[Point]) -> list[int]:
@@ -208,7 +229,7 @@ def _locate(names: Sequence[str], output: Tensor, kept: Sequence[tuple[int, Tens
     for name in names:
         if name not in shapes:
             raise UsageError(f"feedback point {name} is never called in a forward pass")
-    return [Point(name, shapes[name], 0, 0) for name in names]
+    return [Point(name, shapes[name]) for name in names]
 
 
 def _stepwise(kept: Sequence[tuple[int, Tensor]], output: Tensor) -> list[int]:
@@ -216,9 +237,3 @@ def _stepwise(kept: Sequence[tuple[int, Tensor]], output: Tensor) -> list[int]:
     called = [index for index, _ in kept]
     found = [i for i, h in kept if called_at_positions(h, output, called.count(i))]
     return list(dict.fromkeys(found))
-
-
-def _laid_out(points: Sequence[Point], rule: FeedbackRule) -> list[Point]:
-    """The points with their slices of the frame."""
-    slices = rule.layout([point.shape for point in points])
-    return [replace(p, start=start, outputs=size) for p, (start, size) in zip(points, slices, strict=True)]

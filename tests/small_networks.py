@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from optical_dfa import AlignedModule
+from optical_dfa.feedback.points import ForwardPass
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 
@@ -88,3 +89,12 @@ def records(count: int = N) -> tuple[Tensor, Tensor]:
     """The first `count` of the same 60 records."""
     x = torch.randn(60, D, generator=torch.Generator().manual_seed(1))
     return x[:count].clone(), torch.arange(count) % CLASSES
+
+
+def forward_pass(aligned: AlignedModule, *args: Tensor) -> ForwardPass:
+    """A pass of the module inside, as a rule's state observes it."""
+    tape = aligned._tape
+    tape.kept = []
+    output = aligned.module(*args)
+    kept, tape.kept = tape.kept, None
+    return ForwardPass(aligned.module, tape, args, {}, kept, output)

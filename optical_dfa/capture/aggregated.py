@@ -21,7 +21,7 @@ from optical_dfa.capture.following import Following
 from optical_dfa.capture.records import Capture
 from optical_dfa.feedback.aligned import AlignedModule
 from optical_dfa.feedback.cuts import OUTPUT, Cut
-from optical_dfa.feedback.rule import Point
+from optical_dfa.feedback.points import Point
 from optical_dfa.feedback.rules.gated import GatedFeedbackAlignment
 
 _COLUMNS = 4096  # projected at a time
@@ -72,16 +72,8 @@ class AggregatedCapture(Capture):
 
     # ---- during the passes
 
-    def _feedback(self, lifted: Tensor, following: Following) -> list[Tensor | None]:
-        """No record goes through the device: zeros of the points' shapes come back.
-
-        Args:
-            lifted: r(x_i) ⊗ e_i, one record a row, shape (m, p).
-        """
-        return [lifted.new_zeros(1, 1).expand(len(lifted), point.width) for point in self._points]
-
-    def _keep(self, lifted: Tensor) -> None:
-        """`r ⊗ e` is what the release sums.
+    def teach(self, rows: Tensor, noted: Tensor | None) -> list[Tensor | None]:
+        """No record goes through the device: zeros come back to the points, and `r ⊗ e` is what the release sums.
 
         Raises:
             UsageError: a second backward pass over the batch.
@@ -91,7 +83,14 @@ class AggregatedCapture(Capture):
                 "a second backward pass went over this batch; release aggregate takes one forward and one backward "
                 "pass a step"
             )
+
+        def lift(_: Following, *given: Any) -> list[Tensor | None]:
+            return [self._rule.lift(*given)]
+
+        (lifted,) = self._followed("signals", lift, (rows, noted))
+        assert lifted is not None
         self._lifted = lifted
+        return [lifted.new_zeros(1, 1).expand(len(lifted), point.width) for point in self._points]
 
     def forget_passes(self) -> None:
         super().forget_passes()

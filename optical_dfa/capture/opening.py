@@ -32,21 +32,8 @@ def open_capture(aligned: AlignedModule, kind: str) -> Capture:
     Raises:
         UsageError: the rule's update is no sum over records, or a layer mixes records or is not supported.
     """
-    if not aligned.rule.sums_over_records:
-        raise UsageError(
-            f"the update of rule {aligned.rule.name} is not a sum over records, so it cannot be clipped record by "
-            "record; use another rule, or release none"
-        )
-    if aligned.rule.learns_feedback:
-        raise UsageError(
-            f"rule {aligned.rule.name} learns its feedback from the records, outside the clipped and noised stack; "
-            "use a rule with fixed feedback, or release none"
-        )
-    if not aligned.rule.captured:
-        raise UsageError(
-            f"rule {aligned.rule.name} does not teach layer by layer from one pass, so its contributions cannot be "
-            "recorded; use rule dfa, or release none"
-        )
+    if aligned.rule.refused is not None:
+        raise UsageError(f"rule {aligned.rule.name} {aligned.rule.refused}")
     refuse_computed(aligned.module)
     _check_taught_apart(aligned)
     capture = CAPTURES[kind](aligned)
@@ -68,7 +55,7 @@ def _check_taught_apart(aligned: AlignedModule) -> None:
         return
     if aligned.backend is not None and not isinstance(aligned.backend.noise, NoNoise):
         return  # readouts never repeat; optical_dfa.testing checks such a device's law
-    width = aligned.rule.device_inputs(aligned.components)
+    width = aligned.components if aligned.backend is None else aligned.backend.in_features
     error = torch.randn(3, width, generator=torch.Generator().manual_seed(0))
     _check_feedback_fixed(aligned, error)
     for record, factor in product(range(len(error)), (-100.0, 0.0, 1e-6, 1e6, 1e12)):
@@ -83,11 +70,7 @@ def _check_taught_apart(aligned: AlignedModule) -> None:
                 "scales and thresholds must be public constants or a function of the record alone "
                 "(optical_dfa.testing checks a device)"
             )
-        for before, after in zip(
-            aligned.rule.feedback(error, aligned.points, aligned.backend),
-            aligned.rule.feedback(changed, aligned.points, aligned.backend),
-            strict=True,
-        ):
+        for before, after in zip(aligned.signals(error), aligned.signals(changed), strict=True):
             if before is not None and after is not None and not torch.allclose(before[others], after[others]):
                 raise UsageError(
                     f"rule {aligned.rule.name} mixes records: one record's error moves another's teaching signal; "
@@ -96,7 +79,7 @@ def _check_taught_apart(aligned: AlignedModule) -> None:
 
 
 def _check_feedback_fixed(aligned: AlignedModule, error: Tensor) -> None:
-    """The same error teaches the same again: whoever wrote the rule may have forgotten `learns_feedback`.
+    """The same error teaches the same again: whoever wrote the rule may have forgotten to say that it learns.
 
     The device is asked first: one that declares no noise must repeat, or the rule would be blamed for it.
     """
@@ -107,11 +90,8 @@ def _check_feedback_fixed(aligned: AlignedModule, error: Tensor) -> None:
                 f"backend {aligned.backend.name} declares no noise (NoNoise) but answers the same errors differently; "
                 "give it the noise model it has, or make it repeat (optical_dfa.testing checks a device)"
             )
-    first = [
-        None if a is None else a.clone()
-        for a in aligned.rule.feedback(error, aligned.points, aligned.backend)
-    ]
-    again = aligned.rule.feedback(error, aligned.points, aligned.backend)
+    first = [None if a is None else a.clone() for a in aligned.signals(error)]
+    again = aligned.signals(error)
     if any(
         a is not None and b is not None and not torch.equal(a, b) for a, b in zip(first, again, strict=True)
     ):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -32,7 +32,7 @@ from optical_dfa.capture.state import Attributes, Held, Kept, plain, refuse_extr
 from optical_dfa.capture.trying import program_of, program_of_rule
 from optical_dfa.feedback.advice import own_class
 from optical_dfa.feedback.aligned import AlignedModule
-from optical_dfa.feedback.points import take_off
+from optical_dfa.feedback.points import ForwardPass, take_off
 from privacy.contributions.integers import Factors
 from privacy.norms import joint_norms, rounded_down
 
@@ -342,45 +342,52 @@ class Capture:
         compared = self._program((attributes.settings, like), partial(program_of, self.aligned, args, kwargs))
         return Following(self.module, records, self.masks, compared)
 
-    def context(self, args: Sequence[Any], output: Tensor) -> Tensor | None:
-        """What the rule notes of a forward pass (`FeedbackRule.context`)."""
+    def observe(self, passed: ForwardPass) -> Tensor | None:
+        """What the rule notes of a forward pass (`FeedbackState.observe`).
+
+        Raises:
+            UsageError: something else than a tensor with the records first, or nothing.
+        """
+        named, places = tuple(passed.kwargs), [index for index, _ in passed.kept]
 
         def note(_: Following, *given: Any) -> list[Tensor | None]:
-            return [self.aligned.rule.context(given[:-1], given[-1])]
+            args, rest = given[: len(passed.args)], given[len(passed.args) :]
+            kwargs, (*kept, output) = dict(zip(named, rest, strict=False)), rest[len(named) :]
+            seen = replace(
+                passed, args=args, kwargs=kwargs, kept=list(zip(places, kept, strict=True)), output=output
+            )
+            noted = self.aligned.state.observe(seen)
+            if noted is not None and not isinstance(noted, Tensor):
+                raise UsageError(
+                    f"rule {self.aligned.rule.name} notes a {type(noted).__name__} of a private pass; it may note a "
+                    "tensor with the records first, or nothing"
+                )
+            return [noted]
 
-        return self._followed("context", note, (*args, output))[0]
+        given = (*passed.args, *passed.kwargs.values(), *(h for _, h in passed.kept), passed.output)
+        return self._followed("what it notes", note, given)[0]
 
-    def signals(self, rows: Tensor, context: Any) -> list[Tensor | None]:
+    def teach(self, rows: Tensor, noted: Tensor | None) -> list[Tensor | None]:
         """The teaching signals at the feedback points; between errors and signals the rule keeps the records apart.
 
         Args:
             rows: the errors, one record (or position) a row, shape (rows, c).
-            context: what the rule noted of the forward pass.
+            noted: of the forward pass.
         """
+        aligned = self.aligned
 
-        def teach(following: Following, rows: Tensor, context: Any) -> list[Tensor | None]:
-            lifted = self.aligned.rule.lift(rows, context)
-            return [lifted, *self._feedback(lifted, following)]
+        def teach(following: Following, rows: Tensor, noted: Tensor | None) -> list[Tensor | None]:
+            device: Any = None if aligned.backend is None else FollowedDevice(aligned.backend, following)
+            return list(aligned.state.teach(rows, noted, device))
 
-        lifted, *signals = self._followed("signals", teach, (rows, context))
-        for point, signal in zip(self.aligned.points, signals, strict=True):
+        signals = self._followed("signals", teach, (rows, noted))
+        for point, signal in zip(aligned.points, signals, strict=True):
             if signal is not None and signal.shape != (len(rows), point.width):
                 raise UsageError(
-                    f"rule {self.aligned.rule.name} teaches {point.name} by something else than a row of {point.width} "
+                    f"rule {aligned.rule.name} teaches {point.name} by something else than a row of {point.width} "
                     "numbers a record (or position)"
                 )
-        assert lifted is not None
-        self._keep(lifted)
         return signals
-
-    def _feedback(self, lifted: Tensor, following: Following) -> list[Tensor | None]:
-        """What comes back to the feedback points for what the rule projects, one record (or position) a row."""
-        aligned = self.aligned
-        device: Any = None if aligned.backend is None else FollowedDevice(aligned.backend, following)
-        return aligned.rule.feedback(lifted, aligned.points, device)
-
-    def _keep(self, lifted: Tensor) -> None:
-        """What the rule projects of the batch, for a release that projects later."""
 
     def _followed(
         self, part: str, function: Callable[..., list[Tensor | None]], given: Sequence[Any]

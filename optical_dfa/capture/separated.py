@@ -21,6 +21,7 @@ from noise_models.errors import UsageError
 from optical_dfa.capture.following import Following
 from optical_dfa.capture.records import Capture
 from optical_dfa.feedback.aligned import AlignedModule
+from optical_dfa.feedback.card import RuleCard
 from optical_dfa.feedback.points import PointHook, take_off
 from optical_dfa.networks.markers import ACTIVATIONS
 from privacy.contributions.separated import SeparatedLayer
@@ -248,9 +249,10 @@ def _matrices(aligned: AlignedModule) -> dict[str, Tensor] | None:
     """B_l as the rule scales it, by feedback point, where it is fixed and known exactly: no device noise."""
     if aligned.backend is None or not isinstance(aligned.backend.noise, NoNoise):
         return None
-    if not vars(type(aligned.rule)).get("fixed_matrix", False):
+    card: RuleCard | None = vars(type(aligned.rule)).get("card")  # not that of what it derives from
+    if card is None or not card.fixed_matrix:
         return None
-    signals = aligned.rule.feedback(torch.eye(aligned.backend.in_features), aligned.points, aligned.backend)
+    signals = aligned.signals(torch.eye(aligned.backend.in_features))
     return {p.name: s.T.double() for p, s in zip(aligned.points, signals, strict=True) if s is not None}
 
 

@@ -13,7 +13,7 @@ from optical_dfa.feedback.card import RuleCard
 from optical_dfa.options import checked
 
 if TYPE_CHECKING:
-    from optical_dfa.feedback.rule import FeedbackRule
+    from optical_dfa.feedback.rule import Rule
 
 RULES: Registry[RuleCard] = Registry(
     "rule",
@@ -53,12 +53,12 @@ RULES: Registry[RuleCard] = Registry(
 __all__ = ["RULES", "make_rule"]
 
 
-def make_rule(name: str, options: Mapping[str, Any] | None = None) -> FeedbackRule:
+def make_rule(name: str, options: Mapping[str, Any] | None = None) -> Rule:
     """The registered rule `name`, built with its own options.
 
     Raises:
         UsageError: unknown name, unknown option, or an option value of the wrong type or out of range.
     """
     rule_class = RULES.load(name)
-    rule: FeedbackRule = rule_class(**checked(f"rule {name}", rule_class, options))
+    rule: Rule = rule_class(**checked(f"rule {name}", rule_class, options))
     return rule

@@ -18,10 +18,10 @@ from torch.utils.hooks import RemovableHandle
 from noise_models.errors import UsageError
 from optical_dfa.backends.base import ProjectionBackend
 from optical_dfa.feedback.cuts import OUTPUT, Trace, leaves
-from optical_dfa.feedback.points import Tape, install
+from optical_dfa.feedback.points import ForwardPass, Point, Tape, install
 from optical_dfa.feedback.recorder import Recorder
-from optical_dfa.feedback.rule import FeedbackRule, Point
-from optical_dfa.feedback.state import FeedbackState, GradientState, TeachingState
+from optical_dfa.feedback.rule import Rule
+from optical_dfa.feedback.state import FeedbackState, components
 from privacy.fixed import refuse_copying
 
 LossReduction = Literal["mean", "sum"]
@@ -37,56 +37,32 @@ _OUTSIDE_GRAPHS = (
 _SETTLED = frozenset({"module", "rule", "backend", "points", "cuts", "loss_reduction", "state"})
 
 
-class _RootFeedback(torch.autograd.Function):
-    """Identity on the output; its backward hands (e, g_1, ..., g_L) to the output and to the kept points."""
+class _Root(torch.autograd.Function):
+    """Identity on the output; its backward hands it the error, and each pupil what the rule teaches it."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        aligned: AlignedModule,
-        indices: Sequence[int],
-        context: Any,
-        output: Tensor,
-        *kept: Tensor,
+        ctx: Any, aligned: AlignedModule, places: Sequence[int], noted: Any, output: Tensor, *pupils: Tensor
     ) -> Tensor:
-        ctx.aligned = aligned
-        ctx.context = context
-        ctx.indices = indices
-        ctx.shapes = [h.shape for h in kept]
-        ctx.dtypes = [h.dtype for h in kept]
+        ctx.aligned, ctx.places, ctx.noted = aligned, places, noted
+        ctx.shapes = [h.shape for h in pupils]
+        ctx.dtypes = [h.dtype for h in pupils]
         return output.detach()  # not a view, which the loss could not work on in place
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        error, signals = ctx.aligned.teach(grad, ctx.context)
-        kept: list[Tensor | None] = []
-        for place, (index, shape, dtype) in enumerate(zip(ctx.indices, ctx.shapes, ctx.dtypes, strict=True)):
-            signal = signals[index]
+        error, signals = ctx.aligned.teach(grad, ctx.noted)
+        taught: list[Tensor | None] = []
+        for number, (place, shape, dtype) in enumerate(zip(ctx.places, ctx.shapes, ctx.dtypes, strict=True)):
+            signal = signals[place]
             if (
                 signal is not None and signal.numel() != shape.numel()
             ):  # one call a position: each its own error
-                calls, call = ctx.indices.count(index), ctx.indices[:place].count(index)
+                calls, call = ctx.places.count(place), ctx.places[:number].count(place)
                 signal = signal.reshape(shape[0], calls, *shape[1:])[:, call]
-            kept.append(None if signal is None else signal.reshape(shape).to(dtype))
-        return (None, None, None, error, *kept)
-
-
-class _Gradients(torch.autograd.Function):
-    """Identity on the output; its backward hands each parameter its gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, aligned: AlignedModule, noted: Any, output: Tensor, *trained: Tensor) -> Tensor:
-        ctx.aligned, ctx.noted = aligned, noted
-        return output.detach()  # not a view, which the loss could not work on in place
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        aligned = ctx.aligned
-        records = len(grad) if aligned.loss_reduction == "mean" else 1
-        found = aligned.state.gradients(aligned.module, aligned._tape, grad * records, ctx.noted)
-        return (None, None, None, *(None if g is None else g / max(1, records) for g in found))
+            taught.append(None if signal is None else signal.reshape(shape).to(dtype))
+        return (None, None, None, error, *taught)
 
 
 class AlignedModule(nn.Module):
@@ -98,8 +74,8 @@ class AlignedModule(nn.Module):
     Attributes:
         module: the plain module.
         rule, backend: the rule, and its device (None for rules that do not project).
-        points: the feedback points.
-        state: what the rule keeps of its own (None for most rules).
+        points: the feedback points that the output's error teaches.
+        state: the rule on this module.
         cuts: what every root trains, as verified on autograd's graph.
         components: c, of one record's (or position's) output.
         uses: how often that graph uses each parameter in one forward pass.
@@ -108,13 +84,12 @@ class AlignedModule(nn.Module):
     def __init__(
         self,
         module: nn.Module,
-        rule: FeedbackRule,
+        rule: Rule,
         backend: ProjectionBackend | None,
-        points: Sequence[Point],
+        state: FeedbackState,
         traced: Trace,
         loss_reduction: LossReduction,
         example: Sequence[Tensor],
-        state: FeedbackState | None = None,
         *,
         opener: Callable[[AlignedModule, str], Recorder],
     ) -> None:
@@ -128,9 +103,8 @@ class AlignedModule(nn.Module):
         self.module = module
         self.rule = rule
         self.backend = backend
-        self.points = tuple(points)
-        teachers = {} if state is None else state.teachers
-        self.cuts = tuple(replace(cut, teacher=teachers.get(cut.root, OUTPUT)) for cut in traced.cuts)
+        self.points = state.points
+        self.cuts = tuple(replace(cut, teacher=state.teachers.get(cut.root, OUTPUT)) for cut in traced.cuts)
         self.loss_reduction = loss_reduction
         self._example = [(tuple(x.shape[1:]), x.dtype) for x in example]  # shapes only: no record is kept
         self.uses = traced.uses
@@ -140,10 +114,9 @@ class AlignedModule(nn.Module):
         self._opener = opener
         self._capture: Recorder | None = None
         if rule.cuts:
-            install(module, [point.name for point in points], self._tape)
+            install(module, [point.name for point in self.points], self._tape)
         self.state = state
-        if state is not None:
-            state.install(module)
+        state.install(module)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """The module's output; its backward pass is the rule's.
@@ -162,7 +135,7 @@ class AlignedModule(nn.Module):
             with nullcontext() if self._capture is None else self._capture.evaluating():
                 plain: Tensor = self.module(*args, **kwargs)
             return plain
-        if self.state is not None and not self.state.compiles:
+        if not self.state.compiles:
             taught: Tensor = self._forward_outside_graphs(*args, **kwargs)
             return taught
         return self._forward(*args, **kwargs)
@@ -172,65 +145,52 @@ class AlignedModule(nn.Module):
         return self._forward(*args, **kwargs)
 
     def _forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        if isinstance(self.state, GradientState):
-            return self._under_gradient_state(self.state, args, kwargs)
-        self._tape.kept = []
-        records: int | None = None
-        if self.state is not None:
-            self.state.begin()
+        self.state.begin()
         try:
-            if self._capture is None:
-                output = self.module(*args, **kwargs)
+            return self._taught(args, kwargs)
+        finally:
+            self.state.end()
+
+    def _taught(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
+        """The output, whose backward pass is the rule's."""
+        capture = self._capture
+        self._tape.kept = []
+        try:
+            if capture is None:
+                with nullcontext() if self.state.differentiates else torch.no_grad():
+                    output = self.module(*args, **kwargs)
             else:
-                if (
-                    self._forward_pre_hooks
-                    or self._forward_hooks
-                    or self._backward_hooks
-                    or self._backward_pre_hooks
-                ):
-                    raise UsageError(
-                        "a private module takes no hooks around it: they see the batch as a whole"
-                    )
-                with self._capture.recording(args, kwargs) as (following, given, named):
-                    output = self.module(*given, **named)
-                args, records = tuple(given), self._capture.expected_records()
-                points = [(self.points[index].name, h) for index, h in self._tape.kept]
-                self._capture.check_pass(following, output, points)
-                if output.dtype in (torch.float16, torch.bfloat16):
-                    output = (
-                        output.float()
-                    )  # a mean, rounded to fewer digits, would tell how many records there are
+                output, args, kwargs = self._recorded(capture, args, kwargs)
             kept = self._tape.kept if self.rule.teaches_hidden else []
         finally:
             self._tape.kept = None
-            if self.state is not None:
-                self.state.end()
-        if not self.rule.cuts and self._capture is None:
+        if capture is None and not self.rule.cuts and self.state.differentiates:
             return output  # type: ignore[no-any-return]  # plain autograd
-        indices = [index for index, _ in kept]
-        if self._capture is None and self.rule.teaches_hidden and len(set(indices)) < len(self.points):
-            self._refuse_leaks(indices, output, kept)
+        called = [index for index, _ in kept]
+        if capture is None and self.rule.teaches_hidden and len(set(called)) < len(self.points):
+            self._refuse_leaks(called, output, kept)
         for index, h in kept:
-            self._check_shape(self.points[index], h, output, indices.count(index))
-        context = (
-            self.state.observe(self.module, self._tape, args, kwargs, kept, output)
-            if isinstance(self.state, TeachingState)
-            else self.rule.context(args, output)
-            if self._capture is None
-            else self._capture.context(args, output)
-        )
-        result: Tensor = _RootFeedback.apply(self, indices, context, output, *(h for _, h in kept))  # type: ignore[no-untyped-call]
+            self._check_shape(self.points[index], h, output, called.count(index))
+        passed = ForwardPass(self.module, self._tape, args, kwargs, kept, output)
+        noted = self.state.observe(passed) if capture is None else capture.observe(passed)
+        pupils = self.state.pupils(passed)
+        result: Tensor = _Root.apply(self, [i for i, _ in pupils], noted, output, *(h for _, h in pupils))  # type: ignore[no-untyped-call]
+        records = None if capture is None else capture.expected_records()
         return result if records is None or records == len(result) else result[:records]
 
-    def _under_gradient_state(
-        self, state: GradientState, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> Tensor:
-        """The output, whose backward pass is the state's gradients."""
-        state.begin()
-        with torch.no_grad():
-            output, noted = state.observe(self.module, self._tape, args, kwargs)
-        trained = [p for p in self.module.parameters() if p.requires_grad]
-        return _Gradients.apply(self, noted, output, *trained)  # type: ignore[no-any-return, no-untyped-call]
+    def _recorded(
+        self, capture: Recorder, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> tuple[Tensor, Sequence[Any], Mapping[str, Any]]:
+        """The output of a pass of a private run, and what the module was called with."""
+        if self._forward_pre_hooks or self._forward_hooks or self._backward_hooks or self._backward_pre_hooks:
+            raise UsageError("a private module takes no hooks around it: they see the batch as a whole")
+        with capture.recording(args, kwargs) as (following, given, named):
+            output = self.module(*given, **named)
+        kept = self._tape.kept or []
+        capture.check_pass(following, output, [(self.points[index].name, h) for index, h in kept])
+        if output.dtype in (torch.float16, torch.bfloat16):
+            output = output.float()  # a mean, rounded to fewer digits, would tell how many records there are
+        return output, given, named
 
     def _refuse_leaks(
         self, indices: Sequence[int], output: Tensor, kept: Sequence[tuple[int, Tensor]]
@@ -262,50 +222,34 @@ class AlignedModule(nn.Module):
                 f"laid out for {list(point.shape)}; give records shaped like align()'s example"
             )
 
-    def teach(self, grad: Tensor, context: Any = None) -> tuple[Tensor, list[Tensor | None]]:
-        """From the loss gradient at the output, what goes on to the output and to each point.
+    def teach(self, grad: Tensor, noted: Any) -> tuple[Tensor, Sequence[Tensor | None]]:
+        """From the loss gradient at the output, what goes on to the output and to each pupil.
 
         Args:
             grad: dL/dz, shape (m, ...). A mean loss is undone with the realised m first, so that the device sees
                 the error of single records; a private capture keeps it undone (sum of records), otherwise the
                 mean is put back, on output and hidden layers alike.
-            context: what the rule noted of the forward pass (`FeedbackRule.context`, or `TeachingState.observe`).
+            noted: of the forward pass (`FeedbackState.observe`).
         """
         realised = grad.shape[0] if self._capture is None else self._capture.expected_records() or 0
         records = realised if self.loss_reduction == "mean" else 1
         error = grad * records if records != 1 or self._capture is not None else grad  # nobody else's memory
-        signals: list[Tensor | None] = [None for _ in self.points]
-        if self.points and self.rule.teaches_hidden:
-            rows = error.reshape(-1, components(error))
-            rows = rows if rows.dtype in (torch.float32, torch.float64) else rows.float()
-            if isinstance(self.state, TeachingState):
-                signals = self.state.teach(rows, context)
-            else:
-                if self._capture is None and not torch.compiler.is_compiling():
-                    self.rule.check_error(rows)
-                signals = (
-                    self._feedback(self.rule.lift(rows, context))
-                    if self._capture is None
-                    else self._capture.signals(rows, context)
-                )
+        rows = error.reshape(-1, components(error))
+        rows = rows if rows.dtype in (torch.float32, torch.float64) else rows.float()
         if self._capture is not None:
-            return error, signals
+            return error, self._capture.teach(rows, noted)
+        if not torch.compiler.is_compiling():
+            self.rule.check_error(rows)
+        signals = self.state.teach(rows, noted, self.backend)
         if records > 1:
             for signal in signals:
                 if signal is not None:
                     signal.div_(records)
         return grad, signals
 
-    def _feedback(self, lifted: Tensor) -> list[Tensor | None]:
-        return self.rule.feedback(lifted, self.points, self.backend)
-
-    def signals(self, error: Tensor) -> list[Tensor | None]:
+    def signals(self, error: Tensor) -> Sequence[Tensor | None]:
         """What errors of shape (rows, c) teach at each point, learning nothing; None if they alone do not tell."""
-        if isinstance(self.state, GradientState):
-            return [None for _ in self.points]
-        if isinstance(self.state, TeachingState):
-            return self.state.teach(error, None)
-        return self._feedback(error)
+        return self.state.signals(error, self.backend)
 
     def projections(self, records: int) -> int:
         """How many projections a training step of so many records takes."""
@@ -493,11 +437,6 @@ def random_inputs(
         else torch.randint(0, vocabulary, (records, *shape), generator=generator).to(dtype)
         for shape, dtype in shapes
     ]
-
-
-def components(output: Tensor) -> int:
-    """c: the size of the output's last axis, 1 for an output of one number a record."""
-    return output.shape[-1] if output.ndim > 1 else 1
 
 
 def called_at_positions(h: Tensor, output: Tensor, calls: int) -> bool:

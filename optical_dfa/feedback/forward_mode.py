@@ -5,14 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp
 
 from noise_models.errors import UsageError
-from optical_dfa.feedback.points import Tape, install
+from optical_dfa.feedback.points import ForwardPass, Tape, install
 
 
 class RandomState:
@@ -34,33 +33,27 @@ class RandomState:
 
 
 def directional_derivative(
-    module: nn.Module,
-    tape: Tape,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    directions: Sequence[Tensor | None],
-    random: RandomState | None = None,
+    passed: ForwardPass, directions: Sequence[Tensor | None], random: RandomState | None = None
 ) -> Tensor:
     """d = sum_k J_k u_k, with J_k the derivative of the output by the k-th call of a point; the module is not cut.
 
     Buffers stay as they are, and the stream of random numbers where it was.
 
     Args:
-        module: the plain module, with the points' hooks on it.
-        tape: of these hooks.
-        args, kwargs: the module's inputs.
+        passed: the pass that is repeated.
         directions: u_k, shaped like the point's output, in call order; None does not move that call.
         random: where random numbers stood before the pass whose masks (dropout) this one repeats; None draws others.
     Returns:
         shaped like the output.
     """
+    module, tape = passed.module, passed.tape
     moved = [u for u in directions if u is not None]
 
     def displaced(*additions: Tensor) -> Tensor:
         given = iter(additions)
         buffers = {name: b.detach().clone() for name, b in module.named_buffers()}
         tape.added = [None if u is None else next(given) for u in directions]
-        output: Tensor = functional_call(module, buffers, tuple(args), dict(kwargs))
+        output: Tensor = functional_call(module, buffers, tuple(passed.args), dict(passed.kwargs))
         return output
 
     with torch.no_grad(), (random or RandomState()).again():
@@ -73,25 +66,23 @@ def directional_derivative(
 
 
 def parameter_derivative(
-    module: nn.Module,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    directions: Mapping[str, Tensor],
-    random: RandomState | None = None,
+    passed: ForwardPass, directions: Mapping[str, Tensor], random: RandomState | None = None
 ) -> Tensor:
     """d = J v, with J the derivative of the output by the named parameters; shaped like the output.
 
     Args:
-        module: the plain module; buffers stay as they are.
-        args, kwargs: its inputs.
+        passed: the pass that is repeated; buffers stay as they are.
         directions: v by the parameter's name.
         random: as above.
     """
+    module = passed.module
     parameters = dict(module.named_parameters())
 
     def displaced(moved: dict[str, Tensor]) -> Tensor:
         buffers = {name: b.detach().clone() for name, b in module.named_buffers()}
-        output: Tensor = functional_call(module, {**buffers, **moved}, tuple(args), dict(kwargs))
+        output: Tensor = functional_call(
+            module, {**buffers, **moved}, tuple(passed.args), dict(passed.kwargs)
+        )
         return output
 
     with torch.no_grad(), (random or RandomState()).again():
@@ -119,9 +110,10 @@ def check_forward_mode(
     with torch.random.fork_rng(devices=[]):
         tape.kept = []
         with torch.enable_grad():
-            twin(*[x.clone() for x in example])
+            output = twin(*[x.clone() for x in example])
         kept, tape.kept = tape.kept, None
-        calls = [index for index, _ in kept]
+        passed = ForwardPass(twin, tape, example, {}, kept or (), output)
+        calls = [index for index, _ in passed.kept]
         for index in calls:
             if once and calls.count(index) > 1:
                 raise UsageError(
@@ -129,11 +121,11 @@ def check_forward_mode(
                     f"{rule} takes points that are called once"
                 )
         try:
-            if kept:
-                directional_derivative(twin, tape, example, {}, [torch.zeros_like(h) for _, h in kept])
+            if passed.kept:
+                directional_derivative(passed, [torch.zeros_like(h) for _, h in passed.kept])
             else:
                 moved = {name: torch.zeros_like(p) for name, p in twin.named_parameters()}
-                parameter_derivative(twin, example, {}, moved)
+                parameter_derivative(passed, moved)
         except RuntimeError as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UsageError(

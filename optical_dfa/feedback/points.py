@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,6 +13,30 @@ from torch import Tensor, nn
 
 from noise_models.errors import UsageError
 from optical_dfa.networks.markers import DEFAULT_POINTS
+
+
+@dataclass(frozen=True)
+class Point:
+    """One feedback point: a module whose output is cut from what follows and taught directly.
+
+    Attributes:
+        name: the module's dotted name.
+        shape: its output's shape without the record axis (per position where the network's output has positions).
+        start: first component of its slice of the device's frame.
+        outputs: number of components of that slice.
+        gain: the feedback scale derived for it (`optical_dfa.feedback.gains`), for rules whose scale was not given.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    start: int = 0
+    outputs: int = 0
+    gain: float = 1.0
+
+    @property
+    def width(self) -> int:
+        """Number of units taught, n_l."""
+        return math.prod(self.shape)
 
 
 class Tape:
@@ -36,6 +62,26 @@ class Tape:
             "markers": None,
             "added": None,
         }  # a copy or a pickle starts between two passes
+
+
+@dataclass(frozen=True)
+class ForwardPass:
+    """A forward pass that has just been made.
+
+    Attributes:
+        module: the plain module.
+        tape: of its points' hooks.
+        args, kwargs: its inputs.
+        kept: (index of the point, its output), in call order.
+        output: what it returned.
+    """
+
+    module: nn.Module
+    tape: Tape
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+    kept: Sequence[tuple[int, Tensor]]
+    output: Tensor
 
 
 class PointHook:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from optical_dfa.feedback.points import ForwardPass
 from privacy.contributions.protocols import Contributions
 
 
@@ -43,11 +44,11 @@ class Recorder(Contributions, Protocol):
     def check_pass(self, following: Any, output: Tensor, kept: Sequence[tuple[str, Tensor]]) -> None:
         """At its end: refuse an output or feedback points that do not keep the records apart."""
 
-    def context(self, args: Sequence[Any], output: Tensor) -> Tensor | None:
-        """`FeedbackRule.context` of the pass."""
+    def observe(self, passed: ForwardPass) -> Tensor | None:
+        """`FeedbackState.observe` of the pass."""
 
-    def signals(self, rows: Tensor, context: Any) -> list[Tensor | None]:
-        """The teaching signals of a backward pass, from errors of shape (rows, c)."""
+    def teach(self, rows: Tensor, noted: Tensor | None) -> Sequence[Tensor | None]:
+        """`FeedbackState.teach` of a backward pass, from errors of shape (rows, c)."""
 
     def projections(self, records: int) -> int:
         """How many projections a step of so many records takes."""

@@ -1,19 +1,24 @@
-"""What a feedback rule is: how the root error becomes a teaching signal at every feedback point."""
+"""What a feedback rule is: how the root error becomes a teaching signal at every feedback point.
+
+A rule is an object of options. Put on a module it becomes a `FeedbackState`, which observes every forward pass and
+teaches in the backward pass. Direct feedback is a `ProjectingRule`: its equation is `feedback`, and its state is made
+for it.
+"""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
+from enum import Enum, StrEnum
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from optical_dfa.backends.base import ProjectionBackend
-from optical_dfa.feedback.points import default_points
-from optical_dfa.feedback.state import FeedbackState
+from optical_dfa.feedback.card import Refusal
+from optical_dfa.feedback.points import ForwardPass, Point, default_points
+from optical_dfa.feedback.state import FeedbackState, Placement
 
 
 class Requires(StrEnum):
@@ -27,34 +32,15 @@ class Requires(StrEnum):
     LOCAL_LOSSES = "local losses"
 
 
-@dataclass(frozen=True)
-class Point:
-    """One feedback point: a module whose output is cut from what follows and taught directly.
+class Taught(Enum):
+    """Where the signal of a feedback point is a gradient."""
 
-    Attributes:
-        name: the module's dotted name.
-        shape: its output's shape without the record axis (per position where the network's output has positions).
-        start: first component of its slice of the device's frame.
-        outputs: number of components of that slice.
-        gain: the feedback scale derived for it (`optical_dfa.feedback.gains`), for rules whose scale was not given.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    start: int
-    outputs: int
-    gain: float = 1.0
-
-    @property
-    def width(self) -> int:
-        """Number of units taught, n_l."""
-        width = 1
-        for size in self.shape:
-            width *= size
-        return width
+    OUTPUT = "the point's output, after its nonlinearity"
+    LAYER = "a layer's own output, before the nonlinearity, whose derivative is dropped on purpose"
+    INPUT = "the point's input, before the nonlinearity that the point is"
 
 
-class FeedbackRule(ABC):
+class Rule(ABC):
     """A rule that teaches hidden layers.
 
     Attributes:
@@ -62,33 +48,17 @@ class FeedbackRule(ABC):
         requires: what a training step must offer.
         cuts: whether the forward graph is cut at the feedback points.
         teaches_hidden: whether hidden layers learn at all.
-        projects: whether the rule sends the error through a projection device.
-        before_activation: whether a point is a layer's own output, before the nonlinearity, whose derivative is then
-            dropped on purpose.
-        teaches_inputs: whether a point's signal is one for its input, before the nonlinearity that the point is.
-        sums_over_records: whether the update is a sum of per-record contributions (THEORY T3); a private
-            release refuses a rule without it.
-        fixed_matrix: whether a signal is B_l e with B_l fixed, without anything done to e first. Each class says so of
-            itself: it is not inherited.
-        learns_feedback: whether the rule changes its feedback as it teaches (learned matrices, as in forward-mode
-            DFA or Kolen-Pollack). What it learns comes from private records, so a private release refuses it until
-            those matrices are parameters of the module, in the clipped and noised stack (docs/threat-model.md).
-        captured: whether private capture can record what it teaches.
-        extra_passes: forward-mode or second forward passes of a training step.
+        taught: where a point's signal is a gradient.
+        refused: why no private release takes it; None where they do. Its update is then a sum of per-record
+            contributions (THEORY T3), formed by what does not depend on the records.
     """
 
     name: ClassVar[str]
-    requires: ClassVar[frozenset[Requires]]
+    requires: ClassVar[frozenset[Requires]] = frozenset({Requires.ROOT_ERROR})
     cuts: ClassVar[bool] = True
     teaches_hidden: ClassVar[bool] = True
-    projects: ClassVar[bool] = False
-    before_activation: ClassVar[bool] = False
-    teaches_inputs: ClassVar[bool] = False
-    sums_over_records: ClassVar[bool] = True
-    fixed_matrix: ClassVar[bool] = False
-    learns_feedback: ClassVar[bool] = False
-    captured: ClassVar[bool] = True
-    extra_passes: ClassVar[int] = 0
+    taught: ClassVar[Taught] = Taught.OUTPUT
+    refused: ClassVar[Refusal | None] = None
 
     def default_points(self, module: nn.Module, example: Sequence[Tensor]) -> list[str]:
         """Names of the modules that are cut unless the user names others.
@@ -102,6 +72,54 @@ class FeedbackRule(ABC):
     def backpropagates(self, upper: Tensor, lower: Tensor) -> bool:
         """Whether the gradient is meant to go back through the matrix `upper` into `lower` in one segment."""
         return False
+
+    def state(self, placed: Placement) -> FeedbackState:
+        """The rule on one module.
+
+        Raises:
+            UsageError: the rule is not defined on this module.
+        """
+        return FeedbackState(placed.points)
+
+    def check_error(self, error: Tensor) -> None:  # noqa: B027 - most rules read every error
+        """Refuse errors of shape (rows, c) that the rule cannot read, by UsageError.
+
+        Not asked where an answer may not depend on data: in private runs and compiled graphs, where such rows must be
+        taught NaN.
+        """
+
+    def describe(self, points: Sequence[Point]) -> dict[str, Any]:
+        """The options as they act on these points (JSON types), for checkpoints and the ledger."""
+        return dict(vars(self))
+
+
+class ProjectingRule(Rule):
+    """A rule that sends the error, one record (or position) a row, through a projection device."""
+
+    # ---- the equation
+
+    def context(self, passed: ForwardPass) -> Tensor | None:
+        """What `lift` needs to know of a forward pass: a public function of each record's input, records first."""
+        return None
+
+    def lift(self, error: Tensor, context: Tensor | None) -> Tensor:
+        """What the device projects, shape (rows, device_inputs), from the errors of shape (rows, c)."""
+        return error
+
+    @abstractmethod
+    def feedback(self, lifted: Tensor, points: Sequence[Point], device: ProjectionBackend) -> list[Tensor]:
+        """The teaching signal at each point.
+
+        Args:
+            lifted: shape (rows, device_inputs), from dL_i/dz_i of one record (or position) a row, never divided by the
+                batch size.
+            points: the feedback points, in the order of their slices.
+            device: projects.
+        Returns:
+            one tensor of shape (rows, n_l) a point.
+        """
+
+    # ---- the device
 
     def device_inputs(self, components: int) -> int:
         """Components that the device projects where the network's output has so many."""
@@ -118,10 +136,6 @@ class FeedbackRule(ABC):
             start += math.prod(shape)
         return found
 
-    def taught_from_output(self, points: Sequence[Point]) -> list[Point]:
-        """Those of the points that the network's error teaches; the others are left to the rule's `state`."""
-        return list(points)
-
     def device_options(
         self, backend: str, given: Mapping[str, Any], outputs: Sequence[int]
     ) -> dict[str, Any]:
@@ -136,81 +150,43 @@ class FeedbackRule(ABC):
         """
         return dict(given)
 
-    def check_device(self, device: ProjectionBackend) -> None:  # noqa: B027 - most rules take any
+    def check_device(self, device: ProjectionBackend) -> None:
         """Refuse a device that cannot serve the rule, by UsageError."""
 
-    def context(self, inputs: Sequence[object], output: Tensor) -> Tensor | None:
-        """What `lift` needs to know of a forward pass: a public function of each record's input, records first.
+    # ---- on a module
 
-        Args:
-            inputs: the module's positional arguments.
-            output: what it returned.
-        """
-        return None
+    def state(self, placed: Placement) -> Projection:
+        return Projection(self, placed.points)
 
-    def check_error(self, error: Tensor) -> None:  # noqa: B027 - most rules read every error
-        """Refuse errors of shape (rows, c) that the rule cannot read, by UsageError.
-
-        Not asked where an answer may not depend on data: in private runs and compiled graphs. `lift` then makes such
-        rows NaN.
-        """
-
-    def lift(self, error: Tensor, context: Tensor | None) -> Tensor:
-        """What the device projects, shape (rows, device_inputs), from the errors of shape (rows, c)."""
-        return error
-
-    def state(
-        self, module: nn.Module, points: Sequence[Point], output: Tensor, example: Sequence[Tensor], seed: int
-    ) -> FeedbackState | None:
-        """What the rule keeps of its own on this module, beside its options; None where it keeps nothing.
-
-        Args:
-            module: the plain module.
-            points: its feedback points.
-            output: what it returns for `example`.
-            example: two random records.
-            seed: of what the rule draws.
-        Raises:
-            UsageError: the rule is not defined on this module.
-        """
-        return None
-
-    def feedback_work(self, points: Sequence[Point], components: int) -> tuple[int, int]:
-        """(multiply-adds, words of errors received) of one record's teaching signals, by the rule of `costs`.
-
-        Args:
-            points: the feedback points.
-            components: c, of one record (or position).
-        """
-        work = components * sum(point.width for point in points) if self.projects else 0
+    def work(self, points: Sequence[Point], components: int) -> tuple[int, int]:
+        """(multiply-adds, words of errors received) of one record's (or position's) signals (`measure.costs`)."""
+        work = components * sum(point.width for point in points)
         return work, work
 
-    def describe(self, points: Sequence[Point]) -> dict[str, Any]:
-        """The options as they act on these points (JSON types), for checkpoints and the ledger."""
-        return dict(vars(self))
 
-    @abstractmethod
-    def feedback(
-        self, error: Tensor, points: Sequence[Point], backend: ProjectionBackend | None
-    ) -> list[Tensor | None]:
-        """The teaching signal at each point.
+class Projection(FeedbackState):
+    """A projecting rule on one module: it keeps nothing of its own."""
 
-        Args:
-            error: shape (rows, c), dL_i/dz_i of one record (or position) a row, never divided by the batch size; lifted
-                by `lift`.
-            points: the feedback points, in the order of their slices.
-            backend: the device; None for rules that do not project.
-        Returns:
-            one tensor of shape (rows, n_l) a point, or None where the point learns nothing.
+    def __init__(self, rule: ProjectingRule, points: Sequence[Point], seed: int | None = None) -> None:
         """
+        Args:
+            rule: whose equation it is.
+            points: those that the output's error teaches.
+            seed: as for `FeedbackState`.
+        """
+        super().__init__(points, seed)
+        self.rule = rule
 
+    def observe(self, passed: ForwardPass) -> Tensor | None:
+        return self.rule.context(passed)
 
-class StatefulRule(FeedbackRule):
-    """A rule whose state teaches: nothing is projected, and no private release takes it."""
+    def teach(self, error: Tensor, noted: Any, device: ProjectionBackend | None) -> Sequence[Tensor | None]:
+        return self.signals(self.rule.lift(error, noted), device) if self.points else []
 
-    captured = False
+    def signals(self, error: Tensor, device: ProjectionBackend | None) -> Sequence[Tensor | None]:
+        assert device is not None  # align() builds one wherever a point is taught
+        return self.rule.feedback(error, self.points, device)
 
-    def feedback(
-        self, error: Tensor, points: Sequence[Point], backend: ProjectionBackend | None
-    ) -> list[Tensor | None]:
-        raise RuntimeError(f"rule {self.name} teaches from the state of an aligned module")
+    def work(self, components: int, positions: int) -> tuple[int, int]:
+        operations, words = self.rule.work(self.points, components)
+        return positions * operations, positions * words

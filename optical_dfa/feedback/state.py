@@ -1,9 +1,9 @@
-"""What a rule keeps beside its options: matrices of its own, learned or layer by layer, saved with the module."""
+"""What a rule is on one aligned module: it observes every forward pass, and teaches in the backward pass."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,8 +11,33 @@ from torch import Tensor, nn
 
 from noise_models.errors import UsageError
 from noise_models.generator import derive_seed
+from optical_dfa.backends.base import ProjectionBackend
 from optical_dfa.feedback.forward_mode import RandomState
-from optical_dfa.feedback.points import Tape, recomputed, take_off
+from optical_dfa.feedback.points import ForwardPass, Point, recomputed, take_off
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A module on which a rule is put.
+
+    Attributes:
+        module: the plain module.
+        points: its feedback points.
+        output: what it returns for `example`.
+        example: two random records.
+        seed: of what the rule draws; 0 to 2^63 - 1.
+    """
+
+    module: nn.Module
+    points: Sequence[Point]
+    output: Tensor
+    example: Sequence[Tensor]
+    seed: int
+
+    @property
+    def components(self) -> int:
+        """c, of one record's (or position's) output."""
+        return components(self.output)
 
 
 class StateHook:
@@ -31,50 +56,87 @@ class StateHook:
         self.name = name
 
 
-class FeedbackState(nn.Module, ABC):
-    """Buffers of a rule on one aligned module: they are in its `state_dict`, and follow it to another device.
+class FeedbackState(nn.Module):
+    """A rule on one module; by itself it teaches nothing at the points.
 
-    Made by `FeedbackRule.state`. Buffers, not parameters, so that the user's optimizer leaves them alone.
+    Its buffers are in the aligned module's `state_dict`, and follow it to another device. Buffers, not parameters, so
+    that the user's optimizer leaves them alone.
 
     Attributes:
+        points: those that the output's error teaches.
         compiles: whether `torch.compile` may trace the passes; otherwise it leaves its graph for them, and
             `fullgraph=True` is not for the rule.
+        differentiates: whether forward passes keep what autograd needs.
+        extra_passes: forward-mode or second forward passes of a training step.
         teachers: by root of the backward pass, whose error teaches it, where that is not the network's output.
     """
 
     compiles: bool = True
+    differentiates: bool = True
+    extra_passes: int = 0
     teachers: dict[str, str]
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, points: Sequence[Point], seed: int | None = None) -> None:
         """
         Args:
-            seed: of all the state draws; 0 to 2^63 - 1.
+            points: those that the output's error teaches.
+            seed: of all the state draws; None where it draws nothing.
         """
         super().__init__()
+        self.points = tuple(points)
         self.teachers = {}
-        self.register_buffer("seed", torch.tensor(seed, dtype=torch.int64))
+        if seed is not None:
+            self.register_buffer("seed", torch.tensor(seed, dtype=torch.int64))
 
-    @abstractmethod
     def install(self, module: nn.Module) -> None:
-        """Put the rule's hooks, each a `StateHook`, on the plain module."""
+        """Put hooks, each a `StateHook`, on the plain module."""
 
     def remove(self, module: nn.Module) -> None:
         """Take them off again; others' stay."""
         take_off(module, lambda hook: isinstance(hook, StateHook) and hook.state is self)
 
-    def feedback_work(self) -> tuple[int, int]:
-        """(multiply-adds, words of errors received) of what it does for one record, by the rule of `costs`."""
-        return 0, 0
-
     def begin(self) -> None:
         """A forward pass with gradients begins."""
 
+    def observe(self, passed: ForwardPass) -> Any:
+        """What the backward pass needs to know of a forward pass; in a private run None, or a tensor, records first."""
+        return None
+
     def end(self) -> None:
-        """It is over, or has failed."""
+        """The forward pass is over and was observed, or has failed."""
+
+    def pupils(self, passed: ForwardPass) -> list[tuple[int, Tensor]]:
+        """What `teach` gives gradients to, each with its place in what that returns: the points' outputs."""
+        return list(passed.kept)
+
+    def teach(self, error: Tensor, noted: Any, device: ProjectionBackend | None) -> Sequence[Tensor | None]:
+        """The teaching signal at each point; then the state may learn.
+
+        Args:
+            error: shape (rows, c), dL_i/dz_i of one record (or position) a row, never divided by the batch size.
+            noted: from `observe`.
+            device: of a rule that projects.
+        Returns:
+            one tensor of shape (rows, n_l) a point, or None where it learns nothing.
+        """
+        return [None for _ in self.points]
+
+    def signals(self, error: Tensor, device: ProjectionBackend | None) -> Sequence[Tensor | None]:
+        """What errors as they stand teach at each point, learning nothing; None where they alone do not tell."""
+        return [None for _ in self.points]
+
+    def work(self, components: int, positions: int) -> tuple[int, int]:
+        """(multiply-adds, words of errors received) of what is done for one record (`measure.costs`).
+
+        Args:
+            components: c.
+            positions: of a record's output.
+        """
+        return 0, 0
 
 
-class PassState(FeedbackState):
-    """A state that takes part in every forward and backward pass, with random numbers of its own.
+class DrawingState(FeedbackState):
+    """A state that draws in every pass, from a stream of its own.
 
     Everything happens inside the aligned module's forward pass and in `loss.backward()`, so the user's loop is the
     usual one.
@@ -82,13 +144,10 @@ class PassState(FeedbackState):
 
     compiles = False
 
-    def __init__(self, seed: int) -> None:
-        super().__init__(seed)
+    def __init__(self, points: Sequence[Point], seed: int) -> None:
+        super().__init__(points, seed)
         self.register_buffer("passes", torch.zeros((), dtype=torch.int64))
         self._random: RandomState | None = None
-
-    def install(self, module: nn.Module) -> None:
-        """Nothing: the feedback points' own hooks serve."""
 
     def begin(self) -> None:
         self._random = RandomState()  # a second pass over the batch draws the same masks
@@ -104,61 +163,21 @@ class PassState(FeedbackState):
         return {**self.__dict__, "_random": None}
 
 
-class TeachingState(PassState):
-    """A state that forms the teaching signals itself, from what it learned or noted of the forward pass."""
+class GradientState(DrawingState):
+    """A state that forms every trained parameter's gradient itself, from a pass without autograd.
 
-    @abstractmethod
-    def observe(
-        self,
-        module: nn.Module,
-        tape: Tape,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        kept: Sequence[tuple[int, Tensor]],
-        output: Tensor,
-    ) -> Any:
-        """What the backward pass needs to know of a forward pass that has just been made.
+    `teach` returns a gradient for each parameter that requires one, in the module's order, summed over the records.
+    """
 
-        Args:
-            module, tape: the plain module, and the tape of its points' hooks.
-            args, kwargs: its inputs.
-            kept: (index of the point, its output), in call order.
-            output: what it returned.
-        """
+    differentiates = False
 
-    @abstractmethod
-    def teach(self, error: Tensor, noted: Any) -> list[Tensor | None]:
-        """The teaching signal at each point, as `FeedbackRule.feedback` gives it; then the state may learn.
-
-        Args:
-            error: shape (rows, c), of single records.
-            noted: from `observe`; None asks for the signals alone.
-        """
+    def pupils(self, passed: ForwardPass) -> list[tuple[int, Tensor]]:
+        return list(enumerate(p for p in passed.module.parameters() if p.requires_grad))
 
 
-class GradientState(PassState):
-    """A state that forms every trained parameter's gradient itself, from the error at the output."""
-
-    @abstractmethod
-    def observe(
-        self, module: nn.Module, tape: Tape, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> tuple[Tensor, Any]:
-        """The module's output, and what `gradients` needs to know of the pass; called without gradients.
-
-        Args:
-            module, tape: the plain module, and the tape of its points' hooks.
-            args, kwargs: its inputs.
-        """
-
-    @abstractmethod
-    def gradients(self, module: nn.Module, tape: Tape, error: Tensor, noted: Any) -> list[Tensor | None]:
-        """A gradient for each parameter that requires one, in the module's order, summed over the records.
-
-        Args:
-            module, tape: as above.
-            error: shaped like the output, of single records.
-            noted: from `observe`.
-        """
+def components(output: Tensor) -> int:
+    """c: the size of the output's last axis, 1 for an output of one number a record."""
+    return output.shape[-1] if output.ndim > 1 else 1
 
 
 def key(name: str) -> str:

@@ -78,7 +78,7 @@ def try_step(aligned: AlignedModule) -> None:
         output.backward(_error(output))
     skipped = len(twin._tape.called) < len(twin.points)  # a block left out at random
     untaught = [name for name in trained if named[name].grad is None]
-    if twin.state is None and twin.rule.cuts and untaught and not skipped:
+    if twin.rule.cuts and untaught and not skipped:
         raise UsageError(
             f"on random records {untaught[0]} learns nothing by rule {aligned.rule.name}: something in the module runs "
             "around the hooks or hides its graph; align the module without it (checkpointing, wrappers)"

@@ -23,6 +23,7 @@ from optical_dfa.aligning import unalign
 from optical_dfa.backends.base import ProjectionBackend
 from optical_dfa.feedback.aligned import AlignedModule
 from optical_dfa.feedback.points import call_order
+from optical_dfa.feedback.rule import Taught
 from optical_dfa.feedback.rules.layerwise import LayerwiseState
 from optical_dfa.networks.markers import ACTIVATIONS, State
 
@@ -116,7 +117,7 @@ def alignment(aligned: AlignedModule, inputs: Tensor | Sequence[Tensor], loss: L
     given = [inputs] if isinstance(inputs, Tensor) else list(inputs)
     taught, plain = _copies(aligned)
     names = _observed(aligned, plain, given)
-    at_inputs = {point.name for point in aligned.points} if aligned.rule.teaches_inputs else set()
+    at_inputs = {point.name for point in aligned.points} if aligned.rule.taught is Taught.INPUT else set()
     with _unmoved(aligned.backend):
         found, gradients = _gradients(taught, taught.module, names, given, loss, at_inputs)
     exact, expected = _gradients(plain, plain, names, given, loss, at_inputs)

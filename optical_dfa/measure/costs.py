@@ -6,7 +6,7 @@ The counting rule, for every network and rule alike (per record, biases, activat
   tangents of a forward-mode pass (whose own forward pass is not counted: it could be the first one).
 - weight gradient: as many again for every layer that the rule trains.
 - error: a matrix that the error passes backwards through costs what it cost forwards; a projection costs what
-  the rule says (`FeedbackRule.feedback_work`): c n_l for a dense one, k n_l where a unit hears k components.
+  the rule says (`FeedbackState.work`): c n_l for a dense one, k n_l where a unit hears k components.
 - words: what the units must receive to be taught. Through a matrix that is, for every multiply-add, an error and
   a weight, for the weights change; a fixed feedback matrix is where it is used, so a projection moves errors alone.
 
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from optical_dfa.aligning import unalign
 from optical_dfa.feedback.aligned import AlignedModule
+from optical_dfa.feedback.state import components
 
 COUNTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -79,15 +80,11 @@ def cost(aligned: AlignedModule) -> Cost:
         place = next(twin.parameters()).device
         output = twin(*[x.to(place) for x in twin.example(2)])
         plain(*[x.to(place) for x in twin.example(2)])
-    components = output.shape[-1] if output.ndim > 1 else 1
-    positions = output[0].numel() // components
+    c = components(output)
     through = sum(forward[name] * passes[name] // calls[name] for name in forward)
-    operations, words = (positions * number for number in twin.rule.feedback_work(twin.points, components))
-    if twin.state is not None:
-        own_operations, own_words = twin.state.feedback_work()
-        operations, words = operations + own_operations, words + own_words
+    operations, words = twin.state.work(c, output[0].numel() // c)
     return Cost(
-        forward=sum(forward.values()) * (1 + twin.rule.extra_passes),
+        forward=sum(forward.values()) * (1 + twin.state.extra_passes),
         weight_gradient=sum(n for name, n in forward.items() if f"{name}.weight" in trained),
         error=through + operations,
         words=2 * through + words,

@@ -28,7 +28,7 @@ from optical_dfa.data.dataset import Dataset
 from optical_dfa.data.features import with_features
 from optical_dfa.feedback import make_rule
 from optical_dfa.feedback.aligned import AlignedModule
-from optical_dfa.feedback.rule import FeedbackRule, Requires
+from optical_dfa.feedback.rule import Requires, Rule
 from optical_dfa.networks import building as models
 from optical_dfa.progress import Progress, SilentProgress
 from optical_dfa.runs.folder import (
@@ -502,11 +502,11 @@ _EPSILON = {
 }
 
 
-def _points(network: nn.Module, rule: FeedbackRule, chosen: str | list[str] | None) -> list[str] | None:
+def _points(network: nn.Module, rule: Rule, chosen: str | list[str] | None) -> list[str] | None:
     """Where the network is cut: by name, or as its kind says, unless the rule has a mind of its own (None)."""
     if isinstance(chosen, list):
         return chosen
-    own = type(rule).default_points is not FeedbackRule.default_points
+    own = type(rule).default_points is not Rule.default_points
     if chosen is not None and (own or not rule.cuts):
         raise UsageError(
             f"points is {chosen!r}, but rule {rule.name} {'cuts where it must' if own else 'cuts nothing'}; drop points"

@@ -16,6 +16,7 @@ from noise_models.errors import UsageError
 from noise_models.generator import NoiseGenerator
 from optical_dfa import AlignedModule, align
 from optical_dfa.attacks.worlds import Worlds, claimed
+from optical_dfa.feedback.points import ForwardPass, Tape
 from optical_dfa.feedback.rules.gated import GatedFeedbackAlignment
 from privacy import PrivacyEngine
 from privacy.auditing.bounds import gaussian_family_bound
@@ -88,7 +89,7 @@ def stacks(run: Run) -> list[dict[str, Tensor]]:
             h1 = torch.tanh(net[0](x))  # type: ignore[operator, index]
             h2 = torch.relu(net[2](h1))  # type: ignore[operator, index]
             e = torch.softmax(net[4](h2), -1) - nn.functional.one_hot(y, CLASSES)  # type: ignore[operator, index]
-            gates = rule.context([x.float().unsqueeze(0)], e.unsqueeze(0))
+            gates = rule.context(ForwardPass(net, Tape(), [x.float().unsqueeze(0)], {}, (), e.unsqueeze(0)))
             lifted = e if gates is None else torch.kron(gates[0].double(), e)
             found.append(
                 {

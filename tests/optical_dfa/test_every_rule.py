@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_networks import EXACT, M, Y, assert_same, gradients, mlp, normal
+from small_networks import EXACT, M, Y, assert_same, forward_pass, gradients, mlp, normal
 from test_capture_sums import alone, clip
 from test_rules_recurrent import Network as Recurrent
 from torch import Tensor, nn
@@ -361,7 +361,7 @@ def test_learned_feedback_has_less_gradient_variance_than_a_forward_gradient_by_
     count, x = 60_000, normal(1, 5, seed=1)
     stream = torch.Generator().manual_seed(0)
     u = [torch.randn(count, width, generator=stream, dtype=torch.float64) for _ in signals]
-    d = directional_derivative(aligned.module, aligned._tape, [x.expand(count, -1)], {}, u)
+    d = directional_derivative(forward_pass(aligned, x.expand(count, -1)), u)
     forward = [float(((d @ e.T) * drawn).var(0).sum()) for drawn in u]
 
     seen: list[list[Tensor]] = [[], []]

@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from noise_models.errors import UsageError
 from optical_dfa import AlignedModule, align, unalign
+from optical_dfa.feedback.points import ForwardPass, Tape
 from optical_dfa.feedback.rules.gated import GatedFeedbackAlignment, hyperplanes
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
@@ -87,19 +88,23 @@ def test_it_is_neither_backpropagation_nor_dfa() -> None:
             assert abs(torch.cosine_similarity(first, second, dim=0)) < 0.95
 
 
+def seen(x: Tensor) -> ForwardPass:
+    """All that the gates see of a forward pass."""
+    return ForwardPass(nn.Identity(), Tape(), [x], {}, (), torch.zeros(len(x), C))
+
+
 def test_gates_are_a_public_function_of_the_input_alone() -> None:
     rule = GatedFeedbackAlignment(gates=9, gate_seed=1)
-    output = torch.zeros(M, C)
-    gates = rule.context([X], output)
+    gates = rule.context(seen(X))
     assert gates is not None
     assert gates.shape == (M, 9)
     assert set(gates.unique().tolist()) == {0.0, 1.0}
     assert (gates[:, 0] == 1).all()
-    alone = torch.cat([rule.context([x.unsqueeze(0)], output[:1]) for x in X])  # type: ignore[misc]
+    alone = torch.cat([rule.context(seen(x.unsqueeze(0))) for x in X])  # type: ignore[misc]
     assert torch.equal(gates, alone)
-    assert torch.equal(gates, GatedFeedbackAlignment(gates=9, gate_seed=1).context([X], output))
-    assert not torch.equal(gates, GatedFeedbackAlignment(gates=9, gate_seed=2).context([X], output))
-    many = GatedFeedbackAlignment(gates=400).context([normal(400, 20)], torch.zeros(400, C))
+    assert torch.equal(gates, GatedFeedbackAlignment(gates=9, gate_seed=1).context(seen(X)))
+    assert not torch.equal(gates, GatedFeedbackAlignment(gates=9, gate_seed=2).context(seen(X)))
+    many = GatedFeedbackAlignment(gates=400).context(seen(normal(400, 20)))
     assert many is not None
     assert abs(float(many[:, 1:].mean()) - 0.5) < 0.02
 
@@ -113,7 +118,7 @@ def test_teaching_signals_keep_their_size_for_any_number_of_gates() -> None:
         aligned = align(nn.Sequential(nn.Linear(30, 600), nn.Tanh(), nn.Linear(600, C)), rule=rule, show=None)
         assert aligned.backend is not None
         assert aligned.backend.in_features == device_inputs
-        context = rule.context([normal(200, 30).float()], torch.zeros(200, C))
+        context = rule.context(seen(normal(200, 30).float()))
         _, (signal,) = aligned.teach(error * 1.0, context)
         assert signal is not None
         sizes.append(float((signal.norm(dim=1) / error.norm(dim=1)).square().mean()))

@@ -427,7 +427,7 @@ def test_gradient_alignment_is_a_random_projection_per_record_at_any_width() -> 
     net = nn.Sequential(nn.Linear(5, 4096), nn.Identity(), nn.Linear(4096, 4))
     aligned: AlignedModule = align(net, points=["1"], loss_reduction="sum", show=None)
     error = torch.randn(7, 4, generator=torch.Generator().manual_seed(2))
-    _, (signal,) = aligned.teach(error)
+    _, (signal,) = aligned.teach(error, None)
     assert signal is not None
     ratio = signal.norm(dim=1) / error.norm(dim=1)
     torch.testing.assert_close(ratio, torch.ones(7), rtol=0.1, atol=0.0)  # 9 standard deviations of a chi

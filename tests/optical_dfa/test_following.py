@@ -20,6 +20,7 @@ from noise_models.errors import UsageError
 from noise_models.generator import NoiseGenerator
 from optical_dfa import align
 from optical_dfa.capture.records import Capture
+from optical_dfa.feedback.points import ForwardPass
 from optical_dfa.feedback.rules.dfa import DirectFeedbackAlignment
 from optical_dfa.networks.building import build
 
@@ -500,7 +501,8 @@ class Counting(DirectFeedbackAlignment):
     def _sign(self, x: Tensor, where: str) -> int:
         return -1 if self.where == where and len(x) == 39 else 1
 
-    def context(self, inputs: Any, output: Tensor) -> Tensor | None:
+    def context(self, passed: ForwardPass) -> Tensor | None:
+        output = passed.output
         self.seen += len(output)
         return output.detach() * self._sign(output, "context")
 

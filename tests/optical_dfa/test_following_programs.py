@@ -18,6 +18,7 @@ from noise_models.errors import UsageError
 from noise_models.generator import NoiseGenerator
 from optical_dfa import align
 from optical_dfa.capture.records import capture_of
+from optical_dfa.feedback.points import ForwardPass
 from optical_dfa.feedback.rules.dfa import DirectFeedbackAlignment
 
 WIDTH, MANY = 8, 40
@@ -429,10 +430,10 @@ class OtherWay(DirectFeedbackAlignment):
         super().__init__()
         self.where = where
 
-    def context(self, inputs: Any, output: Tensor) -> Tensor | None:
+    def context(self, passed: ForwardPass) -> Tensor | None:
         if self.where != "context":
             return None
-        return inputs[0].view(len(output), 2, 4).transpose(0, 1).reshape(-1, 4)
+        return passed.args[0].view(len(passed.output), 2, 4).transpose(0, 1).reshape(-1, 4)
 
     def feedback(self, error: Tensor, points: Any, backend: Any) -> list[Tensor | None]:
         signals = super().feedback(error, points, backend)

@@ -15,6 +15,7 @@ from scipy.stats import norm
 
 from noise_models.errors import UsageError
 from optical_dfa.feedback import RULES, make_rule
+from optical_dfa.feedback.rule import ProjectingRule
 from optical_dfa.report.page import write_report
 from optical_dfa.report.plots import plot_picture
 from optical_dfa.runs.reading import Run
@@ -245,7 +246,7 @@ def test_page_says_whether_there_was_hardware(
 @pytest.mark.parametrize("rule", sorted(RULES))
 def test_page_names_a_projection_where_the_rule_makes_one(rule: str, tmp_path: Path) -> None:
     made = make_rule(rule)
-    projects = made.projects and getattr(made, "between", "dfa") == "dfa"
+    projects = isinstance(made, ProjectingRule) and getattr(made, "between", "dfa") == "dfa"
     text = Outline(page_of(write_run(tmp_path / "run", rule=rule))).text
     assert ("its errors projected by the" in text) == projects
 

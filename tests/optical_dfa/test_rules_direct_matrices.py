@@ -198,7 +198,7 @@ def test_work_of_three_layers_of_a_thousand(
     """Multiply-adds and words of one record's signals, of ten classes; ssdfa's are those its device does."""
     layers = [part for _ in range(3) for part in (nn.Linear(1000, 1000), nn.Tanh())]
     aligned = align(nn.Sequential(*layers, nn.Linear(1000, 10)), rule=rule, rule_options=options, show=None)
-    assert aligned.rule.feedback_work(aligned.points, 10) == expected
+    assert aligned.state.work(10, 1) == expected
     if rule == "ssdfa":
         assert aligned.backend._matrix.products == expected[0]  # type: ignore[union-attr]
 
@@ -207,7 +207,7 @@ def test_work_of_a_shared_kernel() -> None:
     x = torch.zeros(2, 2, 8, 8, dtype=torch.float64)
     aligned = align(cnn(), rule_options={"conv": "shared-kernel"}, example=x, show=None)
     sums = 3 * (9 * 8 + 3 * 64) + 4 * (9 * 2 + 3 * 4)
-    assert aligned.rule.feedback_work(aligned.points, C) == (
+    assert aligned.state.work(C, 1) == (
         C * (7 * 9 + 6) + sums, C * (7 * 9 + 6) + 3 * 64 + 4 * 4
     )  # fmt: skip
 
@@ -238,7 +238,7 @@ def test_shared_slices_are_not_scaled_twice() -> None:
     """What one layer does to its signal in place must not reach another's."""
     aligned = align(net(6, 10, 3), rule_options={"slices": "shared"}, loss_reduction="mean", show=None)
     e = normal(7, C)
-    _, mean = aligned.teach(e / 7)
+    _, mean = aligned.teach(e / 7, None)
     for taught, exact_ in zip(mean, signals(aligned, e), strict=True):
         torch.testing.assert_close(taught, exact_ / 7, **EXACT)
 

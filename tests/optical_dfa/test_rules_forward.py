@@ -9,19 +9,19 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from small_networks import EXACT, M, X, Y, assert_same, gradients, mlp, normal
+from small_networks import EXACT, M, X, Y, assert_same, forward_pass, gradients, mlp, normal
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
 from noise_models.errors import UsageError
 from optical_dfa import AlignedModule, align
-from optical_dfa.feedback.state import PassState, TeachingState
+from optical_dfa.feedback.state import DrawingState
 
 RULES = ["fg-a", "fg-w", "pepita"]
 
 
 def stream(aligned: AlignedModule) -> torch.Generator:
-    assert isinstance(aligned.state, PassState)
+    assert isinstance(aligned.state, DrawingState)
     return aligned.state.draws(torch.device("cpu"))
 
 
@@ -105,15 +105,12 @@ def test_activity_is_unbiased_and_its_variance_is_the_formulas() -> None:
     """Var_ij = h_i^2 (sum_m |dL/da_m|^2 + (dL/da_j)^2) for one record, within 2 % (a layer's entries together)."""
     count = 100_000
     aligned = align(mlp(), rule="fg-a", show=None)
-    assert isinstance(aligned.state, TeachingState)
-    x, tape = X[:1].expand(count, -1), aligned._tape
-    tape.kept = []
-    output = aligned.module(x)
-    kept, tape.kept = tape.kept, None
+    assert isinstance(aligned.state, DrawingState)
+    passed = forward_pass(aligned, X[:1].expand(count, -1))
     aligned.state.begin()
-    noted = aligned.state.observe(aligned.module, tape, [x], {}, kept, output)
-    error = torch.softmax(output.detach(), 1) - nn.functional.one_hot(Y[:1], 4)
-    signals = aligned.state.teach(error, noted)
+    noted = aligned.state.observe(passed)
+    error = torch.softmax(passed.output.detach(), 1) - nn.functional.one_hot(Y[:1], 4)
+    signals = aligned.state.teach(error, noted, None)
     exact = gradients(mlp(), X[:1], Y[:1])
     total = exact["0.bias"].square().sum() + exact["2.bias"].square().sum()
     for name, samples in zip(("0.bias", "2.bias"), signals, strict=True):
@@ -149,7 +146,7 @@ def test_learned_feedback_has_a_forward_gradients_signal_averaged() -> None:
     output = aligned(X[:1])
     e = normal(1, 4, seed=4)
     output.backward(torch.zeros_like(output))
-    _, signals = aligned.teach(e)
+    signals = aligned.signals(e)
     net = mlp()
     with torch.no_grad():
         h1 = torch.tanh(net[0](X[:1]))

@@ -250,7 +250,7 @@ def test_a_signal_is_as_long_as_the_error_it_comes_from() -> None:
     for rule in ("modular", "dilated", "grouped", "hybrid"):
         aligned = align(big, rule=rule, example=torch.empty(1, 2, 16, 16), show=None)
         sent = torch.randn(20, 16, 16, 16, generator=torch.Generator().manual_seed(0))
-        (signal,) = aligned.state.signals(0, sent)
+        (signal,) = aligned.state.within(0, sent)
         assert 0.7 < float(signal.norm() / sent.norm()) < 1.1
         unalign(aligned)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from small_networks import EXACT, M, X, Y, gradients, mlp, normal
+from small_networks import EXACT, M, X, Y, forward_pass, gradients, mlp, normal
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -111,7 +111,7 @@ def estimates(aligned: AlignedModule, x: Tensor, count: int, only: int | None = 
         torch.randn(count, p.width, generator=stream, dtype=torch.float64) if only in (None, index) else None
         for index, p in enumerate(aligned.points)
     ]
-    d = directional_derivative(aligned.module, aligned._tape, [x.expand(count, -1)], {}, drawn)
+    d = directional_derivative(forward_pass(aligned, x.expand(count, -1)), drawn)
     return [torch.einsum("nc,nu->ncu", d, u) for u in drawn if u is not None]
 
 
@@ -170,8 +170,8 @@ def test_the_moving_average_follows_the_jacobian(perturb: str) -> None:
     j = net[4].weight.detach()
     seen = []
     for step in range(1000):
-        noted = state(aligned).observe(*passing(aligned))
-        state(aligned).teach(torch.zeros(M, 4, dtype=torch.float64), noted)
+        noted = state(aligned).observe(forward_pass(aligned, X))
+        state(aligned).teach(torch.zeros(M, 4, dtype=torch.float64), noted, None)
         if step >= 100:
             seen.append(matrices(aligned)[1])
     taken = torch.stack(seen)
@@ -184,15 +184,6 @@ def test_the_moving_average_follows_the_jacobian(perturb: str) -> None:
         taken.mean(0), j, rtol=0.0, atol=4 * float((predicted.max() * 40 / 900).sqrt())
     )
     assert float(taken.var(0).sum() / predicted.sum()) == pytest.approx(1.0, abs=0.25)
-
-
-def passing(aligned: AlignedModule) -> tuple[object, ...]:
-    """What `observe` is given of a forward pass over X."""
-    tape = aligned._tape
-    tape.kept = []
-    output = aligned.module(X)
-    kept, tape.kept = tape.kept, None
-    return aligned.module, tape, [X], {}, kept, output
 
 
 def test_the_exact_product_gives_backpropagation_on_a_linear_network() -> None:
@@ -241,7 +232,7 @@ def test_adam_is_adam() -> None:
         e, h = normal(M, 4, seed=seed), normal(M, 8, seed=seed + 50)
         twin.grad = e.T @ h / M
         adam.step()
-        state(aligned).teach(e, Noted({1: h}))
+        state(aligned).teach(e, Noted({1: h}), None)
         torch.testing.assert_close(matrices(aligned)[1], twin.detach(), **EXACT)
 
 

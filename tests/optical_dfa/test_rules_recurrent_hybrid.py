@@ -327,7 +327,7 @@ def test_a_layer_may_be_called_twice() -> None:
     ):
         torch.testing.assert_close(p.grad, q.grad + r.grad, rtol=0.0, atol=1e-12, msg=name)
     entries = [int((b != 0).sum()) for b in matrix(one, "cells.0")]
-    assert one.state.feedback_work()[0] == entries[0] * (2 * T - 3) + entries[1] * (2 * T - 5)
+    assert one.state.work(1, 1)[0] == entries[0] * (2 * T - 3) + entries[1] * (2 * T - 5)
 
 
 def test_a_pass_that_fails_leaves_nothing_behind() -> None:

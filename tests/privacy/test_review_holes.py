@@ -6,7 +6,7 @@ import copy
 from collections.abc import Sequence
 from itertools import islice
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
@@ -16,8 +16,11 @@ from torch.utils.data import DataLoader, TensorDataset
 from noise_models.errors import DeviceError, UsageError
 from optical_dfa import align
 from optical_dfa.backends.base import ProjectionBackend
-from optical_dfa.feedback.rule import FeedbackRule, Point, Requires
+from optical_dfa.feedback.card import Refusal
+from optical_dfa.feedback.points import Point
+from optical_dfa.feedback.rule import ProjectingRule, Rule
 from optical_dfa.feedback.rules.layerwise import LayerwiseFeedback
+from optical_dfa.feedback.state import FeedbackState, Placement
 from privacy import PrivacyEngine
 
 N, D = 120, 6
@@ -181,22 +184,34 @@ def test_two_engines_on_one_module() -> None:
         )
 
 
-class BatchMaximum(FeedbackRule):
-    name: ClassVar[str] = "batch-maximum"
-    requires: ClassVar[frozenset[Requires]] = frozenset({Requires.ROOT_ERROR})
+class BatchMaximum(ProjectingRule):
+    name = "batch-maximum"
 
-    def feedback(
-        self, error: Tensor, points: Sequence[Point], backend: ProjectionBackend | None
-    ) -> list[Tensor | None]:
-        return [(error / error.abs().max()).sum(1, keepdim=True).expand(-1, p.width) for p in points]
+    def feedback(self, lifted: Tensor, points: Sequence[Point], device: ProjectionBackend) -> list[Tensor]:
+        return [(lifted / lifted.abs().max()).sum(1, keepdim=True).expand(-1, p.width) for p in points]
 
 
 class NoSum(BatchMaximum):
-    sums_over_records: ClassVar[bool] = False
+    refused = Refusal.NO_SUM
 
 
-@pytest.mark.parametrize(("rule", "words"), [(BatchMaximum(), "mixes records"), (NoSum(), "not a sum")])
-def test_a_rule_whose_update_is_not_a_sum_over_records(rule: FeedbackRule, words: str) -> None:
+class MaximumState(FeedbackState):
+    def teach(self, error: Tensor, noted: Any, device: ProjectionBackend | None) -> Sequence[Tensor | None]:
+        return [(error / error.abs().max()).sum(1, keepdim=True).expand(-1, p.width) for p in self.points]
+
+
+class OwnState(Rule):
+    name = "own-state"
+
+    def state(self, placed: Placement) -> FeedbackState:
+        return MaximumState(placed.points)
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [(BatchMaximum(), "mixes records"), (NoSum(), "not a sum"), (OwnState(), "rule own-state .*records")],
+)
+def test_a_rule_whose_update_is_not_a_sum_over_records(rule: Rule, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         private(rule=rule)
 
@@ -321,7 +336,7 @@ def test_a_rule_that_draws_its_feedback_anew_in_every_pass() -> None:
             return drawn * size
 
     for rule in ("brsf", Fresh()):
-        with pytest.raises(UsageError, match=r"rule (brsf|fresh) is not a sum over records") as error:
+        with pytest.raises(UsageError, match=r"rule (brsf|fresh) .* not a sum over records") as error:
             private(rule=rule)
         assert "\n" not in str(error.value)
     private(rule="frsf")

@@ -52,6 +52,7 @@ from optical_dfa.backends import create
 from optical_dfa.backends.base import ProjectionBackend
 from optical_dfa.backends.simulated_opu import SimulatedOpuBackend
 from optical_dfa.config import TrainConfig
+from optical_dfa.feedback.card import Refusal
 from optical_dfa.feedback.rules.dfa import DirectFeedbackAlignment
 from optical_dfa.training.trainer import train
 from privacy import accounting
@@ -263,7 +264,7 @@ class Learning(DirectFeedbackAlignment):
     """Its scale follows the errors: a learned feedback matrix in its simplest form."""
 
     name = "learning"
-    learns_feedback = True
+    refused = Refusal.LEARNS
 
     def feedback(self, error: Tensor, points: Any, backend: ProjectionBackend | None) -> list[Tensor | None]:
         self.scale += 0.1 * float(error.square().mean())
@@ -272,7 +273,7 @@ class Learning(DirectFeedbackAlignment):
 
 class Undeclared(Learning):
     name = "undeclared"
-    learns_feedback = False
+    refused = None
 
 
 @pytest.mark.parametrize(

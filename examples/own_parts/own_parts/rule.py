@@ -8,7 +8,7 @@ from torch import Tensor
 
 from optical_dfa.backends.base import ProjectionBackend
 from optical_dfa.feedback.card import RuleCard
-from optical_dfa.feedback.rule import Point
+from optical_dfa.feedback.points import Point
 from optical_dfa.feedback.rules.dfa import DirectFeedbackAlignment
 
 
@@ -18,7 +18,5 @@ class HalfFeedback(DirectFeedbackAlignment):
 
     name = "half-dfa"
 
-    def feedback(
-        self, error: Tensor, points: Sequence[Point], backend: ProjectionBackend | None
-    ) -> list[Tensor | None]:
-        return [None if s is None else s / 2 for s in super().feedback(error, points, backend)]
+    def feedback(self, lifted: Tensor, points: Sequence[Point], device: ProjectionBackend) -> list[Tensor]:
+        return [signal / 2 for signal in super().feedback(lifted, points, device)]

@@ -14,6 +14,7 @@ from optical_dfa.feedback.rules.dfa import DirectFeedbackAlignment
     summary="Direct Feedback Alignment with binary feedback weights (a reconstruction)",
     projects=True,
     own_law=True,
+    fixed_matrix=True,
 )
 class BinaryFeedbackAlignment(DirectFeedbackAlignment):
     """`bdfa`: feedback weights ±s, s = scale/sqrt(n_l) as for `dfa`. The signs are those that `dfa` has of this seed.
@@ -22,7 +23,6 @@ class BinaryFeedbackAlignment(DirectFeedbackAlignment):
     """
 
     name = "bdfa"
-    fixed_matrix = True
     laws = ("binary",)
 
     def __init__(

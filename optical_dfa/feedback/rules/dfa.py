@@ -13,15 +13,16 @@ from optical_dfa import options as options_of
 from optical_dfa.backends import BACKENDS, NO_OPTIONS
 from optical_dfa.backends.base import ProjectionBackend
 from optical_dfa.feedback.card import RuleCard
-from optical_dfa.feedback.rule import FeedbackRule, Point, Requires
+from optical_dfa.feedback.points import Point
+from optical_dfa.feedback.rule import ProjectingRule
 from optical_dfa.feedback.rules import shared_kernel
 
 LAWS = ("normal", "uniform", "orthogonal")
 MOST_TAPS = 31
 
 
-@RuleCard(summary="Direct Feedback Alignment", projects=True)
-class DirectFeedbackAlignment(FeedbackRule):
+@RuleCard(summary="Direct Feedback Alignment", projects=True, fixed_matrix=True)
+class DirectFeedbackAlignment(ProjectingRule):
     """`dfa`: every hidden layer is taught by a fixed random projection of the output error.
 
     B_l is layer l's slice of ONE device frame, scaled to entries of standard deviation `scale / sqrt(n_l)`, so that
@@ -37,9 +38,6 @@ class DirectFeedbackAlignment(FeedbackRule):
     """
 
     name = "dfa"
-    requires = frozenset({Requires.ROOT_ERROR})
-    projects = True
-    fixed_matrix = True
     laws: ClassVar[tuple[str, ...]] = LAWS
 
     def __init__(
@@ -153,7 +151,7 @@ class DirectFeedbackAlignment(FeedbackRule):
             options["scale"] = gains
         return options
 
-    def feedback_work(self, points: Sequence[Point], components: int) -> tuple[int, int]:
+    def work(self, points: Sequence[Point], components: int) -> tuple[int, int]:
         """c for each component of the frame, and the sums of a shared kernel's taps; a unit hears c errors.
 
         Under a shared kernel it is the kernel's taps that hear them, and each unit one sum.
@@ -167,15 +165,12 @@ class DirectFeedbackAlignment(FeedbackRule):
                 words += point.width
         return operations, words
 
-    def feedback(
-        self, error: Tensor, points: Sequence[Point], backend: ProjectionBackend | None
-    ) -> list[Tensor | None]:
-        assert backend is not None  # align() builds one for every rule that projects
-        frame = backend.project(error)
+    def feedback(self, lifted: Tensor, points: Sequence[Point], device: ProjectionBackend) -> list[Tensor]:
+        frame = device.project(lifted)
         addends = [self._addends(point) for point in points]
-        signals: list[Tensor | None] = []
+        signals = []
         for point, own in zip(points, addends, strict=True):
-            factor = self.entry_scale(max(addends) if self.normalisation == "widest" else own, backend)
+            factor = self.entry_scale(max(addends) if self.normalisation == "widest" else own, device)
             factor *= self.gain(point)
             signal = frame[:, point.start : point.start + point.outputs]
             # In place, but for components that other layers read as well.

@@ -5,20 +5,19 @@ g_l = e B_l,    B_l <- B_l - eta (mean_n e_n^T h_{l,n} + lambda B_l)
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from optical_dfa.feedback.card import RuleCard
-from optical_dfa.feedback.points import Tape
-from optical_dfa.feedback.rule import Point, Requires
+from optical_dfa.feedback.card import Refusal, RuleCard
+from optical_dfa.feedback.points import ForwardPass
 from optical_dfa.feedback.rules.learned import LearnedFeedback, LearnedState, Noted, rows_of
+from optical_dfa.feedback.state import Placement
 
 
 @RuleCard(
-    summary="direct Kolen-Pollack (direct feedback that learns beside the output layer)", projects=False
+    summary="direct Kolen-Pollack (direct feedback that learns beside the output layer)",
+    projects=False,
+    refused=Refusal.LEARNS,
 )
 class DirectKolenPollack(LearnedFeedback):
     """`dkp`: eta is the option `rate` (0.1 unless given), lambda the option `decay` (1e-6 unless given).
@@ -28,34 +27,23 @@ class DirectKolenPollack(LearnedFeedback):
     """
 
     name = "dkp"
-    requires = frozenset({Requires.ROOT_ERROR})
     default_rate = 0.1
     default_decay = 1e-6
 
     def difference(self, matrix: Tensor, part: Tensor, error: Tensor) -> Tensor:
         return error.T @ part.to(error.dtype) / len(error)
 
-    def state(
-        self, module: nn.Module, points: Sequence[Point], output: Tensor, example: Sequence[Tensor], seed: int
-    ) -> LearnedState:
-        return _CorrelatingState(self, points, output, seed)
+    def state(self, placed: Placement) -> LearnedState:
+        return _CorrelatingState(self, placed)
 
 
 class _CorrelatingState(LearnedState):
     """Notes h_l; summed over the calls of a point, as a shared weight's gradient would be."""
 
-    def observe(
-        self,
-        module: nn.Module,
-        tape: Tape,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        kept: Sequence[tuple[int, Tensor]],
-        output: Tensor,
-    ) -> Noted:
-        noted = Noted({})
+    def observe(self, passed: ForwardPass) -> Noted:
+        noted, output = Noted({}), passed.output
         rows = output.shape[:-1].numel() if output.ndim > 1 else len(output)
         for index, point in enumerate(self.points):
-            calls = [h.detach() for i, h in kept if i == index]
+            calls = [h.detach() for i, h in passed.kept if i == index]
             noted.parts[index] = torch.stack(rows_of(calls, point.width, rows)).sum(0)
         return noted

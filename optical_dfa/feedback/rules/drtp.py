@@ -9,7 +9,7 @@ from torch import Tensor
 
 from noise_models.errors import UsageError
 from optical_dfa.feedback.card import RuleCard
-from optical_dfa.feedback.rule import Point
+from optical_dfa.feedback.points import Point
 from optical_dfa.feedback.rules.dfa import DirectFeedbackAlignment
 
 
@@ -28,9 +28,9 @@ class DirectRandomTargetProjection(DirectFeedbackAlignment):
 
     name = "drtp"
 
-    def feedback_work(self, points: Sequence[Point], components: int) -> tuple[int, int]:
+    def work(self, points: Sequence[Point], components: int) -> tuple[int, int]:
         """A look-up: each component of the frame hears which target it is."""
-        operations, words = super().feedback_work(points, 1)
+        operations, words = super().work(points, 1)
         return operations - max((point.start + point.outputs for point in points), default=0), words
 
     def check_error(self, error: Tensor) -> None:

@@ -9,18 +9,16 @@ first versions call the same algorithm directional direct feedback alignment (`d
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from noise_models.errors import UsageError
-from optical_dfa.feedback.card import RuleCard
+from optical_dfa.feedback.card import Refusal, RuleCard
 from optical_dfa.feedback.forward_mode import check_forward_mode, directional_derivative
-from optical_dfa.feedback.points import Tape
-from optical_dfa.feedback.rule import Point, Requires
+from optical_dfa.feedback.points import ForwardPass
+from optical_dfa.feedback.rule import Requires
 from optical_dfa.feedback.rules.learned import LearnedFeedback, LearnedState, Noted, rows_of
+from optical_dfa.feedback.state import Placement
 
 PERTURBED = ("all", "one")
 
@@ -28,6 +26,7 @@ PERTURBED = ("all", "one")
 @RuleCard(
     summary="forward direct feedback alignment (direct feedback that follows the network's Jacobian)",
     projects=False,
+    refused=Refusal.LEARNS,
 )
 class ForwardDirectFeedbackAlignment(LearnedFeedback):
     """`fdfa`: with optimizer sgd, B_l is the moving average of the equation, with a = rate.
@@ -37,7 +36,6 @@ class ForwardDirectFeedbackAlignment(LearnedFeedback):
 
     name = "fdfa"
     requires = frozenset({Requires.ROOT_ERROR, Requires.FORWARD_MODE})
-    extra_passes = 1
 
     def __init__(
         self,
@@ -63,28 +61,19 @@ class ForwardDirectFeedbackAlignment(LearnedFeedback):
     def difference(self, matrix: Tensor, part: Tensor, error: Tensor) -> Tensor:
         return matrix - part
 
-    def state(
-        self, module: nn.Module, points: Sequence[Point], output: Tensor, example: Sequence[Tensor], seed: int
-    ) -> LearnedState:
-        check_forward_mode(module, [point.name for point in points], example, self.name)
-        return _EstimatingState(self, points, output, seed)
+    def state(self, placed: Placement) -> LearnedState:
+        check_forward_mode(placed.module, [p.name for p in placed.points], placed.example, self.name)
+        return _EstimatingState(self, placed)
 
 
 class _EstimatingState(LearnedState):
     """Notes an estimate of J_l for each point that was moved."""
 
     rule: ForwardDirectFeedbackAlignment
+    extra_passes = 1
 
-    def observe(
-        self,
-        module: nn.Module,
-        tape: Tape,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        kept: Sequence[tuple[int, Tensor]],
-        output: Tensor,
-    ) -> Noted:
-        passes = self.get_buffer("passes")
+    def observe(self, passed: ForwardPass) -> Noted:
+        passes, kept, output = self.get_buffer("passes"), passed.kept, passed.output
         moved = range(len(self.points))
         if self.rule.perturb == "one" and self.points:
             turn = int(passes) % len(self.points)
@@ -102,7 +91,7 @@ class _EstimatingState(LearnedState):
         noted = Noted({})
         if all(u is None for u in directions):
             return noted
-        derivative = directional_derivative(module, tape, args, kwargs, directions, self._random)
+        derivative = directional_derivative(passed, directions, self._random)
         for index in moved:
             point, matrix = self.points[index], self.matrix(self.points[index])
             rows = derivative.reshape(-1, len(matrix)).to(matrix.dtype)

@@ -9,28 +9,32 @@ is then e · d, so that these rules need no more of the loss than its gradient a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from optical_dfa.feedback.card import RuleCard
+from optical_dfa.backends.base import ProjectionBackend
+from optical_dfa.feedback.card import Refusal, RuleCard
 from optical_dfa.feedback.forward_mode import (
     check_forward_mode,
     directional_derivative,
     parameter_derivative,
 )
-from optical_dfa.feedback.points import Tape
-from optical_dfa.feedback.rule import Point, Requires, StatefulRule
-from optical_dfa.feedback.state import FeedbackState, GradientState, TeachingState
+from optical_dfa.feedback.points import ForwardPass
+from optical_dfa.feedback.rule import Requires, Rule, Taught
+from optical_dfa.feedback.state import DrawingState, FeedbackState, GradientState, Placement
 
 _WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d)
 
 
-@RuleCard(summary="forward gradients of its layers' outputs (no backward pass)", projects=False)
-class ActivityForwardGradient(StatefulRule):
+@RuleCard(
+    summary="forward gradients of its layers' outputs (no backward pass)",
+    projects=False,
+    refused=Refusal.OWN_PASSES,
+)
+class ActivityForwardGradient(Rule):
     """`fg-a`: a layer's own output is moved, before the nonlinearity, by a direction of each record's own.
 
     The layers of all points are moved at once. The output layer learns from the exact error. For one record the
@@ -39,22 +43,15 @@ class ActivityForwardGradient(StatefulRule):
 
     name = "fg-a"
     requires = frozenset({Requires.ROOT_ERROR, Requires.FORWARD_MODE})
-    before_activation = True
-    extra_passes = 1
+    taught = Taught.LAYER
 
     def default_points(self, module: nn.Module, example: Sequence[Tensor]) -> list[str]:
         return [name for name, part in module.named_modules() if isinstance(part, _WEIGHTED)]
 
-    def feedback_work(self, points: Sequence[Point], components: int) -> tuple[int, int]:
-        """e · d, and that number times u_l."""
-        units = sum(point.width for point in points)
-        return components + units, units
-
-    def state(
-        self, module: nn.Module, points: Sequence[Point], output: Tensor, example: Sequence[Tensor], seed: int
-    ) -> FeedbackState:
-        check_forward_mode(module, [point.name for point in points], example, self.name, once=True)
-        return _ActivityState(seed, len(points))
+    def state(self, placed: Placement) -> FeedbackState:
+        names = [point.name for point in placed.points]
+        check_forward_mode(placed.module, names, placed.example, self.name, once=True)
+        return _ActivityState(placed.points, placed.seed)
 
 
 @dataclass
@@ -65,34 +62,22 @@ class _Moved:
     derivative: Tensor
 
 
-class _ActivityState(TeachingState):
-    def __init__(self, seed: int, points: int) -> None:
-        super().__init__(seed)
-        self.points = points
+class _ActivityState(DrawingState):
+    extra_passes = 1
 
-    def observe(
-        self,
-        module: nn.Module,
-        tape: Tape,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        kept: Sequence[tuple[int, Tensor]],
-        output: Tensor,
-    ) -> _Moved:
-        stream = self.draws(output.device)
+    def observe(self, passed: ForwardPass) -> _Moved:
+        stream, kept = self.draws(passed.output.device), passed.kept
         drawn = [torch.randn(h.shape, generator=stream, dtype=h.dtype, device=h.device) for _, h in kept]
         self.get_buffer("passes").add_(1)
-        derivative = torch.zeros_like(output)
-        if kept and len(output):
-            derivative = directional_derivative(module, tape, args, kwargs, drawn, self._random)
-        directions: list[Tensor | None] = [None for _ in range(self.points)]
+        derivative = torch.zeros_like(passed.output)
+        if kept and len(derivative):
+            derivative = directional_derivative(passed, drawn, self._random)
+        directions: list[Tensor | None] = [None for _ in self.points]
         for (index, _), u in zip(kept, drawn, strict=True):
             directions[index] = u
         return _Moved(directions, derivative.detach())
 
-    def teach(self, error: Tensor, noted: _Moved | None) -> list[Tensor | None]:
-        if noted is None:  # without a direction there is nothing to say
-            return [None for _ in range(self.points)]
+    def teach(self, error: Tensor, noted: _Moved, device: ProjectionBackend | None) -> list[Tensor | None]:
         records = len(noted.derivative)
         along = (error * noted.derivative.reshape(error.shape)).reshape(records, -1).sum(1)
         return [
@@ -100,9 +85,16 @@ class _ActivityState(TeachingState):
             for u in noted.directions
         ]
 
+    def work(self, components: int, positions: int) -> tuple[int, int]:
+        """e · d, and that number times u_l."""
+        units = positions * sum(point.width for point in self.points)
+        return positions * components + units, units
 
-@RuleCard(summary="forward gradients of its weights (no backward pass)", projects=False)
-class WeightForwardGradient(StatefulRule):
+
+@RuleCard(
+    summary="forward gradients of its weights (no backward pass)", projects=False, refused=Refusal.OWN_PASSES
+)
+class WeightForwardGradient(Rule):
     """`fg-w`: all trained parameters are moved along one direction, the output layer's among them.
 
     The variance of an entry is |grad L|^2 + (dL/dw)^2, of the gradient of the whole batch.
@@ -111,35 +103,32 @@ class WeightForwardGradient(StatefulRule):
     name = "fg-w"
     requires = frozenset({Requires.ROOT_ERROR, Requires.FORWARD_MODE})
     cuts = False
-    extra_passes = 1
 
-    def feedback_work(self, points: Sequence[Point], components: int) -> tuple[int, int]:
-        """e · d; one number teaches all."""
-        return components, 1
-
-    def state(
-        self, module: nn.Module, points: Sequence[Point], output: Tensor, example: Sequence[Tensor], seed: int
-    ) -> FeedbackState:
-        check_forward_mode(module, [], example, self.name)
-        return _WeightState(seed)
+    def state(self, placed: Placement) -> FeedbackState:
+        check_forward_mode(placed.module, [], placed.example, self.name)
+        return _WeightState((), placed.seed)
 
 
 class _WeightState(GradientState):
-    def observe(
-        self, module: nn.Module, tape: Tape, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> tuple[Tensor, Any]:
-        output: Tensor = module(*args, **kwargs)
-        stream = self.draws(output.device)
+    extra_passes = 1
+
+    def observe(self, passed: ForwardPass) -> tuple[list[Tensor], Tensor]:
+        stream = self.draws(passed.output.device)
         directions = {
             name: torch.randn(p.shape, generator=stream, dtype=p.dtype, device=p.device)
-            for name, p in module.named_parameters()
+            for name, p in passed.module.named_parameters()
             if p.requires_grad
         }
         self.get_buffer("passes").add_(1)
-        derivative = parameter_derivative(module, args, kwargs, directions, self._random)
-        return output, (list(directions.values()), derivative)
+        return list(directions.values()), parameter_derivative(passed, directions, self._random)
 
-    def gradients(self, module: nn.Module, tape: Tape, error: Tensor, noted: Any) -> list[Tensor | None]:
+    def teach(
+        self, error: Tensor, noted: tuple[list[Tensor], Tensor], device: ProjectionBackend | None
+    ) -> list[Tensor]:
         directions, derivative = noted
-        along = (error * derivative).sum()
+        along = (error * derivative.reshape(error.shape)).sum()
         return [v * along.to(v.dtype) for v in directions]
+
+    def work(self, components: int, positions: int) -> tuple[int, int]:
+        """e · d; one number teaches all."""
+        return positions * components, positions

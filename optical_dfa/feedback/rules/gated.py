@@ -21,6 +21,8 @@ from noise_models.errors import UsageError
 from noise_models.generator import NoiseGenerator
 from optical_dfa.backends.base import ProjectionBackend
 from optical_dfa.feedback.card import RuleCard
+from optical_dfa.feedback.points import ForwardPass
+from optical_dfa.feedback.rule import Taught
 from optical_dfa.feedback.rules.dfa import DirectFeedbackAlignment
 
 MOST_GATES = 4096
@@ -36,7 +38,7 @@ class GatedFeedbackAlignment(DirectFeedbackAlignment):
     """
 
     name = "gated-dfa"
-    before_activation = True
+    taught = Taught.LAYER
 
     def __init__(self, scale: float | None = None, gates: int = 1, gate_seed: int = 0) -> None:
         """
@@ -63,11 +65,11 @@ class GatedFeedbackAlignment(DirectFeedbackAlignment):
     def device_inputs(self, components: int) -> int:
         return self.gates * components
 
-    def context(self, inputs: Sequence[object], output: Tensor) -> Tensor | None:
+    def context(self, passed: ForwardPass) -> Tensor | None:
         """The gates of each record, shape (m, G); None where there is but the first, which is always open."""
         if self.gates == 1:
             return None
-        x = inputs[0] if inputs else None
+        x, output = next(iter(passed.args), None), passed.output
         if not isinstance(x, Tensor) or not x.is_floating_point() or output.ndim > 2 or len(x) != len(output):
             raise UsageError(
                 f"rule {self.name} with gates={self.gates} takes one floating-point input and one output a record; "

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -22,11 +21,11 @@ from torch.nn.grad import conv1d_input, conv2d_input
 
 from noise_models.errors import UsageError
 from noise_models.generator import derive_seed
-from optical_dfa.backends.base import ProjectionBackend
 from optical_dfa.backends.matrix import RandomMatrix
+from optical_dfa.feedback.card import Refusal
 from optical_dfa.feedback.cuts import check_layerwise
-from optical_dfa.feedback.rule import FeedbackRule, Point, Requires
-from optical_dfa.feedback.state import FeedbackState, StateHook, called_directly, key
+from optical_dfa.feedback.rule import Requires, Rule
+from optical_dfa.feedback.state import FeedbackState, Placement, StateHook, called_directly, key
 
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d
 Draws = Literal["never", "once", "every pass"]
@@ -116,7 +115,7 @@ class LayerwiseState(FeedbackState):
             module: the plain module.
             seed: of what is drawn.
         """
-        super().__init__(seed)
+        super().__init__((), seed)
         self.rule = rule
         self.active = False
         self.inputs: list[Tensor] = []
@@ -179,7 +178,7 @@ class LayerwiseState(FeedbackState):
         return {**self.__dict__, "active": False, "inputs": [], "_anew": {}}
 
 
-class LayerwiseFeedback(FeedbackRule):
+class LayerwiseFeedback(Rule):
     """A rule that differs from backpropagation in the matrix of every linear and convolutional layer alone.
 
     Attributes:
@@ -202,7 +201,7 @@ class LayerwiseFeedback(FeedbackRule):
         """
         super().__init_subclass__(**arguments)
         if cls.draws == "every pass":
-            cls.sums_over_records = False
+            cls.refused = Refusal.NO_SUM
 
     def __init__(self, scale: float = 1.0) -> None:
         """
@@ -225,16 +224,9 @@ class LayerwiseFeedback(FeedbackRule):
             size: what the entries are scaled to.
         """
 
-    def state(
-        self, module: nn.Module, points: Sequence[Point], output: Tensor, example: Sequence[Tensor], seed: int
-    ) -> FeedbackState:
-        check_layerwise(module, example, LAYERS, self.name)
-        return LayerwiseState(self, module, seed)
-
-    def feedback(
-        self, error: Tensor, points: Sequence[Point], backend: ProjectionBackend | None
-    ) -> list[Tensor | None]:
-        return [None for _ in points]
+    def state(self, placed: Placement) -> FeedbackState:
+        check_layerwise(placed.module, placed.example, LAYERS, self.name)
+        return LayerwiseState(self, placed.module, placed.seed)
 
 
 def xavier(weight: Tensor) -> float:

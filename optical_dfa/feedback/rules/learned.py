@@ -14,12 +14,15 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from noise_models.errors import UsageError
+from optical_dfa.backends.base import ProjectionBackend
 from optical_dfa.backends.matrix import RandomMatrix
-from optical_dfa.feedback.rule import Point, StatefulRule
-from optical_dfa.feedback.state import TeachingState, key
+from optical_dfa.feedback.card import Refusal
+from optical_dfa.feedback.points import Point
+from optical_dfa.feedback.rule import Rule
+from optical_dfa.feedback.state import DrawingState, Placement, key
 
 OPTIMIZERS = ("sgd", "adam")
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # Adam's usual ones (Kingma & Ba 2015)
@@ -45,28 +48,25 @@ def rows_of(calls: Sequence[Tensor], width: int, rows: int) -> list[Tensor]:
     return [call.reshape(-1, width) for call in calls]
 
 
-class LearnedState(TeachingState):
+class LearnedState(DrawingState):
     """B_l, shape (c, columns), by the point's name, and Adam's two averages where it is used."""
 
-    def __init__(self, rule: LearnedFeedback, points: Sequence[Point], output: Tensor, seed: int) -> None:
+    def __init__(self, rule: LearnedFeedback, placed: Placement) -> None:
         """
         Args:
             rule: whose matrices these are.
-            points: the feedback points.
-            output: of the module, for c and its type.
-            seed: of the first matrices and of the directions.
+            placed: on which module; the seed is of the first matrices and of the directions.
         """
-        super().__init__(seed)
+        super().__init__(placed.points, placed.seed)
         self.rule = rule
-        self.points = tuple(points)
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
-        components = output.shape[-1] if output.ndim > 1 else 1
+        components, output = placed.components, placed.output
         dtype = torch.promote_types(output.dtype, torch.float32)
-        for index, point in enumerate(points):
+        for index, point in enumerate(self.points):
             columns = rule.columns(point)
             first = torch.zeros(components, columns, dtype=dtype, device=output.device)
             if rule.initial_scale:
-                drawn = RandomMatrix(components, columns, seed + index, "normal").values.T
+                drawn = RandomMatrix(components, columns, placed.seed + index, "normal").values.T
                 first.copy_(drawn).mul_(rule.initial_scale / math.sqrt(columns))
             self.register_buffer(key(point.name), first)
             if rule.optimizer == "adam":
@@ -77,11 +77,19 @@ class LearnedState(TeachingState):
         """B_l of a point, shape (c, columns), as it is now."""
         return self.get_buffer(key(point.name))
 
-    def teach(self, error: Tensor, noted: Noted | None) -> list[Tensor | None]:
-        signals: list[Tensor | None] = [error @ self.matrix(point).to(error.dtype) for point in self.points]
-        if noted is not None and len(error):
+    def signals(self, error: Tensor, device: ProjectionBackend | None) -> Sequence[Tensor | None]:
+        return [error @ self.matrix(point).to(error.dtype) for point in self.points]
+
+    def teach(self, error: Tensor, noted: Noted, device: ProjectionBackend | None) -> Sequence[Tensor | None]:
+        signals = self.signals(error, device)
+        if len(error):
             self.learn(noted, dict.fromkeys(noted.parts, error))
         return signals
+
+    def work(self, components: int, positions: int) -> tuple[int, int]:
+        """A dense projection, and as many multiply-adds for what B_l learns from the record."""
+        work = positions * components * sum(point.width for point in self.points)
+        return 2 * work, work
 
     def learn(self, noted: Noted, errors: Mapping[int, Tensor]) -> None:
         """Change the matrices, once for a forward pass.
@@ -111,7 +119,7 @@ class LearnedState(TeachingState):
         matrix.addcdiv_(mean, (square / (1 - BETAS[1] ** count)).sqrt_().add_(EPSILON), value=-step)
 
 
-class LearnedFeedback(StatefulRule):
+class LearnedFeedback(Rule):
     """A rule with learned direct feedback; its options are the same for all.
 
     Attributes:
@@ -119,7 +127,7 @@ class LearnedFeedback(StatefulRule):
         default_decay: likewise lambda.
     """
 
-    learns_feedback = True
+    refused = Refusal.LEARNS
     default_rate: ClassVar[float] = 0.01
     default_decay: ClassVar[float] = 0.0
 
@@ -175,12 +183,5 @@ class LearnedFeedback(StatefulRule):
     def difference(self, matrix: Tensor, part: Tensor, error: Tensor) -> Tensor:
         """G_l without its decay, as a new tensor."""
 
-    def feedback_work(self, points: Sequence[Point], components: int) -> tuple[int, int]:
-        """A dense projection, and as many multiply-adds for what B_l learns from the record."""
-        work = components * sum(point.width for point in points)
-        return 2 * work, work
-
     @abstractmethod
-    def state(
-        self, module: nn.Module, points: Sequence[Point], output: Tensor, example: Sequence[Tensor], seed: int
-    ) -> LearnedState: ...
+    def state(self, placed: Placement) -> LearnedState: ...

@@ -11,7 +11,7 @@ Var_j = |dL_l/da_l|^2 + (dL_l/da_{l,j})^2, where `fg-a` has the squares of all l
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,18 +21,20 @@ from torch.autograd.function import once_differentiable
 from torch.func import jvp
 
 from noise_models.errors import UsageError
-from optical_dfa.feedback.card import RuleCard
-from optical_dfa.feedback.points import Tape, call_order
-from optical_dfa.feedback.rule import Point, Requires
+from optical_dfa.backends.base import ProjectionBackend
+from optical_dfa.feedback.card import Refusal, RuleCard
+from optical_dfa.feedback.points import ForwardPass, Point, call_order
+from optical_dfa.feedback.rule import Requires, Taught
 from optical_dfa.feedback.rules.drtp import check_targets, onehot_targets
 from optical_dfa.feedback.rules.learned import LearnedFeedback, LearnedState, Noted
-from optical_dfa.feedback.state import StateHook
+from optical_dfa.feedback.state import Placement, StateHook
 from optical_dfa.networks.markers import ACTIVATIONS
 
 
 @RuleCard(
     summary="forward gradients of losses of its layers' own (auxiliary classifiers; no backward pass)",
     projects=False,
+    refused=Refusal.LEARNS,
 )
 class LocalGreedyForwardGradient(LearnedFeedback):
     """`lg-fg-a`: a block is what lies between two feedback points; it is moved where its activation begins.
@@ -50,7 +52,7 @@ class LocalGreedyForwardGradient(LearnedFeedback):
 
     name = "lg-fg-a"
     requires = frozenset({Requires.ROOT_ERROR, Requires.FORWARD_MODE})
-    teaches_inputs = True
+    taught = Taught.INPUT
 
     def __init__(
         self,
@@ -82,28 +84,23 @@ class LocalGreedyForwardGradient(LearnedFeedback):
     def difference(self, matrix: Tensor, part: Tensor, error: Tensor) -> Tensor:
         return error.T @ part / len(error)
 
-    def feedback_work(self, points: Sequence[Point], components: int) -> tuple[int, int]:
-        """Of each classifier c times its inputs for z_l, for its derivative and for what it learns; s_l; s_l u_l."""
-        units = sum(point.width for point in points)
-        read = sum(point.shape[0] for point in points)
-        return components * (3 * read + self.groups * len(points)) + units, units
-
-    def state(
-        self, module: nn.Module, points: Sequence[Point], output: Tensor, example: Sequence[Tensor], seed: int
-    ) -> LearnedState:
-        if output.ndim < 2 or output.shape[-1] < 2:
+    def state(self, placed: Placement) -> LearnedState:
+        if placed.components < 2:
             raise UsageError(
                 f"rule {self.name} reads which of the output's components is the target, and needs two of them or "
                 "more; use rule fg-a"
             )
-        for point in points:
+        for point in placed.points:
             if point.shape[0] % self.groups:
                 raise UsageError(
                     f"rule option groups={self.groups}: it must divide the {point.shape[0]} units of feedback point "
                     f"{point.name}"
                 )
-        _check_points(module, points, example, self.name)
-        return _LocalState(self, points, output, seed)
+        _check_points(placed, self.name)
+        return _LocalState(self, placed)
+
+    def check_error(self, error: Tensor) -> None:
+        check_targets(error, self.name)
 
 
 @dataclass
@@ -149,10 +146,8 @@ class _LocalState(LearnedState):
 
     rule: LocalGreedyForwardGradient
 
-    def __init__(
-        self, rule: LocalGreedyForwardGradient, points: Sequence[Point], output: Tensor, seed: int
-    ) -> None:
-        super().__init__(rule, points, output, seed)
+    def __init__(self, rule: LocalGreedyForwardGradient, placed: Placement) -> None:
+        super().__init__(rule, placed)
         self.inputs: list[Tensor] | None = None
 
     def install(self, module: nn.Module) -> None:
@@ -162,23 +157,16 @@ class _LocalState(LearnedState):
     def begin(self) -> None:
         self.inputs = []
 
-    def observe(
-        self,
-        module: nn.Module,
-        tape: Tape,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        kept: Sequence[tuple[int, Tensor]],
-        output: Tensor,
-    ) -> _Moved:
+    def observe(self, passed: ForwardPass) -> _Moved:
         inputs, self.inputs = self.inputs or [], None
+        output = passed.output
         stream = self.draws(output.device)
         self.get_buffer("passes").add_(1)
         rows = output.shape[:-1].numel()
         noted = _Moved({})
-        for (index, _), a in zip(kept, inputs, strict=True):
+        for (index, _), a in zip(passed.kept, inputs, strict=True):
             point = self.points[index]
-            part = module.get_submodule(point.name)
+            part = passed.module.get_submodule(point.name)
             u = torch.randn(a.shape, generator=stream, dtype=a.dtype, device=a.device)
             if isinstance(part, nn.ReLU):
                 u.mul_(a > 0)
@@ -192,12 +180,15 @@ class _LocalState(LearnedState):
             noted.directions[index] = u.reshape(by_place)
         return noted
 
-    def teach(self, error: Tensor, noted: Noted | None) -> list[Tensor | None]:
+    def signals(self, error: Tensor, device: ProjectionBackend | None) -> Sequence[Tensor | None]:
+        """Without a direction there is nothing to say."""
+        return [None for _ in self.points]
+
+    def teach(self, error: Tensor, noted: Noted, device: ProjectionBackend | None) -> list[Tensor | None]:
         signals: list[Tensor | None] = [None for _ in self.points]
-        if noted is None or not len(error):  # without a direction there is nothing to say
+        if not len(error):
             return signals
         assert isinstance(noted, _Moved)
-        check_targets(error, self.rule.name)
         target = onehot_targets(error)
         errors: dict[int, Tensor] = {}
         for index, read in noted.parts.items():
@@ -213,18 +204,26 @@ class _LocalState(LearnedState):
         self.learn(noted, errors)
         return signals
 
+    def work(self, components: int, positions: int) -> tuple[int, int]:
+        """Of each classifier c times its inputs for z_l, for its derivative and for what it learns; s_l; s_l u_l."""
+        units = sum(point.width for point in self.points)
+        read = sum(point.shape[0] for point in self.points)
+        work = components * (3 * read + self.rule.groups * len(self.points)) + units
+        return positions * work, positions * units
+
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "inputs": None}
 
 
-def _check_points(module: nn.Module, points: Sequence[Point], example: Sequence[Tensor], rule: str) -> None:
+def _check_points(placed: Placement, rule: str) -> None:
     """Every point must be a fixed function from one tensor to one of its shape, called once.
 
     Raises:
         UsageError: naming the point, and what it does.
     """
-    twin = copy.deepcopy(module).train()
-    called = call_order(module, example, nn.Module)
+    points, example = placed.points, placed.example
+    twin = copy.deepcopy(placed.module).train()
+    called = call_order(placed.module, example, nn.Module)
     given: dict[str, tuple[tuple[Any, ...], Tensor]] = {}
     for point in points:
         twin.get_submodule(point.name).register_forward_hook(

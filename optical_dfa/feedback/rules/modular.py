@@ -26,10 +26,10 @@ from torch.nn import functional
 from noise_models.errors import UsageError
 from noise_models.generator import derive_seed
 from optical_dfa.feedback.card import RuleCard
-from optical_dfa.feedback.points import call_order
-from optical_dfa.feedback.rule import Point
+from optical_dfa.feedback.points import Point, call_order
+from optical_dfa.feedback.rule import Projection
 from optical_dfa.feedback.rules.dfa import DirectFeedbackAlignment
-from optical_dfa.feedback.state import FeedbackState, StateHook, called_directly, key
+from optical_dfa.feedback.state import Placement, StateHook, called_directly, key
 
 BETWEEN = ("dfa", "bp")
 MOST_ENTRIES = 10**9  # of one dense map
@@ -80,10 +80,6 @@ class ModularFeedbackAlignment(DirectFeedbackAlignment):
         names = set(super().default_points(module, example))
         return [name for name in dict.fromkeys(call_order(module, example, nn.Module)) if name in names]
 
-    def taught_from_output(self, points: Sequence[Point]) -> list[Point]:
-        """The modules' outputs under "dfa"; none where errors go from module to module."""
-        return [group[-1] for group in self.divide(points)] if self.between == "dfa" else []
-
     def divide(self, points: Sequence[Point]) -> list[list[Point]]:
         """The modules, lowest first.
 
@@ -119,20 +115,19 @@ class ModularFeedbackAlignment(DirectFeedbackAlignment):
             ends.add(inside[-1])
         return ends
 
-    def state(
-        self, module: nn.Module, points: Sequence[Point], output: Tensor, example: Sequence[Tensor], seed: int
-    ) -> FeedbackState | None:
-        called = [n for n in call_order(module, example, nn.Module) if n in {p.name for p in points}]
-        if output.ndim > 2 or len(called) != len(points):
+    def state(self, placed: Placement) -> ModularState:
+        names = [point.name for point in placed.points]
+        called = [n for n in call_order(placed.module, placed.example, nn.Module) if n in names]
+        if placed.output.ndim > 2 or len(called) != len(names):
             raise UsageError(
                 f"rule {self.name} takes feedback points that are called once for each record; use rule dfa or "
                 "sparse-recurrent for outputs or weights at several times"
             )
-        if called != [point.name for point in points]:
+        if called != names:
             raise UsageError(
                 f"rule {self.name} wants its points in the order in which they are called: {', '.join(called)}"
             )
-        return ModularState(self, self.divide(points), seed)
+        return ModularState(self, self.divide(placed.points), placed.seed)
 
     # ---- the maps
 
@@ -217,20 +212,22 @@ class ConvolutionalMaps(ModularFeedbackAlignment):
         return functional.pad(whole, missing[::-1])
 
 
-class ModularState(FeedbackState):
+class ModularState(Projection):
     """The maps of one module's division, drawn from a seed that the `state_dict` holds.
 
     Attributes:
         groups: points of each module, its output last.
     """
 
+    rule: ModularFeedbackAlignment
+
     def __init__(self, rule: ModularFeedbackAlignment, groups: Sequence[Sequence[Point]], seed: int) -> None:
         """
         Raises:
             UsageError: a map that the rule cannot make, or that is too large.
         """
-        super().__init__(seed)
-        self.rule = rule
+        # The output's error teaches the modules' outputs under "dfa", and none where errors go from module to module.
+        super().__init__(rule, [group[-1] for group in groups] if rule.between == "dfa" else (), seed)
         self.groups = [list(group) for group in groups]
         self.teachers = {p.name: group[-1].name for group in self.groups for p in group[:-1]}
         if rule.between == "bp":
@@ -288,7 +285,7 @@ class ModularState(FeedbackState):
         joined: Tensor = _Within.apply(self, number, output, *self._kept[number])  # type: ignore[no-untyped-call]
         return joined
 
-    def signals(self, number: int, error: Tensor) -> list[Tensor]:
+    def within(self, number: int, error: Tensor) -> list[Tensor]:
         """g_l at the inner points of module `number`, from the error at its output."""
         *inner, source = self.groups[number]
         rows = error if error.dtype in (torch.float32, torch.float64) else error.float()
@@ -297,14 +294,15 @@ class ModularState(FeedbackState):
             for point in inner
         ]
 
-    def feedback_work(self) -> tuple[int, int]:
+    def work(self, components: int, positions: int) -> tuple[int, int]:
         """A kernel's tap is used once at every place of the module's output; a dense map's entry once."""
+        operations, words = super().work(components, positions)
         work = 0
         for *inner, source in self.groups:
             for point in inner:
                 places = math.prod(source.shape[1:]) if len(self.rule.kernel_shape(source, point)) > 2 else 1
                 work += places * self.get_buffer(key(point.name)).numel()
-        return work, work
+        return operations + work, words + work
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_kept": None}
@@ -337,7 +335,7 @@ class _Within(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return (None, None, grad, *ctx.state.signals(ctx.number, grad))
+        return (None, None, grad, *ctx.state.within(ctx.number, grad))
 
 
 def _drawn_again(state: nn.Module, keys: Any) -> None:

@@ -9,7 +9,7 @@ pass's). Each h_l is a feedback point's output, taught before its nonlinearity; 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,20 +17,25 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from noise_models.errors import UsageError
+from optical_dfa.backends.base import ProjectionBackend
 from optical_dfa.backends.matrix import RandomMatrix
-from optical_dfa.feedback.card import RuleCard
-from optical_dfa.feedback.points import Tape
-from optical_dfa.feedback.rule import Point, Requires, StatefulRule
-from optical_dfa.feedback.state import FeedbackState, GradientState, StateHook
+from optical_dfa.feedback.card import Refusal, RuleCard
+from optical_dfa.feedback.forward_mode import RandomState
+from optical_dfa.feedback.points import ForwardPass
+from optical_dfa.feedback.rule import Requires, Rule
+from optical_dfa.feedback.state import FeedbackState, GradientState, Placement, StateHook
 
 
-@RuleCard(summary="PEPITA (a second forward pass of inputs moved by the error)", projects=False)
-class Pepita(StatefulRule):
+@RuleCard(
+    summary="PEPITA (a second forward pass of inputs moved by the error)",
+    projects=False,
+    refused=Refusal.OWN_PASSES,
+)
+class Pepita(Rule):
     """`pepita`: F's entries are uniform in ± scale · sqrt(6 / n_0), n_0 the size of an input."""
 
     name = "pepita"
     requires = frozenset({Requires.ROOT_ERROR, Requires.SECOND_FORWARD})
-    extra_passes = 1
 
     def __init__(self, scale: float = 0.05) -> None:
         """
@@ -43,21 +48,20 @@ class Pepita(StatefulRule):
             raise UsageError(f"rule option scale={scale!r}: it must be a positive number")
         self.scale = float(scale)
 
-    def state(
-        self, module: nn.Module, points: Sequence[Point], output: Tensor, example: Sequence[Tensor], seed: int
-    ) -> FeedbackState:
-        if len(example) != 1 or not example[0].is_floating_point() or output.ndim > 2:
+    def state(self, placed: Placement) -> FeedbackState:
+        example = placed.example
+        if len(example) != 1 or not example[0].is_floating_point() or placed.output.ndim > 2:
             raise UsageError(
                 "rule pepita adds the error to the input: it takes modules of one floating-point input and one output "
                 "a record; use rule dfa"
             )
-        for point in points:
-            if getattr(module.get_submodule(point.name), "inplace", False):
+        for point in placed.points:
+            if getattr(placed.module.get_submodule(point.name), "inplace", False):
                 raise UsageError(
                     f"feedback point {point.name} works in place, so that what it was given is lost; rule pepita takes "
                     "activations with inplace=False"
                 )
-        return _PepitaState(self, points, example[0], output, seed)
+        return _PepitaState(self, placed)
 
 
 class _PointHook(StateHook):
@@ -70,57 +74,69 @@ class _PointHook(StateHook):
             self.state.calls.append((args[0], output.detach()))
 
 
+@dataclass
+class _Seen:
+    """The first pass: the outputs of its points, in call order, and torch's random state before it."""
+
+    passed: ForwardPass
+    before: list[Tensor]
+    random: RandomState
+
+
 class _PepitaState(GradientState):
     """Holds F, shape (n_0, c), with the scale of the equation."""
 
-    def __init__(self, rule: Pepita, points: Sequence[Point], x: Tensor, output: Tensor, seed: int) -> None:
-        super().__init__(seed)
-        self.names = [point.name for point in points]
+    extra_passes = 1
+
+    def __init__(self, rule: Pepita, placed: Placement) -> None:
+        super().__init__(placed.points, placed.seed)
         self.calls: list[tuple[Tensor, Tensor]] | None = None
-        size, components = math.prod(x.shape[1:]), output.shape[-1] if output.ndim > 1 else 1
-        drawn = RandomMatrix(components, size, seed, "uniform").values * math.sqrt(2.0 / size) * rule.scale
+        (x,) = placed.example
+        size = math.prod(x.shape[1:])
+        drawn = (
+            RandomMatrix(placed.components, size, placed.seed, "uniform").values
+            * math.sqrt(2.0 / size)
+            * rule.scale
+        )
         self.register_buffer("projection", drawn.to(x))
 
-    def feedback_work(self) -> tuple[int, int]:
-        work = self.get_buffer("projection").numel()
-        return work, work
-
     def install(self, module: nn.Module) -> None:
-        for name in self.names:
-            module.get_submodule(name).register_forward_hook(_PointHook(self), prepend=True)
+        for point in self.points:
+            module.get_submodule(point.name).register_forward_hook(_PointHook(self), prepend=True)
 
-    def observe(
-        self, module: nn.Module, tape: Tape, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> tuple[Tensor, Any]:
-        if len(args) != 1 or kwargs:
-            raise UsageError("rule pepita takes the input as the module's one positional argument")
+    def begin(self) -> None:
+        super().begin()
         self.calls = []
-        try:
-            output: Tensor = module(*args)
-            before = [h for _, h in self.calls]
-        finally:
-            self.calls = None
-        return output, (args[0].detach(), before, self._random)
 
-    def gradients(self, module: nn.Module, tape: Tape, error: Tensor, noted: Any) -> list[Tensor | None]:
-        x, before, random = noted
-        rows = error.reshape(len(error), -1)
-        shifted = x + (rows @ self.get_buffer("projection").to(rows.dtype).T).view_as(x).to(x.dtype)
+    def end(self) -> None:
+        self.calls = None
+
+    def observe(self, passed: ForwardPass) -> _Seen:
+        if len(passed.args) != 1 or passed.kwargs:
+            raise UsageError("rule pepita takes the input as the module's one positional argument")
+        return _Seen(passed, [h for _, h in self.calls or ()], self._random or RandomState())
+
+    def teach(self, error: Tensor, noted: _Seen, device: ProjectionBackend | None) -> list[Tensor | None]:
+        module, tape, x = noted.passed.module, noted.passed.tape, noted.passed.args[0].detach()
+        shifted = x + (error @ self.get_buffer("projection").to(error.dtype).T).view_as(x).to(x.dtype)
         trained = [p for p in module.parameters() if p.requires_grad]
         buffers = {name: b.detach().clone() for name, b in module.named_buffers()}
         self.calls, tape.kept = [], []
         try:
-            with torch.enable_grad(), random.again():  # the same masks
+            with torch.enable_grad(), noted.random.again():  # the same masks
                 output = functional_call(module, buffers, (shifted,))
-            roots, signals = [output], [error.to(output.dtype)]
-            for (given, after), h in zip(self.calls, before, strict=True):
+            roots, signals = [output], [error.view_as(output).to(output.dtype)]
+            for (given, after), h in zip(self.calls, noted.before, strict=True):
                 if given.requires_grad:
                     roots.append(given)
                     signals.append((h - after).view_as(given))
         finally:
             self.calls = tape.kept = None
-        found = torch.autograd.grad(roots, trained, signals, allow_unused=True)
-        return list(found)
+        return list(torch.autograd.grad(roots, trained, signals, allow_unused=True))
+
+    def work(self, components: int, positions: int) -> tuple[int, int]:
+        work = self.get_buffer("projection").numel()
+        return work, work
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "calls": None}

@@ -25,12 +25,11 @@ from torch.autograd.function import once_differentiable
 
 from noise_models.errors import UsageError
 from noise_models.generator import derive_seed
-from optical_dfa.backends.base import ProjectionBackend
 from optical_dfa.feedback.card import RuleCard
-from optical_dfa.feedback.rule import FeedbackRule, Point, Requires
+from optical_dfa.feedback.rule import Requires, Rule
 from optical_dfa.feedback.rules.modular import MOST_ENTRIES
 from optical_dfa.feedback.rules.sparse_recurrent import Forget, check_sparse, sparse_matrix
-from optical_dfa.feedback.state import FeedbackState, StateHook, called_directly, key
+from optical_dfa.feedback.state import FeedbackState, Placement, StateHook, called_directly, key
 from optical_dfa.networks.markers import State
 from optical_dfa.networks.recurrent import Unrolled
 
@@ -40,7 +39,7 @@ from optical_dfa.networks.recurrent import Unrolled
     projects=False,
     recurrent=True,
 )
-class RecurrentHybrid(FeedbackRule):
+class RecurrentHybrid(Rule):
     """`recurrent-hybrid`: exact errors between recurrent layers, sparse random ones from later times. [R]
 
     The update is a sum over records, so that it can be released privately.
@@ -68,15 +67,8 @@ class RecurrentHybrid(FeedbackRule):
             raise UsageError(f"rule option reach={reach!r}: it must be a whole number from 1")
         self.density, self.recursion, self.scale, self.reach = float(density), recursion, float(scale), reach
 
-    def state(
-        self, module: nn.Module, points: Sequence[Point], output: Tensor, example: Sequence[Tensor], seed: int
-    ) -> FeedbackState:
-        return HybridState(self, module, _calls(module, example), seed)
-
-    def feedback(
-        self, error: Tensor, points: Sequence[Point], backend: ProjectionBackend | None
-    ) -> list[Tensor | None]:
-        return [None for _ in points]
+    def state(self, placed: Placement) -> FeedbackState:
+        return HybridState(self, placed.module, _calls(placed.module, placed.example), placed.seed)
 
 
 def _calls(module: nn.Module, example: Sequence[Tensor]) -> dict[str, list[int]]:
@@ -146,7 +138,7 @@ class HybridState(FeedbackState):
             layers: by name, the number of times in each of the layer's calls.
             seed: of what is drawn.
         """
-        super().__init__(seed)
+        super().__init__((), seed)
         self.rule, self.layers, self.active = rule, layers, False
         self.kept: dict[str, list[Tensor]] = {}
         for name in layers:
@@ -176,7 +168,7 @@ class HybridState(FeedbackState):
             if self.rule.recursion == "truncated":
                 layer.memory.register_forward_hook(Forget(self))
 
-    def feedback_work(self) -> tuple[int, int]:
+    def work(self, components: int, positions: int) -> tuple[int, int]:
         """The entries that are kept, for every pair of times that they join."""
         work = sum(
             int(self.get_buffer(key(name))[k - 1].count_nonzero()) * (times - k)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from optical_dfa.feedback.card import RuleCard
+from optical_dfa.feedback.card import Refusal, RuleCard
 from optical_dfa.feedback.rules.layerwise import LayerwiseFeedback
 
 
@@ -35,7 +35,9 @@ class FixedRandomSignSymmetry(LayerwiseFeedback):
         return drawn.abs() * weight.sign() * size
 
 
-@RuleCard(summary="sign symmetry whose sizes are drawn anew every step", projects=False)
+@RuleCard(
+    summary="sign symmetry whose sizes are drawn anew every step", projects=False, refused=Refusal.NO_SUM
+)
 class BatchRandomSignSymmetry(FixedRandomSignSymmetry):
     """`brsf`: as `frsf`, with M_l drawn anew for every forward pass that has gradients.
 

@@ -13,7 +13,7 @@ Nothing goes from layer to layer either; `recurrent-hybrid` is the rule that sen
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,9 +23,8 @@ from noise_models.errors import UsageError
 from noise_models.generator import derive_seed
 from optical_dfa.backends.base import ProjectionBackend
 from optical_dfa.feedback.card import RuleCard
-from optical_dfa.feedback.points import Tape
-from optical_dfa.feedback.rule import FeedbackRule, Point, Requires
-from optical_dfa.feedback.state import FeedbackState, StateHook, TeachingState, key
+from optical_dfa.feedback.rule import Rule
+from optical_dfa.feedback.state import FeedbackState, Placement, StateHook, key
 from optical_dfa.networks.markers import Memory, State
 
 RECURSIONS = ("truncated", "local")
@@ -36,14 +35,13 @@ RECURSIONS = ("truncated", "local")
     projects=False,
     recurrent=True,
 )
-class SparseRecurrentFeedback(FeedbackRule):
+class SparseRecurrentFeedback(Rule):
     """`sparse-recurrent`: a masked random matrix for every state of an unrolled RNN, GRU or LSTM. [R]
 
     The matrices are the rule's own, for a device's cannot be masked; the update is a sum over records.
     """
 
     name = "sparse-recurrent"
-    requires = frozenset({Requires.ROOT_ERROR})
 
     def __init__(self, density: float = 0.1, recursion: str = "truncated", scale: float = 1.0) -> None:
         """
@@ -71,29 +69,16 @@ class SparseRecurrentFeedback(FeedbackRule):
             )
         return super().default_points(module, example)
 
-    def state(
-        self, module: nn.Module, points: Sequence[Point], output: Tensor, example: Sequence[Tensor], seed: int
-    ) -> FeedbackState:
-        components = output.shape[-1] if output.ndim > 1 else 1
-        return SparseState(self, points, components, seed)
-
-    def feedback(
-        self, error: Tensor, points: Sequence[Point], backend: ProjectionBackend | None
-    ) -> list[Tensor | None]:
-        """Nothing: the state has the matrices."""
-        return [None for _ in points]
+    def state(self, placed: Placement) -> FeedbackState:
+        return SparseState(self, placed)
 
 
-class SparseState(TeachingState):
+class SparseState(FeedbackState):
     """S ∘ B of every point, drawn from a seed that the `state_dict` holds."""
 
-    compiles = True  # nothing is drawn in a pass
-
-    def __init__(
-        self, rule: SparseRecurrentFeedback, points: Sequence[Point], components: int, seed: int
-    ) -> None:
-        super().__init__(seed)
-        self.rule, self.points, self.components = rule, tuple(points), components
+    def __init__(self, rule: SparseRecurrentFeedback, placed: Placement) -> None:
+        super().__init__(placed.points, placed.seed)
+        self.rule, self.components = rule, placed.components
         self.active = False
         self._draw()
         self.register_load_state_dict_post_hook(_drawn_again)  # type: ignore[no-untyped-call]
@@ -118,21 +103,13 @@ class SparseState(TeachingState):
                 if isinstance(part, Memory):
                     part.register_forward_hook(Forget(self))
 
-    def observe(
-        self,
-        module: nn.Module,
-        tape: Tape,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        kept: Sequence[tuple[int, Tensor]],
-        output: Tensor,
-    ) -> None:
-        """Nothing of the forward pass is needed."""
+    def teach(self, error: Tensor, noted: None, device: ProjectionBackend | None) -> Sequence[Tensor | None]:
+        return self.signals(error, device)
 
-    def teach(self, error: Tensor, noted: Any) -> list[Tensor | None]:
+    def signals(self, error: Tensor, device: ProjectionBackend | None) -> Sequence[Tensor | None]:
         return [error @ self.get_buffer(key(point.name)).to(error).T for point in self.points]
 
-    def feedback_work(self) -> tuple[int, int]:
+    def work(self, components: int, positions: int) -> tuple[int, int]:
         """The entries that are kept, for one error."""
         kept = sum(int(self.get_buffer(key(point.name)).count_nonzero()) for point in self.points)
         return kept, kept

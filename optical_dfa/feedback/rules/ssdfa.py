@@ -15,11 +15,16 @@ from typing import Any
 from optical_dfa.backends.base import ProjectionBackend
 from optical_dfa.backends.digital import SPARSE
 from optical_dfa.feedback.card import RuleCard
-from optical_dfa.feedback.rule import Point
+from optical_dfa.feedback.points import Point
 from optical_dfa.feedback.rules.dfa import DirectFeedbackAlignment
 
 
-@RuleCard(summary="Direct Feedback Alignment with sparse feedback weights", projects=True, own_law=True)
+@RuleCard(
+    summary="Direct Feedback Alignment with sparse feedback weights",
+    projects=True,
+    own_law=True,
+    fixed_matrix=True,
+)
 class SparseFeedbackAlignment(DirectFeedbackAlignment):
     """`ssdfa`: the projection gathers k components of the error a unit, k multiplications instead of c.
 
@@ -27,7 +32,6 @@ class SparseFeedbackAlignment(DirectFeedbackAlignment):
     """
 
     name = "ssdfa"
-    fixed_matrix = True
     laws = (SPARSE,)
 
     def __init__(
@@ -62,9 +66,9 @@ class SparseFeedbackAlignment(DirectFeedbackAlignment):
             "rank": self.rank,
         }
 
-    def feedback_work(self, points: Sequence[Point], components: int) -> tuple[int, int]:
+    def work(self, points: Sequence[Point], components: int) -> tuple[int, int]:
         """k a component of the frame; with a rank, k a set of places, and one a component."""
-        operations, words = super().feedback_work(points, 1)  # one a component, and what a shared kernel adds
+        operations, words = super().work(points, 1)  # one a component, and what a shared kernel adds
         frame = max((point.start + point.outputs for point in points), default=0)
         heard = sum(point.outputs for point in points)
         if self.rank is None:
