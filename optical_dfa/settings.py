@@ -1,6 +1,7 @@
 """What can be set of a training run: `optical-dfa train` has a flag, and `TrainConfig` a field, for every line here.
 
-Importing this imports neither torch nor pydantic, so that `--help` is quick.
+Importing this imports neither torch nor pydantic, so that `--help` is quick. The annotations are
+read as values, once: this file does not put them off by `from __future__ import annotations`.
 """
 
 from collections.abc import Collection
@@ -20,10 +21,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Kind:
-    """Of values.
+    """What the values of a setting are.
 
     Attributes:
-        allowed: which ones are, in words.
+        allowed: which ones may be given, in words.
         metavar: what a help text calls one; None: by its type.
         given: its type on the command line, where that is another one.
     """
@@ -63,14 +64,14 @@ Points = Annotated[
 
 @dataclass_transform(kw_only_default=True)
 def _fields(cls: type[T]) -> type[T]:
-    """Its lines are the fields of a pydantic model; the type checker is told so, and pydantic is not needed for it."""
+    """For the type checker alone: what a pydantic model (`TrainConfig`) makes of them, without importing pydantic."""
     return cls
 
 
 @_fields
 class Settings:
-    """In the order in which they are shown. None: the shipped default for this data set and release
-    (`optical_dfa.data.defaults`), or nothing.
+    """The settings, in the order in which they are shown. None: what `optical_dfa.data.defaults` ships for this data
+    set and release, or nothing.
     """
 
     dataset: Annotated[Text, Says(f"{choices()}.")] = "digits"
