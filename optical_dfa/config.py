@@ -13,10 +13,10 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, Self
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator, model_validator
 
 from noise_models.drafts import replacing
 from noise_models.errors import UsageError
@@ -25,109 +25,19 @@ from optical_dfa.data import DATASETS, registered
 from optical_dfa.data.defaults import ADAM_LR, for_records, rate_for_records
 from optical_dfa.data.features import components
 from optical_dfa.feedback import RULES
+from optical_dfa.settings import PATHS, SETTINGS, Settings
 from privacy.notions import Adjacency
 from privacy.releases import RELEASES, refuse_unknown_options, terms
 
-OPTIMIZERS = ("sgd", "adam")
-SCHEDULES = ("constant", "cosine")
 
-Positive = Annotated[float, Field(gt=0, description="a finite number above 0")]
-Probability = Annotated[float, Field(gt=0, lt=1, description="a number strictly between 0 and 1")]
-Fraction = Annotated[float, Field(ge=0, lt=1, description="a number from 0 up to, not including, 1")]
-# Steps above this overflow single precision at once, and a weight decay above it never was meant.
-_LARGEST_RATE = 1e6
-Rate = Annotated[float, Field(gt=0, le=_LARGEST_RATE, description="a number above 0 and at most 10^6")]
-Decay = Annotated[float, Field(ge=0, le=_LARGEST_RATE, description="a number from 0 to 10^6")]
-Count = Annotated[int, Field(ge=1, le=10**9, description="a whole number from 1 to 10^9")]
-Seed = Annotated[int, Field(ge=0, lt=2**63, description="a whole number from 0 to 2^63 - 1")]
-Flag = Annotated[bool, Field(description="true or false")]
-Text = Annotated[str, Field(description="text in quotes")]
-Folder = Annotated[Path, Field(strict=False, description="the path of a folder")]
-File = Annotated[Path, Field(strict=False, description="the path of a file")]
-Options = Annotated[dict[str, Any], Field(description="a table of name = value")]
-Points = Annotated[
-    Literal["macro", "micro"] | Annotated[list[str], Field(min_length=1)],
-    Field(description="macro, micro, or a list of modules' names"),
-]
-
-
-class TrainConfig(BaseModel):
-    """What a user asked for. None: the shipped default for this data set and release
-    (`optical_dfa.data.defaults`).
+class TrainConfig(Settings, BaseModel):
+    """What a user asked for: the `Settings`, validated.
 
     Of rule, backend and release those that were not given follow the others: dfa on simulated-opu under dark-frame,
     but digital where there is no device or no camera, and what a release or a rule cannot do without.
-
-    Attributes:
-        dataset: a name of `optical_dfa.data.DATASETS`, or a path with one of its suffixes.
-        data_dir: folder in which the files of the data set are; None: OPTICAL_DFA_DATA, the cache, or a
-            download.
-        features: inputs computed from the training inputs alone (`optical_dfa.data.features`), where those are public:
-            releases none and label.
-        model: a specification that `optical_dfa.networks.building.build` understands.
-        transfer: folder of a run of the same network, whose convolutions are taken and frozen; not in a private run,
-            for they may have learned from the same records.
-        rule: which training rule; one of `RULES`.
-        backend, backend_options: the projection device and its own settings.
-        rule_options: the rule's own settings.
-        points: where the rule cuts: macro or micro, a Transformer's blocks at their outputs (macro, the default) or
-            inside, a table's network at its activations (macro) or at its embeddings too (micro, the default); or names
-            of modules. None: the network's or the rule's own choice, mostly activations and embeddings.
-        release: how a step is made private: none, or one of `RELEASES`.
-        release_options: the release's own settings (`privacy.releases.Terms.options`).
-        calibration: file that `optical-dfa calibrate` wrote of the device; release dark-frame then credits what was
-            measured.
-        epsilon: privacy budget of the whole run, at `delta`; the noise is calibrated to it.
-        noise_multiplier: standard deviation of the noise in units of `max_grad_norm`; instead of `epsilon`.
-        max_grad_norm: clipping norm C of one record's whole update (Frobenius, all layers; THEORY T3).
-        batch_size: EXPECTED number of records a step, q * N under Poisson sampling.
-        public_size: the number N of training records that is declared public (docs/threat-model.md); None: the actual
-            one.
-        epochs: passes over the data, in expectation: the run has epochs * N / batch_size steps.
-        lr_schedule: one of `SCHEDULES`: lr throughout (None: likewise), or falling from lr to 0 over the planned steps
-            along half a cosine.
-        momentum: of SGD; None with Adam.
-        max_physical_batch_size: records processed at once; a memory limit without effect on the result.
-        reproducible: seeded privacy noise: the run can be repeated and gives NO guarantee.
-        unsafe_diagnostics: add the training loss and the mean batch size to the metrics; they leak
-            private records, so the run gives NO guarantee.
-        diagnose: compare the rule's teaching with backpropagation's at every evaluation, on training records; a
-            private run needs unsafe_diagnostics for it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-    dataset: Text = "digits"
-    data_dir: Folder | None = None
-    features: Text | None = None
-    model: Text = "mlp"
-    transfer: Folder | None = None
-    rule: Text = "dfa"
-    rule_options: Options = {}
-    points: Points | None = None
-    backend: Text = "simulated-opu"
-    backend_options: Options = {}
-    release: Text = "dark-frame"
-    release_options: Options | None = None
-    calibration: File | None = None
-    epsilon: Positive | None = None
-    delta: Probability | None = None
-    noise_multiplier: Positive | None = None
-    max_grad_norm: Positive | None = None
-    batch_size: Count | None = None
-    public_size: Count | None = None
-    epochs: Count | None = None
-    lr: Rate | None = None
-    lr_schedule: Text | None = None
-    momentum: Fraction | None = None
-    optimizer: Text = "sgd"
-    weight_decay: Decay = 0.0
-    seed: Seed = 0
-    device: Text = "cpu"
-    max_physical_batch_size: Count | None = None
-    reproducible: Flag = False
-    unsafe_diagnostics: Flag = False
-    diagnose: Flag = False
 
     @property
     def private(self) -> bool:
@@ -158,6 +68,11 @@ class TrainConfig(BaseModel):
             given.setdefault("release", "digital")
         return given
 
+    @field_validator(*PATHS, mode="before")
+    @classmethod
+    def _path(cls, value: Any) -> Any:
+        return Path(value) if isinstance(value, str) else value
+
     @field_validator("dataset")
     @classmethod
     def _known_dataset(cls, value: str) -> str:
@@ -167,30 +82,13 @@ class TrainConfig(BaseModel):
             raise ValueError(str(error)) from None
         return value
 
-    @field_validator("rule")
+    @field_validator(*(name for name, setting in SETTINGS.items() if setting.names))
     @classmethod
-    def _known_rule(cls, value: str) -> str:
-        return _one_of("rule", value, tuple(RULES))
-
-    @field_validator("release")
-    @classmethod
-    def _known_release(cls, value: str) -> str:
-        return _one_of("release", value, ("none", *RELEASES))
-
-    @field_validator("optimizer")
-    @classmethod
-    def _known_optimizer(cls, value: str) -> str:
-        return _one_of("optimizer", value, OPTIMIZERS)
-
-    @field_validator("lr_schedule")
-    @classmethod
-    def _known_schedule(cls, value: str | None) -> str | None:
-        return value if value is None else _one_of("lr_schedule", value, SCHEDULES)
-
-    @field_validator("backend")
-    @classmethod
-    def _known_backend(cls, value: str) -> str:
-        return _one_of("backend", value, tuple(BACKENDS))
+    def _known(cls, value: str | None, info: ValidationInfo) -> str | None:
+        names = SETTINGS[str(info.field_name)].names
+        if value is None or value in names:
+            return value
+        raise ValueError(f"{info.field_name} is {value!r}; it must be one of {', '.join(names)}")
 
     @field_validator("features")
     @classmethod
@@ -268,9 +166,10 @@ class ResolvedConfig(TrainConfig):
     `noise_multiplier` are set.
     """
 
-    batch_size: Count
-    epochs: Count
-    lr: Rate
+    if TYPE_CHECKING:  # at run time they are the `Settings`, which `resolve` has filled in
+        batch_size: int
+        epochs: int
+        lr: float
 
 
 def merge(file_values: Mapping[str, Any], flags: Mapping[str, Any]) -> TrainConfig:
@@ -346,7 +245,7 @@ def resolve(config: TrainConfig, train_size: int, model: str | None = None) -> R
         default("lr", rate_for_records(size, **{name: values[name] for name in names}))
     else:
         default("lr", shipped.lr)
-    for name in ("data_dir", "calibration", "transfer"):
+    for name in PATHS:
         if values[name] is not None:
             values[name] = values[name].expanduser().resolve()
     if config.dataset not in DATASETS:
@@ -383,7 +282,7 @@ def read(path: Path) -> dict[str, Any]:
         reason = " ".join(str(error).split())
         raise UsageError(f"config file {path} is not valid TOML: {reason}; correct that line") from None
     for key in values:
-        if key not in TrainConfig.model_fields:
+        if key not in SETTINGS:
             raise UsageError(f"config file {path}: {_unknown_key(key)}")
     return values
 
@@ -391,7 +290,7 @@ def read(path: Path) -> dict[str, Any]:
 def write(config: TrainConfig, path: Path) -> None:
     """The configuration as TOML; settings that are None are left out. `read` and `merge` give it back."""
     values = config.model_dump(exclude_none=True)
-    for name in ("data_dir", "calibration", "transfer"):
+    for name in PATHS:
         if name in values:
             values[name] = str(values[name])
     with replacing(path) as draft:
@@ -408,16 +307,10 @@ def one_line(error: ValidationError) -> str:
         return _unknown_key(name)
     value = repr(first["input"])
     shown = value if len(value) <= 60 else value[:57] + "..."
-    # An option table is given entry by entry: --backend-option NAME=VALUE.
-    flag = f"--{name.removesuffix('s') if name.endswith('_options') else name}".replace("_", "-")
-    return f"{name} is {shown}; it must be {_allowed(name)}: change {flag} or {name} in the config file"
-
-
-def _allowed(name: str) -> str:
-    """The description of a field; that of `X | None` belongs to X."""
-    field = TrainConfig.model_fields[name]
-    inner = (note for member in get_args(field.annotation) for note in getattr(member, "__metadata__", ()))
-    return next(str(note.description) for note in (field, *inner) if getattr(note, "description", None))
+    setting = SETTINGS[name]
+    return (
+        f"{name} is {shown}; it must be {setting.allowed}: change {setting.flag} or {name} in the config file"
+    )
 
 
 def _utf8(text: str) -> bool:
@@ -428,14 +321,7 @@ def _utf8(text: str) -> bool:
     return True
 
 
-def _one_of(setting: str, value: str, allowed: tuple[str, ...], besides: str = "") -> str:
-    if value in allowed:
-        return value
-    raise ValueError(f"{setting} is {value!r}; it must be one of {', '.join(allowed)} {besides}".rstrip())
-
-
 def _unknown_key(key: str) -> str:
-    names = list(TrainConfig.model_fields)
-    close = difflib.get_close_matches(key.replace("-", "_"), names, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"settings are {', '.join(names)}"
+    close = difflib.get_close_matches(key.replace("-", "_"), SETTINGS, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"settings are {', '.join(SETTINGS)}"
     return f"{key!r} is no setting; {hint}"

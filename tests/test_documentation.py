@@ -175,6 +175,24 @@ def test_every_flag_in_a_document_is_one() -> None:
         assert set(named) <= known, document
 
 
+@pytest.mark.parametrize("document", [README, ROOT / "docs" / "command-line.md"], ids=lambda path: path.name)
+def test_the_tables_of_flags_have_every_name_and_no_other(document: Path) -> None:
+    shown: dict[str, list[str]] = {}
+    names: list[str] = []
+    for line in TEXTS[document].splitlines():
+        cells = [cell for cell in line.split("|") if cell.strip()]
+        if cells and (flag := re.fullmatch(r" `--(backend|release|rule)` ", cells[0])):
+            names = shown.setdefault(flag[1], [])
+            cells = cells[1:]
+        if not line.startswith("|"):
+            names = []
+        elif cells:
+            names += re.findall(r"`([\w-]+)`", cells[0])
+    assert {flag: sorted(names) for flag, names in shown.items()} == {
+        "backend": sorted(BACKENDS), "release": sorted(["none", *RELEASES]), "rule": sorted(RULES)
+    }  # fmt: skip
+
+
 def test_the_rooms_of_the_architecture_are_those_of_the_contracts() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
     text = TEXTS[ROOT / "docs" / "how-it-works.md"]

@@ -11,7 +11,7 @@ from torch import nn
 
 from noise_models.drafts import draft_of, is_draft, replacing
 from noise_models.errors import UsageError
-from optical_dfa import config as settings
+from optical_dfa.config import TrainConfig, write
 from optical_dfa.report.page import write_report
 from optical_dfa.runs.folder import RunFolder
 from privacy import checkpoint
@@ -34,7 +34,7 @@ def write_page(path: Path) -> None:
 
 
 WRITERS: dict[str, Callable[[Path], None]] = {
-    "config.toml": lambda path: settings.write(settings.TrainConfig(), path),
+    "config.toml": lambda path: write(TrainConfig(), path),
     "report.html": write_page,
     "summary.json": lambda path: RunFolder(path.parent).write_json(path.name, {}),
     "checkpoint.safetensors": keep_checkpoint,
@@ -78,6 +78,6 @@ def test_a_resume_removes_what_a_crash_left_and_nothing_else(tmp_path: Path) -> 
     for file in (left, kept):
         file.write_text("")
     folder = RunFolder(tmp_path)
-    folder.begin(settings.TrainConfig(), resume=True, overwrite=False)
+    folder.begin(TrainConfig(), resume=True, overwrite=False)
     folder.close()
     assert {file.name for file in tmp_path.iterdir()} == {"config.toml", "config.toml.new"}

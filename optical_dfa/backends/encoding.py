@@ -145,18 +145,33 @@ class BitPlanes(Encoding):
 ENCODINGS: Final[dict[str, type[Encoding]]] = {cls.name: cls for cls in (Ternary, TernaryAbsolute, BitPlanes)}
 
 
-def make_encoding(name: str, **constants: float | None) -> Encoding:
-    """The encoding `name` with those of `constants` that are not None.
+@dataclass(frozen=True, kw_only=True)
+class EncodingOptions:
+    """What may be chosen of the encoding by every device that has one.
 
-    Raises:
-        UsageError: unknown name, a constant this encoding does not have, or one out of its range.
+    Attributes:
+        encoding: "ternary", "ternary-absolute" or "bit-planes".
+        threshold, amplitude, bits: its constants; None is its default.
     """
-    if name not in ENCODINGS:
-        raise UsageError(f"encoding is {name!r}; it must be one of: {', '.join(ENCODINGS)}")
-    cls = ENCODINGS[name]
-    given = {key: value for key, value in constants.items() if value is not None}
-    own = list(cls.__dataclass_fields__)  # type: ignore[attr-defined]
-    for key in given:
-        if key not in own:
-            raise UsageError(f"encoding {name} has no {key}; it has: {', '.join(own)}")
-    return cls(**given)
+
+    encoding: str = BitPlanes.name
+    threshold: float | None = None
+    amplitude: float | None = None
+    bits: int | None = None
+
+    def build(self) -> Encoding:
+        """
+        Raises:
+            UsageError: unknown name, a constant this encoding does not have, or one out of its range.
+        """
+        name = self.encoding
+        if name not in ENCODINGS:
+            raise UsageError(f"encoding is {name!r}; it must be one of: {', '.join(ENCODINGS)}")
+        cls = ENCODINGS[name]
+        constants = {key: getattr(self, key) for key in ("threshold", "amplitude", "bits")}
+        given = {key: value for key, value in constants.items() if value is not None}
+        own = list(cls.__dataclass_fields__)  # type: ignore[attr-defined]
+        for key in given:
+            if key not in own:
+                raise UsageError(f"encoding {name} has no {key}; it has: {', '.join(own)}")
+        return cls(**given)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import threading
 from abc import abstractmethod
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ from noise_models.base import NoiseModel
 from noise_models.errors import DeviceError
 from noise_models.generator import NoiseGenerator
 from optical_dfa.backends.base import ProjectionBackend
-from optical_dfa.backends.encoding import make_encoding
+from optical_dfa.backends.encoding import EncodingOptions
 from optical_dfa.backends.lightonml_calibration import ProjectorCalibration, calibrate
 
 # Binary frames handed to lightonml at a time, its own batch size.
@@ -35,18 +35,25 @@ class LightonmlFrontEnd(ProjectionBackend):
         calibration: what the patterns showed. Not part of `describe`: it is measured anew at every start.
     """
 
+    options: ClassVar[type[EncodingOptions]]
+
     def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        seed: int,
-        noise: NoiseGenerator,
-        constants: dict[str, Any],
+        self, in_features: int, out_features: int, *, seed: int, noise: NoiseGenerator, **options: Any
     ) -> None:
+        """
+        Args:
+            seed: determines B where the device lets it be chosen.
+            noise: what keys a simulated device's noise.
+            options: fields of the class's `options`.
+
+        Raises:
+            UsageError: a value out of its range.
+            DeviceError: library, drivers or device are not there, or the device does not answer.
+        """
         super().__init__(in_features, out_features)
-        self.encoding = make_encoding(**constants)
+        self._given = options
+        self.encoding = self.options(**options).build()
         self.noise = self._noise_model()
-        self._constants = constants
         self._seed = seed
         self._generator = noise
         # linear_transform goes through state shared by the whole device: one call at a time.

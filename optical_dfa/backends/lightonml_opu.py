@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
@@ -14,12 +15,35 @@ from noise_models.base import Frame, NoiseModel, NoNoise, UncalibratedNoise
 from noise_models.errors import DeviceError, UsageError
 from noise_models.generator import NoiseGenerator, derive_seed
 from optical_dfa.backends.card import BackendCard
+from optical_dfa.backends.encoding import EncodingOptions
 from optical_dfa.backends.lightonml_calibration import CameraLevels, ProjectorCalibration, camera_levels
 from optical_dfa.backends.lightonml_front_end import LightonmlFrontEnd
 from optical_dfa.backends.lightonml_library import import_lightonml, physics_device
-from optical_dfa.backends.simulated_opu import SimulatedOpuBackend
+from optical_dfa.backends.simulated_opu import OpticsOptions, SimulatedOpuBackend
 
 DEVICES: Final = ("noiseless", "physics")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LightonmlSimulatedOptions(OpticsOptions):
+    """What may be chosen of lightonml without hardware; optics and camera are the physics-level device's.
+
+    Attributes:
+        device: "noiseless" or "physics".
+    """
+
+    device: str = "noiseless"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LightonmlOptions(EncodingOptions):
+    """What may be chosen of an OPU.
+
+    Attributes:
+        config_file: lightonml's device configuration, a path or an http address; empty is the host's own.
+    """
+
+    config_file: str = ""
 
 
 @BackendCard(
@@ -42,6 +66,7 @@ class LightonmlSimulatedBackend(LightonmlFrontEnd):
     """
 
     name: ClassVar[str] = "lightonml-simulated"
+    options = LightonmlSimulatedOptions
 
     def __init__(
         self,
@@ -50,61 +75,36 @@ class LightonmlSimulatedBackend(LightonmlFrontEnd):
         *,
         seed: int,
         noise: NoiseGenerator,
-        device: str = "noiseless",
-        encoding: str = "bit-planes",
-        threshold: float | None = None,
-        amplitude: float | None = None,
-        bits: int | None = None,
-        camera: str | None = None,
-        method: str | None = None,
-        full_scale: float | None = None,
-        contrast: float | None = None,
-        grain: float | None = None,
-        decorrelation_seconds: float | None = None,
-        drift_per_hour: float | None = None,
-        serial: int | None = None,
-        dark_pixels: int | None = None,
-        frame_rate_hz: float | None = None,
+        **options: Any,
     ) -> None:
         """
         Args:
             seed: determines B.
             noise: what keys the physics-level device's noise; the noiseless one has none.
-            device: "noiseless" or "physics".
-            encoding: "ternary", "ternary-absolute" or "bit-planes".
-            threshold, amplitude, bits: the encoding's constants; None is its default.
-            camera, method, full_scale, contrast, grain, decorrelation_seconds, drift_per_hour, serial, dark_pixels,
-            frame_rate_hz: of the physics-level device, as in `SimulatedOpuBackend`; None is its default.
+            options: fields of `LightonmlSimulatedOptions`.
 
         Raises:
             UsageError: a value out of its range, or one that the noiseless device has no use for.
             DeviceError: lightonml is not installed.
         """
-        if device not in DEVICES:
-            raise UsageError(f"device is {device!r}; it must be one of: {', '.join(DEVICES)}")
-        optics = {
-            "camera": camera, "method": method, "full_scale": full_scale, "contrast": contrast, "grain": grain,
-            "decorrelation_seconds": decorrelation_seconds, "drift_per_hour": drift_per_hour, "serial": serial,
-            "dark_pixels": dark_pixels, "frame_rate_hz": frame_rate_hz,
-        }  # fmt: skip
-        self._optics: dict[str, Any] = {
-            option: value for option, value in optics.items() if value is not None
-        }
-        if device == "noiseless" and self._optics:
+        chosen = LightonmlSimulatedOptions(**options)
+        if chosen.device not in DEVICES:
+            raise UsageError(f"device is {chosen.device!r}; it must be one of: {', '.join(DEVICES)}")
+        optics = {name: value for name, value in options.items() if name in OpticsOptions.__annotations__}
+        if chosen.device == "noiseless" and optics:
             raise UsageError(
-                f"option {next(iter(self._optics))} is of a camera, and lightonml's noiseless device has none; "
+                f"option {next(iter(optics))} is of a camera, and lightonml's noiseless device has none; "
                 "give device=physics too"
             )
-        self.device = device
+        self.device = chosen.device
         self._simulation = (
             SimulatedOpuBackend(
-                in_features, out_features, seed=seed, noise=noise, fidelity="physics", **self._optics
+                in_features, out_features, seed=seed, noise=noise, fidelity="physics", **optics
             )
-            if device == "physics"
+            if chosen.device == "physics"
             else None
         )
-        constants = {"name": encoding, "threshold": threshold, "amplitude": amplitude, "bits": bits}
-        super().__init__(in_features, out_features, seed, noise, constants)
+        super().__init__(in_features, out_features, seed=seed, noise=noise, **options)
         if self._simulation is not None:
             exposures = self._simulation.optics.interferometer.frames
             nothing = self.encoding.encode(torch.zeros(1, in_features))
@@ -167,11 +167,9 @@ class LightonmlSimulatedBackend(LightonmlFrontEnd):
             self._simulation.close()
 
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
-        encoding = {**self._constants, "encoding": self._constants["name"]}
-        del encoding["name"]
         return _restore_simulated, (
-            self.in_features, self.out_features, self._seed, self._generator,
-            {"device": self.device, **encoding, **self._optics}, self._simulation, self.calibration,
+            self.in_features, self.out_features, self._seed, self._generator, self._given, self._simulation,
+            self.calibration,
         )  # fmt: skip
 
 
@@ -219,43 +217,16 @@ class LightonmlBackend(LightonmlFrontEnd):
     """
 
     name: ClassVar[str] = "lightonml"
+    options = LightonmlOptions
+    levels: CameraLevels | None = None
     physical: ClassVar[bool] = True
-
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        *,
-        seed: int,
-        noise: NoiseGenerator,
-        encoding: str = "bit-planes",
-        threshold: float | None = None,
-        amplitude: float | None = None,
-        bits: int | None = None,
-        config_file: str = "",
-    ) -> None:
-        """
-        Args:
-            seed, noise: unused, the device has its own matrix and noise.
-            encoding: "ternary", "ternary-absolute" or "bit-planes".
-            threshold, amplitude, bits: the encoding's constants; None is its default.
-            config_file: lightonml's device configuration, a path or an http address; empty is the host's own.
-
-        Raises:
-            UsageError: a value out of its range.
-            DeviceError: library, drivers or device are not there, or the device does not answer.
-        """
-        self._config_file = config_file
-        self.levels: CameraLevels | None = None
-        constants = {"name": encoding, "threshold": threshold, "amplitude": amplitude, "bits": bits}
-        super().__init__(in_features, out_features, seed, noise, constants)
 
     def _open(self) -> Any:
         opu_class, _ = import_lightonml()
         try:
             return opu_class(
                 n_components=self.out_features,
-                config_file=_location(self._config_file),
+                config_file=_location(LightonmlOptions(**self._given).config_file),
                 rescale="none",
                 disable_pbar=True,
             )

@@ -17,7 +17,7 @@ from noise_models.errors import UsageError, apart
 from noise_models.generator import NoiseGenerator, derive_seed
 from optical_dfa.backends.base import ProjectionBackend
 from optical_dfa.backends.card import BackendCard
-from optical_dfa.backends.encoding import make_encoding
+from optical_dfa.backends.encoding import EncodingOptions
 from optical_dfa.backends.faults import Fault
 from optical_dfa.backends.optics import EFFECTIVE_SATURATION, REFERENCE_SHARE, Optics
 
@@ -29,25 +29,42 @@ REPLACED: Final = ("frame_rate_hz", "full_well_electrons", "read_noise_electrons
 
 
 @dataclass(frozen=True, kw_only=True)
-class SimulatedOpuOptions:
-    """What may be chosen of a simulated device.
+class OpticsOptions(EncodingOptions):
+    """What may be chosen of the optics and of the camera, whoever drives them.
 
     Attributes:
-        fidelity: "effective" or "physics".
-        camera: a named parameter set of `noise_models.camera`; the options below replace single ones.
+        camera: a named parameter set of `noise_models.camera`.
         method: how the field is measured: "phase-4", "phase-3", "anchor" or "balanced".
-        encoding: "ternary", "ternary-absolute" or "bit-planes".
-        threshold, amplitude, bits: the encoding's constants; None is its default.
         full_scale: |B x| that fills the well; None is 3.909 sqrt(in_features): with all mirrors on 1 pixel in
             15 000 saturates.
         contrast: intensity of an on mirror over an off one; None is perfect mirrors.
         grain: speckle grain in pixels, 1 to 64; None is independent pixels.
         decorrelation_seconds: time in which the speckle field falls to 1/e; None is a stable medium.
         drift_per_hour: relative drift of the camera's gain (`LinearDrift`) in public time; 0 is none.
-        drift_limit: relative drift at which a drifting camera refuses to work; counted off its credit.
         serial: which specimen of the camera: its fixed patterns.
         dark_pixels: pixels of the camera's region of interest.
         frame_rate_hz: at which hardware times are projected; None is the camera's.
+    """
+
+    camera: str = DEFAULT_CAMERA
+    method: str = "phase-4"
+    full_scale: float | None = None
+    contrast: float | None = None
+    grain: float | None = None
+    decorrelation_seconds: float | None = None
+    drift_per_hour: float = 0.0
+    serial: int = 0
+    dark_pixels: int = 131_072
+    frame_rate_hz: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulatedOpuOptions(OpticsOptions):
+    """What may be chosen of a simulated device.
+
+    Attributes:
+        fidelity: "effective" or "physics".
+        drift_limit: relative drift at which a drifting camera refuses to work; counted off its credit.
         adc_bits, full_well_electrons, read_noise_electrons, dark_current_electrons_per_second, prnu,
         dsnu_electrons, dnl_lsb, dark_amplification: see `Camera`; None is the named camera's.
         dark_black: black level of dark frames in DN; None keeps the named camera's place in the range.
@@ -56,21 +73,7 @@ class SimulatedOpuOptions:
     """
 
     fidelity: str = "effective"
-    camera: str = DEFAULT_CAMERA
-    method: str = "phase-4"
-    encoding: str = "bit-planes"
-    threshold: float | None = None
-    amplitude: float | None = None
-    bits: int | None = None
-    full_scale: float | None = None
-    contrast: float | None = None
-    grain: float | None = None
-    decorrelation_seconds: float | None = None
-    drift_per_hour: float = 0.0
     drift_limit: float = 0.05
-    serial: int = 0
-    dark_pixels: int = 131_072
-    frame_rate_hz: float | None = None
     adc_bits: int | None = None
     full_well_electrons: float | None = None
     read_noise_electrons: float | None = None
@@ -142,9 +145,7 @@ class SimulatedOpuBackend(ProjectionBackend):
         if fidelity == "effective":
             parameters = parameters.ideal()
         self.fidelity = fidelity
-        self.encoding = make_encoding(
-            chosen.encoding, threshold=chosen.threshold, amplitude=chosen.amplitude, bits=chosen.bits
-        )
+        self.encoding = chosen.build()
         self.optics = Optics(
             in_features,
             out_features,

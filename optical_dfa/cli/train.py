@@ -2,112 +2,51 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from noise_models.errors import UsageError
-from optical_dfa.backends import BACKENDS
 from optical_dfa.cli.app import UserInterruptError
 from optical_dfa.cli.output import JsonOption, notes_to_stderr, print_facts, print_json
-from optical_dfa.data import choices
-from optical_dfa.feedback import RULES
-from privacy.releases import RELEASES
+from optical_dfa.settings import SETTINGS
 
 
+def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """`command` with a flag for every setting in the place of its keywords; one that is not given is None."""
+    own = inspect.signature(command, eval_str=True)
+    config, *others, _ = own.parameters.values()
+    flags = [
+        config.replace(
+            name=name,
+            annotation=Annotated[
+                setting.given | None, typer.Option(setting.flag, metavar=setting.metavar, help=setting.help)
+            ],
+        )
+        for name, setting in SETTINGS.items()
+    ]
+    command.__signature__ = own.replace(parameters=[config, *flags, *others])  # type: ignore[attr-defined]
+    return command
+
+
+@_with_settings
 def train(
+    *,
     config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="TOML file of settings; flags win.")
     ] = None,
-    dataset: Annotated[
-        str | None,
-        typer.Option(help=f"{choices()}."),
-    ] = None,
-    data_dir: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder with the data set's files.")
-    ] = None,
-    features: Annotated[
-        str | None, typer.Option(help="Inputs' principal components, such as pca:64; inputs must be public.")
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="Network, such as mlp:512,512 or cnn:16,32+128; for text gru:128.")
-    ] = None,
-    transfer: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Freeze the convolutions of this run; not private.")
-    ] = None,
-    rule: Annotated[
-        str | None,
-        typer.Option(help=f"Training rule: {', '.join(RULES)}."),
-    ] = None,
-    rule_option: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="Repeatable.")] = None,
-    points: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME,...",
-            help="Modules to teach directly, or macro or micro (transformer, embed); default: mostly activations.",
-        ),
-    ] = None,
-    backend: Annotated[
-        str | None,
-        typer.Option(help=f"Projection device: {', '.join(BACKENDS)}; see `optical-dfa backends`."),
-    ] = None,
-    backend_option: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Repeatable.")
-    ] = None,
-    release: Annotated[
-        str | None, typer.Option(help=f"Privacy release: none, {', '.join(RELEASES)}.")
-    ] = None,
-    release_option: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Repeatable.")
-    ] = None,
-    calibration: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="The device's, from `calibrate --out`; for dark-frame."),
-    ] = None,
-    epsilon: Annotated[float | None, typer.Option(help="Privacy budget; sets the noise.")] = None,
-    delta: Annotated[float | None, typer.Option(help="Failure probability of the guarantee.")] = None,
-    noise_multiplier: Annotated[
-        float | None, typer.Option(help="Noise over clipping norm; instead of --epsilon.")
-    ] = None,
-    max_grad_norm: Annotated[float | None, typer.Option(help="Clipping norm of one record's update.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Expected number of records a step.")] = None,
-    max_physical_batch_size: Annotated[int | None, typer.Option(help="Records in memory at once.")] = None,
-    public_size: Annotated[
-        int | None, typer.Option(help="Number of records that is declared public.")
-    ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the data.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
-    lr_schedule: Annotated[
-        str | None, typer.Option(help="constant, or cosine: falls to 0 over the run.")
-    ] = None,
-    momentum: Annotated[float | None, typer.Option(help="Momentum of SGD.")] = None,
-    weight_decay: Annotated[float | None, typer.Option(help="Weight decay.")] = None,
-    optimizer: Annotated[str | None, typer.Option(help="sgd or adam.")] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Seed of weights and feedback; never of privacy noise.")
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:N or mps.")] = None,
-    reproducible: Annotated[
-        bool, typer.Option("--reproducible", help="Seeded noise: repeatable, and NO guarantee.")
-    ] = False,
-    unsafe_diagnostics: Annotated[
-        bool,
-        typer.Option("--unsafe-diagnostics", help="Keep training loss and batch size too: NO guarantee."),
-    ] = False,
-    diagnose: Annotated[
-        bool,
-        typer.Option("--diagnose", help="Compare the rule with backpropagation; needs no privacy."),
-    ] = False,
     out: Annotated[
         str | None, typer.Option(metavar="DIR", help="Run folder; none is kept without it.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
     as_json: JsonOption = False,
+    **flags: Any,
 ) -> None:
     """Train a network and state the privacy guarantee of its weights.
 
@@ -116,46 +55,13 @@ def train(
     Example: optical-dfa train --dataset fashion-mnist --backend simulated-opu --release dark-frame
     --epsilon 3 --delta 1e-5 --out runs/f
     """
-    from optical_dfa import config as settings
+    from optical_dfa.config import merge, read
     from optical_dfa.runs.folder import CONFIG, REPORT
 
     folder = _folder(out, resume=resume, overwrite=overwrite)
-
-    flags: dict[str, Any] = {
-        "dataset": dataset,
-        "data_dir": data_dir,
-        "features": features,
-        "model": model,
-        "transfer": transfer,
-        "rule": rule,
-        "rule_options": parse_options("--rule-option", rule_option),
-        "points": points if points in (None, "macro", "micro") else points.split(","),
-        "backend": backend,
-        "backend_options": parse_options("--backend-option", backend_option),
-        "release": release,
-        "release_options": parse_options("--release-option", release_option),
-        "calibration": calibration,
-        "epsilon": epsilon,
-        "delta": delta,
-        "noise_multiplier": noise_multiplier,
-        "max_grad_norm": max_grad_norm,
-        "batch_size": batch_size,
-        "max_physical_batch_size": max_physical_batch_size,
-        "public_size": public_size,
-        "epochs": epochs,
-        "lr": lr,
-        "lr_schedule": lr_schedule,
-        "momentum": momentum,
-        "weight_decay": weight_decay,
-        "optimizer": optimizer,
-        "seed": seed,
-        "device": device,
-        "reproducible": reproducible or None,
-        "unsafe_diagnostics": unsafe_diagnostics or None,
-        "diagnose": diagnose or None,
-    }
+    given = {name: _value(name, flag) for name, flag in flags.items()}
     source = folder / CONFIG if resume and folder is not None and config is None else config
-    merged = settings.merge(settings.read(source) if source is not None else {}, flags)
+    merged = merge(read(source) if source is not None else {}, given)
 
     from optical_dfa.progress import progress_for
     from optical_dfa.training import trainer
@@ -190,6 +96,16 @@ def _tell_of_tensorboard(folder: Path) -> None:
     else:
         text = f"no TensorBoard files: pip install tensorboard, or read the diagnosis in {folder}"
     print(text, file=sys.stderr)
+
+
+def _value(name: str, flag: Any) -> Any:
+    """A setting as it is in a file, from its flag."""
+    setting = SETTINGS[name]
+    if setting.given == list[str]:
+        return parse_options(setting.flag, flag)
+    if name == "points" and flag not in (None, "macro", "micro"):
+        return flag.split(",")
+    return flag
 
 
 def parse_options(flag: str, given: Sequence[str] | None) -> dict[str, Any] | None:

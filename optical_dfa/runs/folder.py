@@ -13,7 +13,7 @@ from typing import Any
 
 from noise_models.drafts import is_draft, replacing
 from noise_models.errors import UsageError
-from optical_dfa import config as settings
+from optical_dfa.config import TrainConfig, merge, read, write
 from privacy.auditing import fields
 
 CONFIG = "config.toml"
@@ -72,13 +72,13 @@ class RunFolder:
                 f"{self.path} already holds a run; resume it, overwrite it, or choose another folder"
             )
 
-    def refuse_other(self, config: settings.TrainConfig) -> None:
+    def refuse_other(self, config: TrainConfig) -> None:
         """Refuse to go on with the run here under settings that make it another run.
 
         Raises:
             UsageError: the setting, its value then and now.
         """
-        before = settings.merge(settings.read(self.path / CONFIG), {}).model_dump()
+        before = merge(read(self.path / CONFIG), {}).model_dump()
         for name, value in config.model_dump(exclude=RESUMED_ANEW).items():
             if before[name] != value:
                 raise UsageError(
@@ -94,7 +94,7 @@ class RunFolder:
         if self._lock is None and not self._locked():
             raise UsageError(f"{self.path} is not there; name the run's folder")
 
-    def begin(self, config: settings.TrainConfig, *, resume: bool, overwrite: bool) -> None:
+    def begin(self, config: TrainConfig, *, resume: bool, overwrite: bool) -> None:
         """Create the folder, take it for this process, clear an earlier run and write the configuration.
 
         Raises:
@@ -110,7 +110,7 @@ class RunFolder:
                 self.refuse_run()  # one may have begun since the first look
             if overwrite:
                 self._remove_files()
-            settings.write(config, self.path / CONFIG)
+            write(config, self.path / CONFIG)
         except OSError as error:
             raise self._unwritable(error) from None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -14,9 +16,9 @@ from optical_dfa.backends.encoding import (
     ENCODINGS,
     BitPlanes,
     Encoding,
+    EncodingOptions,
     Ternary,
     TernaryAbsolute,
-    make_encoding,
 )
 
 ENTRIES = st.floats(-1e6, 1e6, allow_subnormal=False).map(lambda x: 0.0 if abs(x) < 1e-6 else x)
@@ -120,9 +122,9 @@ def test_extreme_amplitudes_survive(encoding: Encoding, size: float) -> None:
         ("bit-planes", {"threshold": 0.5}),
     ],
 )
-def test_refused_encodings(name: str, constants: dict[str, float]) -> None:
+def test_refused_encodings(name: str, constants: dict[str, Any]) -> None:
     with pytest.raises(UsageError) as caught:
-        make_encoding(name, **constants)
+        EncodingOptions(encoding=name, **constants).build()
     assert "\n" not in str(caught.value)
 
 

@@ -19,7 +19,9 @@ from noise_models.errors import DeviceError, UsageError
 from optical_dfa.cli import main
 from optical_dfa.cli.app import COMMANDS
 from optical_dfa.cli.train import parse_options
+from optical_dfa.config import TrainConfig
 from optical_dfa.networks.building import build
+from optical_dfa.settings import SETTINGS
 
 ROOT = Path(__file__).parents[2]
 CASE = ["--sample-rate", "0.004266666666666667", "--delta", "1e-5"]
@@ -64,7 +66,7 @@ def test_help_is_quick_and_light() -> None:
     assert min(once() for _ in range(3)) < 0.5
     code = (
         "import sys; from optical_dfa.cli import main; main(['train', '--help']);"
-        "assert not {'torch', 'numpy', 'matplotlib', 'rich'} & set(sys.modules)"
+        "assert not {'torch', 'numpy', 'matplotlib', 'rich', 'optical_dfa.config'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stderr == ""
@@ -254,6 +256,31 @@ def test_train_text_gives_accuracy_and_the_whole_guarantee(
         assert expected in output.out
     assert "\x1b" not in output.out + output.err
     assert "━" not in output.err
+
+
+BY_FLAG: dict[
+    Any, tuple[list[str], Any]
+] = {  # type on the command line -> words, and what the setting is then
+    str: (["a,b"], "a,b"),
+    Path: (["p"], Path("p")),
+    float: (["0.5"], 0.5),
+    int: (["7"], 7),
+    bool: ([], True),
+    list[str]: (["bits=8"], {"bits": 8}),
+}
+
+
+def test_every_setting_has_a_flag_that_gives_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def merge(file: dict[str, Any], flags: dict[str, Any]) -> None:
+        taken.append(flags)
+        raise UsageError("enough")
+
+    taken: list[dict[str, Any]] = []
+    monkeypatch.setattr("optical_dfa.config.merge", merge)
+    given = [word for setting in SETTINGS.values() for word in (setting.flag, *BY_FLAG[setting.given][0])]
+    assert main(["train", *given]) == main(["train"]) == 2
+    expected = {name: BY_FLAG[setting.given][1] for name, setting in SETTINGS.items()}
+    assert taken == [{**expected, "points": ["a", "b"]}, dict.fromkeys(TrainConfig.model_fields)]
 
 
 def test_flags_reach_the_trainer_and_win_over_the_file(tmp_path: Path, trainer: types.ModuleType) -> None:
