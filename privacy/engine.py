@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader
 
 from noise_models.calibration.document import Calibration
 from noise_models.errors import UsageError
-from noise_models.generator import NoiseGenerator, derive_seed
+from noise_models.randomness.generator import NoiseGenerator, derive_seed
 from privacy import accounting, checkpoint, health_log
 from privacy.arguments import refuse_arguments, refuse_reduction, refuse_types
 from privacy.contributions.protocols import PrivateModule

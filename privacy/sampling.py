@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from noise_models.errors import UsageError
-from noise_models.generator import NoiseGenerator, derive_seed
+from noise_models.randomness.generator import NoiseGenerator, derive_seed
 from privacy.arguments import refuse_types
 from privacy.fixed import Fixed
 from privacy.records import Records, map_style, tell_unused

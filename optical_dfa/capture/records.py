@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from noise_models.errors import UsageError
-from noise_models.generator import NoiseGenerator
+from noise_models.randomness.generator import NoiseGenerator
 from optical_dfa.capture.device import FollowedDevice
 from optical_dfa.capture.following import Following
 from optical_dfa.capture.graph import refuse_unknown_functions

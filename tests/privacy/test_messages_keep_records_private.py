@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import optical_dfa
 import privacy
 from noise_models.errors import UsageError
-from noise_models.generator import NoiseGenerator
+from noise_models.randomness.generator import NoiseGenerator
 from optical_dfa import align
 from optical_dfa.backends.digital import DigitalBackend
 from privacy.engine import PrivacyEngine
