@@ -9,7 +9,7 @@ same way; it earns credit only where the converter is known to be ideal.
 from pathlib import Path
 
 from noise_models.calibration.photon_transfer import calibrate
-from noise_models.generator import NoiseGenerator
+from noise_models.randomness.generator import NoiseGenerator
 from optical_dfa import create
 from optical_dfa.cli import main
 from privacy.auditing.audit import audit

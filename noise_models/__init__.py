@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from noise_models.base import NoiseModel, NoNoise
     from noise_models.calibration.document import Calibration
     from noise_models.errors import DeviceError, HealthError, UsageError
-    from noise_models.generator import NoiseGenerator
+    from noise_models.randomness.generator import NoiseGenerator
 
 __all__ = [
     "Calibration",
@@ -29,7 +29,7 @@ __getattr__, __dir__ = front_door(
         "DeviceError": "noise_models.errors",
         "HealthError": "noise_models.errors",
         "NoNoise": "noise_models.base",
-        "NoiseGenerator": "noise_models.generator",
+        "NoiseGenerator": "noise_models.randomness.generator",
         "NoiseModel": "noise_models.base",
         "UsageError": "noise_models.errors",
     },

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from noise_models.errors import UsageError
-from noise_models.generator import NoiseGenerator
+from noise_models.randomness.generator import NoiseGenerator
 
 
 class Frame(StrEnum):

@@ -13,11 +13,11 @@ from scipy.special import ndtr, pdtrc
 from torch import Tensor
 
 from noise_models.base import Credit, Frame, NoiseModel
-from noise_models.chunks import CHUNK, draw_in_chunks
 from noise_models.data_sheet import CAMERAS, DEFAULT_CAMERA, PATTERN_REACH, Camera, named_camera
 from noise_models.errors import DeviceError, UsageError, apart
-from noise_models.generator import NoiseGenerator, derive_seed
-from noise_models.quantised_normal import LEVELS, ShiftedQuantisedNormal
+from noise_models.randomness.chunks import CHUNK, draw_in_chunks
+from noise_models.randomness.generator import NoiseGenerator, derive_seed
+from noise_models.randomness.quantised_normal import LEVELS, ShiftedQuantisedNormal
 from noise_models.shot import LARGEST_MEAN, draw_poisson
 
 __all__ = ["CAMERAS", "DEFAULT_CAMERA", "Camera", "PhysicalCamera", "named_camera"]

@@ -11,7 +11,7 @@ from noise_models.base import Credit, Frame, NoiseModel
 from noise_models.correlated import CorrelatedNoise
 from noise_models.errors import UsageError
 from noise_models.gaussian import REAL_READOUT, GaussianNoise
-from noise_models.generator import NoiseGenerator
+from noise_models.randomness.generator import NoiseGenerator
 from noise_models.readout import IdealConverter
 
 # The noises that are Gaussian throughout, so that a converter's clipped mass is known.

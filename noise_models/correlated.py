@@ -11,7 +11,7 @@ from torch import Tensor
 from noise_models.base import Credit, Frame, NoiseModel
 from noise_models.errors import UsageError
 from noise_models.gaussian import REAL_READOUT
-from noise_models.generator import NORMAL_TAIL_MASS, NoiseGenerator
+from noise_models.randomness.generator import NORMAL_TAIL_MASS, NoiseGenerator
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from noise_models.base import Credit, Frame, NoiseModel
 from noise_models.errors import UsageError
-from noise_models.generator import NoiseGenerator
+from noise_models.randomness.generator import NoiseGenerator
 
 HOUR = 3600.0
 

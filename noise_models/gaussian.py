@@ -10,7 +10,7 @@ from torch import Tensor
 
 from noise_models.base import Credit, Frame, NoiseModel
 from noise_models.errors import UsageError
-from noise_models.generator import NORMAL_TAIL_MASS, NoiseGenerator
+from noise_models.randomness.generator import NORMAL_TAIL_MASS, NoiseGenerator
 
 # The assumption of a readout that no converter ends.
 REAL_READOUT: Final = "the readout is a real number: no converter rounds it (THEORY T4)"

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from noise_models.base import Credit, Frame, NoiseModel
-from noise_models.chunks import CHUNK, draw_in_chunks
 from noise_models.errors import UsageError
-from noise_models.generator import NoiseGenerator
+from noise_models.randomness.chunks import CHUNK, draw_in_chunks
+from noise_models.randomness.generator import NoiseGenerator
 
 # Largest mean that is drawn: counts fit in 63 bits with room.
 LARGEST_MEAN: Final = 1e18

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from noise_models.errors import UsageError
-from noise_models.generator import NoiseGenerator, derive_seed
+from noise_models.randomness.generator import NoiseGenerator, derive_seed
 from optical_dfa.backends import create
 from optical_dfa.backends.base import ProjectionBackend
 from optical_dfa.capture.opening import open_capture

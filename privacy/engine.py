@@ -29,8 +29,9 @@ from torch.utils.data import DataLoader
 
 from noise_models.calibration.document import Calibration
 from noise_models.errors import UsageError
-from noise_models.generator import NoiseGenerator, derive_seed
+from noise_models.randomness.generator import NoiseGenerator, derive_seed
 from privacy import accounting, checkpoint, health_log
+from privacy.arguments import refuse_arguments, refuse_reduction, refuse_types
 from privacy.contributions.protocols import PrivateModule
 from privacy.errors import BudgetExhaustedError
 from privacy.fixed import Fixed
@@ -38,13 +39,11 @@ from privacy.guarantee import Guarantee
 from privacy.ledger import SETTINGS, Ledger, ReleaseEvent
 from privacy.norms import refuse_norm
 from privacy.notions import Kind
-from privacy.opacus_arguments import refuse_arguments, refuse_reduction
 from privacy.optimizer import PrivateOptimizer
-from privacy.plan import SamplingPlan, refuse_types
 from privacy.releases import RELEASES, refuse_unknown_options, terms
 from privacy.releases.source import NoiseSource, Parts
 from privacy.releases.step import StepRelease
-from privacy.sampling import PoissonLoader, PrivateLoader, PublicLoader
+from privacy.sampling import PoissonLoader, PrivateLoader, PublicLoader, SamplingPlan
 from privacy.secrecy import draws_from_the_process, foreign, unsecret
 from privacy.validation import Validation, validate
 from privacy.weights import ANNOUNCED

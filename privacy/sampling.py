@@ -1,4 +1,7 @@
-"""How a private loop's batches are drawn: by Poisson sampling with secret coins (THEORY T3), or in public (T7)."""
+"""How a private loop's batches are drawn: by Poisson sampling with secret coins (THEORY T3), or in public (T7).
+
+The plan of the steps is made of public numbers alone.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,49 @@ import torch
 from torch.utils.data import DataLoader
 
 from noise_models.errors import UsageError
-from noise_models.generator import NoiseGenerator, derive_seed
+from noise_models.randomness.generator import NoiseGenerator, derive_seed
+from privacy.arguments import refuse_types
 from privacy.fixed import Fixed
-from privacy.records import Records
+from privacy.records import Records, map_style, tell_unused
+
+# A data set may be this much larger than declared, so that no refusal depends on one record.
+SIZE_SLACK = 1.1
+
+
+class SamplingPlan:
+    """How steps are drawn: sample rate, expected batch size and steps an epoch, all from the public N."""
+
+    def __init__(
+        self,
+        loader: DataLoader[Any],
+        poisson_sampling: bool,
+        public_size: int | None,
+        max_physical_batch_size: int | None,
+    ) -> None:
+        if poisson_sampling is not True:
+            raise UsageError(
+                f"poisson_sampling is {poisson_sampling!r:.20}; shuffled batches have no subsampling guarantee, leave "
+                "it True"
+            )
+        whole = {"public_size": public_size, "max_physical_batch_size": max_physical_batch_size}
+        refuse_types({}, {name: value for name, value in whole.items() if value is not None})
+        data = map_style(loader)
+        self.loader = loader
+        self.size = len(data) if public_size is None else public_size
+        batch = loader.batch_size or 0
+        if not 1 <= batch <= self.size:
+            raise UsageError(
+                f"the expected batch size is {batch} and the public size {self.size}; need 1 <= batch <= N"
+            )
+        self.sample_rate = batch / self.size
+        if len(data) > max(SIZE_SLACK * self.size, self.size + 1):
+            raise UsageError(
+                f"the public size is {self.size}, far below the number of records; declare one that is not below it"
+            )
+        self.expected_batch_size = batch
+        self.steps = max(1, round(self.size / batch))
+        self.max_physical_batch_size = max_physical_batch_size
+        tell_unused(loader)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from noise_models.base import NoNoise
-from noise_models.generator import NoiseGenerator
+from noise_models.randomness.generator import NoiseGenerator
 
 # Generators of other libraries: their keys are short, or given, or written down.
 _OTHER = (torch.Generator, np.random.Generator, np.random.RandomState, np.random.BitGenerator, random.Random)

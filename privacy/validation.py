@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from noise_models.errors import DeviceError, UsageError
-from noise_models.generator import NoiseGenerator
+from noise_models.randomness.generator import NoiseGenerator
 from privacy.contributions.protocols import Contributions, PrivateModule
 
 SMALL, LARGE = 4, 256  # records in the batches drawn by default

@@ -13,7 +13,7 @@ import pytest
 
 from noise_models.base import Frame
 from noise_models.calibration.document import Calibration, Interval
-from noise_models.generator import NoiseGenerator
+from noise_models.randomness.generator import NoiseGenerator
 from optical_dfa.backends.simulated_opu import SimulatedOpuBackend
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

@@ -26,7 +26,7 @@ from experiments.harness.readme import DOCUMENTS as WITH_TABLES
 from experiments.harness.readme import with_tables
 from noise_models.calibration.photon_transfer import calibrate
 from noise_models.errors import UsageError
-from noise_models.generator import NoiseGenerator
+from noise_models.randomness.generator import NoiseGenerator
 from optical_dfa import align
 from optical_dfa.backends import BACKENDS, create
 from optical_dfa.backends.digital import DigitalBackend

@@ -15,7 +15,7 @@ from typing import Any
 
 from experiments.harness.experiment import RESULTS, TABLE
 from noise_models.errors import DeviceError, UsageError
-from noise_models.generator import derive_seed
+from noise_models.randomness.generator import derive_seed
 from optical_dfa.attacks import attack
 from optical_dfa.attacks.setting import Setting
 from optical_dfa.progress import progress_for

@@ -22,7 +22,7 @@ from experiments.bottleneck.mask import LAUNAY_WIDTHS, mask_gradients
 from experiments.bottleneck.picture import draw_bottleneck
 from experiments.harness.experiment import RESULTS, TABLE
 from noise_models.errors import UsageError
-from noise_models.generator import derive_seed
+from noise_models.randomness.generator import derive_seed
 from optical_dfa import align
 from optical_dfa.data import load, names
 from optical_dfa.data.dataset import Dataset

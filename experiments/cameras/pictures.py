@@ -11,7 +11,7 @@ from torch import Tensor
 from noise_models.base import Frame
 from noise_models.calibration.photon_transfer import calibrate
 from noise_models.camera import CAMERAS, DEFAULT_CAMERA, PhysicalCamera
-from noise_models.generator import NoiseGenerator
+from noise_models.randomness.generator import NoiseGenerator
 from optical_dfa.backends import create
 from optical_dfa.backends.optics import Optics
 from optical_dfa.report.photon_transfer import draw_calibration_picture

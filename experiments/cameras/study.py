@@ -20,8 +20,8 @@ from experiments.harness.experiment import TABLE
 from noise_models.calibration.photon_transfer import calibrate
 from noise_models.camera import CAMERAS, Camera
 from noise_models.errors import DeviceError, UsageError
-from noise_models.generator import NoiseGenerator
 from noise_models.health.monitor import look_frames
+from noise_models.randomness.generator import NoiseGenerator
 from optical_dfa.backends import create
 from optical_dfa.backends.base import ProjectionBackend
 from privacy.releases.dark_frame import TAU

@@ -8,7 +8,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from noise_models.generator import derive_seed
+from noise_models.randomness.generator import derive_seed
 from optical_dfa.data import load
 from optical_dfa.networks import building as models
 from optical_dfa.training.online import OnlineLearner

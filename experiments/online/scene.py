@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample, interpolate
 
-from noise_models.generator import derive_seed
+from noise_models.randomness.generator import derive_seed
 
 SIDE = 96  # pixels of a frame
 BOX = 20  # pixels of the target's square box

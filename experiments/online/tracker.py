@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, conv2d
 
 from experiments.online.scene import BOX, SIDE, Stream
-from noise_models.generator import derive_seed
+from noise_models.randomness.generator import derive_seed
 from optical_dfa.networks import building as models
 from optical_dfa.training.online import OnlineLearner
 

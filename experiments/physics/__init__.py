@@ -7,7 +7,7 @@ from experiments.harness.experiment import load
 from noise_models.calibration.document import Calibration
 from noise_models.calibration.photon_transfer import calibrate
 from noise_models.errors import DeviceError, UsageError
-from noise_models.generator import NoiseGenerator
+from noise_models.randomness.generator import NoiseGenerator
 from optical_dfa.backends import create
 
 FOLDER = Path(__file__).parent

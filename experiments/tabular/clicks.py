@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from noise_models.generator import derive_seed
+from noise_models.randomness.generator import derive_seed
 
 CARDINALITIES = (500, 200, 100, 100, 50, 50, 20, 10)
 NUMERIC = 4

@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from noise_models.generator import NoiseGenerator
+from noise_models.randomness.generator import NoiseGenerator
 
 CHUNK_PIXELS: Final = 256
 RECENT_FRAMES: Final = 64

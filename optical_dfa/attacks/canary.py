@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from noise_models.errors import UsageError
-from noise_models.generator import NoiseGenerator, derive_seed
+from noise_models.randomness.generator import NoiseGenerator, derive_seed
 from optical_dfa import align
 from optical_dfa.attacks.records import AttackRecords, load_records
 from optical_dfa.attacks.setting import Setting

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from noise_models.errors import UsageError
-from noise_models.generator import derive_seed
+from noise_models.randomness.generator import derive_seed
 from optical_dfa.attacks.setting import Setting
 from optical_dfa.attacks.worlds import NEGLIGIBLE, Worlds, claimed, claimed_kind, noise_std, wide_net
 from privacy import PrivacyEngine

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noise_models.errors import UsageError
-from noise_models.generator import derive_seed
+from noise_models.randomness.generator import derive_seed
 from optical_dfa.attacks.records import load_records
 from optical_dfa.attacks.setting import Setting
 from optical_dfa.attacks.worlds import NEGLIGIBLE, Worlds, claimed, claimed_kind

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from noise_models.errors import UsageError
-from noise_models.generator import derive_seed
+from noise_models.randomness.generator import derive_seed
 from optical_dfa.attacks.setting import Setting
 from optical_dfa.attacks.worlds import Worlds, claimed, claimed_kind, noise_std
 from privacy.attacks.finding import Finding

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from noise_models.errors import UsageError
-from noise_models.generator import derive_seed
+from noise_models.randomness.generator import derive_seed
 from optical_dfa.data import load
 from optical_dfa.data.files import find
 from optical_dfa.data.idx import SHAPES, SOURCES

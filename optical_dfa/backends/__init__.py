@@ -12,7 +12,7 @@ from optical_dfa import options as options_of
 from optical_dfa.backends.card import BackendCard
 
 if TYPE_CHECKING:
-    from noise_models.generator import NoiseGenerator
+    from noise_models.randomness.generator import NoiseGenerator
     from optical_dfa.backends.base import ProjectionBackend
 
 NO_OPTIONS: Final = ("in_features", "out_features", "seed", "noise")

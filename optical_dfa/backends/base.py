@@ -13,7 +13,7 @@ from torch import Tensor
 
 from noise_models.base import Frame, NoiseModel
 from noise_models.errors import UsageError
-from noise_models.generator import NoiseGenerator
+from noise_models.randomness.generator import NoiseGenerator
 
 
 def digest(description: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from noise_models.base import NoNoise
 from noise_models.errors import UsageError
-from noise_models.generator import NoiseGenerator
+from noise_models.randomness.generator import NoiseGenerator
 from optical_dfa.backends.base import ProjectionBackend
 from optical_dfa.backends.card import BackendCard
 from optical_dfa.backends.matrix import DISTRIBUTIONS, RandomMatrix

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from noise_models.base import NoiseModel
 from noise_models.errors import DeviceError
-from noise_models.generator import NoiseGenerator
+from noise_models.randomness.generator import NoiseGenerator
 from optical_dfa.backends.base import ProjectionBackend
 from optical_dfa.backends.encoding import EncodingOptions
 from optical_dfa.backends.lightonml_calibration import ProjectorCalibration, calibrate

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from noise_models.base import Frame, NoiseModel, NoNoise, UncalibratedNoise
 from noise_models.errors import DeviceError, UsageError
-from noise_models.generator import NoiseGenerator, derive_seed
+from noise_models.randomness.generator import NoiseGenerator, derive_seed
 from optical_dfa.backends.card import BackendCard
 from optical_dfa.backends.encoding import EncodingOptions
 from optical_dfa.backends.lightonml_calibration import CameraLevels, ProjectorCalibration, camera_levels

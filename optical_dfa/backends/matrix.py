@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from noise_models.errors import UsageError
-from noise_models.generator import derive_seed
+from noise_models.randomness.generator import derive_seed
 
 DISTRIBUTIONS: Final = ("normal", "uniform", "binary", "orthogonal")
 

@@ -16,7 +16,7 @@ from scipy.special import j1
 from torch import Tensor
 
 from noise_models.errors import UsageError
-from noise_models.generator import derive_seed
+from noise_models.randomness.generator import derive_seed
 
 # Complex numbers that are transformed at a time.
 _BLOCK = 1 << 20

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from noise_models.base import Frame
 from noise_models.camera import PhysicalCamera
-from noise_models.chunks import draw_in_chunks
 from noise_models.data_sheet import Camera
 from noise_models.errors import UsageError
-from noise_models.generator import NoiseGenerator
+from noise_models.randomness.chunks import draw_in_chunks
+from noise_models.randomness.generator import NoiseGenerator
 from optical_dfa.backends.encoding import ModulatorFrames
 from optical_dfa.backends.interferometry import Anchor, Interferometry, brightest, method_class
 from optical_dfa.backends.medium import Medium

@@ -14,7 +14,7 @@ from noise_models.camera import PhysicalCamera
 from noise_models.data_sheet import DEFAULT_CAMERA, Camera, named_camera
 from noise_models.drift import LinearDrift
 from noise_models.errors import UsageError, apart
-from noise_models.generator import NoiseGenerator, derive_seed
+from noise_models.randomness.generator import NoiseGenerator, derive_seed
 from optical_dfa.backends.base import ProjectionBackend
 from optical_dfa.backends.card import BackendCard
 from optical_dfa.backends.encoding import EncodingOptions

@@ -13,7 +13,7 @@ import torch
 
 from noise_models.base import Frame
 from noise_models.camera import PhysicalCamera, named_camera
-from noise_models.generator import NoiseGenerator
+from noise_models.randomness.generator import NoiseGenerator
 from optical_dfa.backends import create
 
 COINS = 60_000

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from noise_models.generator import NoiseGenerator
+from noise_models.randomness.generator import NoiseGenerator
 from optical_dfa.backends import create
 
 INPUTS, OUTPUTS, BATCH = 784, 4096, 512

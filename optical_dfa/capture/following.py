@@ -21,11 +21,12 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 
 from noise_models.errors import UsageError
-from noise_models.generator import NoiseGenerator
+from noise_models.randomness.generator import NoiseGenerator
 from optical_dfa.capture.masks import DRAWN, draw
 from optical_dfa.capture.modes import Modes
-from optical_dfa.capture.operations import COUNTED, Call, MixingError
+from optical_dfa.capture.operations.call import Call, MixingError
 from optical_dfa.capture.plans import (
+    COUNTED,
     FACTORIES,
     RESHAPING,
     SIZES,

@@ -5,7 +5,7 @@ A new layer type is one function here and one line in `LAYERS`; anything else is
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch.nn.functional import pad, unfold
 
 from noise_models.errors import UsageError
 from optical_dfa.capture.contributions import Contribution, Lookup, Outer, OuterSum, RowContribution
+from optical_dfa.feedback.advice import own_class
 from privacy.norms import limit, share, vector_norms
 
 LayerContributions = dict[str, Contribution]
@@ -161,3 +162,25 @@ def _holding(part: nn.Module) -> str:
     if not isinstance(part, nn.modules.batchnorm._BatchNorm) or part.running_mean is None:
         return ""
     return ", or hold its statistics constant: eval() and requires_grad_(False) on it before make_private"
+
+
+def trained_layers(module: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Module]:
+    """The layers that hold the trained parameters, each checked to be supported."""
+    trained = {id(p) for p in parameters.values()}
+    layers: dict[str, nn.Module] = {}
+    for name, part in module.named_modules():
+        if "forward" in vars(part) and any(p.requires_grad for p in part.parameters()):
+            raise UsageError(
+                f"the forward of {name or 'the module'} was replaced, so what it does with its parameters is not "
+                "known; put a module of its own in its place (low-rank factors as two nn.Linear), or freeze it"
+            )
+        if not any(id(p) in trained for p in part.parameters(recurse=False)):
+            continue
+        if type(part) not in LAYERS:
+            instead = own_class(part) or ", ".join(layer.__name__ for layer in LAYERS)
+            raise UsageError(
+                f"{name or 'the module'} ({type(part).__name__}) cannot be trained privately; "
+                f"freeze its parameters, or use {instead}"
+            )
+        layers[name] = part
+    return layers

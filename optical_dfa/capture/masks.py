@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from noise_models.errors import UsageError
-from noise_models.generator import NoiseGenerator
+from noise_models.randomness.generator import NoiseGenerator
 
 
 def draw(name: str, generator: NoiseGenerator, call: Any, given: Any) -> Any:

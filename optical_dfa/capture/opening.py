@@ -10,8 +10,9 @@ from torch import Tensor
 from noise_models.base import NoNoise
 from noise_models.errors import UsageError
 from optical_dfa.capture.aggregated import AggregatedCapture
+from optical_dfa.capture.pending import PASSES
 from optical_dfa.capture.probing import check_records_apart, check_steps_apart, check_sums, check_uses
-from optical_dfa.capture.records import PASSES, Capture
+from optical_dfa.capture.records import Capture
 from optical_dfa.capture.separated import SeparatedCapture
 from optical_dfa.feedback.aligned import AlignedModule
 from optical_dfa.feedback.points import refuse_computed

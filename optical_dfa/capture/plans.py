@@ -11,7 +11,10 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from optical_dfa.capture.masks import DRAWN
-from optical_dfa.capture.operations import Rule, base_name, pointwise, rule_of
+from optical_dfa.capture.operations import rule_of
+from optical_dfa.capture.operations.call import base_name
+from optical_dfa.capture.operations.elements import pointwise
+from optical_dfa.capture.operations.rules import Rule
 
 # Made of sizes alone.
 FACTORIES = frozenset({
@@ -19,6 +22,8 @@ FACTORIES = frozenset({
     "_efficientzerotensor",
 })  # fmt: skip
 NAMES = frozenset({"detach", "alias"})  # another name of the same values
+# What may take the places of the records; other names of them may be made.
+COUNTED = NAMES | {"index", "_embedding_bag", "_embedding_bag_forward_only"}
 RESHAPING = frozenset({"view", "_unsafe_view", "reshape"})
 # Called with sizes, which are compared by themselves: they may be multiples of the number of records.
 SIZED = FACTORIES | RESHAPING | {"expand", "repeat", "arange", "affine_grid_generator"}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from noise_models.errors import UsageError
-from noise_models.generator import NoiseGenerator
+from noise_models.randomness.generator import NoiseGenerator
 from optical_dfa.capture.following import Following
 from optical_dfa.capture.records import Capture, capture_of
 from optical_dfa.capture.state import Attributes, same

@@ -1,74 +1,35 @@
 """Private capture: leaf layers record (input, delta); no weight gradient is ever formed un-clipped.
 
-Implements `privacy.contributions.protocols.Contributions` for an aligned module. While a captured forward pass runs,
-the parameters are frozen, so autograd carries only the teaching signals; each trained layer's output passes through
-`_Record`, whose backward notes what the release needs.
+Implements `privacy.contributions.protocols.Contributions` for an aligned module: the passes over a batch are here, what
+comes of them is a `PendingBatch`. While a captured forward pass runs, the parameters are frozen, so autograd carries
+only the teaching signals; each trained layer's output passes through `Noted`, whose backward notes what the release
+needs.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from noise_models.errors import UsageError
-from noise_models.generator import NoiseGenerator
-from optical_dfa.capture.contributions import Contribution, Workspace, combine, sum_rounding
+from noise_models.randomness.generator import NoiseGenerator
 from optical_dfa.capture.device import FollowedDevice
-from optical_dfa.capture.factors import factors
 from optical_dfa.capture.following import Following
 from optical_dfa.capture.graph import refuse_unknown_functions
-from optical_dfa.capture.layers import LAYERS, held_statistics, refuse_mixing
+from optical_dfa.capture.layers import held_statistics, refuse_mixing, trained_layers
+from optical_dfa.capture.pending import EARLIER, LEAST, Noted, PendingBatch
 from optical_dfa.capture.program import Program
 from optical_dfa.capture.rows import FIRST
 from optical_dfa.capture.state import Attributes, Held, Kept, plain, refuse_extra_state
 from optical_dfa.capture.trying import program_of, program_of_rule
-from optical_dfa.feedback.advice import own_class
 from optical_dfa.feedback.aligned import AlignedModule
 from optical_dfa.feedback.points import ForwardPass, take_off
-from privacy.contributions.integers import Factors
-from privacy.norms import joint_norms, rounded_down
-
-PASSES = 4  # forward and backward passes over one batch that the rounding bound allows for
-
-
-@dataclass
-class Use:
-    """One call of one trained layer, after its backward pass."""
-
-    layer: str
-    x: Tensor
-    delta: Tensor
-
-
-class _Record(torch.autograd.Function):
-    """Identity on a layer's output; the backward notes the layer's input and delta."""
-
-    @staticmethod
-    def forward(ctx: Any, output: Tensor, anchor: Tensor, capture: Capture, layer: str, x: Tensor) -> Tensor:
-        ctx.capture, ctx.layer, ctx.x, ctx.version = capture, layer, x, x._version
-        ctx.generation = capture.generation
-        return output.detach()  # not a view, which an activation could not work on in place
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        if ctx.x._version != ctx.version:
-            raise UsageError(
-                f"the input of {ctx.layer} was changed in place after the layer had read it, so its contribution "
-                "is lost; use the operation that is not in place"
-            )
-        if ctx.generation != ctx.capture.generation:
-            raise UsageError(_EARLIER)
-        ctx.capture.reached(Use(ctx.layer, ctx.x.detach(), grad.detach()))
-        return (grad if ctx.needs_input_grad[0] else None), torch.zeros(()), None, None, None
 
 
 class _LayerHook:
@@ -88,27 +49,18 @@ class _LayerHook:
             _check_rows(self.capture.following, self.layer, given)
             self.capture.following.called(self.layer, given)
         self.capture.calls.append((self.layer, given, output))
-        return _Record.apply(output, self.capture.anchor, self.capture, self.layer, given)  # type: ignore[no-any-return, no-untyped-call]
+        return Noted.apply(output, self.capture.anchor, self.capture, self.layer, given)  # type: ignore[no-any-return, no-untyped-call]
 
 
-class Capture:
-    """The pending contributions of one batch handed out by the private loader.
-
-    All forward and backward passes between two batches are taken to be of the same records, position by position (an
-    assumption that is printed): their contributions are clipped jointly, whatever the number of passes.
+class Capture(PendingBatch):
+    """The passes over the batches of a private run: guarded, followed, and recorded layer by layer.
 
     Attributes:
         aligned, module: the module under its rule, and the plain one.
-        parameters: the parameters that are released, in the order of the flat sum.
-        sizes: entries of each parameter's block in the flat sum.
-        dimension: length of the flat sum.
-        expected_records: asks the engine how many records the batch now handed out has (None = there is none).
         masks: what random operations of a pass draw from, secret in a private run.
-        generation: number of the batch; backward passes through an earlier one's graph are refused.
         following: of the pass that is running, None between passes.
         noting: set on the copy of which a program is made: how its next pass is followed.
         fixed: whether the run has begun: nobody changes what it rests on.
-        positions: the most positions of a record, over all passes, that the rounding bound allows for.
     """
 
     def __init__(self, aligned: AlignedModule) -> None:
@@ -120,34 +72,15 @@ class Capture:
         """
         self.aligned = aligned
         module = self.module = aligned.module
-        self.parameters = aligned.trained_parameters()
-        if not self.parameters:
-            raise UsageError("there is nothing to train: every parameter is frozen")
-        types = sorted({str(p.dtype).removeprefix("torch.") for p in self.parameters.values()})
-        if types not in (["float32"], ["float64"]):
-            raise UsageError(
-                f"the trained parameters are {' and '.join(types)}; a private sum is taken in float32 or float64, "
-                "all of one type (autocast may be used)"
-            )
-        self.sizes = {name: p.numel() for name, p in self.parameters.items()}
-        self.dimension = sum(self.sizes.values())
-        self.expected_records: Callable[[], int | None] = _no_batch
+        super().__init__(aligned.trained_parameters())
         self.masks = NoiseGenerator.secure("masks")
-        self.generation = 0
         self.active = False
         self.following: Following | None = None
         self.noting: Following | None = None
-        self.uses: list[Use] = []
-        self.calls: list[tuple[str, Tensor, Tensor]] = []
         self.anchor: Tensor | None = None
         self.programs: dict[Any, Program] = {}
-        self._reached: dict[int, list[Use]] = {}
         self._given: list[Tensor] = []
-        self._records = 0
         self.fixed = False
-        self._contributions: dict[str, Contribution] | None = None
-        self.positions = 1
-        self._work = Workspace()
         refuse_mixing(module)
         self.held = held_statistics(module)
         self._kept = Kept(module, self.parameters.values())
@@ -155,27 +88,21 @@ class Capture:
         self.hold()
         Attributes.of(module).refuse_opaque()
         refuse_extra_state(module)
-        self.layers = self._trained_layers()
+        self.layers = trained_layers(module, self.parameters)
         for name, layer in self.layers.items():
             # First, so that a layer that is itself a feedback point is recorded before it is cut.
             layer.register_forward_hook(_LayerHook(self, name), prepend=True, with_kwargs=True)
         self._probed = self._parts()
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy or a pickle holds no record and is served by no loader."""
         nothing: dict[str, Any] = {
-            "uses": [],
-            "calls": [],
             "anchor": None,
             "following": None,
             "noting": None,
-            "_reached": {},
             "_given": [],
             "fixed": False,
-            "_contributions": None,
-            "expected_records": _no_batch,
         }
-        return {**self.__dict__, **nothing}
+        return {**super().__getstate__(), **nothing}
 
     def fix(self) -> None:
         """From now on nobody changes what the private run rests on."""
@@ -403,7 +330,7 @@ class Capture:
         records = max(LEAST, self.expected_records() or 0)
         tensors = [x for x in given if isinstance(x, Tensor)]
         if any(x.shape[0] % records for x in tensors):
-            raise UsageError(_EARLIER)
+            raise UsageError(EARLIER)
         like = tuple((x.shape[0] // records, _like(x)) for x in tensors)
         compared = self._program(
             (part, like), partial(program_of_rule, self.aligned, function, given, records)
@@ -454,156 +381,6 @@ class Capture:
         """How many projections a step of so many records takes."""
         return records
 
-    # ---- the Contributions protocol
-
-    @property
-    def taught(self) -> bool:
-        """Whether a backward pass has reached the current batch."""
-        return bool(self.uses)
-
-    def norms(self) -> Tensor:
-        """Upper bounds on the joint norm of each record's whole stack, shape (m,), float64; inf where it is not finite
-        or out of range (`privacy.norms`)."""
-        with self._exactly():
-            return self._joint_norms()
-
-    def _joint_norms(self) -> Tensor:
-        parts = self._gather()
-        device = next(iter(self.parameters.values())).device
-        total = [torch.zeros(self.expected_records() or 0, dtype=torch.float64, device=device)]
-        for name, part in parts.items():
-            if part.positions > self.positions:
-                raise UsageError(
-                    f"{name} is used at {part.positions} positions of a record, where align()'s example and {PASSES} "
-                    f"passes allow for {self.positions}; give align() an example as long as the longest record"
-                )
-            total.append(part.norms() / part.share())
-        return joint_norms(total, next(iter(self.parameters.values())).dtype)
-
-    def add_clipped(self, factors: Tensor, out: Tensor) -> None:
-        """`out += sum_i factors_i X_i` over the flat stack; a record of factor 0 adds nothing, whatever it holds.
-
-        Args:
-            factors: shape (m,), float64.
-            out: shape (dimension,), contiguous.
-        """
-        factors = rounded_down(factors, out.dtype)
-        kept = factors != 0
-        if not bool(kept.all()):  # 0·inf is not 0: silence such records at the source
-            for use in self.uses:
-                use.delta = _silence(use.delta, kept)
-                use.x = _silence(use.x, kept) if use.x.is_floating_point() else use.x
-            self._contributions = None
-        start = 0
-        try:
-            with self._exactly():
-                parts = self._gather()
-                for name, size in self.sizes.items():
-                    if name in parts:
-                        parts[name].add_clipped(factors, out[start : start + size], self._work)
-                    start += size
-        finally:
-            self._work.clear()
-
-    def factors(self) -> Iterator[list[Factors]]:
-        """The batch's contributions record by record, in runs, as products of factors where they are such."""
-        with self._exactly():
-            yield from factors(self._gather(), self.parameters, self.expected_records() or 0)
-
-    def rounding(self, records: int, batches: int = 1) -> float:
-        """Bound on the rounding of a sum over `records`, relative to the sum of their clipped norms.
-
-        Args:
-            records: records in the sum.
-            batches: physical batches they come in.
-        """
-        unit = torch.finfo(next(iter(self.parameters.values())).dtype).eps / 2
-        return sum_rounding(records, self.positions, unit, batches)
-
-    def _exactly(self) -> AbstractContextManager[None]:
-        """The release is not for autocast, which would compute it in bf16."""
-        device = next(iter(self.parameters.values())).device
-        return torch.autocast(device.type, enabled=False)
-
-    def reached(self, use: Use) -> None:
-        """A backward pass came to a layer; whether it accumulates gradients or only asks for some is not known yet."""
-        task = torch._C._current_graph_task_id()
-        if task not in self._reached:
-            self._reached = {task: []}  # what a torch.autograd.grad came to is dropped
-        if self._records < LEAST:
-            use = Use(use.layer, use.x[: self._records], use.delta[: self._records])
-        self._reached[task].append(use)
-
-    def _accumulated(self, anchor: Tensor) -> None:
-        """The backward pass was one that accumulates gradients: what it came to counts."""
-        anchor.grad = None
-        self.uses += self._reached.pop(torch._C._current_graph_task_id(), [])
-        self._contributions = None
-
-    def forget_passes(self) -> None:
-        """Drop what the backward passes over the batch contributed so far, as zero_grad() drops gradients."""
-        self.uses = []
-        self._reached = {}
-        self._contributions = None
-
-    def clear(self) -> None:
-        """Forget the batch, and let no backward pass bring it back."""
-        self.forget_passes()
-        self.generation += 1
-        self.calls = []
-
-    def unpack(self, released: Tensor) -> Tensor:
-        """The released stack is the parameters' gradient itself."""
-        return released
-
-    # ---- how they are put together
-
-    def _gather(self) -> dict[str, Contribution]:
-        """One joint contribution a parameter, from all uses of it."""
-        if self._contributions is None:
-            parts: dict[str, list[Contribution]] = defaultdict(list)
-            names = {id(p): name for name, p in self.parameters.items()}
-            for use in self.uses:
-                if len(use.delta) == 0:
-                    continue  # an empty Poisson batch
-                layer = self.layers[use.layer]
-                x = use.x if not use.x.is_floating_point() else _at_least_float32(use.x)
-                for local, part in LAYERS[type(layer)](layer, x, _at_least_float32(use.delta)).items():
-                    name = names.get(id(getattr(layer, local)))
-                    if name is not None:
-                        parts[name].append(part)
-            self._contributions = {
-                name: combine(found, len(self.uses[0].delta), self.sizes[name])
-                for name, found in parts.items()
-            }
-        return self._contributions
-
-    def replay(self) -> dict[str, Contribution]:
-        """The contributions of the last forward pass, had its deltas been zero."""
-        self.uses = [Use(layer, x.detach(), torch.zeros_like(output)) for layer, x, output in self.calls]
-        return self._gather()
-
-    def _trained_layers(self) -> dict[str, nn.Module]:
-        """The layers that hold the trained parameters, each checked to be supported."""
-        trained = {id(p) for p in self.parameters.values()}
-        layers: dict[str, nn.Module] = {}
-        for name, part in self.module.named_modules():
-            if "forward" in vars(part) and any(p.requires_grad for p in part.parameters()):
-                raise UsageError(
-                    f"the forward of {name or 'the module'} was replaced, so what it does with its parameters is not "
-                    "known; put a module of its own in its place (low-rank factors as two nn.Linear), or freeze it"
-                )
-            if not any(id(p) in trained for p in part.parameters(recurse=False)):
-                continue
-            if type(part) not in LAYERS:
-                instead = own_class(part) or ", ".join(layer.__name__ for layer in LAYERS)
-                raise UsageError(
-                    f"{name or 'the module'} ({type(part).__name__}) cannot be trained privately; "
-                    f"freeze its parameters, or use {instead}"
-                )
-            layers[name] = part
-        return layers
-
 
 def capture_of(aligned: AlignedModule) -> Capture:
     """What records the contributions of a private module.
@@ -616,11 +393,6 @@ def capture_of(aligned: AlignedModule) -> Capture:
     return capture
 
 
-_EARLIER = (
-    "a backward pass went through the graph of an earlier private batch; a step is made of the batch now handed out "
-    "alone"
-)
-LEAST = 2  # records that a private pass is made of
 _STEERING = frozenset({
     "module", "parameters", "sizes", "dimension", "layers", "held", "expected_records", "masks", "programs", "_probed",
     "positions", "fixed",
@@ -677,16 +449,3 @@ def _at_least_two(x: Any) -> Any:
 def _like(x: Any) -> Any:
     """What a pass may depend on of one input: shape and type, or the value of what is no tensor."""
     return (tuple(x.shape[1:]), x.dtype, x.requires_grad) if isinstance(x, Tensor) else repr(x)
-
-
-def _no_batch() -> int | None:
-    return None
-
-
-def _silence(part: Tensor, kept: Tensor) -> Tensor:
-    return torch.where(kept.view(-1, *[1] * (part.ndim - 1)), part, torch.zeros((), dtype=part.dtype))
-
-
-def _at_least_float32(part: Tensor) -> Tensor:
-    """bf16 products overshoot the clip by up to 1e-2 (THEORY T3)."""
-    return part if part.dtype in (torch.float32, torch.float64) else part.float()

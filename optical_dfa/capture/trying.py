@@ -12,7 +12,7 @@ from torch import Tensor
 
 from noise_models.base import NoNoise
 from noise_models.errors import DeviceError, UsageError
-from noise_models.generator import NoiseGenerator
+from noise_models.randomness.generator import NoiseGenerator
 from optical_dfa.backends import create
 from optical_dfa.backends.digital import DigitalBackend
 from optical_dfa.capture.following import Following

@@ -124,7 +124,7 @@ def _refuse(**given: object) -> None:
 def _device(
     name: str, options: list[str] | None, in_features: int, out_features: int, seed: int
 ) -> ProjectionBackend:
-    from noise_models.generator import NoiseGenerator
+    from noise_models.randomness.generator import NoiseGenerator
     from optical_dfa.backends import create
 
     return create(

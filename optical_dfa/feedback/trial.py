@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from noise_models.base import NoNoise
 from noise_models.errors import UsageError
-from noise_models.generator import NoiseGenerator
+from noise_models.randomness.generator import NoiseGenerator
 from optical_dfa.backends.base import ProjectionBackend
 from optical_dfa.feedback.cuts import refuse_hidden, run
 from optical_dfa.feedback.points import recomputed

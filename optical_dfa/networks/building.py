@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from noise_models.errors import UsageError
-from noise_models.generator import derive_seed
+from noise_models.randomness.generator import derive_seed
 from optical_dfa.networks.markers import ACTIVATIONS as CUT_ACTIVATIONS
 from optical_dfa.networks.recurrent import GRU, LSTM, RNN, Unrolled
 from optical_dfa.networks.tables import ColumnEmbeddings, embed

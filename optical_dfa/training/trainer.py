@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from noise_models.calibration.document import Calibration
 from noise_models.errors import UsageError
-from noise_models.generator import NoiseGenerator, derive_seed
+from noise_models.randomness.generator import NoiseGenerator, derive_seed
 from optical_dfa.aligning import align
 from optical_dfa.config import ResolvedConfig, TrainConfig, resolve
 from optical_dfa.data import load as load_data

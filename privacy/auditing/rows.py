@@ -98,7 +98,7 @@ def check_keys(
 
 def _is_seeded(row: Mapping[str, Any], seed: int) -> bool:
     """Whether a registered key is what a reproducible run with this seed would use."""
-    from noise_models.generator import NoiseGenerator  # imports torch
+    from noise_models.randomness.generator import NoiseGenerator  # imports torch
 
     return NoiseGenerator.seeded(seed, str(row.get("name"))).fingerprint() == row.get("fingerprint")
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from noise_models.generator import NoiseGenerator
+from noise_models.randomness.generator import NoiseGenerator
 from privacy.norms import joint_norms, limit, vector_norms, within
 
 EXACT_FLOAT32 = (

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from noise_models.base import Frame, NoiseModel
-from noise_models.generator import NoiseGenerator
+from noise_models.randomness.generator import NoiseGenerator
 
 
 class Contributions(Protocol):

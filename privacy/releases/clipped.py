@@ -20,6 +20,7 @@ from privacy.ledger import ReleaseEvent
 from privacy.norms import refuse_norm
 from privacy.releases.source import NoiseSource, Parts
 from privacy.releases.step import StepRelease
+from privacy.sampling import SIZE_SLACK
 
 # Settings that let a library take float32 products in a lower precision.
 _PRECISIONS = (
@@ -46,8 +47,6 @@ _ENVIRONMENT = {
 
 # A step has more than `record_cap` records with at most this probability; it enters delta.
 CAP_MASS = 2.0**-60
-# The cap holds for data sets up to this much larger than declared, so that no refusal depends on one record.
-SIZE_SLACK = 1.1
 
 
 class ClippedRelease(StepRelease):

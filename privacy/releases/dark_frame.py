@@ -22,8 +22,8 @@ from noise_models.base import Frame
 from noise_models.calibration.converter import dither_ripple
 from noise_models.calibration.document import Calibration
 from noise_models.errors import UsageError
-from noise_models.generator import NORMAL_TAIL_MASS, NoiseGenerator
 from noise_models.health.monitor import RELEASED_FALSE_ALARM
+from noise_models.randomness.generator import NORMAL_TAIL_MASS, NoiseGenerator
 from privacy.contributions.protocols import DarkFrames
 from privacy.releases.card import ReleaseCard
 from privacy.releases.clipped import ClippedRelease

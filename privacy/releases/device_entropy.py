@@ -18,11 +18,11 @@ from torch import Tensor
 
 from noise_models.base import Frame
 from noise_models.errors import HealthError, UsageError
-from noise_models.generator import NORMAL_TAIL_MASS, NoiseGenerator
 from noise_models.health.entropy import ASSESSED_BITS, ContinuousTests, conditioned_key, differences
 from noise_models.health.min_entropy import LEAST_SAMPLES, MinEntropy, assess
 from noise_models.health.monitor import LEAST_PIXELS, LEAST_STD
 from noise_models.health.replays import REPLAY_FALSE_ALARM, frame_digest
+from noise_models.randomness.generator import NORMAL_TAIL_MASS, NoiseGenerator
 from privacy.contributions.protocols import DarkFrames
 from privacy.releases.card import ReleaseCard
 from privacy.releases.clipped import ClippedRelease

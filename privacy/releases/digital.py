@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from noise_models.generator import NORMAL_TAIL_MASS, NoiseGenerator
+from noise_models.randomness.generator import NORMAL_TAIL_MASS, NoiseGenerator
 from privacy.releases.card import ReleaseCard
 from privacy.releases.clipped import ClippedRelease
 from privacy.releases.source import Departure, NoiseSource, Parts, add_secret_normals

@@ -42,7 +42,7 @@ import torch
 from torch import Tensor
 
 from noise_models.errors import UsageError
-from noise_models.generator import NORMAL_TAIL_MASS
+from noise_models.randomness.generator import NORMAL_TAIL_MASS
 from privacy.contributions.separated import SeparatedContributions, SeparatedLayer, joined
 from privacy.ledger import ReleaseEvent
 from privacy.notions import Adjacency, Kind

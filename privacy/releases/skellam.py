@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from noise_models.errors import UsageError
-from noise_models.generator import NoiseGenerator
-from noise_models.integer_sampler import TABLE_MASS, SkellamSampler, table_size
+from noise_models.randomness.generator import NoiseGenerator
+from noise_models.randomness.integer_sampler import TABLE_MASS, SkellamSampler, table_size
 from privacy.contributions.integers import EXACT_FLOAT32, Factors, add_exactly, integers, least_bound
 from privacy.contributions.protocols import Contributions
 from privacy.norms import refuse_norm

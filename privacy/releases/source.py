@@ -11,7 +11,7 @@ from torch import Tensor
 
 from noise_models.calibration.document import Calibration
 from noise_models.errors import UsageError
-from noise_models.generator import NoiseGenerator
+from noise_models.randomness.generator import NoiseGenerator
 from privacy.contributions.protocols import Contributions, DarkFrames
 from privacy.fixed import Fixed
 

@@ -18,10 +18,10 @@ from scipy import stats
 
 from noise_models.base import Frame
 from noise_models.camera import CAMERAS, DEFAULT_CAMERA, Camera, PhysicalCamera, named_camera
-from noise_models.chunks import CHUNK
 from noise_models.errors import DeviceError, UsageError
 from noise_models.gaussian import GaussianNoise
-from noise_models.generator import NoiseGenerator
+from noise_models.randomness.chunks import CHUNK
+from noise_models.randomness.generator import NoiseGenerator
 
 SHEET = named_camera(DEFAULT_CAMERA)
 IDEAL = SHEET.ideal()

@@ -9,8 +9,8 @@ import pytest
 import torch
 from scipy import stats
 
-from noise_models.chunks import draw_in_chunks
-from noise_models.generator import NoiseGenerator
+from noise_models.randomness.chunks import draw_in_chunks
+from noise_models.randomness.generator import NoiseGenerator
 
 
 class Given(NoiseGenerator):

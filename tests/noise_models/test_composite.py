@@ -18,7 +18,7 @@ from noise_models.correlated import CorrelatedNoise
 from noise_models.drift import LinearDrift
 from noise_models.errors import UsageError
 from noise_models.gaussian import GaussianNoise
-from noise_models.generator import NORMAL_TAIL_MASS, NoiseGenerator
+from noise_models.randomness.generator import NORMAL_TAIL_MASS, NoiseGenerator
 from noise_models.readout import IdealConverter
 from noise_models.shot import ShotNoise
 from noise_models.skellam import SkellamNoise

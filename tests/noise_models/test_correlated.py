@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from noise_models.base import Frame
 from noise_models.correlated import CorrelatedNoise
 from noise_models.errors import UsageError
-from noise_models.generator import NORMAL_TAIL_MASS, NoiseGenerator
+from noise_models.randomness.generator import NORMAL_TAIL_MASS, NoiseGenerator
 
 
 def covariance(noise: CorrelatedNoise) -> np.ndarray:

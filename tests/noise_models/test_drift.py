@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from noise_models.base import Frame
 from noise_models.drift import HOUR, GainDrift, LinearDrift, RandomWalkDrift, SinusoidalDrift
 from noise_models.errors import UsageError
-from noise_models.generator import NoiseGenerator
+from noise_models.randomness.generator import NoiseGenerator
 
 ALL = (LinearDrift(0.02), SinusoidalDrift(0.01, 600.0), RandomWalkDrift(0.05, seed=3))
 

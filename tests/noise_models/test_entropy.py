@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from noise_models.errors import DeviceError, HealthError, UsageError
-from noise_models.generator import NoiseGenerator
 from noise_models.health.entropy import (
     ASSESSED_BITS,
     FALSE_ALARM,
@@ -28,6 +27,7 @@ from noise_models.health.entropy import (
     proportion_cutoff,
     repetition_cutoff,
 )
+from noise_models.randomness.generator import NoiseGenerator
 
 
 def test_repetition_cutoff_of_the_standard() -> None:

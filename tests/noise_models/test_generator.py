@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from noise_models.errors import UsageError
-from noise_models.generator import BLOCK, NORMAL_TAIL_MASS, NoiseGenerator, derive_seed
+from noise_models.randomness.generator import BLOCK, NORMAL_TAIL_MASS, NoiseGenerator, derive_seed
 
 
 def normals(seed: int, n: int, dtype: torch.dtype = torch.float32, name: str = "test") -> torch.Tensor:

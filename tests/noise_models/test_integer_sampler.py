@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from noise_models.errors import UsageError
-from noise_models.generator import NoiseGenerator
-from noise_models.integer_sampler import (
+from noise_models.randomness.generator import NoiseGenerator
+from noise_models.randomness.integer_sampler import (
     TABLE_MASS,
     SkellamSampler,
     SymmetricSampler,

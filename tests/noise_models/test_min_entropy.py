@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from noise_models.errors import UsageError
-from noise_models.generator import NoiseGenerator
 from noise_models.health import min_entropy
 from noise_models.health.min_entropy import (
     LEAST_SAMPLES,
@@ -24,6 +23,7 @@ from noise_models.health.min_entropy import (
     most_common_value,
     tuple_estimates,
 )
+from noise_models.randomness.generator import NoiseGenerator
 
 
 def test_most_common_value_example_of_the_standard() -> None:

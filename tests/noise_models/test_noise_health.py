@@ -19,7 +19,6 @@ from noise_models.base import Frame
 from noise_models.calibration.document import DRIFT_ALLOWANCE, Calibration
 from noise_models.camera import CAMERAS, PhysicalCamera
 from noise_models.errors import HealthError, UsageError
-from noise_models.generator import NoiseGenerator
 from noise_models.health.limits import (
     DRIFT,
     LEVEL_DRIFT,
@@ -39,6 +38,7 @@ from noise_models.health.monitor import (
     look_frames,
 )
 from noise_models.health.replays import RECENT_FRAMES, Replays
+from noise_models.randomness.generator import NoiseGenerator
 from optical_dfa.backends.faults import FAULTS, Fault
 
 SIGMA, LEVEL, TOP = 4.08, 64.0, 255

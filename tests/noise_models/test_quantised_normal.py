@@ -8,8 +8,8 @@ import pytest
 from laws import chi_square, rounded_normal
 
 from noise_models.errors import UsageError
-from noise_models.generator import NoiseGenerator
-from noise_models.quantised_normal import LEVELS, QuantisedNormal, ShiftedQuantisedNormal
+from noise_models.randomness.generator import NoiseGenerator
+from noise_models.randomness.quantised_normal import LEVELS, QuantisedNormal, ShiftedQuantisedNormal
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from scipy import stats
 from noise_models.base import Frame, NoNoise, UncalibratedNoise
 from noise_models.errors import UsageError
 from noise_models.gaussian import GaussianNoise
-from noise_models.generator import NORMAL_TAIL_MASS, NoiseGenerator
+from noise_models.randomness.generator import NORMAL_TAIL_MASS, NoiseGenerator
 from noise_models.readout import IdealConverter
 
 

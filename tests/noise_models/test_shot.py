@@ -14,9 +14,9 @@ from laws import chi_square
 from scipy import stats
 
 from noise_models.base import Frame
-from noise_models.chunks import CHUNK, draw_in_chunks
 from noise_models.errors import UsageError
-from noise_models.generator import NoiseGenerator
+from noise_models.randomness.chunks import CHUNK, draw_in_chunks
+from noise_models.randomness.generator import NoiseGenerator
 from noise_models.shot import ShotNoise, poisson
 from noise_models.skellam import SkellamNoise
 

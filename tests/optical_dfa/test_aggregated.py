@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from noise_models.errors import UsageError
-from noise_models.generator import NoiseGenerator
+from noise_models.randomness.generator import NoiseGenerator
 from optical_dfa import AlignedModule, align
 from optical_dfa.attacks.worlds import Worlds, claimed
 from optical_dfa.feedback.points import ForwardPass, Tape

@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy
 
 from experiments.bottleneck.mask import mask_gradients
 from noise_models.errors import UsageError
-from noise_models.generator import NoiseGenerator
+from noise_models.randomness.generator import NoiseGenerator
 from optical_dfa import AlignedModule, align
 from optical_dfa.config import merge
 from optical_dfa.feedback.rules.dfa import DirectFeedbackAlignment

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from noise_models.camera import PhysicalCamera
-from noise_models.generator import NoiseGenerator
+from noise_models.randomness.generator import NoiseGenerator
 from optical_dfa.backends import create
 from optical_dfa.backends.base import ProjectionBackend
 from optical_dfa.backends.digital import DigitalBackend

@@ -12,7 +12,7 @@ import torch
 
 from noise_models.base import Frame
 from noise_models.errors import DeviceError, UsageError
-from noise_models.generator import NoiseGenerator
+from noise_models.randomness.generator import NoiseGenerator
 from optical_dfa.backends import create, lightonml_library
 from optical_dfa.backends.base import ProjectionBackend
 from optical_dfa.backends.lightonml_calibration import calibrate

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from noise_models.errors import DeviceError, UsageError
-from noise_models.generator import NoiseGenerator
+from noise_models.randomness.generator import NoiseGenerator
 from optical_dfa import backends
 from optical_dfa.backends import create
 from optical_dfa.backends.lightonml_opu import LightonmlBackend

@@ -16,7 +16,7 @@ from scipy import stats
 from torch import Tensor
 
 from noise_models.data_sheet import CAMERAS
-from noise_models.generator import NoiseGenerator
+from noise_models.randomness.generator import NoiseGenerator
 from optical_dfa.backends.interferometry import METHODS
 from optical_dfa.backends.optics import Optics
 from optical_dfa.backends.simulated_opu import SimulatedOpuBackend

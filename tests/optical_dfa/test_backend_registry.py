@@ -11,7 +11,7 @@ import pytest
 
 from noise_models import cards
 from noise_models.errors import DeviceError, UsageError
-from noise_models.generator import NoiseGenerator
+from noise_models.randomness.generator import NoiseGenerator
 from optical_dfa import backends
 from optical_dfa.backends.card import BackendCard
 from optical_dfa.backends.digital import DigitalBackend

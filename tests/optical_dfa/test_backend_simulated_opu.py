@@ -13,7 +13,7 @@ from scipy import stats
 from noise_models.base import Frame
 from noise_models.data_sheet import CAMERAS
 from noise_models.errors import DeviceError, UsageError
-from noise_models.generator import NoiseGenerator
+from noise_models.randomness.generator import NoiseGenerator
 from optical_dfa.backends.interferometry import METHODS
 from optical_dfa.backends.simulated_opu import SimulatedOpuBackend
 

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from noise_models.errors import UsageError
-from noise_models.generator import NoiseGenerator
+from noise_models.randomness.generator import NoiseGenerator
 from optical_dfa import align, unalign
-from optical_dfa.capture.records import PASSES, Capture
+from optical_dfa.capture.pending import PASSES
+from optical_dfa.capture.records import Capture
 
 M = 6
 X = torch.randn(M, 5, generator=torch.Generator().manual_seed(0))

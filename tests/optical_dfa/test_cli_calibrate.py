@@ -11,7 +11,7 @@ import pytest
 
 from noise_models.calibration.document import Calibration
 from noise_models.calibration.projection_gain import measure_projection
-from noise_models.generator import NoiseGenerator
+from noise_models.randomness.generator import NoiseGenerator
 from optical_dfa.backends import create
 from optical_dfa.cli import main
 from optical_dfa.report.photon_transfer import draw_calibration_picture

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from noise_models.errors import UsageError
-from noise_models.generator import NoiseGenerator
+from noise_models.randomness.generator import NoiseGenerator
 from optical_dfa import align
 from optical_dfa.backends.digital import DigitalBackend
 

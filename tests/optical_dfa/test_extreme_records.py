@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
-from noise_models.generator import NoiseGenerator
+from noise_models.randomness.generator import NoiseGenerator
 from optical_dfa import align
-from optical_dfa.capture.records import Capture, Use
+from optical_dfa.capture.pending import Use
+from optical_dfa.capture.records import Capture
 from privacy.norms import LEAST_NORM, MOST_NORM, floor, limit, rounded_down, share
 from privacy.releases.clipped import ClippedRelease, clip_factors
 from privacy.releases.source import Departure, NoiseSource

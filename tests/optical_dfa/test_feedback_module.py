@@ -404,7 +404,7 @@ def test_records_of_another_shape_than_the_examples_are_refused() -> None:
 
 
 def narrow() -> object:
-    from noise_models.generator import NoiseGenerator
+    from noise_models.randomness.generator import NoiseGenerator
     from optical_dfa.backends import create
 
     return create("digital", in_features=4, out_features=3, seed=0, noise=NoiseGenerator.secure("device"))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - as everybody calls it
 
 from noise_models.errors import UsageError
-from noise_models.generator import NoiseGenerator
+from noise_models.randomness.generator import NoiseGenerator
 from optical_dfa.capture.following import Following
 from optical_dfa.capture.program import LARGER, SMALL
 from optical_dfa.capture.rows import Rows, reshaped

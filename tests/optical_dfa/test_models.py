@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from noise_models.errors import UsageError
-from noise_models.generator import derive_seed
+from noise_models.randomness.generator import derive_seed
 from optical_dfa.networks.building import ACTIVATIONS, build
 
 IMAGE = (1, 8, 8)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv_transpose1d, conv_transpose2d, cross_entropy
 
 from noise_models.errors import UsageError
-from noise_models.generator import NoiseGenerator
+from noise_models.randomness.generator import NoiseGenerator
 from optical_dfa import AlignedModule, align
 from optical_dfa.backends import create
 from optical_dfa.backends.base import ProjectionBackend

@@ -13,8 +13,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from noise_models.errors import DeviceError
-from noise_models.generator import NoiseGenerator
 from noise_models.health.min_entropy import MinEntropy
+from noise_models.randomness.generator import NoiseGenerator
 from optical_dfa.aligning import align
 from optical_dfa.backends import create
 from optical_dfa.backends.faults import FAULTS

@@ -16,7 +16,7 @@ import torch
 from known_noise import KnownNoiseLaw
 from torch import Tensor, nn
 
-from noise_models.generator import NoiseGenerator
+from noise_models.randomness.generator import NoiseGenerator
 from optical_dfa.attacks.worlds import Worlds, claimed, noise_std
 from optical_dfa.backends.encoding import ModulatorFrames, Ternary
 from optical_dfa.backends.simulated_opu import SimulatedOpuBackend

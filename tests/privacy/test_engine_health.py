@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from noise_models.base import Frame
 from noise_models.calibration.document import Calibration
 from noise_models.errors import DeviceError, HealthError, UsageError
-from noise_models.generator import NORMAL_TAIL_MASS, NoiseGenerator
+from noise_models.randomness.generator import NORMAL_TAIL_MASS, NoiseGenerator
 from optical_dfa import align
 from optical_dfa.backends.simulated_opu import SimulatedOpuBackend
 from optical_dfa.config import TrainConfig

@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from noise_models.base import Frame
 from noise_models.errors import HealthError
-from noise_models.generator import NoiseGenerator
 from noise_models.health.min_entropy import MinEntropy
 from noise_models.health.replays import frame_digest
+from noise_models.randomness.generator import NoiseGenerator
 from optical_dfa import align
 from optical_dfa.backends.simulated_opu import SimulatedOpuBackend
 from privacy import health_log

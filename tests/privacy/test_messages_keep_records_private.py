@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import optical_dfa
 import privacy
 from noise_models.errors import UsageError
-from noise_models.generator import NoiseGenerator
+from noise_models.randomness.generator import NoiseGenerator
 from optical_dfa import align
 from optical_dfa.backends.digital import DigitalBackend
 from privacy.engine import PrivacyEngine
@@ -28,12 +28,12 @@ SPOKEN = [
         Path(privacy.__file__).parent / name
         for name in ("engine.py", "optimizer.py", "sampling.py", "records.py")
     ),
-    *(Path(privacy.__file__).parent / name for name in ("empty_batch.py", "fixed.py", "plan.py")),
+    *(Path(privacy.__file__).parent / name for name in ("arguments.py", "empty_batch.py", "fixed.py")),
     *(Path(privacy.__file__).parent / "releases").glob("*.py"),
     *(Path(privacy.__file__).parent / "contributions").glob("*.py"),
     *(
         path
-        for path in (Path(optical_dfa.__file__).parent / "capture").glob("*.py")
+        for path in (Path(optical_dfa.__file__).parent / "capture").rglob("*.py")
         if path.name not in ("probing.py", "trying.py")  # which see random records alone
     ),
     Path(optical_dfa.__file__).parent / "backends" / "base.py",

@@ -28,7 +28,7 @@ from torch.utils.data import (
 )
 
 from noise_models.errors import UsageError
-from noise_models.generator import NoiseGenerator
+from noise_models.randomness.generator import NoiseGenerator
 from optical_dfa import align
 from privacy.empty_batch import emptied
 from privacy.engine import PrivacyEngine

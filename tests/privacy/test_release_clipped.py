@@ -14,7 +14,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from noise_models.errors import UsageError
-from noise_models.generator import NORMAL_TAIL_MASS, NoiseGenerator
+from noise_models.randomness.generator import NORMAL_TAIL_MASS, NoiseGenerator
 from privacy.releases.clipped import (
     CAP_MASS,
     ClippedRelease,

@@ -18,8 +18,8 @@ from noise_models.base import Credit, Frame, NoiseModel, NoNoise
 from noise_models.calibration.converter import dither_ripple
 from noise_models.camera import PhysicalCamera, named_camera
 from noise_models.errors import DeviceError, UsageError
-from noise_models.generator import NORMAL_TAIL_MASS, NoiseGenerator
 from noise_models.health.monitor import RELEASED_FALSE_ALARM, START_UP_PIXELS
+from noise_models.randomness.generator import NORMAL_TAIL_MASS, NoiseGenerator
 from privacy.releases.dark_frame import TAU, DarkFrameNoise
 
 PIXELS = 1 << 15

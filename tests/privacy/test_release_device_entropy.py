@@ -15,10 +15,10 @@ from torch import Tensor
 from noise_models.base import NoiseModel, NoNoise
 from noise_models.camera import PhysicalCamera, named_camera
 from noise_models.errors import DeviceError, HealthError, UsageError
-from noise_models.generator import NORMAL_TAIL_MASS, NoiseGenerator
 from noise_models.health.entropy import ASSESSED_BITS
 from noise_models.health.min_entropy import LEAST_SAMPLES, MinEntropy
 from noise_models.health.monitor import look_frames
+from noise_models.randomness.generator import NORMAL_TAIL_MASS, NoiseGenerator
 from privacy.releases import device_entropy
 from privacy.releases.device_entropy import RESEED_RELEASES, DeviceEntropyNoise
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from noise_models.errors import UsageError
-from noise_models.generator import NoiseGenerator
+from noise_models.randomness.generator import NoiseGenerator
 from optical_dfa.aligning import align
 from optical_dfa.feedback.aligned import AlignedModule
 from privacy.accounting.gdp import gaussian_epsilon

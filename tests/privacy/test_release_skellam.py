@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from noise_models.errors import UsageError
-from noise_models.generator import NoiseGenerator
-from noise_models.integer_sampler import TABLE_MASS
+from noise_models.randomness.generator import NoiseGenerator
+from noise_models.randomness.integer_sampler import TABLE_MASS
 from optical_dfa.aligning import align
 from optical_dfa.capture.records import Capture
 from optical_dfa.config import TrainConfig

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from noise_models.base import NoiseModel, NoNoise, UncalibratedNoise
 from noise_models.gaussian import GaussianNoise
-from noise_models.generator import NoiseGenerator
+from noise_models.randomness.generator import NoiseGenerator
 from optical_dfa import align
 from optical_dfa.backends.digital import DigitalBackend
 from optical_dfa.feedback.rules.dfa import DirectFeedbackAlignment

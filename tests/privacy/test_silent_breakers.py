@@ -46,7 +46,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 
 from noise_models.errors import DeviceError, UsageError
-from noise_models.generator import NORMAL_TAIL_MASS, NoiseGenerator
+from noise_models.randomness.generator import NORMAL_TAIL_MASS, NoiseGenerator
 from optical_dfa.aligning import align
 from optical_dfa.backends import create
 from optical_dfa.backends.base import ProjectionBackend

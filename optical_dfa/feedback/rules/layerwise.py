@@ -20,7 +20,7 @@ from torch.nn.functional import pad
 from torch.nn.grad import conv1d_input, conv2d_input
 
 from noise_models.errors import UsageError
-from noise_models.generator import derive_seed
+from noise_models.randomness.generator import derive_seed
 from optical_dfa.backends.matrix import RandomMatrix
 from optical_dfa.feedback.card import Refusal
 from optical_dfa.feedback.cuts import check_layerwise

@@ -24,7 +24,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from noise_models.errors import UsageError
-from noise_models.generator import derive_seed
+from noise_models.randomness.generator import derive_seed
 from optical_dfa.feedback.card import RuleCard
 from optical_dfa.feedback.points import Point, call_order
 from optical_dfa.feedback.rule import Projection

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from noise_models.errors import UsageError
-from noise_models.generator import derive_seed
+from noise_models.randomness.generator import derive_seed
 from optical_dfa.feedback.card import RuleCard
 from optical_dfa.feedback.rule import Requires, Rule
 from optical_dfa.feedback.rules.modular import MOST_ENTRIES

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from noise_models.errors import UsageError
-from noise_models.generator import derive_seed
+from noise_models.randomness.generator import derive_seed
 from optical_dfa.backends.base import ProjectionBackend
 from optical_dfa.feedback.card import RuleCard
 from optical_dfa.feedback.rule import Rule

@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 import torch
 
-from noise_models.generator import NoiseGenerator
+from noise_models.randomness.generator import NoiseGenerator
 
 # Items a chunk: its float32 working set (and numpy's 64-bit counts) stays in the second-level cache, and its
 # draws take about a millisecond, far above the cost of a child stream.

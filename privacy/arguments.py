@@ -1,6 +1,7 @@
-"""What Opacus' arguments mean here: those that ask for nothing else are taken, the others get one line each.
+"""What the arguments of `make_private` may be: numbers are numbers, and Opacus' own ask for nothing else.
 
-Names and defaults are those of opacus.PrivacyEngine (version 1.5), so that a script needs no guessing.
+Names and defaults are those of opacus.PrivacyEngine (version 1.5), so that a script needs no guessing: those that ask
+for nothing else are taken, the others get one line each.
 """
 
 from __future__ import annotations
@@ -38,6 +39,16 @@ _ANSWERS: dict[str, tuple[Callable[[Any], bool], str]] = {
         "without a guarantee",
     ),
 }
+
+
+def refuse_types(real: Mapping[str, object], whole: Mapping[str, object]) -> None:
+    """One line for a value of another type, such as a number in quotes."""
+    for name, value in {**real, **whole}.items():
+        fits = isinstance(value, int) or (name in real and isinstance(value, float))
+        if not fits or isinstance(value, bool):
+            kind = "a whole number" if name in whole else "a number"
+            shown = repr(value) if isinstance(value, str | int | float) else f"a {type(value).__name__}"
+            raise UsageError(f"{name} is {shown}; it must be {kind}")
 
 
 def refuse_arguments(call: str, given: Mapping[str, Any], known: Iterable[str]) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from noise_models.errors import UsageError
-from noise_models.generator import BLOCK, NoiseGenerator
+from noise_models.randomness.generator import BLOCK, NoiseGenerator
 
 # Total variation of one draw from the Skellam law: the tail beyond the table (2^-140), the rounding of each
 # probability (2^-160 altogether) and of the recurrence (2^-150) are all below it.

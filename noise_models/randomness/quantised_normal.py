@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from noise_models.errors import UsageError
-from noise_models.generator import NoiseGenerator
+from noise_models.randomness.generator import NoiseGenerator
 
 # Pixels a block: table, 16-bit draws and codes stay in the second-level cache.
 _BLOCK: Final = 1 << 15

@@ -1,0 +1,263 @@
+"""What the backward passes over one batch came to, and the sums that a release takes of it.
+
+The part of `privacy.contributions.protocols.Contributions` that is not about passes: uses of trained layers come in,
+norms and clipped sums go out.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from noise_models.errors import UsageError
+from optical_dfa.capture.contributions import Contribution, Workspace, combine, sum_rounding
+from optical_dfa.capture.factors import factors
+from optical_dfa.capture.layers import LAYERS
+from privacy.contributions.integers import Factors
+from privacy.norms import joint_norms, rounded_down
+
+LEAST = 2  # records that a private pass is made of
+PASSES = 4  # forward and backward passes over one batch that the rounding bound allows for
+EARLIER = (
+    "a backward pass went through the graph of an earlier private batch; a step is made of the batch now handed out "
+    "alone"
+)
+
+
+@dataclass
+class Use:
+    """One call of one trained layer, after its backward pass."""
+
+    layer: str
+    x: Tensor
+    delta: Tensor
+
+
+class Noted(torch.autograd.Function):
+    """Identity on a layer's output; the backward notes the layer's input and delta."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, output: Tensor, anchor: Tensor, capture: PendingBatch, layer: str, x: Tensor
+    ) -> Tensor:
+        ctx.capture, ctx.layer, ctx.x, ctx.version = capture, layer, x, x._version
+        ctx.generation = capture.generation
+        return output.detach()  # not a view, which an activation could not work on in place
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.x._version != ctx.version:
+            raise UsageError(
+                f"the input of {ctx.layer} was changed in place after the layer had read it, so its contribution "
+                "is lost; use the operation that is not in place"
+            )
+        if ctx.generation != ctx.capture.generation:
+            raise UsageError(EARLIER)
+        ctx.capture.reached(Use(ctx.layer, ctx.x.detach(), grad.detach()))
+        return (grad if ctx.needs_input_grad[0] else None), torch.zeros(()), None, None, None
+
+
+class PendingBatch:
+    """The pending contributions of one batch handed out by the private loader.
+
+    All forward and backward passes between two batches are taken to be of the same records, position by position (an
+    assumption that is printed): their contributions are clipped jointly, whatever the number of passes.
+
+    Attributes:
+        parameters: the parameters that are released, in the order of the flat sum.
+        sizes: entries of each parameter's block in the flat sum.
+        dimension: length of the flat sum.
+        layers: the layers that hold them, by name.
+        expected_records: asks the engine how many records the batch now handed out has (None = there is none).
+        generation: number of the batch; backward passes through an earlier one's graph are refused.
+        uses: of the layers, by the backward passes over the batch that accumulate gradients.
+        calls: layer, input and output of each use in the last forward pass.
+        positions: the most positions of a record, over all passes, that the rounding bound allows for.
+    """
+
+    layers: dict[str, nn.Module]
+
+    def __init__(self, parameters: dict[str, nn.Parameter]) -> None:
+        """
+        Args:
+            parameters: the attribute.
+        Raises:
+            UsageError: there are none, or their types are no float32 or float64, or several.
+        """
+        self.parameters = parameters
+        if not self.parameters:
+            raise UsageError("there is nothing to train: every parameter is frozen")
+        types = sorted({str(p.dtype).removeprefix("torch.") for p in self.parameters.values()})
+        if types not in (["float32"], ["float64"]):
+            raise UsageError(
+                f"the trained parameters are {' and '.join(types)}; a private sum is taken in float32 or float64, "
+                "all of one type (autocast may be used)"
+            )
+        self.sizes = {name: p.numel() for name, p in self.parameters.items()}
+        self.dimension = sum(self.sizes.values())
+        self.expected_records: Callable[[], int | None] = _no_batch
+        self.generation = 0
+        self.uses: list[Use] = []
+        self.calls: list[tuple[str, Tensor, Tensor]] = []
+        self.positions = 1
+        self._reached: dict[int, list[Use]] = {}
+        self._records = 0
+        self._contributions: dict[str, Contribution] | None = None
+        self._work = Workspace()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy or a pickle holds no record and is served by no loader."""
+        nothing: dict[str, Any] = {
+            "uses": [],
+            "calls": [],
+            "_reached": {},
+            "_contributions": None,
+            "expected_records": _no_batch,
+        }
+        return {**self.__dict__, **nothing}
+
+    @property
+    def taught(self) -> bool:
+        """Whether a backward pass has reached the current batch."""
+        return bool(self.uses)
+
+    def norms(self) -> Tensor:
+        """Upper bounds on the joint norm of each record's whole stack, shape (m,), float64; inf where it is not finite
+        or out of range (`privacy.norms`)."""
+        with self._exactly():
+            return self._joint_norms()
+
+    def _joint_norms(self) -> Tensor:
+        parts = self._gather()
+        device = next(iter(self.parameters.values())).device
+        total = [torch.zeros(self.expected_records() or 0, dtype=torch.float64, device=device)]
+        for name, part in parts.items():
+            if part.positions > self.positions:
+                raise UsageError(
+                    f"{name} is used at {part.positions} positions of a record, where align()'s example and {PASSES} "
+                    f"passes allow for {self.positions}; give align() an example as long as the longest record"
+                )
+            total.append(part.norms() / part.share())
+        return joint_norms(total, next(iter(self.parameters.values())).dtype)
+
+    def add_clipped(self, factors: Tensor, out: Tensor) -> None:
+        """`out += sum_i factors_i X_i` over the flat stack; a record of factor 0 adds nothing, whatever it holds.
+
+        Args:
+            factors: shape (m,), float64.
+            out: shape (dimension,), contiguous.
+        """
+        factors = rounded_down(factors, out.dtype)
+        kept = factors != 0
+        if not bool(kept.all()):  # 0·inf is not 0: silence such records at the source
+            for use in self.uses:
+                use.delta = _silence(use.delta, kept)
+                use.x = _silence(use.x, kept) if use.x.is_floating_point() else use.x
+            self._contributions = None
+        start = 0
+        try:
+            with self._exactly():
+                parts = self._gather()
+                for name, size in self.sizes.items():
+                    if name in parts:
+                        parts[name].add_clipped(factors, out[start : start + size], self._work)
+                    start += size
+        finally:
+            self._work.clear()
+
+    def factors(self) -> Iterator[list[Factors]]:
+        """The batch's contributions record by record, in runs, as products of factors where they are such."""
+        with self._exactly():
+            yield from factors(self._gather(), self.parameters, self.expected_records() or 0)
+
+    def rounding(self, records: int, batches: int = 1) -> float:
+        """Bound on the rounding of a sum over `records`, relative to the sum of their clipped norms.
+
+        Args:
+            records: records in the sum.
+            batches: physical batches they come in.
+        """
+        unit = torch.finfo(next(iter(self.parameters.values())).dtype).eps / 2
+        return sum_rounding(records, self.positions, unit, batches)
+
+    def _exactly(self) -> AbstractContextManager[None]:
+        """The release is not for autocast, which would compute it in bf16."""
+        device = next(iter(self.parameters.values())).device
+        return torch.autocast(device.type, enabled=False)
+
+    def reached(self, use: Use) -> None:
+        """A backward pass came to a layer; whether it accumulates gradients or only asks for some is not known yet."""
+        task = torch._C._current_graph_task_id()
+        if task not in self._reached:
+            self._reached = {task: []}  # what a torch.autograd.grad came to is dropped
+        if self._records < LEAST:
+            use = Use(use.layer, use.x[: self._records], use.delta[: self._records])
+        self._reached[task].append(use)
+
+    def _accumulated(self, anchor: Tensor) -> None:
+        """The backward pass was one that accumulates gradients: what it came to counts."""
+        anchor.grad = None
+        self.uses += self._reached.pop(torch._C._current_graph_task_id(), [])
+        self._contributions = None
+
+    def forget_passes(self) -> None:
+        """Drop what the backward passes over the batch contributed so far, as zero_grad() drops gradients."""
+        self.uses = []
+        self._reached = {}
+        self._contributions = None
+
+    def clear(self) -> None:
+        """Forget the batch, and let no backward pass bring it back."""
+        self.forget_passes()
+        self.generation += 1
+        self.calls = []
+
+    def unpack(self, released: Tensor) -> Tensor:
+        """The released stack is the parameters' gradient itself."""
+        return released
+
+    def _gather(self) -> dict[str, Contribution]:
+        """One joint contribution a parameter, from all uses of it."""
+        if self._contributions is None:
+            parts: dict[str, list[Contribution]] = defaultdict(list)
+            names = {id(p): name for name, p in self.parameters.items()}
+            for use in self.uses:
+                if len(use.delta) == 0:
+                    continue  # an empty Poisson batch
+                layer = self.layers[use.layer]
+                x = use.x if not use.x.is_floating_point() else _at_least_float32(use.x)
+                for local, part in LAYERS[type(layer)](layer, x, _at_least_float32(use.delta)).items():
+                    name = names.get(id(getattr(layer, local)))
+                    if name is not None:
+                        parts[name].append(part)
+            self._contributions = {
+                name: combine(found, len(self.uses[0].delta), self.sizes[name])
+                for name, found in parts.items()
+            }
+        return self._contributions
+
+    def replay(self) -> dict[str, Contribution]:
+        """The contributions of the last forward pass, had its deltas been zero."""
+        self.uses = [Use(layer, x.detach(), torch.zeros_like(output)) for layer, x, output in self.calls]
+        return self._gather()
+
+
+def _no_batch() -> int | None:
+    return None
+
+
+def _silence(part: Tensor, kept: Tensor) -> Tensor:
+    return torch.where(kept.view(-1, *[1] * (part.ndim - 1)), part, torch.zeros((), dtype=part.dtype))
+
+
+def _at_least_float32(part: Tensor) -> Tensor:
+    """bf16 products overshoot the clip by up to 1e-2 (THEORY T3)."""
+    return part if part.dtype in (torch.float32, torch.float64) else part.float()
