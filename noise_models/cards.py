@@ -33,6 +33,7 @@ T = TypeVar("T")
 # Of fields, as they are written; others are what their class says of them.
 _TYPES: dict[str, Any] = {
     "str": str, "bool": bool, "bool | str": (bool, str), "str | None": (str, NoneType), "Kind": Enum, "Adjacency": Enum,
+    "Refusal | None": (Enum, NoneType),
     "Mapping[str, Any]": dict,
 }  # fmt: skip
 _NAME = re.compile(r"[\w.-]+")  # of what is registered

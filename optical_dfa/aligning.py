@@ -114,6 +114,15 @@ def align(
     state = chosen.state(
         Placement(module, all_points, traced.output, inputs, derive_seed(seed, "feedback state"))
     )
+    if not isinstance(state, FeedbackState):
+        raise UsageError(
+            f"rule {chosen.name} must return a FeedbackState from state(), not a {type(state).__name__}"
+        )
+    untaught = set(names) - {point.name for point in state.points} - state.teachers.keys()
+    if untaught:
+        raise UsageError(
+            f"rule {chosen.name} says nothing of what teaches its feedback point {min(untaught)}"
+        )
     device: ProjectionBackend | None = None
     if isinstance(chosen, ProjectingRule) and state.points:
         slices = chosen.layout([point.shape for point in state.points])

@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Kind:
+class Values:
     """What the values of a setting are.
 
     Attributes:
@@ -42,23 +42,23 @@ class Says:
     names: Collection[str] = ()
 
 
-Positive = Annotated[float, Interval(gt=0), Kind("a finite number above 0")]
-Probability = Annotated[float, Interval(gt=0, lt=1), Kind("a number strictly between 0 and 1")]
-Fraction = Annotated[float, Interval(ge=0, lt=1), Kind("a number from 0 up to, not including, 1")]
+Positive = Annotated[float, Interval(gt=0), Values("a finite number above 0")]
+Probability = Annotated[float, Interval(gt=0, lt=1), Values("a number strictly between 0 and 1")]
+Fraction = Annotated[float, Interval(ge=0, lt=1), Values("a number from 0 up to, not including, 1")]
 # Steps above this overflow single precision at once, and a weight decay above it never was meant.
 _LARGEST_RATE = 1e6
-Rate = Annotated[float, Interval(gt=0, le=_LARGEST_RATE), Kind("a number above 0 and at most 10^6")]
-Decay = Annotated[float, Interval(ge=0, le=_LARGEST_RATE), Kind("a number from 0 to 10^6")]
-Count = Annotated[int, Interval(ge=1, le=10**9), Kind("a whole number from 1 to 10^9")]
-Seed = Annotated[int, Interval(ge=0, lt=2**63), Kind("a whole number from 0 to 2^63 - 1")]
-Flag = Annotated[bool, Kind("true or false")]
-Text = Annotated[str, Kind("text in quotes")]
-Folder = Annotated[Path, Kind("the path of a folder", "DIR")]
-File = Annotated[Path, Kind("the path of a file", "FILE")]
-Options = Annotated[dict[str, Any], Kind("a table of name = value", "NAME=VALUE", given=list[str])]
+Rate = Annotated[float, Interval(gt=0, le=_LARGEST_RATE), Values("a number above 0 and at most 10^6")]
+Decay = Annotated[float, Interval(ge=0, le=_LARGEST_RATE), Values("a number from 0 to 10^6")]
+Count = Annotated[int, Interval(ge=1, le=10**9), Values("a whole number from 1 to 10^9")]
+Seed = Annotated[int, Interval(ge=0, lt=2**63), Values("a whole number from 0 to 2^63 - 1")]
+Flag = Annotated[bool, Values("true or false")]
+Text = Annotated[str, Values("text in quotes")]
+Folder = Annotated[Path, Values("the path of a folder", "DIR")]
+File = Annotated[Path, Values("the path of a file", "FILE")]
+Options = Annotated[dict[str, Any], Values("a table of name = value", "NAME=VALUE", given=list[str])]
 Points = Annotated[
     Literal["macro", "micro"] | Annotated[list[str], MinLen(1)],
-    Kind("macro, micro, or a list of modules' names", "NAME,...", given=str),
+    Values("macro, micro, or a list of modules' names", "NAME,...", given=str),
 ]
 
 
@@ -128,13 +128,13 @@ class Settings:
     diagnose: Annotated[Flag, Says("Compare the rule with backpropagation; needs no privacy.")] = False
 
 
-class Setting(NamedTuple):
+class Declared(NamedTuple):
     """One of them.
 
     Attributes:
         flag: on the command line; an option table is given entry by entry.
         given: its type there.
-        metavar, allowed: of its `Kind`.
+        metavar, allowed: of its `Values`.
         help, names: of its `Says`.
     """
 
@@ -146,13 +146,13 @@ class Setting(NamedTuple):
     names: Collection[str]
 
 
-def _setting(name: str, hint: Any) -> Setting:
+def _setting(name: str, hint: Any) -> Declared:
     """Of `X | None`, the kind is X's."""
     says: Says = hint.__metadata__[-1]
     value = next(one for one in (*get_args(hint.__origin__), hint) if hasattr(one, "__metadata__"))
-    kind: Kind = next(note for note in value.__metadata__ if isinstance(note, Kind))
+    kind: Values = next(note for note in value.__metadata__ if isinstance(note, Values))
     flag = f"--{name.removesuffix('s') if name.endswith('_options') else name}".replace("_", "-")
-    return Setting(flag, kind.given or value.__origin__, kind.metavar, kind.allowed, says.help, says.names)
+    return Declared(flag, kind.given or value.__origin__, kind.metavar, kind.allowed, says.help, says.names)
 
 
 SETTINGS = {name: _setting(name, hint) for name, hint in Settings.__annotations__.items()}

@@ -45,7 +45,7 @@ class AggregatedCapture(Capture):
             UsageError: as for `Capture`, another rule, or a hidden layer that is not as said above, naming it.
         """
         rule, backend = aligned.rule, aligned.backend
-        if not isinstance(rule, GatedFeedbackAlignment) or backend is None:
+        if type(rule) is not GatedFeedbackAlignment or backend is None:
             raise UsageError(
                 f"rule {rule.name} does not project a sum over the records; release aggregate needs rule gated-dfa "
                 "and a hidden layer"

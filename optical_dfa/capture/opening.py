@@ -14,8 +14,12 @@ from optical_dfa.capture.pending import PASSES
 from optical_dfa.capture.probing import check_records_apart, check_steps_apart, check_sums, check_uses
 from optical_dfa.capture.records import Capture
 from optical_dfa.capture.separated import SeparatedCapture
+from optical_dfa.capture.trying import named_failure
 from optical_dfa.feedback.aligned import AlignedModule
 from optical_dfa.feedback.points import refuse_computed
+from optical_dfa.feedback.rule import ProjectingState
+from optical_dfa.feedback.state import FeedbackState
+from privacy.secrecy import foreign
 
 # The forms in which releases take what records contribute.
 CAPTURES: dict[str, type[Capture]] = {
@@ -23,6 +27,10 @@ CAPTURES: dict[str, type[Capture]] = {
     "separated": SeparatedCapture,
     "aggregate": AggregatedCapture,
 }
+
+
+# What a state may have of its own: followed in every private pass, tried before it, or no part of one.
+_FOLLOWED = frozenset({"observe", "teach", "signals", "work"})
 
 
 def open_capture(aligned: AlignedModule, kind: str) -> Capture:
@@ -36,7 +44,9 @@ def open_capture(aligned: AlignedModule, kind: str) -> Capture:
     if aligned.rule.refused is not None:
         raise UsageError(f"rule {aligned.rule.name} {aligned.rule.refused}")
     refuse_computed(aligned.module)
-    _check_taught_apart(aligned)
+    _refuse_own_ways(aligned)
+    with named_failure(f"rule {aligned.rule.name} fails on random errors"):
+        _check_taught_apart(aligned)
     capture = CAPTURES[kind](aligned)
     aligned.attach(capture)
     try:
@@ -48,6 +58,33 @@ def open_capture(aligned: AlignedModule, kind: str) -> Capture:
         aligned.stop_capture()
         raise
     return capture
+
+
+def _refuse_own_ways(aligned: AlignedModule) -> None:
+    """Refuse a rule from outside that does more than observe and teach: nothing else of it is followed in a pass.
+
+    Raises:
+        UsageError: naming what it does besides.
+    """
+    rule, state = aligned.rule, aligned.state
+    if foreign(rule) and type(state) not in (FeedbackState, ProjectingState) and not foreign(state):
+        raise UsageError(
+            f"rule {rule.name} changes what a {type(state).__name__} does in the backward passes of its hooks, which "
+            "are not followed; a private rule of your own has a state of its own that observes and teaches"
+        )
+    own: dict[str, object] = dict(vars(state))
+    for owner in type(state).__mro__[: type(state).__mro__.index(FeedbackState)]:
+        own |= vars(owner) if owner.__module__.partition(".")[0] != "optical_dfa" else {}
+    for name in own:
+        if (
+            callable(getattr(FeedbackState, name, None))
+            and name not in _FOLLOWED
+            and not name.startswith("__")
+        ):
+            raise UsageError(
+                f"the state of rule {rule.name} has a {name} of its own, which is not followed in a private pass; "
+                "a private rule of your own observes and teaches, and nothing else"
+            )
 
 
 def _check_taught_apart(aligned: AlignedModule) -> None:

@@ -14,7 +14,7 @@ from optical_dfa.capture.masks import DRAWN
 from optical_dfa.capture.operations import rule_of
 from optical_dfa.capture.operations.call import base_name
 from optical_dfa.capture.operations.elements import pointwise
-from optical_dfa.capture.operations.rules import Rule
+from optical_dfa.capture.operations.rules import RowRule
 
 # Made of sizes alone.
 FACTORIES = frozenset({
@@ -53,7 +53,7 @@ class Traits:
 
     def __init__(self, func: OpOverload) -> None:
         self.name, self.overload = base_name(func), func._overloadname
-        self.rule: Rule | None = rule_of(func)
+        self.rule: RowRule | None = rule_of(func)
         arguments = func._schema.arguments
         writes = [a.alias_info is not None and a.alias_info.is_write for a in arguments]
         self.written = tuple(i for i, a in enumerate(arguments) if writes[i] and not a.kwarg_only)

@@ -26,10 +26,11 @@ from optical_dfa.capture.layers import held_statistics, refuse_mixing, trained_l
 from optical_dfa.capture.pending import EARLIER, LEAST, Noted, PendingBatch
 from optical_dfa.capture.program import Program
 from optical_dfa.capture.rows import FIRST
-from optical_dfa.capture.state import Attributes, Held, Kept, plain, refuse_extra_state
+from optical_dfa.capture.state import Attributes, Held, Kept, plain, refuse_extra_state, tensors_of, token_of
 from optical_dfa.capture.trying import program_of, program_of_rule
 from optical_dfa.feedback.aligned import AlignedModule
 from optical_dfa.feedback.points import ForwardPass, take_off
+from privacy.secrecy import foreign
 
 
 class _LayerHook:
@@ -84,10 +85,13 @@ class Capture(PendingBatch):
         refuse_mixing(module)
         self.held = held_statistics(module)
         self._kept = Kept(module, self.parameters.values())
+        self._kept_of_rule = Kept(aligned.state, ())
+        self._rule_settings: tuple[Any, ...] | None = None
         self._settings: tuple[Any, ...] | None = None
         self.hold()
         Attributes.of(module).refuse_opaque()
         refuse_extra_state(module)
+        refuse_extra_state(aligned.state)
         self.layers = trained_layers(module, self.parameters)
         for name, layer in self.layers.items():
             # First, so that a layer that is itself a feedback point is recorded before it is cut.
@@ -149,11 +153,22 @@ class Capture(PendingBatch):
             UsageError: naming a tensor that is not.
         """
         self._kept.refuse_other(self.module)
+        self._kept_of_rule.refuse_other(self.aligned.state, f"feedback of rule {self.aligned.rule.name}: ")
+        if foreign(self.aligned.rule, self.aligned.state) and self.fixed and self._settings is not None:
+            now = _tokens_of_rule(self.aligned)
+            if self._rule_settings is None:
+                self._rule_settings = now
+            elif self._rule_settings != now:
+                raise UsageError(
+                    f"rule {self.aligned.rule.name} is not what it was in the first pass of the run: it may keep "
+                    "records, un-noised; let it hold nothing that a pass changes"
+                )
 
     def take_loaded(self) -> None:
         """A state was loaded: before the first pass of a run what is not released with noise is taken as it now is."""
         if self._settings is None:
             self._kept = Kept(self.module, self.parameters.values())
+            self._kept_of_rule = Kept(self.aligned.state, ())
 
     def _refuse_steering(
         self, attributes: Attributes, args: Sequence[Any], kwargs: Mapping[str, Any]
@@ -444,6 +459,13 @@ def _at_least_two(x: Any) -> Any:
     if len(x) >= LEAST:
         return x.clone()
     return torch.cat([x, x]) if len(x) else x.new_zeros(LEAST, *x.shape[1:])
+
+
+def _tokens_of_rule(aligned: AlignedModule) -> tuple[Any, ...]:
+    """A rule and its state from outside, in a form that shows a change of what is not a tensor of the state."""
+    names = tensors_of(aligned.state)
+    state = {path: x for path, x in Attributes.of(aligned.state).tokens.items() if path not in names}
+    return state, token_of(vars(aligned.rule))
 
 
 def _like(x: Any) -> Any:

@@ -200,8 +200,11 @@ class Kept:
     def __deepcopy__(self, memo: dict[int, Any]) -> Kept:
         return self  # nobody changes it
 
-    def refuse_other(self, module: nn.Module) -> None:
+    def refuse_other(self, module: nn.Module, whose: str = "") -> None:
         """
+        Args:
+            module: as given.
+            whose: what its tensors' names are preceded by in messages.
         Raises:
             UsageError: naming a tensor that is not what it was: it may hold records.
         """
@@ -211,8 +214,8 @@ class Kept:
                 continue
             if name not in now or name not in self.before or not same(now[name], self.before[name]):
                 raise UsageError(
-                    f"{name} is not the tensor that it was when the run began, and may hold records: a private pass is "
-                    "given its records as arguments; make the changed module private instead"
+                    f"{whose}{name} is not the tensor that it was when the run began, and may hold records: a private "
+                    "pass is given its records as arguments; make the changed module private instead"
                 )
 
 
@@ -224,6 +227,14 @@ def tensors_of(module: nn.Module) -> dict[str, Tensor]:
         own |= {key: value for key, value in vars(part).items() if isinstance(value, Tensor)}
         found |= {f"{name}.{key}" if name else key: value for key, value in own.items()}
     return found
+
+
+def token_of(value: Any) -> Any:
+    """Equal for what is the same still, by value; for what cannot be looked at, the object itself."""
+    try:
+        return _token(value, _DEPTH, set())
+    except _OpaqueError:
+        return id(value)
 
 
 class _OpaqueError(Exception):

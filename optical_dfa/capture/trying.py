@@ -20,6 +20,7 @@ from optical_dfa.capture.program import LARGER, REMEDY, SMALL, Program, first_di
 from optical_dfa.feedback.aligned import AlignedModule
 
 MASKS = "masks of a probe"
+_MODULE_FAILS = "the module fails on random records of the example's shape"
 
 
 def program_of(aligned: AlignedModule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Program:
@@ -74,7 +75,7 @@ def program_of_rule(
             else x
             for x in given
         ]
-        with named_failure(), following.on(like):
+        with named_failure(f"rule {aligned.rule.name} fails on random errors"), following.on(like):
             following.hand_on(function(following, *like))
         passes.append(following)
     return agreed(*passes[1:])
@@ -102,8 +103,8 @@ def stand_in(aligned: AlignedModule, exact: bool = False) -> dict[int, Any]:
 
 
 @contextmanager
-def named_failure() -> Iterator[None]:
-    """Whatever a module makes of random records is said in one line."""
+def named_failure(what: str = _MODULE_FAILS) -> Iterator[None]:
+    """Whatever a module or a rule makes of random records is said in one line."""
     try:
         yield
     except (UsageError, DeviceError):
@@ -111,8 +112,8 @@ def named_failure() -> Iterator[None]:
     except Exception as error:
         line = next(iter(str(error).splitlines()), "")[:160]
         raise UsageError(
-            f"the module fails on random records of the example's shape ({type(error).__name__}: {line}); private "
-            "training probes it with such: give align() an example of the records' shape and type, and let it take them"
+            f"{what} ({type(error).__name__}: {line}); private training probes it with such: give align() an example "
+            "of the records' shape and type, and let it take them"
         ) from error
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from noise_models.cards import Registry
+from noise_models.errors import UsageError
 from optical_dfa.feedback.card import RuleCard
 from optical_dfa.options import checked
 
@@ -60,5 +61,11 @@ def make_rule(name: str, options: Mapping[str, Any] | None = None) -> Rule:
         UsageError: unknown name, unknown option, or an option value of the wrong type or out of range.
     """
     rule_class = RULES.load(name)
+    from optical_dfa.feedback.rule import Rule
+
+    if not (isinstance(rule_class, type) and issubclass(rule_class, Rule)):
+        raise UsageError(
+            f"rule {name} is no {Rule.__module__}.{Rule.__qualname__}; derive it from that class"
+        )
     rule: Rule = rule_class(**checked(f"rule {name}", rule_class, options))
     return rule

@@ -173,7 +173,7 @@ class AlignedModule(nn.Module):
             self._check_shape(self.points[index], h, output, called.count(index))
         passed = ForwardPass(self.module, self._tape, args, kwargs, kept, output)
         noted = self.state.observe(passed) if capture is None else capture.observe(passed)
-        pupils = self.state.pupils(passed)
+        pupils = self.state.pupils(passed) if capture is None else passed.kept
         result: Tensor = _Root.apply(self, [i for i, _ in pupils], noted, output, *(h for _, h in pupils))  # type: ignore[no-untyped-call]
         records = None if capture is None else capture.expected_records()
         return result if records is None or records == len(result) else result[:records]
@@ -238,17 +238,17 @@ class AlignedModule(nn.Module):
         rows = rows if rows.dtype in (torch.float32, torch.float64) else rows.float()
         if self._capture is not None:
             return error, self._capture.teach(rows, noted)
-        if not torch.compiler.is_compiling():
+        if self.points and not torch.compiler.is_compiling():
             self.rule.check_error(rows)
         signals = self.state.teach(rows, noted, self.backend)
-        if records > 1:
-            for signal in signals:
-                if signal is not None:
-                    signal.div_(records)
-        return grad, signals
+        # In memory of their own: points may share theirs.
+        return grad, signals if records <= 1 else [None if s is None else s / records for s in signals]
 
     def signals(self, error: Tensor) -> Sequence[Tensor | None]:
-        """What errors of shape (rows, c) teach at each point, learning nothing; None if they alone do not tell."""
+        """What errors, shape (rows, c), or what the device projects of them, teach at each point, learning nothing.
+
+        None where they alone do not tell.
+        """
         return self.state.signals(error, self.backend)
 
     def projections(self, records: int) -> int:

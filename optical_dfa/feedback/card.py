@@ -61,8 +61,11 @@ class RuleCard(Card):
         """Decorate a class of rules, which is refused for the reason that its card says.
 
         Raises:
-            TypeError: what it derives from is refused for a reason that its card does not say.
+            TypeError: it projects, or what it derives from is refused, and its card does not say so.
         """
+        projects = hasattr(thing, "feedback")
+        if projects != (self.projects or self.projects_unless is not None):
+            raise TypeError(f"the card of {thing!r} must say projects={projects}")
         inherited = getattr(thing, "refused", None)
         if inherited is not None and inherited is not self.refused:
             raise TypeError(

@@ -22,8 +22,8 @@ class Point:
     Attributes:
         name: the module's dotted name.
         shape: its output's shape without the record axis (per position where the network's output has positions).
-        start: first component of its slice of the device's frame.
-        outputs: number of components of that slice.
+        start: first component of its slice of the device's frame, once that is laid out.
+        outputs: number of components of that slice; 0 without one.
         gain: the feedback scale derived for it (`optical_dfa.feedback.gains`), for rules whose scale was not given.
     """
 

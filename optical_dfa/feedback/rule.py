@@ -73,13 +73,13 @@ class Rule(ABC):
         """Whether the gradient is meant to go back through the matrix `upper` into `lower` in one segment."""
         return False
 
+    @abstractmethod
     def state(self, placed: Placement) -> FeedbackState:
         """The rule on one module.
 
         Raises:
             UsageError: the rule is not defined on this module.
         """
-        return FeedbackState(placed.points)
 
     def check_error(self, error: Tensor) -> None:  # noqa: B027 - most rules read every error
         """Refuse errors of shape (rows, c) that the rule cannot read, by UsageError.
@@ -155,8 +155,8 @@ class ProjectingRule(Rule):
 
     # ---- on a module
 
-    def state(self, placed: Placement) -> Projection:
-        return Projection(self, placed.points)
+    def state(self, placed: Placement) -> ProjectingState:
+        return ProjectingState(self, placed.points)
 
     def work(self, points: Sequence[Point], components: int) -> tuple[int, int]:
         """(multiply-adds, words of errors received) of one record's (or position's) signals (`measure.costs`)."""
@@ -164,7 +164,7 @@ class ProjectingRule(Rule):
         return work, work
 
 
-class Projection(FeedbackState):
+class ProjectingState(FeedbackState):
     """A projecting rule on one module: it keeps nothing of its own."""
 
     def __init__(self, rule: ProjectingRule, points: Sequence[Point], seed: int | None = None) -> None:

@@ -117,12 +117,18 @@ class FeedbackState(nn.Module):
             noted: from `observe`.
             device: of a rule that projects.
         Returns:
-            one tensor of shape (rows, n_l) a point, or None where it learns nothing.
+            one tensor of shape (rows, n_l) a point, or None where it learns nothing; of a state with other `pupils`,
+            one for each of these.
         """
         return [None for _ in self.points]
 
     def signals(self, error: Tensor, device: ProjectionBackend | None) -> Sequence[Tensor | None]:
-        """What errors as they stand teach at each point, learning nothing; None where they alone do not tell."""
+        """What errors teach at each point, learning nothing; None where they alone do not tell.
+
+        Args:
+            error: shape (rows, c); of a rule that projects, what it projects of them.
+            device: of such a rule.
+        """
         return [None for _ in self.points]
 
     def work(self, components: int, positions: int) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from noise_models.errors import UsageError
 from optical_dfa import AlignedModule, align
 from optical_dfa.feedback import make_rule
 from optical_dfa.feedback.forward_mode import directional_derivative
-from optical_dfa.feedback.rules.learned import LearnedState, Noted
+from optical_dfa.feedback.rules.learned import LearnedState, Lesson
 from optical_dfa.measure.costs import cost
 from privacy import checkpoint
 from privacy.ledger import Ledger
@@ -232,7 +232,7 @@ def test_adam_is_adam() -> None:
         e, h = normal(M, 4, seed=seed), normal(M, 8, seed=seed + 50)
         twin.grad = e.T @ h / M
         adam.step()
-        state(aligned).teach(e, Noted({1: h}), None)
+        state(aligned).teach(e, Lesson({1: h}), None)
         torch.testing.assert_close(matrices(aligned)[1], twin.detach(), **EXACT)
 
 

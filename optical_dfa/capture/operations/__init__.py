@@ -12,12 +12,12 @@ from torch._ops import OpOverload
 
 from optical_dfa.capture.operations import elements, functional, indexing, products, shapes
 from optical_dfa.capture.operations.call import base_name
-from optical_dfa.capture.operations.rules import Rule
+from optical_dfa.capture.operations.rules import RowRule
 
 _RULES = {**elements.RULES, **shapes.RULES, **indexing.RULES, **products.RULES, **functional.RULES}
 
 
-def rule_of(func: OpOverload) -> Rule | None:
+def rule_of(func: OpOverload) -> RowRule | None:
     """The rule of an operation; None where there is none."""
     found = _RULES.get(base_name(func))
     tagged = func.namespace == "aten" and torch.Tag.pointwise in func.tags  # others may say so and not be

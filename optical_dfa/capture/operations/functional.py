@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from optical_dfa.capture.operations.call import DIFFERS, ELSEWHERE, NO_CONSTANT, OVER, Call, MixingError
-from optical_dfa.capture.operations.rules import Placed, Rule, Rules, across, free_of_last
+from optical_dfa.capture.operations.rules import Placed, RowRule, Rules, across, free_of_last
 from optical_dfa.capture.rows import FIRST, places
 
 RULES = Rules()
@@ -81,7 +81,7 @@ def batch_norm(call: Call) -> Placed:
     return (rows, channel, channel)
 
 
-def _spatial(axes: int) -> Rule:
+def _spatial(axes: int) -> RowRule:
     def of_images(call: Call) -> Placed:
         first = "self" if call.get("self") is not None else "input"
         x, rows = call.only(first)

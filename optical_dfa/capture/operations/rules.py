@@ -11,16 +11,16 @@ from optical_dfa.capture.operations.call import OVER, Call, MixingError
 from optical_dfa.capture.rows import Rows
 
 Placed = Rows | tuple[Rows | None, ...]
-Rule = Callable[[Call], Placed]
+RowRule = Callable[[Call], Placed]
 
 
-class Rules(dict[str, Rule]):
+class Rules(dict[str, RowRule]):
     """Rules by the names of their operations."""
 
-    def of(self, *names: str) -> Callable[[Rule], Rule]:
+    def of(self, *names: str) -> Callable[[RowRule], RowRule]:
         """Enter the rule of these operations."""
 
-        def enter(function: Rule) -> Rule:
+        def enter(function: RowRule) -> RowRule:
             self.update(dict.fromkeys(names, function))
             return function
 

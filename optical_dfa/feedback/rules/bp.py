@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from optical_dfa.feedback.card import RuleCard
 from optical_dfa.feedback.rule import Requires, Rule
+from optical_dfa.feedback.state import FeedbackState, Placement
 
 
 @RuleCard(summary="backpropagation", projects=False)
@@ -13,3 +14,6 @@ class Backpropagation(Rule):
     name = "bp"
     requires = frozenset({Requires.BACKWARD})
     cuts = False
+
+    def state(self, placed: Placement) -> FeedbackState:
+        return FeedbackState(placed.points)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from optical_dfa.feedback.card import Refusal, RuleCard
 from optical_dfa.feedback.points import ForwardPass
-from optical_dfa.feedback.rules.learned import LearnedFeedback, LearnedState, Noted, rows_of
+from optical_dfa.feedback.rules.learned import LearnedFeedback, LearnedState, Lesson, rows_of
 from optical_dfa.feedback.state import Placement
 
 
@@ -40,8 +40,8 @@ class DirectKolenPollack(LearnedFeedback):
 class _CorrelatingState(LearnedState):
     """Notes h_l; summed over the calls of a point, as a shared weight's gradient would be."""
 
-    def observe(self, passed: ForwardPass) -> Noted:
-        noted, output = Noted({}), passed.output
+    def observe(self, passed: ForwardPass) -> Lesson:
+        noted, output = Lesson({}), passed.output
         rows = output.shape[:-1].numel() if output.ndim > 1 else len(output)
         for index, point in enumerate(self.points):
             calls = [h.detach() for i, h in passed.kept if i == index]

@@ -13,7 +13,7 @@ from optical_dfa.feedback.points import Point
 from optical_dfa.feedback.rules.dfa import DirectFeedbackAlignment
 
 
-@RuleCard(summary="Direct Random Target Projection", projects=True)
+@RuleCard(summary="Direct Random Target ProjectingState", projects=True)
 class DirectRandomTargetProjection(DirectFeedbackAlignment):
     """`drtp`: hidden layers are taught by a fixed random projection of the target itself, not of the error.
 

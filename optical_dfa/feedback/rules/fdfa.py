@@ -17,7 +17,7 @@ from optical_dfa.feedback.card import Refusal, RuleCard
 from optical_dfa.feedback.forward_mode import check_forward_mode, directional_derivative
 from optical_dfa.feedback.points import ForwardPass
 from optical_dfa.feedback.rule import Requires
-from optical_dfa.feedback.rules.learned import LearnedFeedback, LearnedState, Noted, rows_of
+from optical_dfa.feedback.rules.learned import LearnedFeedback, LearnedState, Lesson, rows_of
 from optical_dfa.feedback.state import Placement
 
 PERTURBED = ("all", "one")
@@ -72,7 +72,7 @@ class _EstimatingState(LearnedState):
     rule: ForwardDirectFeedbackAlignment
     extra_passes = 1
 
-    def observe(self, passed: ForwardPass) -> Noted:
+    def observe(self, passed: ForwardPass) -> Lesson:
         passes, kept, output = self.get_buffer("passes"), passed.kept, passed.output
         moved = range(len(self.points))
         if self.rule.perturb == "one" and self.points:
@@ -88,7 +88,7 @@ class _EstimatingState(LearnedState):
                 for index, h in kept
             ]
         passes.add_(1)
-        noted = Noted({})
+        noted = Lesson({})
         if all(u is None for u in directions):
             return noted
         derivative = directional_derivative(passed, directions, self._random)

@@ -78,8 +78,8 @@ class _ActivityState(DrawingState):
         return _Moved(directions, derivative.detach())
 
     def teach(self, error: Tensor, noted: _Moved, device: ProjectionBackend | None) -> list[Tensor | None]:
-        records = len(noted.derivative)
-        along = (error * noted.derivative.reshape(error.shape)).reshape(records, -1).sum(1)
+        moved = error.reshape(noted.derivative.shape) * noted.derivative
+        along = moved.flatten(1).sum(1) if moved.ndim > 1 else moved
         return [
             None if u is None else u * along.view(-1, *[1] * (u.ndim - 1)).to(u.dtype)
             for u in noted.directions

@@ -29,7 +29,7 @@ BETAS, EPSILON = (0.9, 0.999), 1e-8  # Adam's usual ones (Kingma & Ba 2015)
 
 
 @dataclass
-class Noted:
+class Lesson:
     """Of one forward pass.
 
     Attributes:
@@ -80,7 +80,9 @@ class LearnedState(DrawingState):
     def signals(self, error: Tensor, device: ProjectionBackend | None) -> Sequence[Tensor | None]:
         return [error @ self.matrix(point).to(error.dtype) for point in self.points]
 
-    def teach(self, error: Tensor, noted: Noted, device: ProjectionBackend | None) -> Sequence[Tensor | None]:
+    def teach(
+        self, error: Tensor, noted: Lesson, device: ProjectionBackend | None
+    ) -> Sequence[Tensor | None]:
         signals = self.signals(error, device)
         if len(error):
             self.learn(noted, dict.fromkeys(noted.parts, error))
@@ -91,7 +93,7 @@ class LearnedState(DrawingState):
         work = positions * components * sum(point.width for point in self.points)
         return 2 * work, work
 
-    def learn(self, noted: Noted, errors: Mapping[int, Tensor]) -> None:
+    def learn(self, noted: Lesson, errors: Mapping[int, Tensor]) -> None:
         """Change the matrices, once for a forward pass.
 
         Args:
@@ -173,7 +175,7 @@ class LearnedFeedback(Rule):
 
         Args:
             matrix: B_l.
-            part: what `Noted` has of the point.
+            part: what `Lesson` has of the point.
             error: shape (rows, c), of single records.
         """
         found = self.difference(matrix, part, error)

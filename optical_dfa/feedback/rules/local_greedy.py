@@ -26,7 +26,7 @@ from optical_dfa.feedback.card import Refusal, RuleCard
 from optical_dfa.feedback.points import ForwardPass, Point, call_order
 from optical_dfa.feedback.rule import Requires, Taught
 from optical_dfa.feedback.rules.drtp import check_targets, onehot_targets
-from optical_dfa.feedback.rules.learned import LearnedFeedback, LearnedState, Noted
+from optical_dfa.feedback.rules.learned import LearnedFeedback, LearnedState, Lesson
 from optical_dfa.feedback.state import Placement, StateHook
 from optical_dfa.networks.markers import ACTIVATIONS
 
@@ -104,7 +104,7 @@ class LocalGreedyForwardGradient(LearnedFeedback):
 
 
 @dataclass
-class _Moved(Noted):
+class _Moved(Lesson):
     """`parts` are what the classifiers read, shape (rows, columns); all by the point's index.
 
     Attributes:
@@ -184,7 +184,7 @@ class _LocalState(LearnedState):
         """Without a direction there is nothing to say."""
         return [None for _ in self.points]
 
-    def teach(self, error: Tensor, noted: Noted, device: ProjectionBackend | None) -> list[Tensor | None]:
+    def teach(self, error: Tensor, noted: Lesson, device: ProjectionBackend | None) -> list[Tensor | None]:
         signals: list[Tensor | None] = [None for _ in self.points]
         if not len(error):
             return signals

@@ -27,7 +27,7 @@ from noise_models.errors import UsageError
 from noise_models.randomness.generator import derive_seed
 from optical_dfa.feedback.card import RuleCard
 from optical_dfa.feedback.points import Point, call_order
-from optical_dfa.feedback.rule import Projection
+from optical_dfa.feedback.rule import ProjectingState
 from optical_dfa.feedback.rules.dfa import DirectFeedbackAlignment
 from optical_dfa.feedback.state import Placement, StateHook, called_directly, key
 
@@ -212,7 +212,7 @@ class ConvolutionalMaps(ModularFeedbackAlignment):
         return functional.pad(whole, missing[::-1])
 
 
-class ModularState(Projection):
+class ModularState(ProjectingState):
     """The maps of one module's division, drawn from a seed that the `state_dict` holds.
 
     Attributes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from optical_dfa.feedback.card import RuleCard
 from optical_dfa.feedback.rule import Rule
+from optical_dfa.feedback.state import FeedbackState, Placement
 
 
 @RuleCard(summary="its hidden layers frozen (the control experiment)", projects=False)
@@ -12,3 +13,6 @@ class Shallow(Rule):
 
     name = "shallow"
     teaches_hidden = False
+
+    def state(self, placed: Placement) -> FeedbackState:
+        return FeedbackState(placed.points)
