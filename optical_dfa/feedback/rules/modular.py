@@ -26,6 +26,7 @@ from torch.nn import functional
 from noise_models.errors import UsageError
 from noise_models.randomness.generator import derive_seed
 from optical_dfa.feedback.card import RuleCard
+from optical_dfa.feedback.cuts import OUTPUT
 from optical_dfa.feedback.points import Point, call_order
 from optical_dfa.feedback.rule import ProjectingState
 from optical_dfa.feedback.rules.dfa import DirectFeedbackAlignment
@@ -232,6 +233,7 @@ class ModularState(ProjectingState):
         self.teachers = {p.name: group[-1].name for group in self.groups for p in group[:-1]}
         if rule.between == "bp":
             self.teachers |= {a[-1].name: b[0].name for a, b in pairwise(self.groups)}
+            self.teachers |= {self.groups[-1][-1].name: OUTPUT} if self.groups else {}
         self._kept: list[list[Tensor]] | None = None
         self._draw()
         self.register_load_state_dict_post_hook(_drawn_again)  # type: ignore[no-untyped-call]
