@@ -72,7 +72,7 @@ def test_sound_release_stands_the_dead_pixel_attack() -> None:
 
 
 def test_lattice_is_read_without_dither_alone() -> None:
-    finding = run("lattice", "dark-frame", trials=100)
+    finding = run("lattice", "dark-frame", trials=60)
     assert finding.consistent is True
     assert finding.details["without_dither"]["consistent"] is False
     assert finding.details["without_dither"]["epsilon_claimed"] == pytest.approx(1.0, rel=0.01)
@@ -239,8 +239,10 @@ def test_a_folder_without_data_is_no_silent_fallback(tmp_path: Path) -> None:
 
 
 def test_a_claim_that_is_another_than_asked_for_is_said() -> None:
-    assert not any("asked for" in note for note in run("distinguish", "digital", epsilon=4.0).notes)
-    finding = run("distinguish", "digital", epsilon=64.0)
+    assert not any(
+        "asked for" in note for note in run("distinguish", "digital", epsilon=4.0, trials=12).notes
+    )
+    finding = run("distinguish", "digital", epsilon=64.0, trials=12)
     assert finding.epsilon_claimed < 60
     assert "asked for was a claim of epsilon = 64" in finding.notes[0]
 
