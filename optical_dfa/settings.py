@@ -4,8 +4,9 @@ Importing this imports neither torch nor pydantic, so that `--help` is quick. Th
 read as values, once: this file does not put them off by `from __future__ import annotations`.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, dataclass_transform, get_args
 
@@ -32,6 +33,22 @@ class Values:
     allowed: str
     metavar: str | None = None
     given: Any = None
+
+
+class _NoneOr(Collection[str]):
+    """ "none", and the names of a registry as they are when asked: a package may come later than this file."""
+
+    def __init__(self, names: Collection[str]) -> None:
+        self._names = names
+
+    def __contains__(self, name: object) -> bool:
+        return name == "none" or name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return chain(("none",), self._names)
+
+    def __len__(self) -> int:
+        return 1 + len(self._names)
 
 
 @dataclass(frozen=True)
@@ -95,7 +112,7 @@ class Settings:
         Text, Says(f"Projection device: {', '.join(BACKENDS)}; see `optical-dfa backends`.", BACKENDS)
     ] = "simulated-opu"
     backend_options: Annotated[Options, Says("Repeatable.")] = {}  # noqa: RUF012  (pydantic copies it)
-    release: Annotated[Text, Says(f"Privacy release: none, {', '.join(RELEASES)}.", ("none", *RELEASES))] = (
+    release: Annotated[Text, Says(f"Privacy release: none, {', '.join(RELEASES)}.", _NoneOr(RELEASES))] = (
         "dark-frame"
     )
     release_options: Annotated[Options | None, Says("Repeatable.")] = None

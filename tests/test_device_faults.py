@@ -93,7 +93,16 @@ def test_a_faulty_device_does_not_start(
     assert (audit(out).releases, audit(out).consistent) == (0, True)
 
 
-@pytest.mark.parametrize("name", FAULTS)
+STOPPING = (
+    "lamp-off",
+    "frozen-frame",
+    "correlated-rows",
+)  # of light, of one frame, and of the law of a frame
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in STOPPING else pytest.mark.slow) for n in FAULTS]
+)
 def test_device_entropy_stops_at_the_fault_too(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

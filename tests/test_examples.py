@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import runpy
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ def test_the_run_relies_on_what_was_measured(run: Any) -> None:
 
 
 def test_own_parts(run: Any, own_parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import_module("optical_dfa.config")  # by now, in a process that installs a package later
     monkeypatch.syspath_prepend(str(own_parts))
     found = run("own_parts/run.py")
     assert (found["status"], found["report"].consistent) == (0, True)

@@ -12,48 +12,55 @@ import pytest
 
 from noise_models.cards import Registry
 from noise_models.errors import DeviceError, UsageError
+from optical_dfa.cli import main
 from optical_dfa.feedback.card import RuleCard
 
 NAMES = ("half-dfa", "mirrored", "plain-noise", "stripes")
 
 
-def program(installed: Path, *arguments: str) -> str:
-    path = os.pathsep.join(filter(None, [str(installed), os.environ.get("PYTHONPATH")]))
-    done = subprocess.run(
-        [sys.executable, "-m", "optical_dfa", *arguments],
-        check=False,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": path, "COLUMNS": "200"},
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+def test_the_program_serves_what_another_package_registers(
+    own_parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(own_parts))
+    monkeypatch.setenv("COLUMNS", "200")
 
+    def program(*arguments: str) -> str:
+        assert main([*arguments]) == 0, capsys.readouterr().err
+        return capsys.readouterr().out
 
-def test_the_program_serves_what_another_package_registers(own_parts: Path, tmp_path: Path) -> None:
-    said = program(own_parts, "train", "--help")
-    assert all(name in said for name in NAMES)
     folder = tmp_path / "run"
     program(
-        own_parts, "train", "--rule", "half-dfa", "--backend", "mirrored", "--release", "plain-noise",
+        "train", "--rule", "half-dfa", "--backend", "mirrored", "--release", "plain-noise",
         "--dataset", "stripes", "--out", str(folder),
     )  # fmt: skip
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     assert (summary["rule"], summary["backend"], summary["release"]) == NAMES[:3]
     assert 3.0 < summary["guarantee"]["epsilon"] <= 4.0
-    audited = json.loads(program(own_parts, "audit", str(folder), "--json"))
+    audited = json.loads(program("audit", str(folder), "--json"))
     assert audited["guarantee"]["kind"] == "record-dp"
     statement = tmp_path / "statement.md"
-    program(own_parts, "audit", str(folder), "--statement", str(statement))
+    program("audit", str(folder), "--statement", str(statement))
     told = statement.read_text(encoding="utf-8")
     assert "plain normal noise of standard deviation" in told
     assert "A mirror took part, in software." in told
     page = tmp_path / "report.html"
-    program(own_parts, "report", str(folder), "--out", str(page))
+    program("report", str(folder), "--out", str(page))
     html = page.read_text(encoding="utf-8")
     assert "half of Direct Feedback Alignment" in html
     assert "with privacy plain noise" in html
-    assert "a matrix product seen in a mirror" in program(own_parts, "backends")
+    assert "a matrix product seen in a mirror" in program("backends")
+
+
+def test_the_help_of_a_program_that_starts_knows_them(own_parts: Path) -> None:
+    path = os.pathsep.join(filter(None, [str(own_parts), os.environ.get("PYTHONPATH")]))
+    done = subprocess.run(
+        [sys.executable, "-m", "optical_dfa", "train", "--help"],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path, "COLUMNS": "200"},
+    )
+    assert all(name in done.stdout for name in NAMES)
 
 
 @pytest.mark.parametrize(

@@ -79,15 +79,18 @@ def test_the_wheel_has_the_packages_with_their_data_and_nothing_else(wheel: Path
 
 
 def test_the_installed_wheel_is_used_from_an_empty_folder(installed: Path, tmp_path: Path) -> None:
-    code = "from optical_dfa import PrivacyEngine, align; import privacy; print(align.__name__, privacy.__file__)"
-    name, where = python(installed, tmp_path, "-c", code).split(maxsplit=1)
-    assert name == "align"
-    assert Path(where.strip()).is_relative_to(installed)
     assert "train" in python(installed, tmp_path, "-m", "optical_dfa", "--help")
     assert "rules-cifar" in python(installed, tmp_path, "-m", "optical_dfa", "reproduce", "--list")
-    trained = python(
-        installed, tmp_path, "-m", "optical_dfa", "train", "--dataset", "digits", "--model", "mlp:8",
-        "--epochs", "1", "--out", "run", "--json",
+    code = (
+        "from optical_dfa import PrivacyEngine, align; import privacy; print(align.__name__, privacy.__file__);"
+        "from optical_dfa.cli import main; import sys; sys.exit(main(sys.argv[1:]))"
+    )
+    said = python(
+        installed, tmp_path, "-c", code, "train", "--dataset", "digits", "--model", "mlp:8", "--epochs", "1",
+        "--out", "run", "--json",
     )  # fmt: skip
+    (name, where), trained = said.splitlines()[0].split(maxsplit=1), said.partition("\n")[2]
+    assert name == "align"
+    assert Path(where).is_relative_to(installed)
     assert json.loads(trained)["guarantee"]["epsilon"] <= 8.0
     assert (tmp_path / "run" / "ledger.sqlite").exists()

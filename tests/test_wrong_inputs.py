@@ -446,10 +446,9 @@ def test_the_other_commands_answer_alike(
     ("arguments", "code"),
     [
         (["train", "--dataset", "digit", "--out", "new"], 2),
-        (["train", "--dataset", "nan.npz", "--epochs", "1", "--out", "new"], 2),
         (["train", "--backend", "lightonml", "--out", "new"], 1),
     ],
-    ids=["name", "data", "device"],
+    ids=["name", "device"],
 )
 def test_the_program_itself(arguments: list[str], code: int, shelf: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -54,6 +54,7 @@ class UserInterruptError(Exception):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program on `arguments` (those of the process by default) and return its exit code."""
     chosen = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    message: str | None = None
     with streams.readable():
         try:
             code, message = _outcome(chosen)
@@ -67,8 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _READER_LEFT
         except OSError as error:  # the output itself: a full disc
             streams.forget(sys.stdout)
-            with contextlib.suppress(OSError):
-                print(f"error: {_unwritten(error)}", file=sys.stderr)
+            if message is None:  # or one line was said already
+                with contextlib.suppress(OSError):
+                    print(f"error: {_unwritten(error)}", file=sys.stderr)
             return _MACHINE
         return code
 

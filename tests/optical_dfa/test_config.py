@@ -224,6 +224,7 @@ def test_no_training_records() -> None:
         resolve(merge({}, {}), 0)
 
 
+@settings(deadline=None, max_examples=40)
 @given(
     epsilon=st.floats(1e-6, 1e6),
     lr=st.floats(1e-12, 1e6),

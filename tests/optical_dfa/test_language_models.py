@@ -275,11 +275,11 @@ def test_the_test_loss_is_the_mean_over_all_positions(book: Path, tmp_path: Path
 @pytest.mark.parametrize(
     "given",
     [
-        {"model": "gru:6,6", "rule": "sparse-recurrent"},
-        {"model": "gru:6,6", "rule": "recurrent-hybrid"},
+        {"model": "gru:6", "rule": "sparse-recurrent"},
+        {"model": "rnn:6,6", "rule": "recurrent-hybrid"},
         {"model": "transformer:4,1", "rule": "dfa"},
     ],
-    ids=["gru", "gru hybrid", "transformer"],
+    ids=["gru", "rnn hybrid", "transformer"],
 )
 def test_a_sequence_is_a_record_of_a_private_run(book: Path, given: dict[str, Any]) -> None:
     private = {

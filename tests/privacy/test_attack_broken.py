@@ -61,7 +61,7 @@ def attack(worlds: Worlds, epsilon: float, law: Law = gaussian) -> tuple[float, 
 
 broken_or_not = pytest.mark.parametrize(
     ("broken", "epsilon"),
-    [(True, 1.0), (True, 4.0), (False, 1.0)],
+    [(True, 1.0), pytest.param(True, 4.0, marks=pytest.mark.slow), (False, 1.0)],
     ids=["broken-1", "broken-4", "intact-1"],
 )
 

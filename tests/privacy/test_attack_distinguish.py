@@ -52,7 +52,7 @@ def check(result: Distinguished, claim: float, epsilon: float) -> None:
     [
         pytest.param("digital", 1.0, 1.0, 1, 2500, marks=pytest.mark.slow),
         pytest.param("dark-frame", 1.0, 1.0, 1, 2500, marks=pytest.mark.slow),
-        ("digital", 4.0, 1.0, 1, 500),
+        pytest.param("digital", 4.0, 1.0, 1, 500, marks=pytest.mark.slow),
         ("dark-frame", 4.0, 1.0, 1, 500),
         ("digital", 4.0, 0.5, 2, 1000),  # its dark-frame twin is among the slow ones
         pytest.param("digital", 1.0, 0.5, 2, 3000, marks=pytest.mark.slow),

@@ -249,7 +249,7 @@ def test_hostile_names_are_shown_and_not_obeyed(name: str) -> None:
     assert document.count("\n") == with_name("plain").count("\n")
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=60)
 @given(st.text(min_size=1, max_size=40).filter(lambda text: one_line(text) != ""))
 def test_any_name_is_shown_and_not_obeyed(name: str) -> None:
     document = with_name(name)
