@@ -406,7 +406,7 @@ class PrivacyEngine(Fixed):
             self._beta = source.beta
             self._rate = 1.0 if self._terms.public_batches else plan.sample_rate
             sigma = noise_multiplier(step)
-            step.check_noise(sigma)
+            step.prepare(sigma)
             event = step.event(self._rate, sigma)
             self._refuse_worthless(event, target_delta)
             reasons = _not_secret(face, step)
@@ -442,7 +442,7 @@ class PrivacyEngine(Fixed):
             ledger = self._open(header, resumed)
             if resumed is None:
                 undo.callback(ledger.close)
-            for generator in (*source.generators, coins, masks):
+            for generator in (*step.generators, coins, masks):
                 ledger.register_key(generator.fingerprint(), generator.name)
             health_log.start_up(source, ledger)
             if target_epsilon is not None and target_delta is not None:
@@ -608,7 +608,7 @@ class PrivacyEngine(Fixed):
             "device_share": source.device_share,
             "calibration_beta": source.beta,
             "calibration": health_log.identity(source.calibration),
-            "credit": source.describe(),
+            "credit": step.describe(),
             "assumptions": [
                 *told,
                 *source.assumptions,
@@ -674,7 +674,7 @@ def _not_secret(module: PrivateModule, step: StepRelease) -> tuple[str, ...]:
     """Why the randomness of the run's passes and of its noise is not secret; () where it is."""
     device, rule = module.backend, getattr(module, "rule", None)
     reasons = unsecret(module, device, step, step.source)
-    reasons += tuple(f"generator {g.name!r} is seeded" for g in step.source.generators if not g.secret)
+    reasons += tuple(f"generator {g.name!r} is seeded" for g in step.generators if not g.secret)
     if device is not None and foreign(device, rule):
         project = module.signals if foreign(rule) else device.project  # type: ignore[attr-defined]
         reasons += draws_from_the_process(lambda: project(torch.zeros(1, device.in_features)))

@@ -144,7 +144,7 @@ def test_the_ledger_alone_gives_the_epsilon(tmp_path: Path, capsys: pytest.Captu
     with Ledger.open(out / "ledger.sqlite", read_only=True) as ledger:
         releases = ledger.releases()
         names = sorted(event["name"] for event in ledger.events("key"))
-    assert names == ["masks", "noise", "sampling"]
+    assert names == ["masks", "noise", "rounding", "sampling"]
     # The account command, given what an auditor reads off the summary, agrees (to the generator's tail mass).
     told = run(
         capsys,
@@ -222,7 +222,8 @@ def test_physical_batches_change_neither_steps_nor_budget(
     one, other = (load_file(tmp_path / name / "checkpoint.safetensors") for name in ("whole", "cut"))
     for name, value in one.items():
         if value.dtype == np.float32:
-            np.testing.assert_allclose(value, other[name], rtol=0, atol=1e-4)
+            # The same but for the coins of the rounding, which a record takes in the order of the parts.
+            assert np.linalg.norm(value - other[name]) < 0.05 * np.linalg.norm(value)
 
 
 def test_a_run_keeps_no_folder_that_was_not_named(

@@ -167,7 +167,7 @@ def test_a_record_that_is_not_finite_adds_nothing(value: float) -> None:
     if math.isfinite(value):  # overflows on the way: clipped like any other record
         assert (with_it - without).norm() <= C / N * (1 + 1e-3)
     else:
-        torch.testing.assert_close(with_it, without, rtol=1e-5, atol=1e-8)
+        assert (with_it - without).norm() <= 0.02 * C  # the others' coins are other ones
 
 
 # ---- 6. a forward pass that mixes records
@@ -292,7 +292,7 @@ def test_noise_is_cryptographic_without_asking_and_torch_seeds_do_not_touch_it()
         steps.append(made.step())
         stated = made.engine.get_guarantee(1e-5)
         assert stated.kind.value == "record-dp"
-        assert any("floating-point noise" in text for text in stated.assumptions)
+        assert any("sums and noise are whole numbers" in text for text in stated.assumptions)
     assert not torch.equal(steps[0], steps[1])
 
 

@@ -187,6 +187,23 @@ class NoiseGenerator:
             self._leave_parent()
             return self._uint64(n)
 
+    def fill(self, words: npt.NDArray[np.uint64], n: int) -> None:
+        """`n` fresh uniform 64-bit integers into the beginning of `words`, with no memory taken.
+
+        Args:
+            words: contiguous, at least n + 2 of them; the cipher needs two spare ones.
+            n: 0 to BLOCK.
+        Raises:
+            UsageError: words or n are not so.
+        """
+        if not 0 <= n <= min(BLOCK, len(words) - 2) or not words.flags.c_contiguous:
+            raise UsageError(
+                f"{n} of {len(words)} words are to be filled; at most {BLOCK}, in contiguous memory with two to spare"
+            )
+        with self._lock:
+            self._leave_parent()
+            self._fill(words, n)
+
     def _uint64(self, n: int) -> npt.NDArray[np.uint64]:
         raw = np.empty(n + 2, dtype=np.uint64)
         step = len(_ZEROS) // 8

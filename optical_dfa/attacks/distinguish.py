@@ -57,7 +57,7 @@ def run(setting: Setting) -> Finding:
 
     def take(second: bool, noise: float, seed: int, count: int) -> tuple[Array, PrivacyEngine]:
         """At least `count` trials, shape (trials, 1, coordinates)."""
-        sums, engine = worlds.make(second, noise, seed)
+        sums, engine = (worlds if noise == sigma else worlds.readable).make(second, noise, seed)
         rows = sums.take(-(-count // copies), tell=tell if noise == sigma else None)
         split = rows.reshape(len(rows), -1, copies).swapaxes(1, 2)  # a column a target
         return split.reshape(len(rows) * copies, 1, -1), engine

@@ -91,7 +91,7 @@ def _expected_deltas(worlds: Worlds, others: Array) -> Array:
     """δ of each other record without the device's noise, shape (m, n): the noiseless sum in the others' basis."""
     width = others.shape[1] - 1
     split = WIDTH * width
-    total = worlds.make(False, NEGLIGIBLE, 900, 1.0)[0].take(1)[0, 0]
+    total = worlds.readable.make(False, NEGLIGIBLE, 900, 1.0)[0].take(1)[0, 0]
     update = np.concatenate((total[:split].reshape(WIDTH, -1), total[split : split + WIDTH, None]), 1)
     # U = δ^T H, with fewer records than inputs: least squares gives δ back.
     found: Array = np.linalg.lstsq(others.T, update.T, rcond=1e-9)[0]

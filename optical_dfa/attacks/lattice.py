@@ -39,13 +39,17 @@ class UnditheredDarkFrames(DarkFrameNoise):
     def cost(self, dimension: int) -> Departure:
         return Departure(0.0, 0.0, super().cost(dimension).mass)  # the naive claim: no ripple
 
+    def prepare(self, std: float) -> None:
+        """Nothing: there is no dither."""
+
     def add_noise(self, total: Tensor, std: float) -> None:
         pixels = self._device.dark_pixels
         for start in range(0, len(total), pixels):
             part = total[start : start + pixels]
-            block = torch.empty(len(part), dtype=total.dtype)
+            block = torch.empty(len(part), dtype=torch.float64)
             self._shift(self._health.take()[0], block)
-            part.add_(block.sub_(self.offset), alpha=std / (self._credit.step * self.sigma))
+            scale = round(std / (self._credit.step * self.sigma))
+            part.add_(block.mul_(scale).sub_(round(scale * self.offset)).to(total))
 
 
 class UnditheredEngine(PrivacyEngine):

@@ -169,7 +169,7 @@ def _reader(worlds: Worlds) -> Callable[[Array], Array]:
     direction = off_span(span_basis(h), target[0])
     first = WIDTH * h.shape[1]
     # The adversary's own run without the record, and without noise.
-    others = worlds.make(False, NEGLIGIBLE, 900, 1.0)[0].take(1)[0, 0, first:]
+    others = worlds.readable.make(False, NEGLIGIBLE, 900, 1.0)[0].take(1)[0, 0, first:]
     size = max(float(np.linalg.norm(others)), np.finfo(float).tiny)
 
     def read(released: Array) -> Array:

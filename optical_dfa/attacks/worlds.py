@@ -198,9 +198,17 @@ class Worlds:
         assert world.engine.ledger is not None
         return float(world.engine.ledger.header()["noise_multiplier"])
 
+    @property
+    def readable(self) -> Worlds:
+        """Worlds of the same sums that can be had with NEGLIGIBLE noise, which a camera's codes are too coarse for."""
+        if not terms(self.release).dark_frames:
+            return self
+        return replace(self, release="digital", backend=self.backend_name, engine=PrivacyEngine)
+
     def knowledge(self) -> Knowledge:
         """S and v, from the adversary's own runs of the same code."""
-        sums = [self.make(second, NEGLIGIBLE, 900 + second, 1.0)[0].take(32) for second in (False, True)]
+        worlds = self.readable
+        sums = [worlds.make(second, NEGLIGIBLE, 900 + second, 1.0)[0].take(32) for second in (False, True)]
         return Knowledge.of(*sums)
 
     def with_records(self, others: tuple[Tensor, Tensor], target: tuple[Tensor, Tensor]) -> Worlds:

@@ -1,4 +1,4 @@
-"""Per-record contributions in factored form: their norms and their clipped sum, without forming any of them.
+"""Per-record contributions in factored form, and their norms, without forming any of them.
 
 A layer's call gives its input and the teaching signal delta at its output. A record's contribution to a parameter is
 a sum over positions t of outer products, `X_i = sum_t rows_it cols_it^T`; `Contribution` is one parameter's stack of
@@ -6,9 +6,9 @@ such factors for all records. One position (a linear layer on flat records): the
 (convolutions, sequences, a weight used at several times): Gram form, `|X_i|^2 = sum_tt' <rows_t, rows_t'>
 <cols_t, cols_t'>`, because the sum of the positions' norms misstates it.
 
-Precision (THEORY T3): the float32 batch sum is taken in blocks, so that its rounding has a useful bound. Where a
-record's positions may cancel, sums are in float64, and the norm is bounded from above by adding CANCELLATION times
-the positions' absolute sum A_i: after clipping, A_i <= C / CANCELLATION, which bounds their rounding too.
+Releases round them to whole numbers record by record (`capture.factors`, THEORY T11). Norms, and a clipped sum in
+float64, are for probes and attacks: where a record's positions may cancel, a norm is bounded from above by adding
+CANCELLATION times the positions' absolute sum.
 
 Range: norms are rounded up, and a record keeps no share of a factor so large that what underflows in the other could
 matter (`privacy.norms`).
@@ -18,75 +18,15 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from privacy.norms import limit, share, vector_norms
 
-SUM_BLOCK = 128  # records added up in one matrix product
-SUM_GROUP = 1024  # records added up before they join the running sum
 CANCELLATION = 1e-6
-_PRODUCT_TERMS = 1024  # terms added up in one float64 matrix product
 _ELEMENTS = 1 << 22  # elements of explicit per-record contributions formed at a time
-
-
-def sum_rounding(records: int, positions: int, unit: float, batches: int = 1) -> float:
-    """Bound on |computed - exact| of `Contribution.add_clipped`, relative to the sum of the clipped norms.
-
-    Each addition errs by at most u times the partial sum it makes (Higham, Accuracy and Stability of Numerical
-    Algorithms, §4.2). k terms of norm <= C, in any order, make partial sums of at most k(k+1)/2·C in all; k blocks of
-    equal size but for the last, k/2 + 1 times their sum; the running sum at most the whole, each time. So blocks,
-    groups and the running sum add up; 4 covers products with factors (which are rounded down, so that they are no
-    error themselves) and what underflows (`privacy.norms.floor`, less than one in all). A product starts from zero and
-    is added on afterwards: one that accumulates in place would add its records to the running sum one by one.
-
-    Args:
-        records: records in the sum.
-        positions: most positions of a record at which one parameter is used; 1 for flat records.
-        unit: unit roundoff of the model's precision.
-        batches: physical batches, each of which joins the running sum by itself.
-    """
-    running = math.ceil(records / SUM_GROUP) + batches
-    flat = ((SUM_BLOCK + 1) / 2 + SUM_GROUP // SUM_BLOCK / 2 + 1 + running + 4) * unit
-    products = math.ceil(records / _records_at_a_time(positions)) + batches
-    double = torch.finfo(torch.float64).eps / 2 * (max(_PRODUCT_TERMS, positions) + products + 4)
-    return flat + (double if positions == 1 else double / CANCELLATION)
-
-
-def _records_at_a_time(positions: int) -> int:
-    """Records whose positions are added up in one float64 product."""
-    return max(1, _PRODUCT_TERMS // positions)
-
-
-class Workspace:
-    """Working memory of one capture's sums, kept because fresh memory costs more than the sums that go into it.
-
-    It holds un-noised sums while they are taken, and zeros otherwise.
-    """
-
-    def __init__(self) -> None:
-        self._buffer: Tensor | None = None
-
-    def two(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Two tensors of that shape and type, with anything in them; the next call gives the same memory."""
-        buffer, size = self._buffer, like.numel()
-        if (
-            buffer is None
-            or buffer.shape[1] < size
-            or (buffer.dtype, buffer.device) != (like.dtype, like.device)
-        ):
-            self._buffer = buffer = torch.zeros(2, size, dtype=like.dtype, device=like.device)
-        return buffer[0, :size].view_as(like), buffer[1, :size].view_as(like)
-
-    def clear(self) -> None:
-        """Overwrite what the sums left."""
-        if self._buffer is not None:
-            self._buffer.zero_()
-
-    def __getstate__(self) -> dict[str, None]:
-        return {"_buffer": None}
 
 
 class Contribution(ABC):
@@ -117,13 +57,12 @@ class Contribution(ABC):
     def explicit(self, start: int, stop: int) -> Tensor:
         """The contributions of records start..stop-1 themselves, shape (stop - start, numel), float64."""
 
-    def add_clipped(self, factors: Tensor, out: Tensor, work: Workspace) -> None:
+    def add_clipped(self, factors: Tensor, out: Tensor) -> None:
         """`out += sum_i factors_i X_i`.
 
         Args:
             factors: shape (m,).
             out: the parameter's slice of the flat sum, shape (numel,), contiguous.
-            work: memory to take partial sums in.
         """
         total = torch.zeros(out.shape, dtype=torch.float64, device=out.device)
         for start, stop in self._chunks(len(factors), out.numel()):
@@ -160,14 +99,6 @@ class RowContribution(Contribution):
 
     def explicit(self, start: int, stop: int) -> Tensor:
         return self.rows[start:stop].double()
-
-    def add_clipped(self, factors: Tensor, out: Tensor, work: Workspace) -> None:
-        _add_in_groups(
-            len(factors),
-            out,
-            work,
-            lambda block, into: torch.mv(self.rows[block].T, factors[block], out=into),
-        )
 
 
 class Outer(Contribution):
@@ -207,13 +138,6 @@ class Outer(Contribution):
     def explicit(self, start: int, stop: int) -> Tensor:
         rows, cols = self.rows[start:stop].double(), self.cols[start:stop].double()
         return (rows.unsqueeze(2) * cols.unsqueeze(1)).flatten(1)
-
-    def add_clipped(self, factors: Tensor, out: Tensor, work: Workspace) -> None:
-        def product(block: slice, into: Tensor) -> Tensor:
-            rows = self.rows[block] * factors[block].unsqueeze(1)
-            return torch.mm(rows.T, self.cols[block], out=into)
-
-        _add_in_groups(len(factors), out.view(self.rows.shape[1], self.cols.shape[1]), work, product)
 
 
 class OuterSum(Contribution):
@@ -271,16 +195,6 @@ class OuterSum(Contribution):
         rows, cols = self._factors(start, stop)
         return (rows.mT @ cols).flatten(1)
 
-    def add_clipped(self, factors: Tensor, out: Tensor, work: Workspace) -> None:
-        n, d = self.parts[0][0].shape[2], self.parts[0][1].shape[2]
-        total = torch.zeros(n, d, dtype=torch.float64, device=out.device)
-        size = _records_at_a_time(self.positions)
-        for start in range(0, len(factors), size):
-            rows, cols = self._factors(start, start + size)
-            rows = rows * factors[start : start + size].double().view(-1, 1, 1)
-            total += rows.flatten(0, 1).T @ cols.flatten(0, 1)
-        out += total.flatten()
-
 
 class Lookup(Contribution):
     """An embedding: one row of the table a position, repeated tokens added up. In float64."""
@@ -317,17 +231,6 @@ class Lookup(Contribution):
         table = torch.zeros(stop - start, self.entries, width, dtype=torch.float64, device=self.rows.device)
         index = self.tokens[start:stop].unsqueeze(2).expand(-1, -1, width)
         return table.scatter_add_(1, index, self.rows[start:stop].double()).flatten(1)
-
-    def add_clipped(self, factors: Tensor, out: Tensor, work: Workspace) -> None:
-        width = self.rows.shape[2]
-        total = torch.zeros(self.entries, width, dtype=torch.float64, device=out.device)
-        size = _records_at_a_time(self.positions)
-        for start in range(0, len(factors), size):  # a token may be everywhere: short runs, as in a product
-            block = slice(start, start + size)
-            rows = (self.rows[block].double() * factors[block].double().view(-1, 1, 1)).flatten(0, 1)
-            found, places = torch.unique(self.tokens[block].flatten(), return_inverse=True)
-            total[found] += rows.new_zeros(len(found), width).index_add_(0, places, rows)
-        out += total.flatten()
 
 
 class Mixed(Contribution):
@@ -382,18 +285,6 @@ def _product(parts: Sequence[Contribution]) -> Tensor | float:
     for part in parts:
         kept = kept * part.share()
     return kept
-
-
-def _add_in_groups(
-    records: int, out: Tensor, work: Workspace, product: Callable[[slice, Tensor], Tensor]
-) -> None:
-    """`out += ` the sum of `product(block of records, where to put it)`, with few additions to the running sum."""
-    subtotal, fresh = work.two(out)
-    for group in range(0, records, SUM_GROUP):
-        product(slice(group, min(group + SUM_BLOCK, records)), subtotal)
-        for start in range(group + SUM_BLOCK, min(group + SUM_GROUP, records), SUM_BLOCK):
-            subtotal += product(slice(start, min(start + SUM_BLOCK, records)), fresh)
-        out += subtotal
 
 
 def _raised(norms: Tensor, absolute: Tensor, terms: int) -> Tensor:

@@ -1,42 +1,86 @@
-"""Contributions in factored form, for releases that work on each record's own numbers before any sum is taken."""
+"""Contributions record by record, for releases that work on each record's own numbers before any sum is taken."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from torch import nn
+import torch
+from torch import Tensor
 
-from optical_dfa.capture.contributions import Contribution, Outer
+from optical_dfa.capture.contributions import Contribution, Lookup, Outer, OuterSum, RowContribution
 from privacy.contributions.integers import Factors
 
-_ELEMENTS = 1 << 21  # handed out at a time
+_ELEMENTS = 1 << 22  # handed out at a time
 
 
 def factors(
-    contributions: Mapping[str, Contribution], parameters: Mapping[str, nn.Parameter], records: int
+    contributions: Mapping[str, Contribution], sizes: Mapping[str, int], records: int
 ) -> Iterator[list[Factors]]:
     """The records' contributions, run by run of records: outer products as such, anything else written out.
 
     Args:
         contributions: to every parameter that was reached.
-        parameters: all of them, in the order of the flat stack.
+        sizes: coordinates of every parameter, in the order of the flat stack.
         records: in the batch.
     """
     if not contributions or not records:
         return
-    elements = sum(
-        part.rows.shape[1] + part.cols.shape[1] if isinstance(part, Outer) else parameters[name].numel()
+    offsets, offset = {}, 0
+    for name, size in sizes.items():
+        offsets[name] = offset
+        offset += size
+    # A bias whose rows are a weight's own goes with it.
+    rows = {id(part.rows): name for name, part in contributions.items() if isinstance(part, RowContribution)}
+    biases = {
+        name: rows.pop(id(part.rows))
         for name, part in contributions.items()
-    )
-    run = max(1, _ELEMENTS // elements)
+        if isinstance(part, Outer) and id(part.rows) in rows
+    }
+    apart = {name: part for name, part in contributions.items() if name not in biases.values()}
+    run = max(1, _ELEMENTS // sum(_elements(part, sizes[name]) for name, part in apart.items()))
     for start in range(0, records, run):
-        stop = min(start + run, records)
-        stack, offset = [], 0
-        for name, p in parameters.items():
-            part = contributions.get(name)
-            if isinstance(part, Outer):
-                stack.append(Factors(offset, part.rows[start:stop], part.cols[start:stop]))
-            elif part is not None:
-                stack.append(Factors(offset, part.explicit(start, stop)))
-            offset += p.numel()
-        yield stack
+        block = slice(start, min(start + run, records))
+        yield [
+            _factors(part, block, offsets[name], offsets.get(biases.get(name, "")))
+            for name, part in apart.items()
+        ]
+
+
+def _elements(part: Contribution, size: int) -> int:
+    """Numbers of a record that are handed out."""
+    if isinstance(part, Outer):
+        return part.rows.shape[1] + part.cols.shape[1]
+    if isinstance(part, Lookup):
+        return part.tokens.shape[1] * (part.tokens.shape[1] + part.rows.shape[2])
+    return size
+
+
+def _factors(part: Contribution, block: slice, offset: int, bias: int | None) -> Factors:
+    if isinstance(part, Outer):
+        return Factors(offset, part.rows[block], part.cols[block], bias=bias)
+    if isinstance(part, RowContribution):
+        return Factors(offset, part.rows[block])
+    if isinstance(part, Lookup):
+        tokens = part.tokens[block]
+        return Factors(
+            offset, _once(tokens, part.rows[block]).flatten(1), tokens=tokens, entries=part.entries
+        )
+    if isinstance(part, OuterSum):
+        return Factors(offset, _summed(part, block))
+    return Factors(offset, part.explicit(block.start, block.stop))
+
+
+def _once(tokens: Tensor, rows: Tensor) -> Tensor:
+    """What lands in each token's entry, at its first place in the record; shape as of rows, (m, t, width)."""
+    same = tokens.unsqueeze(2) == tokens.unsqueeze(1)
+    first = ~same.tril(-1).any(2)
+    return torch.bmm((same & first.unsqueeze(2)).to(rows.dtype), rows)
+
+
+def _summed(part: OuterSum, block: slice) -> Tensor:
+    """The sums over positions, shape (m, n · d)."""
+    (rows, cols), *others = part.parts
+    found = torch.bmm(rows[block].mT, cols[block])
+    for rows, cols in others:
+        found.baddbmm_(rows[block].mT, cols[block])
+    return found.flatten(1)

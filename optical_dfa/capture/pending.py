@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from noise_models.errors import UsageError
-from optical_dfa.capture.contributions import Contribution, Workspace, combine, sum_rounding
+from optical_dfa.capture.contributions import Contribution, combine
 from optical_dfa.capture.factors import factors
 from optical_dfa.capture.layers import LAYERS
 from privacy.contributions.integers import Factors
@@ -111,7 +111,6 @@ class PendingBatch:
         self._reached: dict[int, list[Use]] = {}
         self._records = 0
         self._contributions: dict[str, Contribution] | None = None
-        self._work = Workspace()
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy or a pickle holds no record and is served by no loader."""
@@ -163,30 +162,17 @@ class PendingBatch:
                 use.x = _silence(use.x, kept) if use.x.is_floating_point() else use.x
             self._contributions = None
         start = 0
-        try:
-            with self._exactly():
-                parts = self._gather()
-                for name, size in self.sizes.items():
-                    if name in parts:
-                        parts[name].add_clipped(factors, out[start : start + size], self._work)
-                    start += size
-        finally:
-            self._work.clear()
+        with self._exactly():
+            parts = self._gather()
+            for name, size in self.sizes.items():
+                if name in parts:
+                    parts[name].add_clipped(factors, out[start : start + size])
+                start += size
 
     def factors(self) -> Iterator[list[Factors]]:
         """The batch's contributions record by record, in runs, as products of factors where they are such."""
         with self._exactly():
-            yield from factors(self._gather(), self.parameters, self.expected_records() or 0)
-
-    def rounding(self, records: int, batches: int = 1) -> float:
-        """Bound on the rounding of a sum over `records`, relative to the sum of their clipped norms.
-
-        Args:
-            records: records in the sum.
-            batches: physical batches they come in.
-        """
-        unit = torch.finfo(next(iter(self.parameters.values())).dtype).eps / 2
-        return sum_rounding(records, self.positions, unit, batches)
+            yield from factors(self._gather(), self.sizes, self.expected_records() or 0)
 
     def _exactly(self) -> AbstractContextManager[None]:
         """The release is not for autocast, which would compute it in bf16."""

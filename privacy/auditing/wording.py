@@ -60,7 +60,7 @@ _COINS = "In each step every record was drawn with probability {rate} (independe
 _DRAWN = _COINS + (
     "What a drawn record contributes to the update, over all layers together, was clipped to Euclidean norm {clip}"
 )
-_SIZE = "of standard deviation {noise} times {sensitivity} (the sum's sensitivity, rounding included)"
+_SIZE = "of standard deviation {noise} times {sensitivity} (the most that one record moves the sum by)"
 _EACH = " was added in each of {dimension} coordinates"
 _ONLY = ". Only the noised sum reached the weights."
 _PIECES = {"coins": _COINS, "drawn": _DRAWN, "size": _SIZE, "each": _EACH, "only": _ONLY}

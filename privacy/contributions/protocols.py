@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 from noise_models.base import Frame, NoiseModel
 from noise_models.randomness.generator import NoiseGenerator
+from privacy.contributions.integers import Factors
 
 
 class Contributions(Protocol):
@@ -36,14 +37,6 @@ class Contributions(Protocol):
     def add_clipped(self, factors: Tensor, out: Tensor) -> None:
         """`out += sum_i factors_i X_i`; a record of factor 0 adds exactly nothing, even if it is not finite."""
 
-    def rounding(self, records: int, batches: int = 1) -> float:
-        """Bound on |computed - exact| of such a sum, relative to the sum of the clipped norms.
-
-        Args:
-            records: records in the sum.
-            batches: physical batches they come in.
-        """
-
     def forget_passes(self) -> None:
         """Drop what backward passes have added since the batch was handed out; forward passes already made still count.
 
@@ -58,6 +51,13 @@ class Contributions(Protocol):
 
     def unpack(self, released: Tensor) -> Tensor:
         """The parameters' flat gradient from the released stack, shape (dimension,): post-processing."""
+
+
+class FactoredContributions(Contributions, Protocol):
+    """Contributions that can be had record by record, before any of them was added up."""
+
+    def factors(self) -> Iterator[list[Factors]]:
+        """Of the batch's records, run by run: what they contribute to every parameter that the batch reached."""
 
 
 class DarkFrames(Protocol):

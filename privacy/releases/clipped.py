@@ -1,7 +1,10 @@
-"""The clipped Gaussian release (THEORY T3): clip each record's whole stack, add up, add isotropic noise.
+"""The clipped Gaussian release (THEORY T3, T11): bound each record's whole stack, add up, add noise, in whole numbers.
 
 `X_i` is any random function of record i and the public state, device noise included; it is clipped AFTER that
-noise, so the noise inside it earns nothing and costs nothing. The guarantee comes from Z alone.
+noise, so the noise inside it earns nothing and costs nothing. The guarantee comes from Z alone. What is clipped is
+rounded to a public grid and bounded exactly there (`privacy.contributions.integers`); the sum is exact in any order and
+the noise is whole numbers too, so none of the bits of what is released tells more than its value (Mironov 2012: On
+significance of the least significant bits for differential privacy).
 """
 
 from __future__ import annotations
@@ -9,17 +12,20 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import replace
-from typing import Self
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor
 
 from noise_models.errors import UsageError
-from privacy.contributions.protocols import Contributions
+from noise_models.randomness.generator import NoiseGenerator
+from noise_models.randomness.rounded_gaussian import MOST_STD
+from privacy.contributions.integers import EXACT_FLOAT32, WholeSum, least_bound
+from privacy.contributions.protocols import FactoredContributions
 from privacy.ledger import ReleaseEvent
 from privacy.norms import refuse_norm
 from privacy.releases.source import NoiseSource, Parts
-from privacy.releases.step import StepRelease
+from privacy.releases.step import FLOATING_POINT, RECORD_ASSUMPTIONS, StepRelease
 from privacy.sampling import SIZE_SLACK
 
 # Settings that let a library take float32 products in a lower precision.
@@ -50,92 +56,130 @@ CAP_MASS = 2.0**-60
 
 
 class ClippedRelease(StepRelease):
-    """`(sum_i clip(X_i, C) + Z) / expected batch size`, Z ~ N(0, (noise_multiplier · sensitivity)² I).
+    """`(sum_i whole(clip(X_i, C)) + Z) · C / (D · expected batch size)`, Z of standard deviation noise_multiplier · D.
 
     Attributes:
-        sensitivity: how far one record moves the computed sum: C, plus the rounding of the sum with and without it.
+        steps: D, the clipping norm in steps of the grid: the exact l2 bound of one record's whole numbers.
+        sensitivity: how far one record moves the sum, C.
         dimension: released coordinates.
     """
 
     mechanism = "gaussian"
-    _changing = StepRelease._changing | {"_sum", "_records"}
+    assumptions = (
+        *(text for text in RECORD_ASSUMPTIONS if text != FLOATING_POINT),
+        "a record's own contribution does not depend on its place in the batch or on the batch's size: beyond that, no "
+        "arithmetic is taken for exact: sums and noise are whole numbers",
+    )
+    _changing = StepRelease._changing | {"_records"}
 
     def __init__(
         self,
-        contributions: Contributions,
+        contributions: FactoredContributions,
         source: NoiseSource,
+        coins: NoiseGenerator,
         *,
         max_grad_norm: float,
         expected_batch_size: float,
-        max_physical_batch_size: int | None = None,
+        grid_steps: int | None = None,
     ) -> None:
         """
         Args:
             contributions: the trainer's per-record contributions.
             source: where Z comes from.
+            coins: of the rounding.
             max_grad_norm: C, from LEAST_NORM to MOST_NORM.
             expected_batch_size: q·N with the public N; the realised size is never used.
-            max_physical_batch_size: records absorbed at a time; None is all of a step's.
+            grid_steps: D; by default as many as keep the growth of a norm by rounding below a twentieth of its square.
         Raises:
             UsageError: a value out of range.
         """
         refuse_norm(max_grad_norm)
+        shapes = [p.shape for p in contributions.parameters.values()]
+        steps = least_bound(shapes) if grid_steps is None else grid_steps
+        if not 2 <= steps <= EXACT_FLOAT32 // 16 or steps & (steps - 1):
+            raise UsageError(
+                f"the clipping norm is {steps} grid steps; it must be a power of two from 2 to {EXACT_FLOAT32 // 16}"
+            )
         self.contributions = contributions
         self.source = source
-        self.max_grad_norm = max_grad_norm
+        self.max_grad_norm = self.sensitivity = max_grad_norm
         self.expected_batch_size = expected_batch_size
         self.dimension = contributions.dimension
+        self._given = grid_steps is not None
+        self._factored = contributions
+        self._coins = coins
+        self._take_grid(steps)
         self._cap = record_cap(expected_batch_size)
-        batches = math.ceil(self._cap / (max_physical_batch_size or self._cap))
-        rounding = contributions.rounding(self._cap, batches) * self._cap
-        self.sensitivity = max_grad_norm * (1 + 2 * rounding)
-        first = next(iter(contributions.parameters.values()))
-        self._sum = torch.zeros(self.dimension, dtype=first.dtype, device=first.device)
         self._records = 0
-        self._in_parts = max_physical_batch_size is not None
+
+    def _take_grid(self, steps: int) -> None:
+        """D from now on."""
+        first = next(iter(self.contributions.parameters.values()))
+        self.steps, self._grid, self._dtype = steps, steps / self.max_grad_norm, first.dtype
+        self._sum = WholeSum(self.dimension, first.device, grid=self._grid, bound=steps, coins=self._coins)
 
     @classmethod
-    def of(cls, parts: Parts, source: NoiseSource, capture: str = "records") -> Self:
+    def of(
+        cls, parts: Parts, source: NoiseSource, capture: str = "records", grid_steps: int | None = None
+    ) -> Self:
         """The release of what an engine offers, with this noise.
 
         Args:
             parts: the engine's.
             source: where Z comes from.
             capture: form of the contributions.
+            grid_steps: D.
         """
         return cls(
-            parts.start_capture(capture),
+            cast(FactoredContributions, parts.start_capture(capture)),
             source,
+            parts.generator("rounding"),
             max_grad_norm=parts.max_grad_norm,
             expected_batch_size=parts.expected_batch_size,
-            max_physical_batch_size=parts.max_physical_batch_size,
+            grid_steps=grid_steps,
         )
+
+    @property
+    def generators(self) -> tuple[NoiseGenerator, ...]:
+        return (*super().generators, self._coins)
 
     def event(self, sample_rate: float, noise_multiplier: float, epoch: int = 0) -> ReleaseEvent:
         ideal = super().event(sample_rate, noise_multiplier, epoch)
         return replace(ideal, mass=ideal.mass + CAP_MASS)
 
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), "clipping norm in grid steps": self.steps}
+
+    def prepare(self, noise_multiplier: float) -> None:
+        """Beside noise that no sampler reaches on this grid a coarser one does, where none was asked for."""
+        while not self._given and self.steps > 2 and noise_multiplier * self.steps > MOST_STD:
+            self._take_grid(self.steps // 2)
+        self.source.prepare(noise_multiplier * self.steps)
+
     def _absorb(self, *, first: bool) -> None:
-        refuse_imprecise_products(self._sum.device)
+        refuse_imprecise_products(self._sum.total.device)
         if first:
-            if self._in_parts:  # whoever kept the last release must not see this step's sum grow in its place
-                self._sum = torch.zeros_like(self._sum)
-            else:
-                self._sum.zero_()
+            self._sum.clear()
             self._records = 0
-        norms = self.contributions.norms()
-        self._records += len(norms)
+        self._records += self.contributions.expected_records() or 0
         refuse_excess(self._records, self._cap, self.expected_batch_size)
-        self.contributions.add_clipped(clip_factors(norms, self.max_grad_norm), self._sum)
+        try:
+            with torch.autocast(self._sum.total.device.type, enabled=False):
+                for stack in self._factored.factors():
+                    self._sum.add(stack)
+        finally:
+            self._sum.wipe()
 
     def _add_noise(self, noise_multiplier: float) -> None:
-        self.source.add_noise(self._sum, noise_multiplier * self.sensitivity)
+        # The product is exact: a power of two.
+        self.source.add_noise(self._sum.total, noise_multiplier * self.steps)
 
     def _released(self) -> Tensor:
-        return self.contributions.unpack(self._sum.div_(self.expected_batch_size))
+        unit = 1 / (self._grid * self.expected_batch_size)
+        return self.contributions.unpack(self._sum.total.to(self._dtype).mul_(unit))
 
     def _forget(self) -> None:
-        self._sum.zero_()
+        self._sum.clear()
 
 
 def refuse_imprecise_products(device: torch.device | str = "cpu") -> None:

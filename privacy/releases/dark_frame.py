@@ -1,12 +1,12 @@
 """`dark-frame`: the noise is the device's own, from frames without data, with a digital dither (THEORY T4).
 
-A camera returns integers: a real-valued sum plus integer noise would show the sum modulo the converter's step,
-untouched, at any noise. So each pixel Q(n_k) gets a Gaussian dither of TAU steps from a cryptographic generator:
+A camera returns integers: a sum on a finer grid plus a multiple of these would show the sum modulo that multiple,
+untouched, at any noise. So each pixel Q(n_k) gets a rounded Gaussian dither from a cryptographic generator:
 
-    Z_k = s (Q(n_k) + TAU xi_k),   s = std / sqrt(sigma_G² + TAU²),
+    Z_k = a Q(n_k) + round(rho xi_k),   a = floor(std / sqrt(sigma_G² + TAU²)),   rho² = std² - a² sigma_G² >= a² TAU²,
 
-whose density is that of an ideal N(0, std²), convolved with a uniform law, times 1 ± eta, with
-eta = 2 sum_j exp(-2 pi² j² v), v = sigma_G² TAU² / (sigma_G² + TAU²).
+in grid steps, whose density before it is rounded is that of an ideal N(0, std²), convolved with a uniform law, times
+1 ± eta, with eta = 2 sum_j exp(-2 pi² j² v), v = sigma_G² TAU² / (sigma_G² + TAU²) or more.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ from noise_models.calibration.converter import dither_ripple
 from noise_models.calibration.document import Calibration
 from noise_models.errors import UsageError
 from noise_models.health.monitor import RELEASED_FALSE_ALARM
-from noise_models.randomness.generator import NORMAL_TAIL_MASS, NoiseGenerator
+from noise_models.randomness.generator import NoiseGenerator
+from noise_models.randomness.rounded_gaussian import TAIL_MASS
 from privacy.contributions.protocols import DarkFrames
 from privacy.releases.card import ReleaseCard
 from privacy.releases.clipped import ClippedRelease
 from privacy.releases.device_health import DeviceHealth
-from privacy.releases.source import Departure, NoiseSource, Parts, add_secret_normals, with_camera
+from privacy.releases.source import Departure, NoiseSource, Parts, WholeNormals, with_camera
 
 TAU = 1.5  # dither, in converter steps: eta < 1e-16 from sigma_G = 2.5 steps on
 
@@ -73,6 +74,7 @@ class DarkFrameNoise(NoiseSource):
         self.calibration = calibration
         self._device = device
         self._dither = dither
+        self._normals = WholeNormals()
         self._credit = credit
         self.sigma = credit.std / credit.step
         self.device_share = self.sigma**2 / (self.sigma**2 + TAU**2)
@@ -117,7 +119,7 @@ class DarkFrameNoise(NoiseSource):
     def describe(self) -> dict[str, Any]:
         return {
             "gaussian_std_steps": self.sigma,
-            "dither_std_steps": TAU,
+            "least_dither_std_steps": TAU,
             "ripple": dither_ripple(self.sigma, TAU),
             "argument": self._credit.argument,
             "health": self._health.describe(),
@@ -136,8 +138,29 @@ class DarkFrameNoise(NoiseSource):
         return Departure(
             log_ratio=dimension * (math.log1p(eta) - math.log1p(-eta)),
             log_inflation=dimension * math.log1p(eta),
-            mass=dimension * (self._credit.clipped_mass + NORMAL_TAIL_MASS) + frames * RELEASED_FALSE_ALARM,
+            mass=dimension * (self._credit.clipped_mass + TAIL_MASS) + frames * RELEASED_FALSE_ALARM,
         )
+
+    def prepare(self, std: float) -> None:
+        scale, dither = self._shares(std)
+        self._normals.prepare(dither)
+        self.device_share = (scale * self._credit.std / std) ** 2
+
+    def _shares(self, std: float) -> tuple[int, float]:
+        """Whole grid steps for one code of the camera, and the dither's standard deviation in them.
+
+        The dither is TAU converter steps, and what the whole number leaves of the noise besides.
+
+        Raises:
+            UsageError: noise that is less than a grid step a code.
+        """
+        scale = math.floor(std / (self._credit.step * math.hypot(self.sigma, TAU)))
+        if scale < 1:
+            raise UsageError(
+                f"noise of {std:.3g} grid steps is less than a step for each of the camera's codes, which spread by "
+                f"{self._credit.std:.3g}; take a smaller epsilon, or --release digital"
+            )
+        return scale, math.sqrt(std**2 - (scale * self._credit.std) ** 2)
 
     def add_noise(self, total: Tensor, std: float) -> None:
         """
@@ -147,16 +170,16 @@ class DarkFrameNoise(NoiseSource):
         """
         if not self.counts:
             raise UsageError("the device has not passed its start-up test; call start_up first")
-        scale = std / (self._credit.step * math.hypot(self.sigma, TAU))
+        scale, dither = self._shares(std)
         pixels = self._device.dark_pixels
-        noise = torch.empty(min(pixels, len(total)), dtype=total.dtype)
+        noise = torch.empty(min(pixels, len(total)), dtype=torch.float64)
         for start in range(0, len(total), pixels):
             part = total[start : start + pixels]
             block = noise[: len(part)]
             self._shift(self._health.take()[0], block)
-            block.sub_(self.offset)
-            add_secret_normals(block, TAU * self._credit.step, self._dither)
-            part.add_(block.to(total.device), alpha=scale)
+            block.mul_(scale).sub_(round(scale * self.offset))
+            self._normals.add(block, dither, self._dither)
+            part.add_(block.to(total))
 
     def _shift(self, frame: Tensor, out: Tensor) -> None:
         """Fill `out` from a random pixel on, round the end: a pattern of the camera does not add up over steps."""

@@ -22,12 +22,13 @@ from noise_models.health.entropy import ASSESSED_BITS, ContinuousTests, conditio
 from noise_models.health.min_entropy import LEAST_SAMPLES, MinEntropy, assess
 from noise_models.health.monitor import LEAST_PIXELS, LEAST_STD
 from noise_models.health.replays import REPLAY_FALSE_ALARM, frame_digest
-from noise_models.randomness.generator import NORMAL_TAIL_MASS, NoiseGenerator
+from noise_models.randomness.generator import NoiseGenerator
+from noise_models.randomness.rounded_gaussian import TAIL_MASS
 from privacy.contributions.protocols import DarkFrames
 from privacy.releases.card import ReleaseCard
 from privacy.releases.clipped import ClippedRelease
 from privacy.releases.device_health import DeviceHealth
-from privacy.releases.source import Departure, NoiseSource, Parts, add_secret_normals, with_camera
+from privacy.releases.source import Departure, NoiseSource, Parts, WholeNormals, with_camera
 
 # Releases between two keys. A public schedule: it looks at nothing but their number.
 RESEED_RELEASES = 64
@@ -67,6 +68,7 @@ class DeviceEntropyNoise(NoiseSource):
         self._health = _watch(device, known)
         self._device = device
         self._system = system
+        self._normals = WholeNormals()
         self._generator: NoiseGenerator | None = None
         self._releases = 0
         self._rekeyed = False
@@ -131,7 +133,10 @@ class DeviceEntropyNoise(NoiseSource):
         }
 
     def cost(self, dimension: int) -> Departure:
-        return Departure(log_ratio=0.0, log_inflation=0.0, mass=dimension * NORMAL_TAIL_MASS)
+        return Departure(log_ratio=0.0, log_inflation=0.0, mass=dimension * TAIL_MASS)
+
+    def prepare(self, std: float) -> None:
+        self._normals.prepare(std)
 
     def add_noise(self, total: Tensor, std: float) -> None:
         """
@@ -143,7 +148,7 @@ class DeviceEntropyNoise(NoiseSource):
             raise UsageError("the generator has no key yet; call start_up first")
         if self._releases and self._releases % RESEED_RELEASES == 0:
             self._key()
-        add_secret_normals(total, std, self._generator)
+        self._normals.add(total, std, self._generator)
         self._releases += 1
 
     def vouch(self) -> None:

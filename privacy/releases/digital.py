@@ -1,13 +1,14 @@
-"""`digital`: the noise is drawn by a cryptographic generator (THEORY T3)."""
+"""`digital`: the noise is drawn by a cryptographic generator (THEORY T11)."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from noise_models.randomness.generator import NORMAL_TAIL_MASS, NoiseGenerator
+from noise_models.randomness.generator import NoiseGenerator
+from noise_models.randomness.rounded_gaussian import TAIL_MASS
 from privacy.releases.card import ReleaseCard
 from privacy.releases.clipped import ClippedRelease
-from privacy.releases.source import Departure, NoiseSource, Parts, add_secret_normals
+from privacy.releases.source import Departure, NoiseSource, Parts, WholeNormals
 
 
 class DigitalNoise(NoiseSource):
@@ -18,16 +19,20 @@ class DigitalNoise(NoiseSource):
 
     def __init__(self, generator: NoiseGenerator) -> None:
         self._generator = generator
+        self._normals = WholeNormals()
 
     @property
     def generators(self) -> tuple[NoiseGenerator, ...]:
         return (self._generator,)
 
     def cost(self, dimension: int) -> Departure:
-        return Departure(log_ratio=0.0, log_inflation=0.0, mass=dimension * NORMAL_TAIL_MASS)
+        return Departure(log_ratio=0.0, log_inflation=0.0, mass=dimension * TAIL_MASS)
+
+    def prepare(self, std: float) -> None:
+        self._normals.prepare(std)
 
     def add_noise(self, total: Tensor, std: float) -> None:
-        add_secret_normals(total, std, self._generator)
+        self._normals.add(total, std, self._generator)
 
 
 @ReleaseCard(

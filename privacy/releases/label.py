@@ -47,9 +47,8 @@ from privacy.contributions.separated import SeparatedContributions, SeparatedLay
 from privacy.ledger import ReleaseEvent
 from privacy.notions import Adjacency, Kind
 from privacy.releases.card import ReleaseCard
-from privacy.releases.digital import DigitalNoise
 from privacy.releases.leverage import leverages
-from privacy.releases.source import Parts, add_secret_normals
+from privacy.releases.source import Parts, SecretNormals, add_secret_normals
 from privacy.releases.step import StepRelease
 
 COVERAGE = 0.95  # share of a batch's records whose signal keeps its full weight
@@ -71,7 +70,7 @@ ASSUMPTIONS = (
 )
 
 
-class LabelNoise(DigitalNoise):
+class LabelNoise(SecretNormals):
     """g from a generator keyed by the operating system."""
 
     name = "label"

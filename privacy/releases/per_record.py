@@ -37,8 +37,7 @@ from privacy.releases.clipped import (
     refuse_excess,
     refuse_imprecise_products,
 )
-from privacy.releases.digital import DigitalNoise
-from privacy.releases.source import Parts
+from privacy.releases.source import Parts, SecretNormals
 from privacy.releases.step import RECORD_ASSUMPTIONS, StepRelease
 
 # What the isotropic reading takes for the least |h| and |φ'| (of tanh: |a| <= 0.88), unless the options
@@ -48,7 +47,7 @@ from privacy.releases.step import RECORD_ASSUMPTIONS, StepRelease
 FLOOR = 0.5
 
 
-class ProjectionNoise(DigitalNoise):
+class ProjectionNoise(SecretNormals):
     """The normals g of every record's projection."""
 
     name = "per-record"

@@ -7,11 +7,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from noise_models.calibration.document import Calibration
 from noise_models.errors import UsageError
-from noise_models.randomness.generator import NoiseGenerator
+from noise_models.randomness.generator import NORMAL_TAIL_MASS, NoiseGenerator
+from noise_models.randomness.rounded_gaussian import RoundedGaussianSampler
 from privacy.contributions.protocols import Contributions, DarkFrames
 from privacy.fixed import Fixed
 
@@ -100,10 +102,20 @@ class NoiseSource(Fixed, ABC):
         """
         return {}
 
+    def prepare(self, std: float) -> None:
+        """Make ready for noise of standard deviation `std`, before anything is released or written.
+
+        Raises:
+            UsageError: it cannot be drawn.
+        """
+
     @abstractmethod
     def add_noise(self, total: Tensor, std: float) -> None:
-        """`total += Z`, Z of standard deviation `std` in every coordinate; `total` has shape (dimension,).
+        """`total += Z`, Z whole numbers of standard deviation `std` in every coordinate.
 
+        Args:
+            total: whole numbers, shape (dimension,), int32 or int64.
+            std: in their units.
         Raises:
             DeviceError: what was drawn may not be released.
         """
@@ -143,6 +155,50 @@ def with_camera(device: DarkFrames | None) -> DarkFrames:
             f"backend {device.name} has no dark frames; use --backend simulated-opu, or --release digital"
         )
     return device
+
+
+class WholeNormals:
+    """Rounded Gaussian noise of any standard deviation; what the last one needed is kept."""
+
+    def __init__(self) -> None:
+        self._sampler: RoundedGaussianSampler | None = None
+
+    def prepare(self, std: float) -> RoundedGaussianSampler:
+        """
+        Raises:
+            UsageError: a standard deviation that the sampler does not reach.
+        """
+        if self._sampler is None or self._sampler.std != std:
+            self._sampler = RoundedGaussianSampler(std)
+        return self._sampler
+
+    def add(self, total: Tensor, std: float, generator: NoiseGenerator) -> None:
+        """`total += round(N(0, std²))`, drawn on the CPU wherever `total` lives."""
+        sampler = self.prepare(std)
+        if total.device.type == "cpu":
+            sampler.add_(total, generator)
+        else:
+            total += torch.from_numpy(sampler.sample(total.numel(), generator)).to(total.device)
+
+
+class SecretNormals(NoiseSource):
+    """Real normal noise from a generator keyed by the operating system, for releases of floating-point numbers."""
+
+    assumptions = ("the noise generator (AES-256 in counter mode) cannot be told from random bits",)
+
+    def __init__(self, generator: NoiseGenerator) -> None:
+        self._generator = generator
+
+    @property
+    def generators(self) -> tuple[NoiseGenerator, ...]:
+        return (self._generator,)
+
+    def cost(self, dimension: int) -> Departure:
+        return Departure(log_ratio=0.0, log_inflation=0.0, mass=dimension * NORMAL_TAIL_MASS)
+
+    def add_noise(self, total: Tensor, std: float) -> None:
+        """`total += Z`, real numbers both."""
+        add_secret_normals(total, std, self._generator)
 
 
 def add_secret_normals(total: Tensor, std: float, generator: NoiseGenerator) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from noise_models.errors import UsageError
+from noise_models.randomness.generator import NoiseGenerator
 from privacy.contributions.protocols import Contributions
 from privacy.fixed import Fixed
 from privacy.ledger import ReleaseEvent
@@ -23,8 +24,8 @@ _ROWS = (
     "every batch is trained on alike: nothing in the loop depends on the loss, the outputs or the size of a batch",
 )
 FLOATING_POINT = (
-    "arithmetic is exact beyond the rounding added to the sensitivity: floating-point noise is taken for Gaussian "
-    "noise, and a record's own contribution does not depend on its place in the batch or on the batch's size"
+    "arithmetic is exact beyond rounding: floating-point noise is taken for Gaussian noise, and a record's own "
+    "contribution does not depend on its place in the batch or on the batch's size"
 )
 _SIDE = "timing, memory and power are side channels outside the guarantee"
 
@@ -87,11 +88,20 @@ class StepRelease(Fixed, ABC):
         """
         return {self.event(sample_rate, noise_multiplier): steps} if steps else {}
 
-    def check_noise(self, noise_multiplier: float) -> None:
-        """Before anything is released or written: can noise of this size be drawn?
+    @property
+    def generators(self) -> tuple[NoiseGenerator, ...]:
+        """Every generator whose secrecy the guarantee rests on."""
+        return self.source.generators
+
+    def describe(self) -> dict[str, Any]:
+        """What the noise is made of, for the ledger (JSON types)."""
+        return self.source.describe()
+
+    def prepare(self, noise_multiplier: float) -> None:
+        """Before anything is released or written: make ready for noise of this size.
 
         Raises:
-            UsageError: it cannot.
+            UsageError: it cannot be drawn.
         """
 
     def absorb(self, *, first: bool) -> None:

@@ -41,6 +41,19 @@ def test_stream_is_aes_256_in_counter_mode() -> None:
     assert generator.uint64(2).tobytes() == expected
 
 
+def test_words_are_filled_with_the_same_stream_and_nothing_else_is_touched() -> None:
+    words = np.full(12, 7, dtype=np.uint64)
+    generator = NoiseGenerator.seeded(3, "fill")
+    generator.fill(words, 9)
+    generator.fill(words[9:], 0)
+    assert generator.position == 72
+    assert (words[:9] == NoiseGenerator.seeded(3, "fill").uint64(9)).all()
+    assert words[-1] == 7
+    for wrong, n in ((words, 11), (words, -1), (words[::2], 2), (np.empty(BLOCK + 9, np.uint64), BLOCK + 1)):
+        with pytest.raises(UsageError, match=f"{n} of {len(wrong)} words are to be filled"):
+            generator.fill(wrong, n)
+
+
 def test_seeded_key_is_a_digest_of_seed_and_name() -> None:
     def part(text: bytes) -> bytes:
         return len(text).to_bytes(8, "big") + text

@@ -38,6 +38,9 @@ def mlp() -> nn.Sequential:
         return nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, CLASSES))
 
 
+UNCLIPPED = 15.0  # above every record's norm here, and not so far that the grid is coarse
+
+
 class Run:
     """One network under release aggregate whose batch is the whole data set."""
 
@@ -119,8 +122,13 @@ def projected(run: Run, total: dict[str, Tensor], gates: int) -> dict[str, Tenso
     return gradient
 
 
+def near(found: Tensor, expected: Tensor, share: float = 0.06) -> None:
+    """But for what rounding to whole numbers of the grid does, and for the room that clipped records leave for it."""
+    assert float((found.double() - expected.double()).norm()) < share * float(expected.norm()) + 5e-3
+
+
 @pytest.mark.parametrize("gates", [1, 4])
-@pytest.mark.parametrize("clip", [0.05, 0.9, 1e3])
+@pytest.mark.parametrize("clip", [0.05, 0.9, UNCLIPPED])
 def test_the_release_is_its_equation(gates: int, clip: float) -> None:
     """Noise is negligible, so what is released is B Σ_i clip(A_i) / N, with one clip for the joint stack."""
     run = Run(gates, max_grad_norm=clip)
@@ -133,43 +141,41 @@ def test_the_release_is_its_equation(gates: int, clip: float) -> None:
     }
     expected = projected(run, total, gates)  # type: ignore[arg-type]
     for name, found in run.step().items():
-        torch.testing.assert_close(
-            found.double(), expected[name], rtol=2e-5, atol=1e-6 * clip, msg=lambda m, n=name: f"{n}: {m}"
-        )
+        near(found, expected[name])
 
 
 def test_without_clipping_it_is_the_rules_own_gradient() -> None:
-    run = Run(gates=4, max_grad_norm=1e3)
+    run = Run(gates=4, max_grad_norm=UNCLIPPED)
     found = run.step()
     plain = align(mlp(), rule="gated-dfa", rule_options={"gates": 4, "gate_seed": 2}, seed=4, show=None)
     nn.functional.cross_entropy(plain(run.x), run.y).backward()
     for name, p in plain.module.named_parameters():
         assert p.grad is not None
-        torch.testing.assert_close(found[name], p.grad, rtol=1e-4, atol=1e-5)
+        near(found[name], p.grad)
 
 
 def test_parts_of_a_step_are_one_step() -> None:
     whole, parts = Run(gates=3), Run(gates=3, max_physical_batch_size=5)
     expected = whole.step()
     for name, found in parts.step().items():
-        torch.testing.assert_close(found, expected[name], rtol=1e-5, atol=1e-6)
+        near(found, expected[name])
     assert parts.engine.ledger.count() == 1  # type: ignore[union-attr]
 
 
 def test_the_rule_serves_the_other_releases_too() -> None:
     """Release digital clips the projected contributions themselves (T3): another clip, the same direction unclipped."""
     found, other = (
-        Run(gates=3, max_grad_norm=1e3).step(),
-        Run(gates=3, max_grad_norm=1e3, release="digital").step(),
+        Run(gates=3, max_grad_norm=UNCLIPPED).step(),
+        Run(gates=3, max_grad_norm=UNCLIPPED, release="digital").step(),
     )
     for name in found:
-        torch.testing.assert_close(found[name], other[name], rtol=1e-4, atol=1e-5)
+        near(found[name], other[name], 0.15)  # a coarser grid for the larger of two stacks
 
 
 @pytest.mark.parametrize("backend", ["simulated-opu", "lightonml-simulated"])
 def test_every_device_projects_the_noised_sum(backend: str) -> None:
     """Through frames and a camera it is the digital projection of the same sum, to the device's precision."""
-    run = Run(gates=2, backend=backend, max_grad_norm=1e3)
+    run = Run(gates=2, backend=backend, max_grad_norm=UNCLIPPED)
     each = stacks(run)
     total = {name: sum(stack[name] for stack in each) / N for name in each[0]}  # type: ignore[misc]
     found, expected = run.step(), projected(run, total, 2)  # type: ignore[arg-type]
@@ -177,7 +183,7 @@ def test_every_device_projects_the_noised_sum(backend: str) -> None:
         cosine = torch.cosine_similarity(found[name].double().flatten(), expected[name].flatten(), dim=0)
         assert cosine > 0.95
     for name in ("4.weight", "4.bias"):  # the output layer goes through no device
-        torch.testing.assert_close(found[name].double(), expected[name], rtol=2e-5, atol=1e-6)
+        near(found[name], expected[name])
 
 
 def test_the_noise_is_that_of_the_stack_then_projected() -> None:
@@ -211,7 +217,7 @@ def test_a_record_that_is_not_finite_contributes_nothing() -> None:
     kept = [i for i in range(N) if i != 3]
     without = Run(gates=3, max_grad_norm=0.4, data=(x[kept], y[kept]))
     for name, found in run.step().items():
-        torch.testing.assert_close(found * N, without.step()[name] * (N - 1), rtol=1e-4, atol=1e-5)
+        near(found * N, without.step()[name] * (N - 1))
 
 
 def test_no_record_goes_through_the_device_and_the_number_of_projections_is_public() -> None:
@@ -248,7 +254,7 @@ def test_on_worst_case_neighbours_an_attack_comes_close_to_the_claim_and_not_abo
     inverse = np.linalg.inv(matrix.double().numpy() / math.sqrt(2))  # hidden layer: 2 units, 2 classes
     stack = [np.concatenate([rows[..., :2] @ inverse.T, rows[..., 2:]], -1) for rows in (*sums, *quiet)]
     direction = stack[3] - stack[2]
-    assert np.linalg.norm(direction) == pytest.approx(worlds.max_grad_norm, rel=1e-5)
+    assert np.linalg.norm(direction) == pytest.approx(worlds.max_grad_norm, rel=0.04)
     without, with_record = (rows @ direction for rows in stack[:2])
     middle = float((stack[2] + stack[3]) @ direction) / 2
     bound = gaussian_family_bound(without, with_record, threshold=middle, delta=1e-5, confidence=0.95)

@@ -141,7 +141,10 @@ def test_distinguish_attacks_any_rule(rule: str) -> None:
 
 @pytest.mark.parametrize("release", ["digital", "aggregate"])
 def test_each_of_many_targets_moves_its_own_column(release: str) -> None:
-    """So a step holds a trial a column: record k's presence is in column k, by the whole norm, and nowhere else."""
+    """So a step holds a trial a column: record k's presence is in column k, by nearly the whole norm, and nowhere else.
+
+    But for a few hundredths of it by the coins: one step of a column times an entry of a row.
+    """
     worlds = wide(Setting(release=release), 4)
 
     def sums(targets: list[int]) -> np.ndarray:
@@ -153,9 +156,9 @@ def test_each_of_many_targets_moves_its_own_column(release: str) -> None:
     np.testing.assert_allclose(nobody, 0.0, atol=1e-7)
     for k in range(4):
         change = everyone - sums([n for n in range(4) if n != k])
-        np.testing.assert_allclose(np.delete(change, k, 1), 0.0, atol=1e-7)
+        np.testing.assert_allclose(np.delete(change, k, 1), 0.0, atol=0.06 * worlds.max_grad_norm)
         if release == "digital":  # of aggregate the stack before its projection has that norm
-            assert np.linalg.norm(change[:, k]) == pytest.approx(worlds.max_grad_norm, rel=1e-5)
+            assert np.linalg.norm(change[:, k]) == pytest.approx(worlds.max_grad_norm, rel=0.04)
 
 
 def test_label_worlds_differ_by_a_label_alone() -> None:

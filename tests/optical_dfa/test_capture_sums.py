@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 
@@ -384,100 +383,3 @@ def test_parts_of_a_batch_give_the_same_sum(physical: int) -> None:
         capture.add_clipped(clip_factors(capture.norms(), 0.3), total)
         capture.clear()
     torch.testing.assert_close(total, expected, rtol=0.0, atol=1e-12)
-
-
-@pytest.mark.parametrize(("records", "physical"), [(4096, 4096), (2000, 1), (3000, 7)])
-def test_rounding_stays_within_its_bound_for_aligned_records(records: int, physical: int) -> None:
-    """Equal records, all clipped: every rounding error of the running sum may point the same way."""
-    net = seeded(lambda: nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, CLASSES)), torch.float32)
-    aligned = align(net, show=None)
-    capture = captured(aligned)
-    norm = 0.1
-    x, y = normal(1, 3, dtype=torch.float32), whole(1)
-    total = torch.zeros(capture.dimension)
-    exact = torch.zeros(capture.dimension, dtype=torch.float64)
-    for start in range(0, records, physical):
-        size = min(physical, records - start)
-        capture.expected_records = lambda s=size: s
-        cross_entropy(aligned(x.expand(size, -1)), y.expand(size)).backward()
-        # The records as they were captured: a product of another shape may round a record differently.
-        parts = capture._gather()
-        stacks = torch.cat([parts[name].explicit(0, size) for name in capture.parameters], 1)
-        exact += clip(stacks, norm).sum(0)
-        capture.add_clipped(clip_factors(capture.norms(), norm), total)
-        capture.clear()
-    error = (total.double() - exact).norm()
-    bound = capture.rounding(records, math.ceil(records / physical)) * records * norm
-    assert 0 < error <= bound
-
-
-def test_rounding_bound_grows_with_records_positions_and_parts() -> None:
-    capture = captured(align(seeded(CASES["mlp"][0], torch.float32), example=FLAT.float(), show=None))
-    long = captured(
-        align(seeded(CASES["cnn"][0], torch.float32), example=CASES["cnn"][1][0].float(), show=None)
-    )
-    assert 0 < capture.rounding(10) < capture.rounding(10_000) < capture.rounding(10_000, 5000) < 1e-3
-    assert capture.rounding(10_000) < long.rounding(10_000)
-
-
-# ---- un-noised sums in working memory
-
-
-def large_batch(seed: int) -> tuple[Capture, Callable[[], Tensor]]:
-    """A capture of two blocks of records, and its clipped sum, taken when called."""
-    aligned = align(seeded(CASES["mlp"][0], torch.float32), show=None)
-    capture = captured(aligned, 200)
-    x, y = normal(200, 5, seed=seed, dtype=torch.float32), whole(200, seed=seed)
-
-    def total() -> Tensor:
-        cross_entropy(aligned(x), y).backward()
-        return clipped_sum(capture, 0.5)[1]
-
-    return capture, total
-
-
-def test_sums_taken_at_once_do_not_share_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another engine's sum, taken between two products of this one's, as a thread might."""
-    (_, first), (_, second) = large_batch(1), large_batch(2)
-    expected, other, mm, inside = first(), second(), torch.mm, []
-
-    def interrupted(*args: Tensor, **named: Tensor) -> Tensor:
-        if not inside:
-            inside.append(True)
-            assert torch.equal(second(), other)
-            inside.pop()
-        return mm(*args, **named)
-
-    monkeypatch.setattr(torch, "mm", interrupted)
-    assert torch.equal(first(), expected)
-
-
-@pytest.mark.parametrize("fails", [False, True])
-def test_no_sum_is_left_in_working_memory(fails: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not even by a step that fails half way."""
-    capture, total = large_batch(1)
-    expected = total()
-    buffers = [x for x in vars(capture._work).values() if isinstance(x, Tensor)]
-    assert buffers
-    assert not any(bool(x.any()) for x in buffers)
-    if fails:
-
-        def stop(*args: object, **named: object) -> Tensor:
-            raise RuntimeError("interrupted")
-
-        monkeypatch.setattr(torch, "mv", stop)
-        with pytest.raises(RuntimeError, match="interrupted"):
-            total()
-        monkeypatch.undo()
-    else:
-        assert torch.equal(total(), expected)
-    assert not any(bool(x.any()) for x in vars(capture._work).values() if isinstance(x, Tensor))
-
-
-def test_a_copy_of_a_capture_has_its_own_working_memory() -> None:
-    capture, total = large_batch(1)
-    total()
-    twin = copy.deepcopy(capture._work)
-    assert vars(twin) == {"_buffer": None}
-    mine, theirs = capture._work.two(torch.zeros(3)), twin.two(torch.zeros(3))
-    assert mine[0].data_ptr() != theirs[0].data_ptr()

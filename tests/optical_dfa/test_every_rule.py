@@ -218,7 +218,8 @@ def test_a_private_step_is_the_clipped_sum_of_single_records_or_refused(rule: st
     stacks = alone(aligned, [x], Y, list(aligned.trained_parameters()))
     norm = float(stacks.norm(dim=1).median())  # so that some are clipped and some are not
     found = private_step(aligned, x, max_grad_norm=norm, max_physical_batch_size=parts)
-    torch.testing.assert_close(found, clip(stacks, norm).sum(0), rtol=0.0, atol=1e-8 * norm)
+    # To whole numbers, and to the room that clipped records leave for their rounding.
+    assert float((found - clip(stacks, norm).sum(0)).norm()) < 0.06 * M * norm
 
 
 # ---- with the exact backward product in place of its matrices, a linear network learns as under backpropagation

@@ -86,7 +86,9 @@ def test_every_key_is_registered_before_what_it_draws(tmp_path: Path) -> None:
     steps = ["noise key", *["release"] * RESEED]
     assert kinds[health + 1 :] == [*steps, *steps, "noise key", "release"]
     keys = [body["fingerprint"] for kind, body in found if kind == "key"]
-    assert len(set(keys)) == len(keys) == 4 + 3  # system, device, sampling, masks; three of the noise
+    assert (
+        len(set(keys)) == len(keys) == 5 + 3
+    )  # system, device, sampling, masks, rounding; three of the noise
     row = next(body for kind, body in found if kind == "health")
     assert row["passed"]
     assert row["min_entropy_bits_per_sample"] > 0.5

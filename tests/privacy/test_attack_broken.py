@@ -7,8 +7,7 @@ bound would take many misclassified trials.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -17,15 +16,15 @@ from known_noise import KnownNoiseLaw
 from torch import Tensor, nn
 
 from noise_models.randomness.generator import NoiseGenerator
+from noise_models.randomness.rounded_gaussian import RoundedGaussianSampler
 from optical_dfa.attacks.worlds import Worlds, claimed, noise_std
 from optical_dfa.backends.encoding import ModulatorFrames, Ternary
 from optical_dfa.backends.simulated_opu import SimulatedOpuBackend
-from optical_dfa.capture import opening
-from optical_dfa.capture.records import Capture
 from privacy import PrivacyEngine
 from privacy.attacks.laws import Array, GaussianLaw, LatticeLaw, NoiseLaw
 from privacy.attacks.likelihood_ratio import distinguish
-from privacy.releases import dark_frame
+from privacy.contributions.integers import Factors, Whole, WholeSum, _sizes
+from privacy.releases import clipped, dark_frame
 
 DELTA = 1e-5
 CONFIDENCE = 0.95
@@ -36,6 +35,13 @@ Law = Callable[[PrivacyEngine, int, int], NoiseLaw]  # (engine, seed, trials)
 
 def gaussian(engine: PrivacyEngine, seed: int, trials: int) -> NoiseLaw:
     return GaussianLaw(noise_std(engine))
+
+
+def grid_step(engine: PrivacyEngine) -> float:
+    """One of the sum's."""
+    assert engine.ledger is not None
+    header = engine.ledger.header()
+    return float(header["sensitivity"] / header["credit"]["clipping norm in grid steps"])
 
 
 def attack(worlds: Worlds, epsilon: float, law: Law = gaussian) -> tuple[float, float]:
@@ -84,8 +90,10 @@ def test_dark_frames_without_dither(broken: bool, epsilon: float, monkeypatch: p
     def lattice(engine: PrivacyEngine, seed: int, trials: int) -> NoiseLaw:
         source = engine.source
         assert isinstance(source, dark_frame.DarkFrameNoise)
-        step = noise_std(engine) / np.hypot(source.sigma, dither)
-        return LatticeLaw(step, source.offset, source.sigma)
+        unit = grid_step(engine)
+        # What whole numbers leave of the noise is dither, here a few hundredths of a code.
+        scale, rest = source._shares(noise_std(engine) / unit)
+        return LatticeLaw(scale * unit, round(scale * source.offset) / scale, source.sigma, rest / scale)
 
     check(attack(Worlds(release="dark-frame"), epsilon, lattice), broken, epsilon)
 
@@ -93,17 +101,17 @@ def test_dark_frames_without_dither(broken: bool, epsilon: float, monkeypatch: p
 # ---- one layer left out of the norms: it is scaled by the others' clip factor, and not bounded by it
 
 
-class OutputUnclipped(Capture):
-    def norms(self) -> Tensor:
-        parts = self._gather()
-        norms = [part.norms() for name, part in parts.items() if name != "2.weight"]
-        return torch.stack(norms).square().sum(0).sqrt()
+class OutputUnclipped(WholeSum):
+    def whole(self, stack: Sequence[Factors]) -> list[Whole]:
+        hidden = [part for part in stack if part.offset == 0]
+        _, shrink = self._aim(hidden, [_sizes(part) for part in hidden])
+        return self._rounded(stack, [_sizes(part) for part in stack], shrink, torch.float32)[0]
 
 
 @broken_or_not
 def test_one_layer_unclipped(broken: bool, epsilon: float, monkeypatch: pytest.MonkeyPatch) -> None:
     if broken:
-        monkeypatch.setitem(opening.CAPTURES, "records", OutputUnclipped)
+        monkeypatch.setattr(clipped, "WholeSum", OutputUnclipped)
     # tanh is saturated at x = 8: the hidden layer's contribution is small, the output layer's is not.
     worlds = Worlds(target=(torch.full((1, 1), 8.0), torch.zeros(1, dtype=torch.int64)), max_grad_norm=1e-3)
     check(attack(worlds, epsilon), broken, epsilon)
@@ -160,9 +168,10 @@ def test_ternary_threshold_of_the_batch(broken: bool, epsilon: float) -> None:
 def test_noise_from_a_known_seed(broken: bool, epsilon: float) -> None:
     def redrawn(engine: PrivacyEngine, seed: int, trials: int) -> NoiseLaw:
         guess = NoiseGenerator.seeded(seed if broken else seed + 1000, "noise from release 0")
-        std = noise_std(engine)
-        dimension: Any = engine.ledger.header()["dimension"]
-        rows = [guess.add_normal_(torch.zeros(dimension), std).numpy() for _ in range(trials)]
-        return KnownNoiseLaw(np.array(rows, dtype=np.float64)[:, None], 1e-5 * std)
+        unit, std = grid_step(engine), noise_std(engine)
+        assert engine.ledger is not None
+        sampler, dimension = RoundedGaussianSampler(std / unit), engine.ledger.header()["dimension"]
+        rows = [sampler.sample(dimension, guess) * unit for _ in range(trials)]
+        return KnownNoiseLaw(np.array(rows)[:, None], 1e-5 * std)
 
     check(attack(Worlds(), epsilon, redrawn), broken, epsilon)

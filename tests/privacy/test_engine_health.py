@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from noise_models.base import Frame
 from noise_models.calibration.document import Calibration
 from noise_models.errors import DeviceError, HealthError, UsageError
-from noise_models.randomness.generator import NORMAL_TAIL_MASS, NoiseGenerator
+from noise_models.randomness.generator import NoiseGenerator
+from noise_models.randomness.rounded_gaussian import TAIL_MASS
 from optical_dfa import align
 from optical_dfa.backends.simulated_opu import SimulatedOpuBackend
 from optical_dfa.config import TrainConfig
@@ -30,7 +31,7 @@ from privacy.ledger import Ledger
 from privacy.releases import RELEASES
 from privacy.releases.card import ReleaseCard
 from privacy.releases.clipped import ClippedRelease
-from privacy.releases.source import Departure, NoiseSource, Parts
+from privacy.releases.source import Departure, NoiseSource, Parts, WholeNormals
 
 N, BATCH = 60, 12
 X = torch.randn(N, 5, generator=torch.Generator().manual_seed(0))
@@ -109,7 +110,8 @@ def test_a_failure_at_any_frame_of_a_step_releases_nothing_and_ends_the_run(fram
     run = Run()
     run.begin()
     run.step()
-    before, kept = run.weights(), [p.grad for p in run.net.parameters()]
+    before = run.weights()
+    kept = [(p.grad, p.grad.clone()) for p in run.net.parameters() if p.grad is not None]
     run.device.break_at = len(run.device.asked) + frame
     with pytest.raises(DeviceError, match="unplugged"):
         run.step()
@@ -117,8 +119,11 @@ def test_a_failure_at_any_frame_of_a_step_releases_nothing_and_ends_the_run(fram
     assert run.ledger.events("health")[-1]["message"] == "the camera was unplugged; plug it in"
     assert all(torch.equal(a, b) for a, b in zip(before, run.weights(), strict=True))
     assert all(p.grad is None for p in run.net.parameters())
-    # Whoever kept the last release holds the buffer of this one: it shows nothing of the batch.
-    assert all(grad is not None and not grad.any() for grad in kept)
+    # Whoever kept the last release holds that one, and nothing of this batch, which is forgotten.
+    assert len(kept) == 4
+    assert all(torch.equal(grad, copy) for grad, copy in kept)
+    assert isinstance(run.engine.step, ClippedRelease)
+    assert not run.engine.step._sum.total.any()
     run.device.break_at = math.inf
     with pytest.raises(UsageError, match="earlier step failed"):
         run.step()
@@ -204,17 +209,18 @@ class Rekeyed(NoiseSource):
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._generator = parts.generator("noise")
+        self._normals = WholeNormals()
 
     @property
     def generators(self) -> tuple[NoiseGenerator, ...]:
         return (self._generator,)
 
     def cost(self, dimension: int) -> Departure:
-        return Departure(0.0, 0.0, dimension * NORMAL_TAIL_MASS)
+        return Departure(0.0, 0.0, dimension * TAIL_MASS)
 
     def add_noise(self, total: Tensor, std: float) -> None:
         self._generator = self._parts.generator("noise")
-        self._generator.add_normal_(total, std)
+        self._normals.add(total, std, self._generator)
 
     def rekeyed(self) -> tuple[NoiseGenerator, ...]:
         return (self._generator,)
@@ -250,7 +256,7 @@ def test_a_key_used_before_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> Non
 
     class Stale(Rekeyed):
         def add_noise(self, total: Tensor, std: float) -> None:
-            self._generator.add_normal_(total, std)
+            self._normals.add(total, std, self._generator)
 
         def rekeyed(self) -> tuple[NoiseGenerator, ...]:
             return (self._generator,) if begun else ()

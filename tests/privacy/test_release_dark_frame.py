@@ -19,13 +19,16 @@ from noise_models.calibration.converter import dither_ripple
 from noise_models.camera import PhysicalCamera, named_camera
 from noise_models.errors import DeviceError, UsageError
 from noise_models.health.monitor import RELEASED_FALSE_ALARM, START_UP_PIXELS
-from noise_models.randomness.generator import NORMAL_TAIL_MASS, NoiseGenerator
+from noise_models.randomness.generator import NoiseGenerator
+from noise_models.randomness.rounded_gaussian import TAIL_MASS
 from privacy.releases.dark_frame import TAU, DarkFrameNoise
 
 PIXELS = 1 << 15
 SHAPE = (128, 256)
 CAMERA = PhysicalCamera(replace(named_camera("machine-vision").ideal(), rows=SHAPE[0], columns=SHAPE[1]))
 SIGMA = CAMERA.camera.read_noise_dn(Frame.DARK)
+STD = 8192.0  # in grid steps: the noise of multiplier 1 on the coarsest grid
+SCALE = math.floor(STD / math.hypot(SIGMA, TAU))  # grid steps a code
 
 
 class Camera:
@@ -69,67 +72,65 @@ def source(camera: Camera | None = None, seed: int = 1) -> DarkFrameNoise:
 
 
 def noise(std: float, dimension: int, total: Tensor | None = None) -> npt.NDArray[np.float64]:
-    out = torch.zeros(dimension) if total is None else total
+    out = torch.zeros(dimension, dtype=torch.int32) if total is None else total
     source().add_noise(out, std)
     return out.double().numpy()
 
 
 @pytest.fixture(scope="module")
 def drawn() -> npt.NDArray[np.float64]:
-    return noise(3.0, 8 * PIXELS)
+    return noise(STD, 8 * PIXELS)
 
 
 def test_variance_is_the_ideal_gaussians_and_the_roundings(drawn: npt.NDArray[np.float64]) -> None:
     """std² of credit and dither, s²/12 of rounding; chi-square-like bounds at 6 standard deviations (2e-9)."""
-    step = 3.0 / math.hypot(SIGMA, TAU)
-    expected = 9.0 + step**2 / 12
+    expected = STD**2 + SCALE**2 / 12
     spread = 6 * math.sqrt(2 / len(drawn))
     assert drawn.var() / expected == pytest.approx(1.0, abs=spread)
-    assert drawn.var() > 9.0 * (1 - spread)
+    assert drawn.var() > STD**2 * (1 - spread)
     # the start-up mean of 2^20 pixels is the offset
-    assert abs(drawn.mean()) < 6 * 3.0 * math.sqrt(1 / len(drawn) + 1 / START_UP_PIXELS)
+    assert abs(drawn.mean()) < 6 * STD * math.sqrt(1 / len(drawn) + 1 / START_UP_PIXELS)
 
 
 def test_law_is_a_normal_convolved_with_a_uniform(drawn: npt.NDArray[np.float64]) -> None:
     """KS against N(0, std²) * U(-s/2, s/2) by numerical integration of the cdf; false alarm 1e-6."""
-    step = 3.0 / math.hypot(SIGMA, TAU)
 
     def cdf(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         nodes, weights = np.polynomial.legendre.leggauss(12)
         return np.sum(
-            [w / 2 * stats.norm.cdf((x - n * step / 2) / 3.0) for n, w in zip(nodes, weights, strict=True)], 0
+            [w / 2 * stats.norm.cdf((x - n * SCALE / 2) / STD) for n, w in zip(nodes, weights, strict=True)],
+            0,
         )
 
     assert stats.kstest(drawn, cdf).pvalue > 1e-6
 
 
 def test_without_the_dither_the_sum_shows_modulo_the_step_and_with_it_nothing_does() -> None:
-    """The trap of T4: integer noise on a real sum. KS of the residue against the uniform law, false alarm 1e-6."""
-    step = 1.0 / math.hypot(SIGMA, TAU)
-    for secret in (0.0, 0.3 * step):
-        total = torch.full((4 * PIXELS,), secret)
-        residue = np.mod(noise(1.0, len(total), total), step) / step
-        assert stats.kstest(residue, "uniform").pvalue > 1e-6
+    """The trap of T4: whole codes of the camera are SCALE grid steps each, on a sum in single ones.
+
+    Chi-square of the residues against the uniform law, false alarm 1e-6.
+    """
+    for secret in (0, 567):
+        total = torch.full((4 * PIXELS,), secret, dtype=torch.int32)
+        residues = np.mod(noise(STD, len(total), total), SCALE).astype(int)
+        assert stats.chisquare(np.bincount(residues, minlength=SCALE)).pvalue > 1e-6
     bare = source()
-    bare._dither = Nothing()  # type: ignore[assignment]
-    residues = []
-    for secret in (0.0, 0.3 * step):
-        total = torch.full((PIXELS,), secret, dtype=torch.float64)
-        bare.add_noise(total, 1.0)
-        residues.append(np.mod(total.numpy() / step, 1.0))
-    shift = (residues[1].mean() - residues[0].mean()) % 1.0
-    assert residues[0].std() < 1e-6
-    assert shift == pytest.approx(0.3, abs=1e-5)  # read off exactly
+    bare._normals = Nothing()  # type: ignore[assignment]
+    seen = []
+    for secret in (0, 567):
+        total = torch.full((PIXELS,), secret, dtype=torch.int32)
+        bare.add_noise(total, STD)
+        seen.append(torch.unique(total % SCALE))
+        assert len(torch.unique(total)) > 20  # the device's noise is there
+    assert len(seen[0]) == len(seen[1]) == 1
+    assert int(seen[1] - seen[0]) % SCALE == 567  # read off exactly
 
 
 class Nothing:
-    """A dither that is switched off, on frames that are not shifted."""
+    """A dither that is switched off."""
 
-    def uint64(self, n: int) -> npt.NDArray[np.uint64]:
-        return np.zeros(n, dtype=np.uint64)
-
-    def add_normal_(self, out: Tensor, std: float) -> Tensor:
-        return out
+    def add(self, total: Tensor, std: float, generator: NoiseGenerator) -> None:
+        pass
 
 
 def test_frames_are_fresh_and_none_of_the_start_up_is_released() -> None:
@@ -138,7 +139,7 @@ def test_frames_are_fresh_and_none_of_the_start_up_is_released() -> None:
     start_up = len(camera.taken)
     assert sum(frames.numel() for frames in camera.taken) >= START_UP_PIXELS
     for _ in range(2):
-        release.add_noise(torch.zeros(2 * PIXELS + 5), 1.0)
+        release.add_noise(torch.zeros(2 * PIXELS + 5, dtype=torch.int32), STD)
     taken = camera.taken[start_up:]
     assert [len(frames) for frames in taken] == [1] * 6  # three a step, the last one's rest thrown away
     for i, a in enumerate(taken):
@@ -148,16 +149,45 @@ def test_frames_are_fresh_and_none_of_the_start_up_is_released() -> None:
 
 def test_every_coordinate_gets_its_own_pixel() -> None:
     """No pixel twice: lag correlations at the frame's length, 5 standard deviations."""
-    z = noise(1.0, 4 * PIXELS).reshape(4, PIXELS)
+    z = noise(STD, 4 * PIXELS).reshape(4, PIXELS)
     corr = np.corrcoef(z) - np.eye(4)
     assert np.abs(corr).max() < 5 / math.sqrt(PIXELS)
     assert abs(np.corrcoef(z[0, 1:], z[0, :-1])[0, 1]) < 5 / math.sqrt(PIXELS)
 
 
-def test_the_sum_itself_is_kept() -> None:
-    total = torch.linspace(-50, 50, 8 * PIXELS)
-    found = noise(1e-3, len(total), total.clone())
-    assert np.abs(found - total.double().numpy()).max() < 1e-2
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_the_sum_itself_is_kept(dtype: torch.dtype, drawn: npt.NDArray[np.float64]) -> None:
+    """Noise is added exactly and does not look at the sum, up to the ends of what one may be; the same seeds."""
+    most = 2**30 if dtype is torch.int32 else 2**50
+    total = torch.linspace(-most, most, 8 * PIXELS, dtype=torch.float64).to(dtype)
+    found = noise(STD, len(total), total.clone())
+    assert np.array_equal(found - total.double().numpy(), drawn)
+
+
+@pytest.mark.parametrize("std", [5.0, 100.3, STD, 12345.678, 3e5])
+def test_whole_grid_steps_a_code_and_the_rest_is_dither(std: float) -> None:
+    """What the device supplies and the dither make up the stated variance; the dither never falls below TAU codes."""
+    made = source()
+    scale, dither = made._shares(std)
+    assert scale == int(scale) >= 1
+    assert math.hypot(scale * SIGMA, dither) == pytest.approx(std, rel=1e-12)
+    assert dither >= TAU * scale * (1 - 1e-12)
+    assert dither_ripple(SIGMA, dither / scale) <= dither_ripple(SIGMA, TAU) * (1 + 1e-9)
+    made.prepare(std)
+    assert made.device_share == pytest.approx((scale * SIGMA / std) ** 2, rel=1e-12)
+    assert 0.6 < made.device_share <= SIGMA**2 / (SIGMA**2 + TAU**2)
+
+
+@pytest.mark.parametrize("std", [1e-6, 1.0, 0.999 * math.hypot(SIGMA, TAU)])
+def test_noise_below_a_grid_step_a_code_is_refused(std: float) -> None:
+    made, total = source(), torch.zeros(5, dtype=torch.int32)
+    for call in (lambda: made.prepare(std), lambda: made.add_noise(total, std)):
+        with pytest.raises(
+            UsageError, match=r"less than a step for each of the camera's codes.*--release digital"
+        ) as error:
+            call()
+        assert "\n" not in str(error.value)
+    assert not total.any()
 
 
 @pytest.mark.parametrize(
@@ -206,7 +236,7 @@ def test_cost_is_what_t4_says() -> None:
     assert cost.log_inflation == pytest.approx(dimension * eta, rel=1e-9)
     assert (
         cost.mass
-        == dimension * (CAMERA.credit(Frame.DARK).clipped_mass + NORMAL_TAIL_MASS) + 21 * RELEASED_FALSE_ALARM
+        == dimension * (CAMERA.credit(Frame.DARK).clipped_mass + TAIL_MASS) + 21 * RELEASED_FALSE_ALARM
     )  # 21 frames of 2^15 pixels
     assert release.device_share == pytest.approx(SIGMA**2 / (SIGMA**2 + TAU**2))
     assert release.device_share > 0.85
@@ -293,5 +323,5 @@ def test_calibration_shows_start_up_frames_only() -> None:
     values, counts = np.unique(before.numpy(), return_counts=True)
     assert shown["codes"] == values.tolist()
     assert shown["counts"] == counts.tolist()
-    release.add_noise(torch.zeros(10), 1.0)
+    release.add_noise(torch.zeros(10, dtype=torch.int32), STD)
     assert release.histogram() == shown

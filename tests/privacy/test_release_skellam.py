@@ -26,7 +26,8 @@ from privacy.auditing.audit import audit
 from privacy.contributions.integers import least_bound
 from privacy.engine import PrivacyEngine
 from privacy.ledger import ReleaseEvent
-from privacy.releases.skellam import SkellamRelease
+from privacy.releases.clipped import CAP_MASS
+from privacy.releases.skellam import IntegerNoise, SkellamRelease
 
 N, C = 24, 0.5
 GRID = 8192  # steps of the clipping norm: the least number, which small networks get
@@ -167,7 +168,7 @@ def test_the_noise_is_skellam_of_the_stated_variance() -> None:
     _, module, _, _ = make()
     release = SkellamRelease(
         module._capture,  # type: ignore[arg-type]
-        NoiseGenerator.seeded(1, "noise"),
+        IntegerNoise(NoiseGenerator.seeded(1, "noise")),
         NoiseGenerator.seeded(1, "rounding"),
         max_grad_norm=float(GRID),
         expected_batch_size=1.0,
@@ -196,7 +197,7 @@ def test_the_ledger_states_it_in_grid_steps() -> None:
     assert row.sensitivity == GRID
     assert row.noise_multiplier == 0.5
     assert row.dimension == sum(p.numel() for p in network().parameters())
-    assert row.mass == row.dimension * TABLE_MASS
+    assert row.mass == row.dimension * TABLE_MASS + CAP_MASS
     assert row.log_ratio == row.log_inflation == 0.0
     header = engine.ledger.header()
     assert header["credit"] == {"clipping norm in grid steps": GRID}
@@ -275,7 +276,7 @@ def test_a_sum_without_noise_is_never_released_and_a_failed_step_leaves_nothing(
     *_, module, _, _ = make()
     release = SkellamRelease(
         module._capture,  # type: ignore[arg-type]
-        NoiseGenerator.secure("noise"),
+        IntegerNoise(NoiseGenerator.secure("noise")),
         NoiseGenerator.secure("rounding"),
         max_grad_norm=C,
         expected_batch_size=N,
@@ -285,7 +286,7 @@ def test_a_sum_without_noise_is_never_released_and_a_failed_step_leaves_nothing(
         release.release()
     release.add_noise(0.01)
     release.discard()
-    assert not release._sum.any()
+    assert not release._sum.total.any()
     with pytest.raises(UsageError, match="without noise"):
         release.release()
 
@@ -293,9 +294,9 @@ def test_a_sum_without_noise_is_never_released_and_a_failed_step_leaves_nothing(
 def test_noise_and_rounding_have_secret_keys_of_their_own() -> None:
     """A record that joins shifts the coins of those after it, so they are as secret as the noise."""
     engine, *_ = make(seed=None, noise_multiplier=1.0)
-    assert engine.source is not None
-    assert {generator.name for generator in engine.source.generators} == {"noise", "rounding"}
-    assert all(generator.secret for generator in engine.source.generators)
+    assert engine.step is not None
+    assert {generator.name for generator in engine.step.generators} == {"noise", "rounding"}
+    assert all(generator.secret for generator in engine.step.generators)
     assert engine.ledger is not None
     assert len(engine.ledger.events("key")) == 4  # and the sampling coins and the masks
 
@@ -307,7 +308,7 @@ def test_a_grid_that_is_no_power_of_two_is_refused(steps: int) -> None:
     with pytest.raises(UsageError, match="power of two"):
         SkellamRelease(
             capture,
-            NoiseGenerator.secure("noise"),
+            IntegerNoise(NoiseGenerator.secure("noise")),
             NoiseGenerator.secure("rounding"),
             max_grad_norm=C,
             expected_batch_size=N,

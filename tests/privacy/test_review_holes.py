@@ -22,6 +22,7 @@ from optical_dfa.feedback.rule import ProjectingRule, Rule
 from optical_dfa.feedback.rules.layerwise import LayerwiseFeedback
 from optical_dfa.feedback.state import FeedbackState, Placement
 from privacy import PrivacyEngine
+from privacy.releases.clipped import ClippedRelease
 
 N, D = 120, 6
 X = torch.randn(N, D, generator=torch.Generator().manual_seed(0))
@@ -83,6 +84,7 @@ def test_a_step_that_fails_half_way_is_the_last(where: str, monkeypatch: pytest.
     batches = iter(loader)
     one_step(module, optimizer, *next(batches))
     kept = next(iter(module.parameters())).grad
+    earlier = kept.clone()
     assert engine.ledger is not None
     assert engine.source is not None
 
@@ -94,11 +96,13 @@ def test_a_step_that_fails_half_way_is_the_last(where: str, monkeypatch: pytest.
     elif where == "ledger":
         monkeypatch.setattr(engine.ledger, "append_release", fail)
     else:
-        monkeypatch.setattr(module._capture, "add_clipped", fail)
+        monkeypatch.setattr(module._capture, "factors", fail)
     with pytest.raises(DeviceError):
         one_step(module, optimizer, *next(batches))
     monkeypatch.undo()
-    assert not kept.any()  # whoever kept an earlier release does not hold the un-noised sum
+    assert torch.equal(kept, earlier)  # whoever kept an earlier release does not hold the un-noised sum
+    assert isinstance(engine.step, ClippedRelease)
+    assert not engine.step._sum.total.any()  # nor does anybody else
     with pytest.raises(UsageError, match="failed half-way"):
         optimizer.step()
 

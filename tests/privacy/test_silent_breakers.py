@@ -47,6 +47,7 @@ from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 
 from noise_models.errors import DeviceError, UsageError
 from noise_models.randomness.generator import NORMAL_TAIL_MASS, NoiseGenerator
+from noise_models.randomness.rounded_gaussian import TAIL_MASS, RoundedGaussianSampler
 from optical_dfa.aligning import align
 from optical_dfa.backends import create
 from optical_dfa.backends.base import ProjectionBackend
@@ -355,7 +356,7 @@ def test_a_resumed_run_takes_new_keys(tmp_path: Path) -> None:
     Made(seed=None, engine={"ledger": path}, noise_multiplier=1.0).engine.close()
     made = Made(seed=None, engine={"ledger": path, "resume": True}, noise_multiplier=1.0)
     keys = [row["fingerprint"] for row in made.ledger.events("key")]
-    assert len(set(keys)) == len(keys) == 6  # noise, coins and masks, twice
+    assert len(set(keys)) == len(keys) == 8  # noise, rounding, sampling and masks, twice
     with pytest.raises(UsageError, match="used before"):
         made.ledger.register_key(keys[0], "noise")
 
@@ -493,7 +494,11 @@ def test_frames_do_not_depend_on_the_data(monkeypatch: pytest.MonkeyPatch) -> No
     for count in (1, N):
         device = camera()
         made = Made(
-            data=records(count), public_size=N, release="dark-frame", align_options={"backend": device}
+            data=records(count),
+            public_size=N,
+            release="dark-frame",
+            noise_multiplier=1.0,
+            align_options={"backend": device},
         )
         seen = asked.setdefault(count, [])
         expose = device.expose
@@ -521,17 +526,17 @@ def test_a_record_that_is_not_finite(value: float, release: str) -> None:
         Made(data=data, public_size=N, release=release).step() for data in ((x, y), (x[kept], y[kept]))
     )
     assert bool(with_it.isfinite().all())
-    # On the integers the others are rounded by other coins: a grid's spread (a twentieth of C² a record at most).
-    slack = 1e-6 if release == "digital" else 2 * C * math.sqrt(0.05 / N) * 3
-    assert (with_it - without).norm() <= slack
+    # The others are rounded by other coins: a grid's spread (a twentieth of C² a record at most).
+    assert (with_it - without).norm() <= 2 * C * math.sqrt(0.05 / N) * 3
 
 
 def test_the_tail_of_the_noise_is_in_delta(monkeypatch: pytest.MonkeyPatch) -> None:
     made = Made(noise_multiplier=1.0)
     made.step()
     (row,) = made.ledger.releases()
-    assert row.mass >= row.dimension * NORMAL_TAIL_MASS
-    # All-zero bits are the end of the tail: 9.4 sigma, where 32 bits would stop at 6.66.
+    assert row.mass >= row.dimension * TAIL_MASS
+    assert RoundedGaussianSampler(8192.0).largest >= 14 * 8192
+    # Releases of real numbers: all-zero bits are the end of the tail, 9.4 sigma, where 32 bits would stop at 6.66.
     generator = NoiseGenerator.seeded(1, "extreme")
 
     def zeros(buffer: Any, count: int) -> None:
