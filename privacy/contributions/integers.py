@@ -26,11 +26,11 @@ from noise_models.randomness.generator import BLOCK, NoiseGenerator
 
 # Integers up to here, and so sums that stay below it in any order, are exact in float32.
 EXACT_FLOAT32 = 1 << 24
-LEAST_BOUND = 1 << 13  # at which a rounded norm is within a few per cent of the one it stands for
+LEAST_BOUND = 1 << 15  # at which a record at the clip keeps 98 % of it
 _ATTEMPTS = 4
 _MOST_INT32 = 1 << 30  # of a sum, to which noise of the same size may be added
 _INT8 = 127
-_MOST_NARROW = 1 << 15  # grids above this have entries that seldom fit int8
+_MOST_NARROW = 1 << 18  # grids above this have entries that seldom fit int8
 _TERMS = 1 << 13  # squares that are added up in float32
 _PLAIN = 1e-15, 1e15  # float32 norms whose squares are far from the ends of the range
 
@@ -106,16 +106,16 @@ class Whole:
             other.silence(~but)
 
 
-def least_bound(shapes: Sequence[Sequence[int]]) -> int:
-    """The least power of two D at which rounding adds at most a twentieth to the squared norm of a record at the clip.
-
-    It is LEAST_BOUND or more.
+def least_bound(shapes: Sequence[Sequence[int]], least: int = LEAST_BOUND, share: float = 1 / 80) -> int:
+    """The least power of two D at which rounding adds a small share to the squared norm of a record at the clip.
 
     Args:
         shapes: of the parameters; a matrix is taken for the product of two factors, which is its worst case.
+        least: D is that or more.
+        share: of the square.
     """
-    bound = LEAST_BOUND
-    while max(float(_growth(float(bound), *_factors(shape))) for shape in shapes) > bound**2 / 20:
+    bound = least
+    while max(float(_growth(float(bound), *_factors(shape))) for shape in shapes) > bound**2 * share:
         bound *= 2
     return bound
 
@@ -149,6 +149,7 @@ class WholeSum:
         self._device = self.total.device
         self._grid, self._bound, self._coins = grid, bound, coins
         self._records = 0
+        self._most = max(1, EXACT_FLOAT32 // bound)  # records whose sum is exact in float32 whatever they are
         # Whatever the records are: how one is rounded may not depend on the others (T3).
         self._narrow = bound <= _MOST_NARROW and multiplies_int8(self._device)
         self._memory: dict[tuple[object, ...], Tensor] = {}
@@ -169,15 +170,13 @@ class WholeSum:
 
         A record that is not finite, or that no attempt brought below the bound, adds nothing.
         """
-        records = len(stack[0].rows) if stack else 0
-        most = max(1, EXACT_FLOAT32 // self._bound)  # records whose sum is exact in float32 whatever they are
-        for start in range(0, records, most):
-            part = [part.part(slice(start, start + most)) for part in stack] if records > most else stack
-            self._records += len(part[0].rows)
-            if self._records > _MOST_INT32 // self._bound:
-                self.total = self.total.to(torch.int64)
-            for whole in self.whole(part):
-                self._add(whole)
+        if not stack:
+            return
+        self._records += len(stack[0].rows)
+        if self._records > _MOST_INT32 // self._bound:
+            self.total = self.total.to(torch.int64)
+        for whole in self.whole(stack):
+            self._add(whole)
 
     def whole(self, stack: Sequence[Factors]) -> list[Whole]:
         """Whole-number factors whose joint norm is at most the bound, for every record, in memory that is used again.
@@ -315,9 +314,8 @@ class WholeSum:
                 work.masked_fill_(silent[block], 0.0)  # whatever the record holds
             norms = _bounds(work)
             square[block] = norms.square()
-            large = norms > _INT8
-            if bool(large.any()):
-                wide[block] = large & ~(work.abs().amax(1) <= _INT8)
+            if float(norms.max()) > _INT8 and not _fits(work):
+                wide[block] = ~(torch.maximum(work.amax(1), -work.amin(1)) <= _INT8)
             out[block] = work
         return out, square, wide
 
@@ -349,14 +347,17 @@ class WholeSum:
             )
             return
         if part.cols is None:
-            into += part.rows.sum(0).to(into.dtype)
+            for rows in torch.split(part.rows, self._most):
+                into += rows.sum(0).to(into.dtype)
             return
-        rows, cols = part.rows, part.cols
-        product = torch._int_mm(rows.T, cols) if rows.dtype is torch.int8 else (rows.T @ cols)
         n, d = stated.rows.shape[1], into.numel() // stated.rows.shape[1]
-        into.view(n, d).add_(product[:, :d].to(into.dtype))
-        if stated.bias is not None:
-            self.total[stated.bias : stated.bias + n] += product[:, d].to(into.dtype)
+        step = len(part.rows) if part.rows.dtype is torch.int8 else self._most
+        step = max(1, step)
+        for rows, cols in zip(torch.split(part.rows, step), torch.split(part.cols, step), strict=True):
+            product = torch._int_mm(rows.T, cols) if rows.dtype is torch.int8 else (rows.T @ cols)
+            into.view(n, d).add_(product[:, :d].to(into.dtype))
+            if stated.bias is not None:
+                self.total[stated.bias : stated.bias + n] += product[:, d].to(into.dtype)
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_memory": {}}
@@ -405,6 +406,11 @@ def _norms(x: Tensor) -> Tensor:
     if bool(odd.any()):
         found[odd] = torch.linalg.vector_norm(x[odd], dim=1, dtype=torch.float64)
     return found
+
+
+def _fits(whole: Tensor) -> bool:
+    """Whether all numbers are at most 127 in size; those that are none are not."""
+    return float(whole.amax()) <= _INT8 and float(whole.amin()) >= -_INT8
 
 
 def _bounds(whole: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Self, cast
 
@@ -89,13 +90,13 @@ class ClippedRelease(StepRelease):
             coins: of the rounding.
             max_grad_norm: C, from LEAST_NORM to MOST_NORM.
             expected_batch_size: q·N with the public N; the realised size is never used.
-            grid_steps: D; by default as many as keep the growth of a norm by rounding below a twentieth of its square.
+            grid_steps: D; by default as many as keep the growth of a norm by rounding small.
         Raises:
             UsageError: a value out of range.
         """
         refuse_norm(max_grad_norm)
         shapes = [p.shape for p in contributions.parameters.values()]
-        steps = least_bound(shapes) if grid_steps is None else grid_steps
+        steps = self._least_bound(shapes) if grid_steps is None else grid_steps
         if not 2 <= steps <= EXACT_FLOAT32 // 16 or steps & (steps - 1):
             raise UsageError(
                 f"the clipping norm is {steps} grid steps; it must be a power of two from 2 to {EXACT_FLOAT32 // 16}"
@@ -111,6 +112,11 @@ class ClippedRelease(StepRelease):
         self._take_grid(steps)
         self._cap = record_cap(expected_batch_size)
         self._records = 0
+
+    @staticmethod
+    def _least_bound(shapes: Sequence[Sequence[int]]) -> int:
+        """D, unless the user gives it."""
+        return least_bound(shapes)
 
     def _take_grid(self, steps: int) -> None:
         """D from now on."""

@@ -9,6 +9,7 @@ significance of the least significant bits for differential privacy). It becomes
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from noise_models.errors import UsageError
 from noise_models.randomness.generator import NoiseGenerator
 from noise_models.randomness.integer_sampler import TABLE_MASS, SkellamSampler, table_size
+from privacy.contributions.integers import least_bound
 from privacy.ledger import ReleaseEvent
 from privacy.releases.card import ReleaseCard
 from privacy.releases.clipped import ClippedRelease
@@ -76,6 +78,11 @@ class SkellamRelease(ClippedRelease):
     """
 
     mechanism = "skellam"
+
+    @staticmethod
+    def _least_bound(shapes: Sequence[Sequence[int]]) -> int:
+        """A coarser grid, of which the sampler's table has fewer values."""
+        return least_bound(shapes, 1 << 13, 1 / 20)
 
     def event(self, sample_rate: float, noise_multiplier: float, epoch: int = 0) -> ReleaseEvent:
         """In grid steps, of which the mechanism's epsilon depends."""

@@ -21,8 +21,8 @@ from privacy.optimizer import PrivateOptimizer
 from privacy.sampling import PoissonLoader
 
 N, BATCH, C = 60, 12, 0.5
-# Six standard deviations of a coordinate's rounding over a step: 25 grid steps a record, of factors of 90 steps.
-ROUNDED = 6 * 25 * C / LEAST_BOUND / math.sqrt(BATCH)
+# Six standard deviations of a coordinate's rounding over a step: 50 grid steps a record, of factors of 180 steps.
+ROUNDED = 6 * 50 * C / LEAST_BOUND / math.sqrt(BATCH)
 X = torch.randn(N, 5, generator=torch.Generator().manual_seed(0))
 Y = torch.randint(0, 4, (N,), generator=torch.Generator().manual_seed(1))
 Make = Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]
