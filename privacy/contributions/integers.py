@@ -351,8 +351,7 @@ class WholeSum:
                 into += rows.sum(0).to(into.dtype)
             return
         n, d = stated.rows.shape[1], into.numel() // stated.rows.shape[1]
-        step = len(part.rows) if part.rows.dtype is torch.int8 else self._most
-        step = max(1, step)
+        step = _MOST_INT32 // self._bound if part.rows.dtype is torch.int8 else self._most
         for rows, cols in zip(torch.split(part.rows, step), torch.split(part.cols, step), strict=True):
             product = torch._int_mm(rows.T, cols) if rows.dtype is torch.int8 else (rows.T @ cols)
             into.view(n, d).add_(product[:, :d].to(into.dtype))

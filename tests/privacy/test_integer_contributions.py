@@ -284,6 +284,17 @@ def test_a_long_sum_of_records_at_the_bound_is_exact_and_does_not_overflow() -> 
     assert int(total.total) > 2**31
 
 
+def test_a_product_of_more_records_than_int32_holds_is_exact() -> None:
+    """300,000 aligned records of 4 x 4 entries pass 2^31 in every coordinate, in one run."""
+    bound, records = 1 << 15, 300_000
+    total = WholeSum(16, "cpu", grid=float(bound), bound=bound, coins=coins())
+    total.add([Factors(0, torch.ones(records, 4), torch.ones(records, 4))])
+    assert total.total.dtype is torch.int64
+    for coordinate in total.total.tolist():
+        assert 2**31 < coordinate <= records * bound / 4
+        assert coordinate == pytest.approx(records * bound / 4, rel=0.03)
+
+
 def test_numbers_that_do_not_fit_int8_are_added_up_as_well() -> None:
     """A sparse input on a fine grid: one entry holds the whole norm."""
     rows, cols = torch.zeros(6, 9), torch.zeros(6, 50)
