@@ -77,19 +77,17 @@ class Contribution(ABC):
 class RowContribution(Contribution):
     """One vector a record: biases, gains, and anything already summed over positions."""
 
-    def __init__(self, rows: Tensor, known: Tensor | None = None, kept: Tensor | float = 1.0) -> None:
+    def __init__(self, rows: Tensor, kept: Tensor | float = 1.0) -> None:
         """
         Args:
             rows: shape (m, numel).
-            known: `vector_norms(rows)` where it is known, shape (m,).
             kept: share of the factors that the rows were made of, shape (m,).
         """
         self.rows = rows
-        self.known = known
         self.kept = kept
 
     def norms(self) -> Tensor:
-        return vector_norms(self.rows) if self.known is None else self.known
+        return vector_norms(self.rows)
 
     def absolute(self) -> Tensor:
         return self.norms()
@@ -104,23 +102,20 @@ class RowContribution(Contribution):
 class Outer(Contribution):
     """One outer product a record, `rows_i cols_i^T`: a linear layer's weight, used once on flat records."""
 
-    def __init__(self, rows: Tensor, cols: Tensor, known: Tensor | None = None) -> None:
+    def __init__(self, rows: Tensor, cols: Tensor) -> None:
         """
         Args:
             rows: delta, shape (m, n).
             cols: the layer's input, shape (m, d).
-            known: `vector_norms(rows)` where it is known, shape (m,).
         """
         self.rows = rows
         self.cols = cols
-        self.known = known
 
         self._norms: tuple[Tensor, Tensor] | None = None
 
     def _factor_norms(self) -> tuple[Tensor, Tensor]:
         if self._norms is None:
-            rows = vector_norms(self.rows) if self.known is None else self.known
-            self._norms = rows, vector_norms(self.cols)
+            self._norms = vector_norms(self.rows), vector_norms(self.cols)
         return self._norms
 
     def norms(self) -> Tensor:

@@ -24,8 +24,7 @@ LayerContributions = dict[str, Contribution]
 def linear(layer: nn.Linear, x: Tensor, delta: Tensor) -> LayerContributions:
     """X_i = sum over positions of delta h^T; the bias gets the sum of delta."""
     if delta.ndim == 2:
-        norms = vector_norms(delta)
-        return {"weight": Outer(delta, x, norms), "bias": RowContribution(delta, norms)}
+        return {"weight": Outer(delta, x), "bias": RowContribution(delta)}
     rows, cols = delta.flatten(1, -2), x.flatten(1, -2)
     return {"weight": OuterSum([(rows, cols)]), "bias": RowContribution(rows.sum(1))}
 

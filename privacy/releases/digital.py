@@ -8,22 +8,17 @@ from noise_models.randomness.generator import NoiseGenerator
 from noise_models.randomness.rounded_gaussian import TAIL_MASS
 from privacy.releases.card import ReleaseCard
 from privacy.releases.clipped import ClippedRelease
-from privacy.releases.source import Departure, NoiseSource, Parts, WholeNormals
+from privacy.releases.source import Departure, GeneratedNoise, Parts, WholeNormals
 
 
-class DigitalNoise(NoiseSource):
-    """Z from a generator keyed by the operating system."""
+class DigitalNoise(GeneratedNoise):
+    """Rounded Gaussian noise."""
 
     name = "digital"
-    assumptions = ("the noise generator (AES-256 in counter mode) cannot be told from random bits",)
 
     def __init__(self, generator: NoiseGenerator) -> None:
-        self._generator = generator
+        super().__init__(generator)
         self._normals = WholeNormals()
-
-    @property
-    def generators(self) -> tuple[NoiseGenerator, ...]:
-        return (self._generator,)
 
     def cost(self, dimension: int) -> Departure:
         return Departure(log_ratio=0.0, log_inflation=0.0, mass=dimension * TAIL_MASS)

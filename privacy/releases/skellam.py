@@ -23,23 +23,18 @@ from privacy.contributions.integers import least_bound
 from privacy.ledger import ReleaseEvent
 from privacy.releases.card import ReleaseCard
 from privacy.releases.clipped import ClippedRelease
-from privacy.releases.source import Departure, NoiseSource, Parts
+from privacy.releases.source import Departure, GeneratedNoise, Parts
 
 
-class IntegerNoise(NoiseSource):
-    """Integer noise of variance `std²` from a generator keyed by the operating system."""
+class IntegerNoise(GeneratedNoise):
+    """Integer noise of variance `std²`."""
 
     name = "skellam"
     _changing = frozenset({"_sampler"})
-    assumptions = ("the noise generator (AES-256 in counter mode) cannot be told from random bits",)
 
     def __init__(self, generator: NoiseGenerator) -> None:
-        self._generator = generator
+        super().__init__(generator)
         self._sampler: SkellamSampler | None = None
-
-    @property
-    def generators(self) -> tuple[NoiseGenerator, ...]:
-        return (self._generator,)
 
     def cost(self, dimension: int) -> Departure:
         return Departure(log_ratio=0.0, log_inflation=0.0, mass=dimension * TABLE_MASS)
@@ -53,7 +48,7 @@ class IntegerNoise(NoiseSource):
             ) from error
 
     def add_noise(self, total: Tensor, std: float) -> None:
-        """`total += Skellam(std² / 2, std² / 2)`; `total` holds whole numbers below 2^52 in float64.
+        """`total += Skellam(std² / 2, std² / 2)`.
 
         Raises:
             UsageError: the noise has too many values for a table.

@@ -181,8 +181,8 @@ class WholeNormals:
             total += torch.from_numpy(sampler.sample(total.numel(), generator)).to(total.device)
 
 
-class SecretNormals(NoiseSource):
-    """Real normal noise from a generator keyed by the operating system, for releases of floating-point numbers."""
+class GeneratedNoise(NoiseSource):
+    """Z from a generator keyed by the operating system."""
 
     assumptions = ("the noise generator (AES-256 in counter mode) cannot be told from random bits",)
 
@@ -192,6 +192,10 @@ class SecretNormals(NoiseSource):
     @property
     def generators(self) -> tuple[NoiseGenerator, ...]:
         return (self._generator,)
+
+
+class SecretNormals(GeneratedNoise):
+    """Real normal noise, for releases of floating-point numbers."""
 
     def cost(self, dimension: int) -> Departure:
         return Departure(log_ratio=0.0, log_inflation=0.0, mass=dimension * NORMAL_TAIL_MASS)

@@ -7,11 +7,11 @@ from fractions import Fraction
 
 import mpmath
 import numpy as np
-import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from told import Words
 
 from noise_models.errors import UsageError
 from noise_models.randomness.generator import NoiseGenerator
@@ -25,20 +25,6 @@ from noise_models.randomness.integer_sampler import (
     masses,
     skellam_weights,
 )
-
-
-class Words(NoiseGenerator):
-    """Gives the words it was told to."""
-
-    def __init__(self, words: list[int]) -> None:
-        super().__init__(bytes(32), "told", 0)
-        self.told = np.array(words, dtype=np.uint64)
-
-    def uint64(self, n: int) -> npt.NDArray[np.uint64]:
-        given, self.told = self.told[:n], self.told[n:]
-        assert len(given) == n
-        return given
-
 
 # ---- the law in the table
 

@@ -21,6 +21,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from told import Words
 
 from noise_models.errors import UsageError
 from noise_models.randomness.generator import BLOCK, NoiseGenerator
@@ -77,22 +78,6 @@ def normal_bins(std: float, width: float) -> tuple[npt.NDArray[np.int64], npt.ND
         stats.norm.sf(z[:-1]) - stats.norm.sf(z[1:]),
     )
     return ends, np.concatenate(([stats.norm.cdf(z[0])], inner, [stats.norm.sf(z[-1])]))
-
-
-class Words(NoiseGenerator):
-    """Gives the words it was told to."""
-
-    def __init__(self, words: list[int]) -> None:
-        super().__init__(bytes(32), "told", 0)
-        self.told = np.array(words, dtype=np.uint64)
-
-    def uint64(self, n: int) -> npt.NDArray[np.uint64]:
-        given, self.told = self.told[:n], self.told[n:]
-        assert len(given) == n
-        return given
-
-    def fill(self, words: npt.NDArray[np.uint64], n: int) -> None:
-        words[:n] = self.uint64(n)
 
 
 # ---- the law
