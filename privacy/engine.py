@@ -16,6 +16,7 @@ import secrets
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from importlib.metadata import version
 from inspect import signature
 from pathlib import Path
@@ -537,7 +538,9 @@ class PrivacyEngine(Fixed):
             device=face.backend,
             generator=lambda name: self._generator(name, resumed),
             diagnoses=self._unsafe,
-            start_capture=face.start_capture,
+            start_capture=partial(
+                face.start_capture, rows=None if self._terms.public_batches else plan.block_rows
+            ),
             max_grad_norm=max_grad_norm,
             expected_batch_size=plan.expected_batch_size,
             max_physical_batch_size=plan.max_physical_batch_size,

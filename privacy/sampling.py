@@ -5,6 +5,7 @@ The plan of the steps is made of public numbers alone.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -57,6 +58,12 @@ class SamplingPlan:
         self.steps = max(1, round(self.size / batch))
         self.max_physical_batch_size = max_physical_batch_size
         tell_unused(loader)
+
+    @property
+    def block_rows(self) -> int:
+        """Rows of the blocks in which batches go through the module, a multiple of 16; seldom are two needed."""
+        usual = math.ceil(self.expected_batch_size + 2.5 * math.sqrt(self.expected_batch_size))
+        return -(-min(usual, self.max_physical_batch_size or usual) // 16) * 16
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from noise_models.errors import UsageError
-from optical_dfa.capture.contributions import Contribution
 from optical_dfa.capture.following import Following
+from optical_dfa.capture.pending import Block, Use
 from optical_dfa.capture.records import Capture
 from optical_dfa.feedback.aligned import AlignedModule
 from optical_dfa.feedback.cuts import OUTPUT, Cut
@@ -51,7 +51,7 @@ class AggregatedCapture(Capture):
                 "and a hidden layer"
             )
         self._rule, self._backend, self._points = rule, backend, aligned.points
-        self._lifted: Tensor | None = None
+        self._lifted: dict[int, Tensor] = {}
         self._placed = False
         trained = aligned.trained_parameters()
         _check_hidden(aligned.module, trained, aligned.points, aligned.cuts, aligned.uses)
@@ -68,17 +68,18 @@ class AggregatedCapture(Capture):
         return self._backend.in_features * (p.shape[1] if p.ndim == 2 else 1)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_lifted": None, "_placed": False}
+        return {**super().__getstate__(), "_lifted": {}, "_placed": False}
 
     # ---- during the passes
 
-    def teach(self, rows: Tensor, noted: Tensor | None) -> list[Tensor | None]:
+    def teach(self, rows: Tensor, noted: tuple[int, Tensor | None]) -> list[Tensor | None]:
         """No record goes through the device: zeros come back to the points, and `r ⊗ e` is what the release sums.
 
         Raises:
             UsageError: a second backward pass over the batch.
         """
-        if self._lifted is not None:
+        block, observed = noted
+        if block in self._lifted:
             raise UsageError(
                 "a second backward pass went over this batch; release aggregate takes one forward and one backward "
                 "pass a step"
@@ -87,30 +88,31 @@ class AggregatedCapture(Capture):
         def lift(_: Following, *given: Any) -> list[Tensor | None]:
             return [self._rule.lift(*given)]
 
-        (lifted,) = self._followed("signals", lift, (rows, noted))
+        (lifted,) = self._followed("signals", lift, (rows, observed))
         assert lifted is not None
-        self._lifted = lifted
+        self._lifted[block] = lifted
         return [lifted.new_zeros(1, 1).expand(len(lifted), point.width) for point in self._points]
 
     def forget_passes(self) -> None:
         super().forget_passes()
-        self._lifted, self._placed = None, False
+        self._lifted, self._placed = {}, False
 
-    def _gather(self) -> dict[str, Contribution]:
-        if self._lifted is not None and not self._placed:
-            self._place(self._lifted[: self._records])
-            self._placed = True
+    def _gather(self) -> list[Block]:
+        if not self._placed:
+            for block, lifted in self._lifted.items():
+                self._place(lifted, [use for use in self.uses if use.block == block])
+            self._placed = bool(self._lifted)
         return super()._gather()
 
-    def _place(self, lifted: Tensor) -> None:
+    def _place(self, lifted: Tensor, uses: Sequence[Use]) -> None:
         """Put `r ⊗ e` in place of the zeros that came back to each hidden layer."""
-        layers = [use.layer for use in self.uses if use.layer in self.hidden]
+        layers = [use.layer for use in uses if use.layer in self.hidden]
         if sorted(layers) != sorted(self.hidden):
             raise UsageError(
                 f"teaching signals reached {len(layers)} hidden layers of {len(self.hidden)}; release aggregate takes "
                 "one forward and one backward pass a step"
             )
-        for use in self.uses:
+        for use in uses:
             if use.layer in self.hidden:
                 if use.x.ndim != 2 or len(use.x) != len(lifted):
                     raise UsageError(

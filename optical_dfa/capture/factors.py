@@ -14,34 +14,36 @@ _ELEMENTS = 1 << 22  # handed out at a time
 
 
 def factors(
-    contributions: Mapping[str, Contribution], sizes: Mapping[str, int], records: int
+    contributions: Mapping[str, Contribution], sizes: Mapping[str, int], rows: int, records: int
 ) -> Iterator[list[Factors]]:
     """The records' contributions, run by run of records: outer products as such, anything else written out.
 
     Args:
         contributions: to every parameter that was reached.
         sizes: coordinates of every parameter, in the order of the flat stack.
-        records: in the batch.
+        rows: of the contributions; they are taken in runs whose length does not depend on the records.
+        records: the first so many rows; the others are left out.
     """
-    if not contributions or not records:
+    if not contributions:
         return
     offsets, offset = {}, 0
     for name, size in sizes.items():
         offsets[name] = offset
         offset += size
     # A bias whose rows are a weight's own goes with it.
-    rows = {id(part.rows): name for name, part in contributions.items() if isinstance(part, RowContribution)}
+    alone = {id(part.rows): name for name, part in contributions.items() if isinstance(part, RowContribution)}
     biases = {
-        name: rows.pop(id(part.rows))
+        name: alone.pop(id(part.rows))
         for name, part in contributions.items()
-        if isinstance(part, Outer) and id(part.rows) in rows
+        if isinstance(part, Outer) and id(part.rows) in alone
     }
     apart = {name: part for name, part in contributions.items() if name not in biases.values()}
     run = max(1, _ELEMENTS // sum(_elements(part, sizes[name]) for name, part in apart.items()))
     for start in range(0, records, run):
-        block = slice(start, min(start + run, records))
+        block = slice(start, min(start + run, rows))
+        taken = slice(0, min(records, block.stop) - start)
         yield [
-            _factors(part, block, offsets[name], offsets.get(biases.get(name, "")))
+            _factors(part, block, offsets[name], offsets.get(biases.get(name, ""))).part(taken)
             for name, part in apart.items()
         ]
 

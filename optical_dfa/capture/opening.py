@@ -11,7 +11,13 @@ from noise_models.base import NoNoise
 from noise_models.errors import UsageError
 from optical_dfa.capture.aggregated import AggregatedCapture
 from optical_dfa.capture.pending import PASSES
-from optical_dfa.capture.probing import check_records_apart, check_steps_apart, check_sums, check_uses
+from optical_dfa.capture.probing import (
+    check_places,
+    check_records_apart,
+    check_steps_apart,
+    check_sums,
+    check_uses,
+)
 from optical_dfa.capture.records import Capture
 from optical_dfa.capture.separated import SeparatedCapture
 from optical_dfa.capture.trying import named_failure
@@ -33,13 +39,15 @@ CAPTURES: dict[str, type[Capture]] = {
 _FOLLOWED = frozenset({"observe", "teach", "signals", "work"})
 
 
-def open_capture(aligned: AlignedModule, kind: str) -> Capture:
+def open_capture(aligned: AlignedModule, kind: str, rows: int | None = None) -> Capture:
     """Record what each record contributes to `aligned`, after it was seen that records do not mix in it.
 
     Args:
         kind: the form in which a release takes it, a name of `CAPTURES`.
+        rows: of the blocks that a batch goes through the module in; None is one block of a row a record.
     Raises:
-        UsageError: the rule's update is no sum over records, or a layer mixes records or is not supported.
+        UsageError: the rule's update is no sum over records, or a layer mixes records or is not supported; a record's
+            numbers depend on its place in a block.
     """
     if aligned.rule.refused is not None:
         raise UsageError(f"rule {aligned.rule.name} {aligned.rule.refused}")
@@ -54,6 +62,9 @@ def open_capture(aligned: AlignedModule, kind: str) -> Capture:
         capture.positions = PASSES * check_uses(capture)
         check_steps_apart(aligned)
         check_sums(aligned)
+        if rows is not None:
+            check_places(aligned, rows)
+            capture.rows = rows
     except BaseException:
         aligned.stop_capture()
         raise

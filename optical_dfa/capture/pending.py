@@ -33,11 +33,38 @@ EARLIER = (
 
 @dataclass
 class Use:
-    """One call of one trained layer, after its backward pass."""
+    """One call of one trained layer in one block of the batch, after its backward pass.
+
+    Attributes:
+        layer: its name.
+        x, delta: its input and the teaching signal at its output, the block's rows first: records, then padding.
+        block: which one.
+    """
 
     layer: str
     x: Tensor
     delta: Tensor
+    block: int = 0
+
+
+@dataclass(frozen=True)
+class Block:
+    """What the records of one block contribute.
+
+    Attributes:
+        number: which block.
+        records: of the batch, in it.
+        parts: to every parameter that was reached, padding included.
+    """
+
+    number: int
+    records: slice
+    parts: dict[str, Contribution]
+
+    @property
+    def count(self) -> int:
+        """Its rows that are records, the first ones."""
+        return int(self.records.stop - self.records.start)
 
 
 class Noted(torch.autograd.Function):
@@ -48,7 +75,7 @@ class Noted(torch.autograd.Function):
         ctx: Any, output: Tensor, anchor: Tensor, capture: PendingBatch, layer: str, x: Tensor
     ) -> Tensor:
         ctx.capture, ctx.layer, ctx.x, ctx.version = capture, layer, x, x._version
-        ctx.generation = capture.generation
+        ctx.generation, ctx.block = capture.generation, capture.block
         return output.detach()  # not a view, which an activation could not work on in place
 
     @staticmethod
@@ -61,7 +88,7 @@ class Noted(torch.autograd.Function):
             )
         if ctx.generation != ctx.capture.generation:
             raise UsageError(EARLIER)
-        ctx.capture.reached(Use(ctx.layer, ctx.x.detach(), grad.detach()))
+        ctx.capture.reached(Use(ctx.layer, ctx.x.detach(), grad.detach(), ctx.block))
         return (grad if ctx.needs_input_grad[0] else None), torch.zeros(()), None, None, None
 
 
@@ -71,6 +98,9 @@ class PendingBatch:
     All forward and backward passes between two batches are taken to be of the same records, position by position (an
     assumption that is printed): their contributions are clipped jointly, whatever the number of passes.
 
+    A batch goes through the module in blocks of the same number of rows, the last one padded with zeros, so that no
+    kernel can tell by a shape how many records there are. Padding is left out when a contribution is handed out.
+
     Attributes:
         parameters: the parameters that are released, in the order of the flat sum.
         sizes: entries of each parameter's block in the flat sum.
@@ -78,6 +108,8 @@ class PendingBatch:
         layers: the layers that hold them, by name.
         expected_records: asks the engine how many records the batch now handed out has (None = there is none).
         generation: number of the batch; backward passes through an earlier one's graph are refused.
+        rows: of a block; None is as many as the batch has records, and LEAST.
+        block: the one whose forward pass is running.
         uses: of the layers, by the backward passes over the batch that accumulate gradients.
         calls: layer, input and output of each use in the last forward pass.
         positions: the most positions of a record, over all passes, that the rounding bound allows for.
@@ -105,12 +137,13 @@ class PendingBatch:
         self.dimension = sum(self.sizes.values())
         self.expected_records: Callable[[], int | None] = _no_batch
         self.generation = 0
+        self.rows: int | None = None
+        self.block = 0
         self.uses: list[Use] = []
         self.calls: list[tuple[str, Tensor, Tensor]] = []
         self.positions = 1
         self._reached: dict[int, list[Use]] = {}
-        self._records = 0
-        self._contributions: dict[str, Contribution] | None = None
+        self._contributions: list[Block] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy or a pickle holds no record and is served by no loader."""
@@ -119,6 +152,8 @@ class PendingBatch:
             "calls": [],
             "_reached": {},
             "_contributions": None,
+            "rows": None,
+            "block": 0,
             "expected_records": _no_batch,
         }
         return {**self.__dict__, **nothing}
@@ -135,17 +170,20 @@ class PendingBatch:
             return self._joint_norms()
 
     def _joint_norms(self) -> Tensor:
-        parts = self._gather()
-        device = next(iter(self.parameters.values())).device
-        total = [torch.zeros(self.expected_records() or 0, dtype=torch.float64, device=device)]
-        for name, part in parts.items():
-            if part.positions > self.positions:
-                raise UsageError(
-                    f"{name} is used at {part.positions} positions of a record, where align()'s example and {PASSES} "
-                    f"passes allow for {self.positions}; give align() an example as long as the longest record"
-                )
-            total.append(part.norms() / part.share())
-        return joint_norms(total, next(iter(self.parameters.values())).dtype)
+        first = next(iter(self.parameters.values()))
+        joint = torch.zeros(self.expected_records() or 0, dtype=torch.float64, device=first.device)
+        for block in self._gather():
+            total = []
+            for name, part in block.parts.items():
+                if part.positions > self.positions:
+                    raise UsageError(
+                        f"{name} is used at {part.positions} positions of a record, where align()'s example and "
+                        f"{PASSES} passes allow for {self.positions}; give align() an example as long as the longest "
+                        "record"
+                    )
+                total.append(part.norms() / part.share())
+            joint[block.records] = joint_norms(total, first.dtype)[: block.count]
+        return joint
 
     def add_clipped(self, factors: Tensor, out: Tensor) -> None:
         """`out += sum_i factors_i X_i` over the flat stack; a record of factor 0 adds nothing, whatever it holds.
@@ -155,24 +193,31 @@ class PendingBatch:
             out: shape (dimension,), contiguous.
         """
         factors = rounded_down(factors, out.dtype)
-        kept = factors != 0
-        if not bool(kept.all()):  # 0·inf is not 0: silence such records at the source
+        rows = self.block_rows
+        padded = factors.new_zeros(-(-len(factors) // rows) * rows)
+        padded[: len(factors)] = factors
+        shares, kept = torch.split(padded, rows), padded != 0
+        if not bool(kept.all()):  # 0·inf is not 0: silence such records, and padding, at the source
+            owned = torch.split(kept, rows)
             for use in self.uses:
-                use.delta = _silence(use.delta, kept)
-                use.x = _silence(use.x, kept) if use.x.is_floating_point() else use.x
+                if use.block < len(owned):
+                    own = owned[use.block]
+                    use.delta = _silence(use.delta, own)
+                    use.x = _silence(use.x, own) if use.x.is_floating_point() else use.x
             self._contributions = None
-        start = 0
         with self._exactly():
-            parts = self._gather()
-            for name, size in self.sizes.items():
-                if name in parts:
-                    parts[name].add_clipped(factors, out[start : start + size])
-                start += size
+            for block in self._gather():
+                start = 0
+                for name, size in self.sizes.items():
+                    if name in block.parts:
+                        block.parts[name].add_clipped(shares[block.number], out[start : start + size])
+                    start += size
 
     def factors(self) -> Iterator[list[Factors]]:
         """The batch's contributions record by record, in runs, as products of factors where they are such."""
         with self._exactly():
-            yield from factors(self._gather(), self.sizes, self.expected_records() or 0)
+            for block in self._gather():
+                yield from factors(block.parts, self.sizes, self.block_rows, block.count)
 
     def _exactly(self) -> AbstractContextManager[None]:
         """The release is not for autocast, which would compute it in bf16."""
@@ -184,8 +229,6 @@ class PendingBatch:
         task = torch._C._current_graph_task_id()
         if task not in self._reached:
             self._reached = {task: []}  # what a torch.autograd.grad came to is dropped
-        if self._records < LEAST:
-            use = Use(use.layer, use.x[: self._records], use.delta[: self._records])
         self._reached[task].append(use)
 
     def _accumulated(self, anchor: Tensor) -> None:
@@ -210,30 +253,39 @@ class PendingBatch:
         """The released stack is the parameters' gradient itself."""
         return released
 
-    def _gather(self) -> dict[str, Contribution]:
-        """One joint contribution a parameter, from all uses of it."""
+    @property
+    def block_rows(self) -> int:
+        """Rows of a block of the batch now handed out."""
+        return self.rows or max(LEAST, self.expected_records() or 0)
+
+    def _gather(self) -> list[Block]:
+        """One joint contribution a parameter, from all uses of it, for every block that has records."""
         if self._contributions is None:
-            parts: dict[str, list[Contribution]] = defaultdict(list)
-            names = {id(p): name for name, p in self.parameters.items()}
-            for use in self.uses:
-                if len(use.delta) == 0:
-                    continue  # an empty Poisson batch
-                layer = self.layers[use.layer]
-                x = use.x if not use.x.is_floating_point() else _at_least_float32(use.x)
-                for local, part in LAYERS[type(layer)](layer, x, _at_least_float32(use.delta)).items():
-                    name = names.get(id(getattr(layer, local)))
-                    if name is not None:
-                        parts[name].append(part)
-            self._contributions = {
-                name: combine(found, len(self.uses[0].delta), self.sizes[name])
-                for name, found in parts.items()
-            }
+            rows, records = self.block_rows, self.expected_records() or 0
+            self._contributions = [
+                Block(number, slice(number * rows, min(records, (number + 1) * rows)), self._joined(number))
+                for number in sorted({use.block for use in self.uses})
+                if number * rows < records
+            ]
         return self._contributions
+
+    def _joined(self, block: int) -> dict[str, Contribution]:
+        parts: dict[str, list[Contribution]] = defaultdict(list)
+        names = {id(p): name for name, p in self.parameters.items()}
+        uses = [use for use in self.uses if use.block == block]
+        for use in uses:
+            layer = self.layers[use.layer]
+            x = use.x if not use.x.is_floating_point() else _at_least_float32(use.x)
+            for local, part in LAYERS[type(layer)](layer, x, _at_least_float32(use.delta)).items():
+                name = names.get(id(getattr(layer, local)))
+                if name is not None:
+                    parts[name].append(part)
+        return {name: combine(found, len(uses[0].delta), self.sizes[name]) for name, found in parts.items()}
 
     def replay(self) -> dict[str, Contribution]:
         """The contributions of the last forward pass, had its deltas been zero."""
         self.uses = [Use(layer, x.detach(), torch.zeros_like(output)) for layer, x, output in self.calls]
-        return self._gather()
+        return self._joined(0)
 
 
 def _no_batch() -> int | None:

@@ -22,6 +22,7 @@ from optical_dfa.feedback.aligned import AlignedModule
 from privacy.validation import large_batch
 
 RECORDS = 3
+_BLOCK = 64  # rows whose digests are taken at a time
 AGREEMENT = {
     torch.float32: 1e-3,
     torch.float64: 1e-8,
@@ -120,16 +121,52 @@ def check_steps_apart(aligned: AlignedModule) -> None:
             size //= 2
 
 
+def check_places(aligned: AlignedModule, rows: int) -> None:
+    """Take whole steps on one block of random records: each one's numbers are the same to the bit wherever it stands.
+
+    In a block that is shuffled, with half of its records exchanged for padding, no kernel may treat one of the others
+    otherwise (an incomplete tile, a remainder, another thread's share).
+
+    Args:
+        aligned: records already; its device is left alone, as in `check_steps_apart`.
+        rows: of a block.
+    Raises:
+        UsageError: naming the layer.
+    """
+    inputs = aligned.example(rows)
+    order = torch.randperm(rows, generator=torch.Generator().manual_seed(0))
+    kept = order < -(-rows // 2)
+    moved = [torch.where(kept.view(-1, *[1] * (x.ndim - 1)), x[order], 0).to(x) for x in inputs]
+    for training in (True, False):
+        step = _Step(aligned, training, rows=rows)
+        base, found = step.digests(inputs), step.digests(moved, order=order)
+        differing = [name for name in base if not torch.equal(base[name][order][kept], found[name][kept])]
+        if not differing:
+            return
+        if all(
+            torch.equal(x, y) for x, y in zip(base.values(), step.digests(inputs, 1).values(), strict=True)
+        ):
+            break  # no random masks, which depend on the place
+    raise UsageError(
+        f"{differing[0]} computes a record's numbers by its place among {rows} rows, so that a record that joins would "
+        "move the others'; try torch.set_num_threads(1), another max_physical_batch_size, or another kind of layer"
+    )
+
+
 class _Step:
     """One captured forward and backward pass of a copy, under a linear loss: record i has the i-th error of a table."""
 
-    def __init__(self, aligned: AlignedModule, training: bool, fresh: bool = True) -> None:
+    def __init__(
+        self, aligned: AlignedModule, training: bool, fresh: bool = True, rows: int | None = None
+    ) -> None:
         """
         Args:
             aligned: the original, which shares its parameters with the copies.
             training: mode.
             fresh: a new copy for each step.
+            rows: of a block.
         """
+        self._rows = rows
         self._shared: dict[int, Any] = {id(p): p for p in aligned.parameters()}
         self._shared[id(capture_of(aligned).programs)] = capture_of(aligned).programs
         self._shared.update(stand_in(aligned))
@@ -151,15 +188,56 @@ class _Step:
             changed: a record whose error is another one.
             seed: of random masks.
         """
-        twin = self._copy() if self._fresh else self._twin
-        capture = capture_of(twin)
-        records = len(inputs[0])
-        capture.expected_records = lambda: records
-        capture.masks = NoiseGenerator.seeded(seed, MASKS)
-        _pass(twin, inputs, changed)
-        found = [(use.layer, part) for use in capture.uses for part in (use.x, use.delta)]
+        capture = self._taken(inputs, seed, changed=changed)
+        found = [(use.layer, part[: len(inputs[0])]) for use in capture.uses for part in (use.x, use.delta)]
         capture.clear()
         return found
+
+    def digests(
+        self, inputs: Sequence[Tensor], seed: int = 0, order: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Digests of what every layer sees and is taught, and of what is handed to a release, shape (m,) each, by name.
+
+        Args:
+            inputs, seed: as above.
+            order: the i-th record has the error of this place in the table.
+        """
+        capture = self._taken(inputs, seed, order=order)
+        found = {
+            f"call {number} of a layer, {use.layer}": _digests([use.x, use.delta])
+            for number, use in enumerate(capture.uses)
+        }
+        runs = [
+            _digests([x for part in run for x in (part.rows, part.cols, part.tokens) if x is not None])
+            for run in capture.factors()
+        ]
+        capture.clear()
+        return found | {"the sum over a record's positions": torch.cat(runs)}
+
+    def _taken(
+        self, inputs: Sequence[Tensor], seed: int, changed: int | None = None, order: Tensor | None = None
+    ) -> Capture:
+        twin = self._copy() if self._fresh else self._twin
+        capture = capture_of(twin)
+        capture.expected_records = lambda: len(inputs[0])
+        capture.rows = self._rows
+        capture.masks = NoiseGenerator.seeded(seed, MASKS)
+        _pass(twin, inputs, changed, order=order)
+        return capture
+
+
+def _digests(parts: Sequence[Tensor]) -> Tensor:
+    """A whole number a record, of all the bits of its rows, shape (m,); other bits have another one, almost surely."""
+    total = torch.zeros(len(parts[0]), dtype=torch.int64)
+    weights = torch.Generator().manual_seed(0)
+    for part in parts:
+        rows = part.detach().reshape(len(part), -1).contiguous().cpu()
+        words = rows.view(torch.int32)
+        odd = torch.randint(-(2**30), 2**30, (words.shape[1],), generator=weights, dtype=torch.int32)
+        odd.mul_(2).add_(1)
+        for block, into in zip(torch.split(words, _BLOCK), torch.split(total, _BLOCK), strict=True):
+            into += (block * odd).sum(1)
+    return total
 
 
 def _pass(
@@ -167,12 +245,14 @@ def _pass(
     inputs: Sequence[Tensor],
     changed: int | None = None,
     masks: AbstractContextManager[None] | None = None,
+    order: Tensor | None = None,
 ) -> None:
     """One forward and backward pass under a linear loss."""
     with torch.enable_grad(), named_failure():
         with masks or nullcontext():
             output = twin(*[x.clone() for x in inputs])
         errors = _errors(output, changed)
+        errors = errors if order is None else errors[order]
         divisor = len(inputs[0]) if twin.loss_reduction == "mean" else 1
         torch.autograd.backward((output * errors).sum() / divisor)
 

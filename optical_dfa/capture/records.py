@@ -23,7 +23,7 @@ from optical_dfa.capture.device import FollowedDevice
 from optical_dfa.capture.following import Following
 from optical_dfa.capture.graph import refuse_unknown_functions
 from optical_dfa.capture.layers import held_statistics, refuse_mixing, trained_layers
-from optical_dfa.capture.pending import EARLIER, LEAST, Noted, PendingBatch
+from optical_dfa.capture.pending import EARLIER, Noted, PendingBatch
 from optical_dfa.capture.program import Program
 from optical_dfa.capture.rows import FIRST
 from optical_dfa.capture.state import Attributes, Held, Kept, plain, refuse_extra_state, tensors_of, token_of
@@ -61,6 +61,7 @@ class Capture(PendingBatch):
         masks: what random operations of a pass draw from, secret in a private run.
         following: of the pass that is running, None between passes.
         noting: set on the copy of which a program is made: how its next pass is followed.
+        threads: of torch's kernels.
         fixed: whether the run has begun: nobody changes what it rests on.
     """
 
@@ -81,6 +82,7 @@ class Capture(PendingBatch):
         self.anchor: Tensor | None = None
         self.programs: dict[Any, Program] = {}
         self._given: list[Tensor] = []
+        self.threads = torch.get_num_threads()
         self.fixed = False
         refuse_mixing(module)
         self.held = held_statistics(module)
@@ -210,22 +212,15 @@ class Capture(PendingBatch):
             held.restore()
         attributes.refuse_changed(self.module)
 
-    @contextmanager
-    def recording(
+    def blocks(
         self, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> Iterator[tuple[Following, list[Any], dict[str, Any]]]:
-        """One captured forward pass: parameters frozen, trained layers recorded, operations followed, masks secret.
-
-        The module is never given fewer than two records, so that a pass cannot tell by its size who is there: one is
-        doubled, for none there are two of zeros, and what these contribute is left out.
+    ) -> Iterator[tuple[list[Any], dict[str, Any]]]:
+        """What to call the module with, block by block: copies, which nobody changes afterwards.
 
         Args:
-            args, kwargs: what the module is called with.
-        Returns:
-            how it is followed, and what to call the module with: copies, which nobody changes afterwards.
+            args, kwargs: what it was called with.
         Raises:
-            UsageError: no batch was handed out, or another one; the module was changed since it was probed; the pass
-                mixes records, does what cannot be followed, or changes what stays after it.
+            UsageError: no batch was handed out, or another one.
         """
         records = self.expected_records()
         if records is None:
@@ -241,6 +236,33 @@ class Capture(PendingBatch):
                     f"a private pass takes tensors as arguments of their own, and numbers and texts beside them, not a "
                     f"{type(x).__name__}, which may hold records; unpack it"
                 )
+        if self.rows is not None and torch.get_num_threads() != self.threads:
+            raise UsageError(
+                f"torch has {torch.get_num_threads()} threads now and had {self.threads} when the run began, for which "
+                "it was tried that no record's numbers depend on its place; call torch.set_num_threads before "
+                "make_private"
+            )
+        self._given = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+        rows = self.block_rows
+        for self.block in range(max(1, -(-records // rows))):
+            start = self.block * rows
+            yield (
+                [_rows(x, start, rows) for x in args],
+                {name: _rows(x, start, rows) for name, x in kwargs.items()},
+            )
+
+    @contextmanager
+    def recording(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Following]:
+        """One block's forward pass: parameters frozen, trained layers recorded, operations followed, masks secret.
+
+        Args:
+            args, kwargs: what the module is called with, of `blocks`.
+        Returns:
+            how it is followed.
+        Raises:
+            UsageError: the module was changed since it was probed; the pass mixes records, does what cannot be
+                followed, or changes what stays after it.
+        """
         if self._parts() != self._probed:
             raise UsageError(
                 "the module was changed after make_private; make the changed module private instead"
@@ -249,11 +271,7 @@ class Capture(PendingBatch):
         self.refuse_other()
         attributes = Attributes.of(self.module)
         self._refuse_steering(attributes, args, kwargs)
-        self._given = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
-        self._records = records
-        args = [_at_least_two(x) for x in args]
-        kwargs = {name: _at_least_two(x) for name, x in kwargs.items()}
-        following = self.noting or self._follow(args, kwargs, max(LEAST, records), attributes)
+        following = self.noting or self._follow(args, kwargs, self.block_rows, attributes)
         thawed = [p for p in self.module.parameters() if p.requires_grad]
         held = Held(self.module, self._kept)
         self.calls = []
@@ -264,7 +282,7 @@ class Capture(PendingBatch):
             for p in thawed:
                 p.requires_grad_(False)
             with _casts_anew(), following.on((*args, *kwargs.values())):
-                yield following, args, kwargs
+                yield following
         finally:
             self.active, self.following = False, None
             for p in thawed:
@@ -284,8 +302,8 @@ class Capture(PendingBatch):
         compared = self._program((attributes.settings, like), partial(program_of, self.aligned, args, kwargs))
         return Following(self.module, records, self.masks, compared)
 
-    def observe(self, passed: ForwardPass) -> Tensor | None:
-        """What the rule notes of a forward pass (`FeedbackState.observe`).
+    def observe(self, passed: ForwardPass) -> tuple[int, Tensor | None]:
+        """Which block it was, and what the rule notes of its forward pass (`FeedbackState.observe`).
 
         Raises:
             UsageError: something else than a tensor with the records first, or nothing.
@@ -307,14 +325,14 @@ class Capture(PendingBatch):
             return [noted]
 
         given = (*passed.args, *passed.kwargs.values(), *(h for _, h in passed.kept), passed.output)
-        return self._followed("what it notes", note, given)[0]
+        return self.block, self._followed("what it notes", note, given)[0]
 
-    def teach(self, rows: Tensor, noted: Tensor | None) -> list[Tensor | None]:
+    def teach(self, rows: Tensor, noted: tuple[int, Tensor | None]) -> list[Tensor | None]:
         """The teaching signals at the feedback points; between errors and signals the rule keeps the records apart.
 
         Args:
             rows: the errors, one record (or position) a row, shape (rows, c).
-            noted: of the forward pass.
+            noted: of the forward pass (`observe`).
         """
         aligned = self.aligned
 
@@ -322,7 +340,7 @@ class Capture(PendingBatch):
             device: Any = None if aligned.backend is None else FollowedDevice(aligned.backend, following)
             return list(aligned.state.teach(rows, noted, device))
 
-        signals = self._followed("signals", teach, (rows, noted))
+        signals = self._followed("signals", teach, (rows, noted[1]))
         for point, signal in zip(aligned.points, signals, strict=True):
             if signal is not None and signal.shape != (len(rows), point.width):
                 raise UsageError(
@@ -342,7 +360,7 @@ class Capture(PendingBatch):
             given: tensors with records (or their positions, record by record) first, and others.
         """
         self.refuse_other()
-        records = max(LEAST, self.expected_records() or 0)
+        records = self.block_rows
         tensors = [x for x in given if isinstance(x, Tensor)]
         if any(x.shape[0] % records for x in tensors):
             raise UsageError(EARLIER)
@@ -394,7 +412,7 @@ class Capture(PendingBatch):
 
     def projections(self, records: int) -> int:
         """How many projections a step of so many records takes."""
-        return records
+        return -(-records // self.rows) * self.rows if self.rows else records
 
 
 def capture_of(aligned: AlignedModule) -> Capture:
@@ -410,7 +428,7 @@ def capture_of(aligned: AlignedModule) -> Capture:
 
 _STEERING = frozenset({
     "module", "parameters", "sizes", "dimension", "layers", "held", "expected_records", "masks", "programs", "_probed",
-    "positions", "fixed",
+    "positions", "rows", "threads", "fixed",
 })  # fmt: skip
 _PROGRAMS = 256  # kept; text of many lengths has many
 _OTHER_BATCH = (
@@ -452,13 +470,14 @@ def _casts_anew() -> Iterator[None]:
         torch.set_autocast_cache_enabled(kept)
 
 
-def _at_least_two(x: Any) -> Any:
-    """A copy of an input, with rows for at least two records."""
+def _rows(x: Any, start: int, rows: int) -> Any:
+    """A copy of so many rows of an input; of zeros, where it has no more."""
     if not isinstance(x, Tensor):
         return x
-    if len(x) >= LEAST:
-        return x.clone()
-    return torch.cat([x, x]) if len(x) else x.new_zeros(LEAST, *x.shape[1:])
+    taken = x[start : start + rows]
+    if len(taken) == rows:
+        return taken.clone()
+    return torch.cat([taken, x.new_zeros(rows - len(taken), *x.shape[1:])])
 
 
 def _tokens_of_rule(aligned: AlignedModule) -> tuple[Any, ...]:

@@ -24,7 +24,7 @@ from optical_dfa.feedback.aligned import AlignedModule
 from optical_dfa.feedback.card import RuleCard
 from optical_dfa.feedback.points import PointHook, take_off
 from optical_dfa.networks.markers import ACTIVATIONS
-from privacy.contributions.separated import SeparatedLayer
+from privacy.contributions.separated import SeparatedLayer, joined
 
 # RReLU draws its slopes: its gate is not a function of the pre-activation.
 ELEMENTWISE = tuple(kind for kind in ACTIVATIONS if kind is not nn.RReLU)
@@ -73,12 +73,11 @@ class SeparatedCapture(Capture):
                 naming it.
         """
         self._outputs: dict[str, Tensor] = {}
-        self._gates: dict[str, Tensor] = {}
-        self._signals: dict[str, Tensor] = {}
+        self._gates: dict[tuple[int, str], Tensor] = {}
+        self._signals: dict[tuple[int, str], Tensor] = {}
         self._points: dict[str, str] = {}
         self._last: str | None = None
-        self._passes = 0
-        self._logits: Tensor | None = None
+        self._logits: dict[int, Tensor] = {}
         _check_parts(aligned.module)
         super().__init__(aligned)
         self.matrices = _matrices(aligned)
@@ -97,7 +96,7 @@ class SeparatedCapture(Capture):
 
     def __getstate__(self) -> dict[str, Any]:
         nothing: dict[str, Any] = {
-            "_outputs": {}, "_gates": {}, "_signals": {}, "_points": {}, "_last": None, "_passes": 0, "_logits": None,
+            "_outputs": {}, "_gates": {}, "_signals": {}, "_points": {}, "_last": None, "_logits": {},
         }  # fmt: skip
         return {**super().__getstate__(), **nothing}
 
@@ -109,7 +108,7 @@ class SeparatedCapture(Capture):
 
     def note_output(self, layer: str, output: Tensor) -> None:
         """A trained layer returned this tensor, to be followed by its activation or by nothing."""
-        if self._passes:
+        if self.block in self._logits:
             raise UsageError(
                 "a second forward pass went over this batch; this release takes one a step (evaluate under "
                 "torch.no_grad())"
@@ -127,13 +126,14 @@ class SeparatedCapture(Capture):
         layer = next((name for name, tensor in self._outputs.items() if tensor is given), None)
         if layer is None:
             return
-        if layer in self._gates:
+        place = self.block, layer
+        if place in self._gates:
             raise UsageError(f"the output of layer {layer} goes to two activations; give it one")
         (gate,) = torch.autograd.grad(output, given, torch.ones_like(output), retain_graph=True)
-        self._gates[layer], self._points[layer] = gate.detach(), activation
+        self._gates[place], self._points[layer] = gate.detach(), activation
 
         def note_signal(signal: Tensor) -> None:
-            self._signals[layer] = signal.detach()
+            self._signals[place] = signal.detach()
 
         output.register_hook(note_signal)  # type: ignore[no-untyped-call]
 
@@ -144,20 +144,19 @@ class SeparatedCapture(Capture):
             UsageError: naming the layer of which this is not so, or a second pass over the batch.
         """
         super().check_pass(following, output, kept)
-        self._passes += 1
         for layer, tensor in self._outputs.items():
             if tensor is output:
-                if layer in self._gates:
+                if (self.block, layer) in self._gates:
                     raise UsageError(
                         f"layer {layer} is the output and goes to an activation too; give it one"
                     )
                 self._last = layer
-            elif layer not in self._gates:
+            elif (self.block, layer) not in self._gates:
                 raise UsageError(
                     f"layer {layer} is not followed at once by an activation that is a feedback point, nor is it the "
                     "output; use a chain of nn.Linear and activation modules, such as --model mlp:256"
                 )
-        self._outputs, self._logits = {}, output.detach()[: self.expected_records()]
+        self._outputs, self._logits[self.block] = {}, output.detach()
 
     def forget_passes(self) -> None:
         if self.uses:  # otherwise the forward pass still awaits its backward pass
@@ -170,16 +169,23 @@ class SeparatedCapture(Capture):
 
     def _forget_gates(self) -> None:
         self._outputs, self._gates, self._signals = {}, {}, {}
-        self._last, self._passes, self._logits = None, 0, None
+        self._last, self._logits = None, {}
 
     # ---- what a release takes
 
     def separated(self) -> list[SeparatedLayer]:
         """Every trained layer's factors (see `privacy.contributions.separated.SeparatedContributions`)."""
-        uses = {use.layer: use for use in self.uses}
-        if len(uses) != len(self.uses) or set(uses) != set(self.layers):
+        records = self.expected_records()
+        blocks = [self._separated(block) for block in sorted({0, *(use.block for use in self.uses)})]
+        return [layer.mapped(lambda x: x[:records]) for layer in joined(blocks)]
+
+    def _separated(self, block: int) -> list[SeparatedLayer]:
+        """The same of one block."""
+        taught = [use for use in self.uses if use.block == block]
+        uses = {use.layer: use for use in taught}
+        if len(uses) != len(taught) or set(uses) != set(self.layers):
             raise UsageError(
-                f"{len(self.uses)} teaching signals reached {len(self.layers)} trained layers; this release takes "
+                f"{len(taught)} teaching signals reached {len(self.layers)} trained layers; this release takes "
                 "one forward and one backward pass a batch"
             )
         found = []
@@ -188,31 +194,29 @@ class SeparatedCapture(Capture):
         ):  # stable: the output goes last
             use, output = uses[name], name == self._last
             signal = use.delta
-            if not output:
-                self._gates[name] = self._gates[name][: len(signal)]
             if output:
-                gate, taught = torch.ones_like(signal), signal
+                gate, given = torch.ones_like(signal), signal
             else:
-                gate = self._gates[name]
-                taught = self._taught(name, signal, gate)
+                gate = self._gates[block, name]
+                given = self._given_at_point(block, name, signal, gate)
             weight, bias = self._names[name]
             columns = [use.x] if weight is not None else []
             if bias is not None:
                 columns.append(use.x.new_ones(len(use.x), 1))
             inputs = torch.cat([column.to(signal.dtype) for column in columns], dim=1)
             point = None if output else self._points[name]
-            found.append(SeparatedLayer(name, weight, bias, inputs, taught, signal, gate, point))
+            found.append(SeparatedLayer(name, weight, bias, inputs, given, signal, gate, point))
         return found
 
     def logits(self) -> Tensor:
         """The network's output for this batch (see `privacy.contributions.separated.SeparatedContributions`)."""
-        if self._logits is None:
+        if not self._logits:
             raise UsageError("no forward pass has been over this batch")
-        return self._logits
+        return torch.cat([self._logits[block] for block in sorted(self._logits)])[: self.expected_records()]
 
-    def _taught(self, name: str, signal: Tensor, gate: Tensor) -> Tensor:
+    def _given_at_point(self, block: int, name: str, signal: Tensor, gate: Tensor) -> Tensor:
         """The signal at the layer's feedback point, which times the gate is the one at the layer, and nothing else."""
-        taught = self._signals[name][: len(signal)] if name in self._signals else None
+        taught = self._signals.get((block, name))
         if taught is None:
             raise UsageError(f"no teaching signal reached the activation after layer {name}; use rule dfa")
         expected = gate * taught

@@ -91,7 +91,7 @@ class AlignedModule(nn.Module):
         loss_reduction: LossReduction,
         example: Sequence[Tensor],
         *,
-        opener: Callable[[AlignedModule, str], Recorder],
+        opener: Callable[[AlignedModule, str, int | None], Recorder],
     ) -> None:
         """
         Args:
@@ -147,7 +147,18 @@ class AlignedModule(nn.Module):
     def _forward(self, *args: Any, **kwargs: Any) -> Tensor:
         self.state.begin()
         try:
-            return self._taught(args, kwargs)
+            if self._capture is None:
+                return self._taught(args, kwargs)
+            if (
+                self._forward_pre_hooks
+                or self._forward_hooks
+                or self._backward_hooks
+                or self._backward_pre_hooks
+            ):
+                raise UsageError("a private module takes no hooks around it: they see the batch as a whole")
+            blocks = [self._taught(*given) for given in self._capture.blocks(args, kwargs)]
+            output = blocks[0] if len(blocks) == 1 else torch.cat(blocks)
+            return output[: self._capture.expected_records()]
         finally:
             self.state.end()
 
@@ -160,7 +171,7 @@ class AlignedModule(nn.Module):
                 with nullcontext() if self.state.differentiates else torch.no_grad():
                     output = self.module(*args, **kwargs)
             else:
-                output, args, kwargs = self._recorded(capture, args, kwargs)
+                output = self._recorded(capture, args, kwargs)
             kept = self._tape.kept if self.rule.teaches_hidden else []
         finally:
             self._tape.kept = None
@@ -174,23 +185,17 @@ class AlignedModule(nn.Module):
         passed = ForwardPass(self.module, self._tape, args, kwargs, kept, output)
         noted = self.state.observe(passed) if capture is None else capture.observe(passed)
         pupils = self.state.pupils(passed) if capture is None else passed.kept
-        result: Tensor = _Root.apply(self, [i for i, _ in pupils], noted, output, *(h for _, h in pupils))  # type: ignore[no-untyped-call]
-        records = None if capture is None else capture.expected_records()
-        return result if records is None or records == len(result) else result[:records]
+        return _Root.apply(self, [i for i, _ in pupils], noted, output, *(h for _, h in pupils))  # type: ignore[no-any-return, no-untyped-call]
 
-    def _recorded(
-        self, capture: Recorder, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> tuple[Tensor, Sequence[Any], Mapping[str, Any]]:
-        """The output of a pass of a private run, and what the module was called with."""
-        if self._forward_pre_hooks or self._forward_hooks or self._backward_hooks or self._backward_pre_hooks:
-            raise UsageError("a private module takes no hooks around it: they see the batch as a whole")
-        with capture.recording(args, kwargs) as (following, given, named):
-            output = self.module(*given, **named)
+    def _recorded(self, capture: Recorder, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
+        """The output of one block's pass in a private run."""
+        with capture.recording(args, kwargs) as following:
+            output: Tensor = self.module(*args, **kwargs)
         kept = self._tape.kept or []
         capture.check_pass(following, output, [(self.points[index].name, h) for index, h in kept])
         if output.dtype in (torch.float16, torch.bfloat16):
             output = output.float()  # a mean, rounded to fewer digits, would tell how many records there are
-        return output, given, named
+        return output
 
     def _refuse_leaks(
         self, indices: Sequence[int], output: Tensor, kept: Sequence[tuple[int, Tensor]]
@@ -261,19 +266,22 @@ class AlignedModule(nn.Module):
         names = {name for cut in roots for name in cut.parameters}
         return {name: p for name, p in self.module.named_parameters() if name in names and p.requires_grad}
 
-    def start_capture(self, kind: str = "records") -> Recorder:
+    def start_capture(self, kind: str = "records", rows: int | None = None) -> Recorder:
         """Record per-record contributions from now on, instead of forming gradients (privacy.PrivacyEngine calls it).
 
         Args:
-            kind: the form in which a release takes them: a name of `capture.opening.CAPTURES`, or "aggregate".
+            kind: the form in which a release takes them: a name of `capture.opening.CAPTURES`.
+            rows: of the blocks, padded with zeros, in which every batch goes through the module, so that no kernel can
+                tell how many records there are; None is one block of as many rows as records.
         Raises:
-            UsageError: a trained parameter belongs to a layer that mixes records or is not supported.
+            UsageError: a trained parameter belongs to a layer that mixes records or is not supported; a record's
+                numbers depend on its place in a block.
         """
         if self._capture is not None:
             raise UsageError(
                 "the module is private already; one engine accounts for all that is released of it"
             )
-        return self._opener(self, kind)
+        return self._opener(self, kind, rows)
 
     def attach(self, recorder: Recorder) -> None:
         """Let every pass go through `recorder` from now on, until `stop_capture`."""
@@ -319,15 +327,21 @@ class AlignedModule(nn.Module):
 
     @property
     def assumptions(self) -> tuple[str, ...]:
-        """What a private run takes for granted of a device that is not this library's, or whose inside nobody sees."""
+        """What a private run takes for granted of a mean over the records, and of a device whose inside nobody sees."""
+        found: tuple[str, ...] = ()
+        if self.loss_reduction == "mean":
+            found += (
+                "the mean over a batch is undone by a multiplication; what both round, the last bits of a record's "
+                "error, is taken for nothing (loss_reduction='sum' rounds nothing)",
+            )
         device = self.backend
         ours = type(device).__module__.startswith("optical_dfa.")
-        if device is None or (ours and not device.physical):
-            return ()
-        return (
-            f"each row of the device's answer is read from that row alone: {device.name} keeps its contract "
-            "(optical_dfa.testing checks it)",
-        )
+        if device is not None and not (ours and not device.physical):
+            found += (
+                f"each row of the device's answer is read from that row alone: {device.name} keeps its contract "
+                "(optical_dfa.testing checks it)",
+            )
+        return found
 
     def describe(self) -> dict[str, Any]:
         """Rule, device and points (JSON types), for checkpoints and the ledger."""

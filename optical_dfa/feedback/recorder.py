@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -36,18 +36,21 @@ class Recorder(Contributions, Protocol):
     def evaluating(self) -> AbstractContextManager[None]:
         """One pass without gradients, which must leave the module as it is."""
 
-    def recording(
+    def blocks(
         self, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> AbstractContextManager[tuple[Any, list[Any], dict[str, Any]]]:
-        """One forward pass: how it is followed, and what to call the module with."""
+    ) -> Iterator[tuple[list[Any], dict[str, Any]]]:
+        """What to call the module with, block by block, all of the same number of rows."""
+
+    def recording(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> AbstractContextManager[Any]:
+        """One block's forward pass: how it is followed."""
 
     def check_pass(self, following: Any, output: Tensor, kept: Sequence[tuple[str, Tensor]]) -> None:
         """At its end: refuse an output or feedback points that do not keep the records apart."""
 
-    def observe(self, passed: ForwardPass) -> Tensor | None:
-        """`FeedbackState.observe` of the pass."""
+    def observe(self, passed: ForwardPass) -> Any:
+        """What `teach` is to be told of the pass: which block, and `FeedbackState.observe` of it."""
 
-    def teach(self, rows: Tensor, noted: Tensor | None) -> Sequence[Tensor | None]:
+    def teach(self, rows: Tensor, noted: Any) -> Sequence[Tensor | None]:
         """`FeedbackState.teach` of a backward pass, from errors of shape (rows, c)."""
 
     def projections(self, records: int) -> int:

@@ -150,6 +150,8 @@ class _Run:
             points=_points(network, rule, self.config.points),
             seed=seed,
             backend_options=self.config.backend_options,
+            # A mean is undone up to its rounding, which depends on the number of records.
+            loss_reduction="sum" if self.config.private else "mean",
             noise=self.noise,
             show=None,
         )
@@ -335,11 +337,11 @@ class _Run:
                     break
                 self._set_rate(taken / planned)
                 self.optimizer.zero_grad()
-                loss = cross_entropy(self.module(x), y)
+                loss = self._loss(self.module(x), y)
                 torch.autograd.backward(loss)
                 self.optimizer.step()
                 if self._diagnoses and len(x):
-                    self._losses.append(loss.detach())
+                    self._losses.append(loss.detach() / (len(x) if self.config.private else 1))
                     self._records.append(len(x))
                 if self.engine is not None and self._releases() == taken:
                     continue  # a part of a logical batch
@@ -353,6 +355,12 @@ class _Run:
                     raise KeyboardInterrupt
         if self.position.step != step or math.isnan(self.accuracy):
             self._keep(step, before + time.perf_counter() - begun)
+
+    def _loss(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Of a batch: the mean over records and positions; in a private run the sum over the records."""
+        if self.config.private:
+            return cross_entropy(logits, y, "sum") / y.shape[1:].numel()
+        return cross_entropy(logits, y)
 
     def _set_rate(self, done: float) -> None:
         """The learning rate where a share `done` of the planned steps was taken."""

@@ -104,8 +104,12 @@ class PrivateModule(Protocol):
     @property
     def assumptions(self) -> tuple[str, ...]: ...
 
-    def start_capture(self, kind: str = "records") -> Contributions:
-        """Record contributions from now on, in the form of that name, instead of forming gradients."""
+    def start_capture(self, kind: str = "records", rows: int | None = None) -> Contributions:
+        """Record contributions from now on, in the form of that name, instead of forming gradients.
+
+        Args:
+            rows: of the blocks that batches go through the module in; None is one block of a row a record.
+        """
 
     def stop_capture(self) -> None:
         """Form gradients as usual again."""

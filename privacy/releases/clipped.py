@@ -68,8 +68,9 @@ class ClippedRelease(StepRelease):
     mechanism = "gaussian"
     assumptions = (
         *(text for text in RECORD_ASSUMPTIONS if text != FLOATING_POINT),
-        "a record's own contribution does not depend on its place in the batch or on the batch's size: beyond that, no "
-        "arithmetic is taken for exact: sums and noise are whole numbers",
+        "a record's numbers are the same to the bit in every place of the blocks, of a public number of rows, in which "
+        "batches go through the module (tried on random records when a run begins); beyond that, no arithmetic is "
+        "taken for exact: sums and noise are whole numbers",
     )
     _changing = StepRelease._changing | {"_records"}
 

@@ -301,7 +301,7 @@ def test_norms_are_upper_bounds(
     ]
     norms = capture.norms().numpy().astype(np.longdouble)
     squares = np.zeros(M, dtype=np.longdouble)
-    for part in capture._gather().values():
+    for part in capture._joined(0).values():
         squares += (part.explicit(0, M).numpy().astype(np.longdouble) ** 2).sum(1)
     capture.clear()
     exact = np.sqrt(squares)

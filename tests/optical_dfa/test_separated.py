@@ -189,7 +189,7 @@ def test_a_signal_that_is_not_gate_times_feedback_is_refused() -> None:
     module = captured(chain(6, 8, 3), x)
     assert isinstance(module._capture, SeparatedCapture)
     loss = nn.functional.cross_entropy(module(x), torch.tensor([0, 1, 2, 0]))
-    module._capture._gates["1"] *= 1.01
+    module._capture._gates[0, "1"] *= 1.01
     torch.autograd.backward(loss)
     with pytest.raises(UsageError, match="taught by more"):
         module._capture.separated()

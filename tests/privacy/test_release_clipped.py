@@ -224,7 +224,7 @@ def test_no_arithmetic_is_taken_for_exact_but_a_records_own() -> None:
     assert FLOATING_POINT not in assumptions
     assert set(RECORD_ASSUMPTIONS) - set(assumptions) == {FLOATING_POINT}
     (said,) = set(assumptions) - set(RECORD_ASSUMPTIONS)
-    assert "a record's own contribution does not depend on its place in the batch" in said
+    assert "a record's numbers are the same to the bit in every place" in said
     assert "sums and noise are whole numbers" in said
 
 

@@ -1,0 +1,124 @@
+"""Batches go through a private module in blocks of a fixed number of rows, which nothing of the sum depends on."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from noise_models.errors import UsageError
+from optical_dfa import align
+from optical_dfa.backends.digital import DigitalBackend
+from optical_dfa.capture.records import Capture
+from optical_dfa.capture.separated import SeparatedCapture
+from optical_dfa.feedback.aligned import AlignedModule
+
+ROWS = 16
+
+
+def aligned(rule: str = "dfa") -> AlignedModule:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3))
+    gated = rule == "gated-dfa"
+    return align(
+        module,
+        rule=rule,
+        rule_options={"gates": 2} if gated else None,
+        points=["0", "2"] if gated else None,
+        example=torch.randn(2, 6),
+        loss_reduction="sum",
+        show=None,
+    )
+
+
+def taught(kind: str, rows: int | None, x: Tensor, passes: int = 1) -> Capture:
+    """The capture after so many passes over these records."""
+    module = aligned("gated-dfa" if kind == "aggregate" else "dfa")
+    capture = cast(Capture, module.start_capture(kind, rows))
+    capture.expected_records = lambda: len(x)
+    for _ in range(passes):
+        output = module(x)
+        assert output.shape == (len(x), 3)
+        output.square().sum().backward()
+    return capture
+
+
+def contributions(capture: Capture) -> Tensor:
+    """Every record's own stack, shape (m, dimension)."""
+    m = capture.expected_records() or 0
+    stack = torch.zeros(m, capture.dimension)
+    for i in range(m):
+        chosen = torch.zeros(m, dtype=torch.float64)
+        chosen[i] = 1
+        capture.add_clipped(chosen, stack[i])
+    return stack
+
+
+@pytest.mark.parametrize("records", [0, 1, ROWS - 1, ROWS, ROWS + 1, 2 * ROWS + 5])
+@pytest.mark.parametrize("kind", ["records", "aggregate", "separated"])
+def test_blocks_contribute_what_one_pass_does(kind: str, records: int) -> None:
+    x = torch.randn(records, 6)
+    whole, cut = taught(kind, None, x), taught(kind, ROWS, x)
+    assert torch.allclose(cut.norms(), whole.norms(), rtol=1e-5)
+    runs = [[len(part.rows) for part in run] for run in cut.factors()]
+    assert sum(run[0] for run in runs) == records
+    assert all(len(set(run)) == 1 for run in runs)
+    if isinstance(cut, SeparatedCapture) and isinstance(whole, SeparatedCapture):
+        for ours, plain in zip(cut.separated(), whole.separated(), strict=True):
+            for name in ("inputs", "taught", "signal", "gate"):
+                assert torch.allclose(getattr(ours, name), getattr(plain, name), atol=1e-6)
+        assert torch.allclose(cut.logits(), whole.logits(), atol=1e-6)
+    assert torch.allclose(contributions(cut), contributions(whole), atol=1e-5)
+
+
+def test_several_passes_over_a_batch_of_several_blocks_are_clipped_jointly() -> None:
+    x = torch.randn(2 * ROWS + 5, 6)
+    once, twice = taught("records", ROWS, x), taught("records", ROWS, x, passes=2)
+    assert torch.allclose(twice.norms(), 2 * once.norms(), rtol=1e-5)
+
+
+def test_a_record_that_is_not_finite_is_silent_and_moves_no_other() -> None:
+    x = torch.randn(ROWS + 3, 6)
+    y = x.clone()
+    y[ROWS] = torch.nan
+    plain, odd = taught("records", ROWS, x), taught("records", ROWS, y)
+    others = [i for i in range(len(x)) if i != ROWS]
+    assert not odd.norms()[ROWS].isfinite()
+    assert torch.equal(odd.norms()[others], plain.norms()[others])
+
+
+@pytest.mark.parametrize("rows", [ROWS, 4 * ROWS])
+def test_a_record_s_numbers_are_the_same_to_the_bit_among_any_others(rows: int) -> None:
+    x = torch.randn(3 * ROWS, 6)
+    base = taught("records", rows, x)
+    for kept in (torch.arange(len(x)).flip(0), torch.arange(7), torch.arange(ROWS, ROWS + 2)):
+        fewer = taught("records", rows, x[kept])
+        assert torch.equal(fewer.norms(), base.norms()[kept])
+
+
+def test_a_device_that_answers_by_place_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    project = DigitalBackend.project
+
+    def by_place(self: DigitalBackend, e: Tensor) -> Tensor:
+        answer = project(self, e)
+        answer[8:] *= 1 + 2.0**-22
+        return answer
+
+    monkeypatch.setattr(DigitalBackend, "project", by_place)
+    aligned().start_capture()
+    with pytest.raises(UsageError, match="by its place among 16 rows"):
+        aligned().start_capture("records", ROWS)
+
+
+def test_another_number_of_threads_than_was_tried_is_refused() -> None:
+    threads = torch.get_num_threads()
+    module = aligned()
+    module.start_capture("records", ROWS).expected_records = lambda: 3
+    try:
+        torch.set_num_threads(threads + 1)
+        with pytest.raises(UsageError, match=f"{threads + 1} threads now and had {threads}"):
+            module(torch.randn(3, 6))
+    finally:
+        torch.set_num_threads(threads)
