@@ -33,6 +33,7 @@ NORMAL_TAIL_MASS: Final = 2.0**-63
 BLOCK: Final = 1 << 15
 
 _CIPHER_BLOCK: Final = 16
+_LANE: Final = _CIPHER_BLOCK << 96  # bytes
 _ANGLE_UNIT: Final = np.pi * 2.0**-31
 
 
@@ -73,10 +74,12 @@ class NoiseGenerator:
         self._turns = np.empty(BLOCK // 2 + 4, dtype=np.int32)
         self._scratch: dict[np.dtype[Any], tuple[npt.NDArray[Any], ...]] = {}
         self._wide = np.empty(BLOCK // 2, dtype=np.float64)
+        self._lanes: list[Self] = []
         self._set_key(key)
 
     def _set_key(self, key: bytes) -> None:
         self._key = key
+        self._lanes = []
         self._pid = os.getpid()
         self._seek(0)
 
@@ -144,6 +147,22 @@ class NoiseGenerator:
         with self._lock:
             self._leave_parent()
             return _digest("key-fingerprint", self._key).hex()
+
+    def lanes(self, count: int) -> list[Self]:
+        """Generators for threads that draw at once: of the same key, 2^96 blocks of the stream apart.
+
+        The same ones, further on, whenever they are asked for; a new key has new ones.
+
+        Args:
+            count: how many, 1 or more.
+        """
+        with self._lock:
+            self._leave_parent()
+            while len(self._lanes) < count:
+                lane = type(self)(self._key, self.name, self._seed, self._secret)
+                lane._seek((len(self._lanes) + 1) * _LANE)
+                self._lanes.append(lane)
+            return self._lanes[:count]
 
     @property
     def position(self) -> int:

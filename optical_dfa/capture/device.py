@@ -21,8 +21,14 @@ class FollowedDevice:
     row from that row alone is its contract (`ProjectionBackend`), which `optical_dfa.testing` checks.
     """
 
-    def __init__(self, device: ProjectionBackend, following: Following) -> None:
-        self._device, self._following = device, following
+    def __init__(self, device: ProjectionBackend, following: Following, shown: int) -> None:
+        """
+        Args:
+            device: the device itself.
+            following: how the rule is followed.
+            shown: the first so many rows are shown to it, and zeros stand for its answers to the others.
+        """
+        self._device, self._following, self._shown = device, following, shown
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._device, name)
@@ -39,6 +45,10 @@ class FollowedDevice:
                 numbers = torch.Generator().manual_seed(0)
                 answer = torch.randn(len(e), self._device.out_features, generator=numbers).to(e)
             else:
-                answer = self._device.project(e)
+                answer = e.new_zeros(len(e), self._device.out_features)
+                if self._shown == len(e):
+                    answer = self._device.project(e)
+                elif self._shown:
+                    answer[: self._shown] = self._device.project(e[: self._shown])
             following.note(answer, rows, own=True)
         return answer

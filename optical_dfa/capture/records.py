@@ -335,12 +335,16 @@ class Capture(PendingBatch):
             noted: of the forward pass (`observe`).
         """
         aligned = self.aligned
+        block, observed = noted
+        shown = self._shown(block, len(rows))
 
         def teach(following: Following, rows: Tensor, noted: Tensor | None) -> list[Tensor | None]:
-            device: Any = None if aligned.backend is None else FollowedDevice(aligned.backend, following)
+            device: Any = None
+            if aligned.backend is not None:
+                device = FollowedDevice(aligned.backend, following, shown)
             return list(aligned.state.teach(rows, noted, device))
 
-        signals = self._followed("signals", teach, (rows, noted[1]))
+        signals = self._followed("signals", teach, (rows, observed))
         for point, signal in zip(aligned.points, signals, strict=True):
             if signal is not None and signal.shape != (len(rows), point.width):
                 raise UsageError(
@@ -348,6 +352,14 @@ class Capture(PendingBatch):
                     "numbers a record (or position)"
                 )
         return signals
+
+    def _shown(self, block: int, rows: int) -> int:
+        """How many of a block's errors a device is shown, positions and all: hardware spends no frame on padding."""
+        device = self.aligned.backend
+        if device is None or not device.physical:
+            return rows
+        records = (self.expected_records() or 0) - block * self.block_rows
+        return rows // self.block_rows * max(0, min(records, self.block_rows))
 
     def _followed(
         self, part: str, function: Callable[..., list[Tensor | None]], given: Sequence[Any]
@@ -412,7 +424,7 @@ class Capture(PendingBatch):
 
     def projections(self, records: int) -> int:
         """How many projections a step of so many records takes."""
-        return -(-records // self.rows) * self.rows if self.rows else records
+        return records
 
 
 def capture_of(aligned: AlignedModule) -> Capture:

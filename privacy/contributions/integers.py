@@ -16,22 +16,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from noise_models.randomness.generator import BLOCK, NoiseGenerator
+from noise_models.randomness.generator import NoiseGenerator
+from privacy.contributions.products import EXACT_FLOAT32, MOST_INT32, add_products, multiplies_int8
+from privacy.contributions.rounding import Rounding, Task
 
-# Integers up to here, and so sums that stay below it in any order, are exact in float32.
-EXACT_FLOAT32 = 1 << 24
 LEAST_BOUND = 1 << 15  # at which a record at the clip keeps 98 % of it
 _ATTEMPTS = 4
-_MOST_INT32 = 1 << 30  # of a sum, to which noise of the same size may be added
-_INT8 = 127
 _MOST_NARROW = 1 << 18  # grids above this have entries that seldom fit int8
-_TERMS = 1 << 13  # squares that are added up in float32
 _PLAIN = 1e-15, 1e15  # float32 norms whose squares are far from the ends of the range
 
 
@@ -60,11 +55,16 @@ class Factors:
     entries: int = 0
 
     @property
+    def cols_width(self) -> int:
+        """Entries of a row of the parameter, a product."""
+        return 1 if self.cols is None else self.cols.shape[1]
+
+    @property
     def numel(self) -> int:
         """Coordinates of the parameter."""
         if self.tokens is not None:
-            return self.entries * (self.rows.shape[1] // self.tokens.shape[1])
-        return self.rows.shape[1] * (1 if self.cols is None else self.cols.shape[1])
+            return self.entries * (self.rows.shape[1] // max(1, self.tokens.shape[1]))
+        return self.rows.shape[1] * self.cols_width
 
     def part(self, chosen: Tensor | slice) -> Factors:
         """The contributions of some records only."""
@@ -106,7 +106,7 @@ class Whole:
             other.silence(~but)
 
 
-def least_bound(shapes: Sequence[Sequence[int]], least: int = LEAST_BOUND, share: float = 1 / 80) -> int:
+def least_bound(shapes: Sequence[Sequence[int]], least: int = LEAST_BOUND, share: float = 1 / 64) -> int:
     """The least power of two D at which rounding adds a small share to the squared norm of a record at the clip.
 
     Args:
@@ -115,13 +115,25 @@ def least_bound(shapes: Sequence[Sequence[int]], least: int = LEAST_BOUND, share
         share: of the square.
     """
     bound = least
-    while max(float(_growth(float(bound), *_factors(shape))) for shape in shapes) > bound**2 * share:
+    while bound_growth(bound, shapes) > bound**2 * share:
         bound *= 2
     return bound
 
 
-def _factors(shape: Sequence[int]) -> tuple[int, int]:
-    return (shape[0], shape[1]) if len(shape) == 2 else (math.prod(shape), 1)
+def bound_growth(bound: int, shapes: Sequence[Sequence[int]]) -> float:
+    """What rounding adds on average to the squared norm of a record at the bound, at most.
+
+    Parts of norms c_k, whose squares add up to D², grow by c_k sqrt(n_k d_k)/3 + n_k d_k/36 (see `_growth`), so that
+    together they grow most where c_k is as sqrt(n_k d_k).
+    """
+    pairs = [(shape[0], shape[1]) if len(shape) == 2 else (math.prod(shape), 1) for shape in shapes]
+    products = sum(n * d for n, d in pairs if d > 1)
+    return bound * math.sqrt(products) / 3 + products / 36 + sum(n for n, d in pairs if d == 1) / 6
+
+
+def leaves_half(bound: int, shapes: Sequence[Sequence[int]]) -> bool:
+    """Whether a record at the clip keeps half of its norm, and not rounding alone."""
+    return bound_growth(bound, shapes) <= (_room(bound) - 1 / 4) * bound**2
 
 
 class WholeSum:
@@ -147,13 +159,9 @@ class WholeSum:
         """
         self.total = torch.zeros(dimension, dtype=torch.int32, device=device)
         self._device = self.total.device
-        self._grid, self._bound, self._coins = grid, bound, coins
+        self._grid, self._bound = grid, bound
         self._records = 0
-        self._most = max(1, EXACT_FLOAT32 // bound)  # records whose sum is exact in float32 whatever they are
-        # Whatever the records are: how one is rounded may not depend on the others (T3).
-        self._narrow = bound <= _MOST_NARROW and multiplies_int8(self._device)
-        self._memory: dict[tuple[object, ...], Tensor] = {}
-        self._words = np.empty(BLOCK + 2, dtype=np.uint64)
+        self._round = Rounding(coins, self._device)
 
     def clear(self) -> None:
         """Forget the sum."""
@@ -162,8 +170,7 @@ class WholeSum:
 
     def wipe(self) -> None:
         """Overwrite what was worked on; the sum stays."""
-        for memory in self._memory.values():
-            memory.zero_()
+        self._round.wipe()
 
     def add(self, stack: Sequence[Factors]) -> None:
         """Add some records' contributions to every parameter, floating point.
@@ -173,7 +180,7 @@ class WholeSum:
         if not stack:
             return
         self._records += len(stack[0].rows)
-        if self._records > _MOST_INT32 // self._bound:
+        if self._records > MOST_INT32 // self._bound:
             self.total = self.total.to(torch.int64)
         for whole in self.whole(stack):
             self._add(whole)
@@ -188,7 +195,10 @@ class WholeSum:
         norms, shrink = self._aim(stack, sizes)
         chosen = torch.empty(0, dtype=torch.int64)
         found: list[Whole] = []
-        if self._narrow:
+        # Whatever the records are: how one is rounded may not depend on the others (T3).
+        if self._bound <= _MOST_NARROW and all(
+            multiplies_int8(self._device, *_widths(part)) for part in stack if part.cols is not None
+        ):
             found, total, wide = self._rounded(stack, sizes, shrink, torch.int8)
             again = (~(total <= self._bound**2) & norms.isfinite()) | wide
             if not bool(again.any()):
@@ -208,7 +218,9 @@ class WholeSum:
     def _aim(self, stack: Sequence[Factors], sizes: Sequence[_Sizes]) -> tuple[Tensor, Tensor]:
         """The records' norms in grid steps, infinite where they are not finite, and what they are scaled down by."""
         bound = self._bound
-        squares = torch.stack([(rows * cols).square() for rows, cols in sizes]).sum(0)
+        squares = torch.zeros_like(sizes[0][0])
+        for rows, cols in sizes:  # one after the other, for any number of records
+            squares += (rows * cols).square()
         norms = torch.where(squares.isfinite(), squares.sqrt() * self._grid, math.inf)
         # Expected squared norm after rounding = shrink² norms² + growth, to be within the room.
         clipped = bound / norms.clamp_min(bound)
@@ -256,90 +268,41 @@ class WholeSum:
         use: str = "first",
     ) -> tuple[list[Whole], Tensor, Tensor]:
         """Whole numbers, bounds on the records' squared norms, and whether an entry of a factor was out of range."""
-        found, total, wide = [], torch.zeros_like(shrink), torch.zeros_like(shrink, dtype=torch.bool)
+        found, tasks = [], []
         for number, (part, (rows, cols)) in enumerate(zip(stack, sizes, strict=True)):
-            place = (number, dtype, use)
+            place, m = (number, dtype, use), len(part.rows)
             if part.cols is None:  # a sum of records, without products
-                whole, square, _ = self._round(part.rows, shrink * self._grid, torch.float32, (*place, 2))
-                found.append(Whole(part, whole, None))
-                total += square
+                out = self._round.memory((*place, 2), (m, part.rows.shape[1]), torch.float32)
+                tasks.append(Task(part.rows, shrink * self._grid, out, factor=False))
+                found.append(Whole(part, out, None))
                 continue
             n, d = _widths(part)
             # |cols · scale|² = |cols| |rows| grid shrink · sqrt(d / n): both factors grow alike by rounding.
-            scale = (rows * (self._grid * math.sqrt(d / n)) * shrink / cols).sqrt()
+            scale = (rows * (self._grid * math.sqrt(d / max(1, n))) * shrink / cols).sqrt()
             other = shrink * self._grid / scale
             nothing = ~(scale.isfinite() & other.isfinite() & (scale > 0))  # a factor that is zero
             if bool(nothing.any()):
                 scale, other = scale.masked_fill(nothing, 0.0), other.masked_fill(nothing, 0.0)
-            whole, square, out = self._round(part.rows, other, dtype, (*place, 0))
-            whole_cols, across, out_across = self._round(
-                part.cols, scale, dtype, (*place, 1), part.bias is not None
+            out, across = (
+                self._round.memory((*place, i), (m, width), dtype) for i, width in enumerate((n, d))
             )
-            found.append(Whole(part, whole, whole_cols))
-            total += torch.where(square == 0, 0.0, square * across)
-            wide |= out | out_across
+            tasks += [
+                Task(part.rows, other, out),
+                Task(part.cols, scale, across, one=part.bias is not None),
+            ]
+            found.append(Whole(part, out, across))
+        squares, wide = self._round(tasks)
+        total, done = torch.zeros_like(shrink), iter(squares)
+        for part in stack:
+            square = next(done)
+            total += square if part.cols is None else square * next(done)
         return found, total, wide
-
-    def _round(
-        self, x: Tensor, scale: Tensor, dtype: torch.dtype, place: tuple[object, ...], one: bool = False
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """`x · scale`, each to one of the two whole numbers beside it, so that the mean is kept (to 2^-17).
-
-        Args:
-            x: shape (m, k).
-            scale: shape (m,).
-            dtype: of the whole numbers; int8 keeps what is at most 127 in size.
-            place: of the memory to put them in.
-            one: append a column of ones.
-        Returns:
-            them, bounds on their sums of squares, and whether a number did not fit, of each record.
-        """
-        (m, k), width = x.shape, x.shape[1] + one
-        out = self._kept(place, (m, width), dtype)
-        square = torch.empty(m, dtype=torch.float64, device=self._device)
-        wide = torch.zeros(m, dtype=torch.bool, device=self._device)
-        scale = scale.to(x.dtype).unsqueeze(1)
-        silent = ~(scale > 0)
-        any_silent = bool(silent.any())
-        step = max(1, 4 * BLOCK // max(1, width))
-        for start in range(0, m, step):
-            block = slice(start, min(start + step, m))
-            own = scale[block]
-            work = self._kept(("work",), (len(own), width), torch.float32)
-            torch.mul(x[block], own, out=work[:, :k])
-            if one:
-                work[:, k:] = own
-            work.add_(self._drawn((len(own), width)), alpha=2.0**-16).round_()
-            if any_silent:
-                work.masked_fill_(silent[block], 0.0)  # whatever the record holds
-            norms = _bounds(work)
-            square[block] = norms.square()
-            if float(norms.max()) > _INT8 and not _fits(work):
-                wide[block] = ~(torch.maximum(work.amax(1), -work.amin(1)) <= _INT8)
-            out[block] = work
-        return out, square, wide
-
-    def _kept(self, place: tuple[object, ...], shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
-        """Memory of that place, with anything in it."""
-        size = shape[0] * shape[1]
-        memory = self._memory.get(place)
-        if memory is None or memory.numel() < size:
-            memory = self._memory[place] = torch.zeros(size, dtype=dtype, device=self._device)
-        return memory[:size].view(shape)
-
-    def _drawn(self, shape: tuple[int, int]) -> Tensor:
-        """Coins, whole numbers from -2^15 to 2^15 - 1 with equal probabilities, as float32."""
-        drawn = self._kept(("coins",), shape, torch.float32)
-        flat, count = drawn.view(-1), drawn.numel()
-        for start in range(0, count, 4 * BLOCK):  # once, unless a record alone is longer
-            size = min(4 * BLOCK, count - start)
-            self._coins.fill(self._words, (size + 3) // 4)
-            flat[start : start + size] = torch.from_numpy(self._words.view(np.int16)[:size])
-        return drawn
 
     def _add(self, part: Whole) -> None:
         stated = part.stated
         into = self.total[stated.offset : stated.offset + stated.numel]
+        if not part.rows.numel():
+            return
         if stated.tokens is not None:
             width = part.rows.shape[1] // stated.tokens.shape[1]
             into.view(-1, width).index_add_(
@@ -347,46 +310,20 @@ class WholeSum:
             )
             return
         if part.cols is None:
-            for rows in torch.split(part.rows, self._most):
+            for rows in torch.split(part.rows, max(1, EXACT_FLOAT32 // self._bound)):
                 into += rows.sum(0).to(into.dtype)
             return
-        n, d = stated.rows.shape[1], into.numel() // stated.rows.shape[1]
-        step = _MOST_INT32 // self._bound if part.rows.dtype is torch.int8 else self._most
-        for rows, cols in zip(torch.split(part.rows, step), torch.split(part.cols, step), strict=True):
-            product = torch._int_mm(rows.T, cols) if rows.dtype is torch.int8 else (rows.T @ cols)
-            into.view(n, d).add_(product[:, :d].to(into.dtype))
-            if stated.bias is not None:
-                self.total[stated.bias : stated.bias + n] += product[:, d].to(into.dtype)
+        n = stated.rows.shape[1]
+        bias = None if stated.bias is None else self.total[stated.bias : stated.bias + n]
+        add_products(part.rows, part.cols, into.view(n, stated.cols_width), bias, self._bound)
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_memory": {}}
-
-
-@cache
-def multiplies_int8(device: torch.device) -> bool:
-    """Whether the machine has a unit for products of int8 with sums in int32, and these come out exact.
-
-    Processors without one may add pairs of products in 16 bits, which saturate.
-    """
-    if device.type != "cpu" or not getattr(torch.cpu, "_is_vnni_supported", lambda: False)():
-        return False
-    signs = torch.tensor([[1], [-1]], dtype=torch.int8).repeat(32, 67)
-    for rows, cols in (
-        (signs * 127, signs * 127),
-        (signs * 127, signs.flip(0) * 127),
-        (signs.abs() * 127,) * 2,
-    ):
-        try:
-            found = torch._int_mm(rows.T, cols)
-        except RuntimeError:
-            return False
-        if not torch.equal(found.double(), rows.T.double() @ cols.double()):
-            return False
-    return True
+        """A copy holds no sum and no record."""
+        return {**self.__dict__, "total": torch.zeros_like(self.total), "_records": 0}
 
 
 def _widths(part: Factors) -> tuple[int, int]:
-    return part.rows.shape[1], 1 if part.cols is None else part.cols.shape[1] + (part.bias is not None)
+    return part.rows.shape[1], part.cols_width + (part.bias is not None)
 
 
 def _sizes(part: Factors) -> _Sizes:
@@ -399,25 +336,13 @@ def _sizes(part: Factors) -> _Sizes:
 
 
 def _norms(x: Tensor) -> Tensor:
+    x = x.contiguous()  # a row is summed alike, whatever stands beside it
     found: Tensor = torch.linalg.vector_norm(x, dim=1).double()
     least, most = _PLAIN
     odd = ~((found > least) & (found < most))
     if bool(odd.any()):
         found[odd] = torch.linalg.vector_norm(x[odd], dim=1, dtype=torch.float64)
     return found
-
-
-def _fits(whole: Tensor) -> bool:
-    """Whether all numbers are at most 127 in size; those that are none are not."""
-    return float(whole.amax()) <= _INT8 and float(whole.amin()) >= -_INT8
-
-
-def _bounds(whole: Tensor) -> Tensor:
-    """Upper bounds on norms of whole numbers, shape (m,), float64: a sum of k squares errs by k roundings at most."""
-    k = whole.shape[1]
-    dtype, unit = (torch.float64, 2.0**-53) if k > _TERMS else (torch.float32, 2.0**-24)
-    found: Tensor = torch.linalg.vector_norm(whole, dim=1, dtype=dtype)
-    return found.double().mul_(1 + (k + 4) * unit)
 
 
 def _room(bound: int) -> float:

@@ -21,7 +21,8 @@ from torch import Tensor
 from noise_models.errors import UsageError
 from noise_models.randomness.generator import NoiseGenerator
 from noise_models.randomness.rounded_gaussian import MOST_STD
-from privacy.contributions.integers import EXACT_FLOAT32, WholeSum, least_bound
+from privacy.contributions.integers import WholeSum, least_bound, leaves_half
+from privacy.contributions.products import EXACT_FLOAT32
 from privacy.contributions.protocols import FactoredContributions
 from privacy.ledger import ReleaseEvent
 from privacy.norms import refuse_norm
@@ -102,6 +103,13 @@ class ClippedRelease(StepRelease):
             raise UsageError(
                 f"the clipping norm is {steps} grid steps; it must be a power of two from 2 to {EXACT_FLOAT32 // 16}"
             )
+        if not leaves_half(steps, shapes):
+            enough = next(2**k for k in range(1, 64) if leaves_half(2**k, shapes))
+            raise UsageError(
+                f"the clipping norm is {steps} grid steps, so few that rounding leaves little of a record; take "
+                f"{enough} or more"
+            )
+        self._shapes = shapes
         self.contributions = contributions
         self.source = source
         self.max_grad_norm = self.sensitivity = max_grad_norm
@@ -159,7 +167,9 @@ class ClippedRelease(StepRelease):
 
     def prepare(self, noise_multiplier: float) -> None:
         """Beside noise that no sampler reaches on this grid a coarser one does, where none was asked for."""
-        while not self._given and self.steps > 2 and noise_multiplier * self.steps > MOST_STD:
+        while not self._given and noise_multiplier * self.steps > MOST_STD:
+            if not leaves_half(self.steps // 2, self._shapes):
+                break  # the source refuses what it cannot draw
             self._take_grid(self.steps // 2)
         self.source.prepare(noise_multiplier * self.steps)
 

@@ -112,6 +112,28 @@ def test_a_device_that_answers_by_place_is_refused(monkeypatch: pytest.MonkeyPat
         aligned().start_capture("records", ROWS)
 
 
+@pytest.mark.parametrize("physical", [False, True])
+def test_hardware_is_shown_no_padding(physical: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    capture = taught("records", ROWS, torch.randn(0, 6))
+    project, shown = DigitalBackend.project, []
+
+    def seen(self: DigitalBackend, e: Tensor) -> Tensor:
+        shown.append(len(e))
+        return project(self, e)
+
+    monkeypatch.setattr(DigitalBackend, "project", seen)
+    monkeypatch.setattr(DigitalBackend, "physical", physical)
+    contributed = []
+    for records in (0, 1, ROWS + 1):
+        x = torch.ones(records, 6)
+        capture.clear()
+        capture.expected_records = lambda x=x: len(x)  # type: ignore[misc]
+        capture.aligned(x).square().sum().backward()
+        contributed.append(capture.norms())
+    assert sorted(shown) == ([1, 1, ROWS] if physical else [ROWS] * 4)
+    assert torch.allclose(contributed[2], contributed[1].expand(ROWS + 1), rtol=1e-5)
+
+
 def test_another_number_of_threads_than_was_tried_is_refused() -> None:
     threads = torch.get_num_threads()
     module = aligned()

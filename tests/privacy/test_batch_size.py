@@ -19,8 +19,8 @@ from optical_dfa import align
 from optical_dfa.feedback.aligned import AlignedModule
 from optical_dfa.feedback.rules.gated import hyperplanes
 from privacy import PrivacyEngine
-from privacy.contributions.integers import WholeSum
 from privacy.contributions.protocols import Contributions
+from privacy.contributions.rounding import _Lane
 from privacy.releases.clipped import ClippedRelease
 
 INPUTS, UNITS, CLASSES = 784, 256, 10
@@ -62,7 +62,7 @@ def at_every_gate() -> Tensor:
 
 def sums(release: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, float]:
     """How far an all-zero record moves a step's sum, and D: the production loop, with the same coins in both worlds."""
-    monkeypatch.setattr(WholeSum, "_drawn", lambda self, shape: torch.full(shape, 4660.0))
+    monkeypatch.setattr(_Lane, "_drawn", lambda self, shape: torch.full(shape, 4660.0))
     camera = release in ("device-entropy", "dark-frame")
     gated = release == "aggregate"
     x = at_every_gate()

@@ -23,7 +23,9 @@ from optical_dfa.capture.aggregated import AggregatedCapture
 from optical_dfa.capture.records import Capture
 from privacy import PrivacyEngine
 from privacy.contributions import integers
-from privacy.contributions.integers import Factors, WholeSum
+from privacy.contributions.integers import Factors
+from privacy.contributions.products import multiplies_int8
+from privacy.contributions.rounding import _Lane
 from privacy.releases import device_entropy
 from privacy.releases.clipped import ClippedRelease, clip_factors
 from privacy.releases.digital import DigitalNoise
@@ -246,10 +248,10 @@ def test_a_release_is_the_same_to_the_bit_in_any_order_and_in_any_parts(
     unit: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if unit == "float32":
-        monkeypatch.setattr(integers, "multiplies_int8", lambda device: False)
-    elif not integers.multiplies_int8(torch.device("cpu")):
+        monkeypatch.setattr(integers, "multiplies_int8", lambda *_: False)
+    elif not multiplies_int8(torch.device("cpu"), 8, 8):
         pytest.skip("this processor has no exact products of int8")
-    monkeypatch.setattr(WholeSum, "_drawn", lambda self, shape: torch.full(shape, 4660.0))
+    monkeypatch.setattr(_Lane, "_drawn", lambda self, shape: torch.full(shape, 4660.0))
     records = 301
     given, g = Given(records), torch.Generator().manual_seed(4)
     straight = torch.arange(records)
@@ -260,3 +262,23 @@ def test_a_release_is_the_same_to_the_bit_in_any_order_and_in_any_parts(
     for number, order in enumerate(orders):
         for size in (records, 128, 37, *((1,) if number == 0 else ())):
             assert torch.equal(one_step(given, torch.split(order, size)), expected)
+
+
+def test_a_network_of_one_output_learns_its_gradient() -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(24, 16), torch.randint(0, 2, (24, 1)).float()
+    plain = nn.Linear(16, 1)
+    aligned = align(nn.Sequential(plain), rule="bp", loss_reduction="sum", show=None)
+    module, optimizer, loader = PrivacyEngine(reproducible_seed=1).make_private(
+        module=aligned,
+        optimizer=torch.optim.SGD(aligned.parameters(), lr=0.0),
+        data_loader=DataLoader(TensorDataset(x, y), batch_size=24),
+        noise_multiplier=1e-6,
+        max_grad_norm=10.0,
+    )
+    for given, target in loader:
+        nn.functional.binary_cross_entropy_with_logits(module(given), target, reduction="sum").backward()
+        optimizer.step()
+    error = (plain(x).sigmoid() - y).detach()
+    assert plain.weight.grad is not None
+    assert torch.allclose(plain.weight.grad * 24, error.T @ x, rtol=0.02, atol=0.3)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -19,8 +21,9 @@ from privacy.contributions.integers import (
     Whole,
     WholeSum,
     least_bound,
-    multiplies_int8,
 )
+from privacy.contributions.products import multiplies_int8
+from privacy.contributions.rounding import _Lane
 
 DIMENSION = 70
 
@@ -29,8 +32,8 @@ DIMENSION = 70
 def unit(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """With and without a unit for products of int8."""
     if request.param == "float32":
-        monkeypatch.setattr(integers, "multiplies_int8", lambda device: False)
-    elif not multiplies_int8(torch.device("cpu")):
+        monkeypatch.setattr(integers, "multiplies_int8", lambda *_: False)
+    elif not multiplies_int8(torch.device("cpu"), 8, 8):
         pytest.skip("this processor has no exact products of int8")
     return str(request.param)
 
@@ -312,14 +315,105 @@ def test_products_of_int8_that_saturate_are_refused(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(
         torch, "_int_mm", lambda a, b: (a.float() @ b.float()).clamp(-(2**15), 2**15 - 1).to(torch.int32)
     )
-    assert not multiplies_int8.__wrapped__(torch.device("cpu"))
+    assert not multiplies_int8.__wrapped__(torch.device("cpu"), 8, 8)
+
+
+def worked_on(total: WholeSum) -> list[bool]:
+    lanes = total._round._lanes
+    buffers = [memory for part in (total._round, *lanes) for memory in part._memory.values()]
+    return [bool(memory.any()) for memory in buffers] + [bool(lane._words.any()) for lane in lanes]
 
 
 def test_what_was_worked_on_is_overwritten() -> None:
     total = WholeSum(DIMENSION, "cpu", grid=256.0, bound=256, coins=coins())
     total.add(stack(5, 3))
     before = total.total.clone()
-    assert any(bool(memory.any()) for memory in total._memory.values())
+    assert any(worked_on(total))
     total.wipe()
-    assert not any(bool(memory.any()) for memory in total._memory.values())
+    assert not any(worked_on(total))
+    copied = copy.deepcopy(total)
+    assert not copied.total.any()
     assert torch.equal(total.total, before)
+
+
+@pytest.mark.parametrize(("n", "d"), [(1, 1), (1, 30), (2, 1), (30, 1), (3, 2), (16, 17)])
+@pytest.mark.parametrize("records", [1, 2, 3, 67])
+def test_factors_of_any_width_are_added_up(n: int, d: int, records: int) -> None:
+    """A product of one column, whose transpose looks contiguous, came back unwritten."""
+    g = torch.Generator().manual_seed(0)
+    rows, cols = torch.randn(records, n, generator=g), torch.randn(records, d, generator=g)
+    total = WholeSum(n * d + n, "cpu", grid=float(1 << 13), bound=1 << 13, coins=coins())
+    (found,) = total.whole([Factors(0, rows, cols, bias=n * d)])
+    assert found.cols is not None
+    product = found.rows.long().T @ found.cols.long()
+    junk = torch.full((n * d + n,), 123456789, dtype=torch.int32)
+    del junk
+    total._add(found)
+    assert torch.equal(total.total.long(), torch.cat([product[:, :d].flatten(), product[:, d]]))
+
+
+def test_a_product_that_comes_back_unwritten_is_refused(monkeypatch: pytest.MonkeyPatch, unit: str) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: True)
+    monkeypatch.setattr(torch, "_int_mm", lambda a, b: torch.empty(a.shape[0], b.shape[1], dtype=torch.int32))
+    assert not multiplies_int8.__wrapped__(torch.device("cpu"), 8, 8)
+
+
+EXTREMES = [0.0, 1e-45, -1e-44, 1e-39, 1e-30, 1e-20, 1.0, 1e20, -1e30, 1e38, math.inf, math.nan]
+
+
+@pytest.mark.parametrize("bias", [None, 120])
+@pytest.mark.parametrize("bound", [256, 1 << 13, 1 << 17])
+def test_no_record_is_above_the_bound_or_moves_another_whatever_it_holds(
+    bound: int, bias: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every pair of extremes in otherwise empty factors, beside records that do not fit int8.
+
+    A scale that was infinite in float32 made a record NaN, or hid from all others that they did not fit.
+    """
+    monkeypatch.setattr(_Lane, "_drawn", lambda self, shape: torch.full(shape, 4660.0))
+    pairs = list(product(EXTREMES, EXTREMES))
+    rows, cols = torch.zeros(2 * len(pairs), 3), torch.zeros(2 * len(pairs), 40)
+    for record, (row, col) in enumerate(pairs):
+        rows[2 * record, 1], cols[2 * record, 5] = row, col
+        rows[2 * record + 1], cols[2 * record + 1, record % 40] = 1.0, 1.0
+    given = Factors(0, rows, cols, bias=bias)
+
+    def summed(part: Factors) -> Tensor:
+        total = WholeSum(123, "cpu", grid=2.0 * bound, bound=bound, coins=coins())
+        total.add([part])
+        return total.total.long()
+
+    alone = [summed(given.part(slice(i, i + 1))) for i in range(len(rows))]
+    for own in alone:
+        assert int(own.square().sum()) <= bound**2
+    assert all(bool(own.any()) for own in alone[1::2])
+    assert torch.equal(torch.stack(alone).sum(0), summed(given))
+
+
+def test_a_layer_or_a_text_without_entries_adds_nothing() -> None:
+    total = WholeSum(20, "cpu", grid=256.0, bound=256, coins=coins())
+    nothing = torch.zeros(4, 0)
+    tokens = torch.zeros(4, 0, dtype=torch.int64)
+    total.add([
+        Factors(0, nothing, torch.ones(4, 3)),
+        Factors(0, torch.ones(4, 5), nothing, bias=0),
+        Factors(5, nothing, tokens=tokens, entries=3),
+    ])  # fmt: skip
+    assert total.total[:5].all()
+    assert not total.total[5:].any()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_the_sum_does_not_depend_on_the_number_of_threads(threads: int) -> None:
+    before = torch.get_num_threads()
+    given, sums = stack(1000, 5), []
+    try:
+        for count in (1, threads):
+            torch.set_num_threads(count)
+            total = WholeSum(DIMENSION, "cpu", grid=float(1 << 13), bound=1 << 13, coins=coins())
+            total.add(given)
+            assert torch.get_num_threads() == count
+            sums.append(total.total)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*sums)

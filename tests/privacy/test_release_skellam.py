@@ -300,6 +300,12 @@ def test_noise_and_rounding_have_secret_keys_of_their_own() -> None:
     assert len(engine.ledger.events("key")) == 4  # and the sampling coins and the masks
 
 
+@pytest.mark.parametrize("steps", [2, 8])
+def test_a_grid_on_which_nothing_is_left_of_a_record_is_refused(steps: int) -> None:
+    with pytest.raises(UsageError, match="so few that rounding leaves little of a record; take 16 or more"):
+        make(release_options={"grid_steps": steps})
+
+
 @pytest.mark.parametrize("steps", [0, 1, 3, 100, 1 << 21])
 def test_a_grid_that_is_no_power_of_two_is_refused(steps: int) -> None:
     *_, module, _, _ = make()

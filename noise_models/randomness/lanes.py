@@ -1,0 +1,45 @@
+"""Work in a fixed number of lanes, on as many threads as torch uses.
+
+Who draws how much in which lane is part of a stream's definition, so a result does not depend on the number of threads.
+Each thread's own kernels run on itself alone: threads that share every small kernel wait for each other at its end,
+beside busy neighbours for very long.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import cache
+from typing import Final, TypeVar
+
+import torch
+
+LANES: Final = 4
+_T = TypeVar("_T")
+
+
+def in_lanes(tasks: Sequence[Callable[[], _T]]) -> list[_T]:
+    """What the tasks return, in order; none of them is running any more when this returns or raises."""
+    threads = min(torch.get_num_threads(), LANES)
+    if threads == 1 or len(tasks) < 2:
+        return [_without_gradients(task) for task in tasks]
+    futures = [_pool(threads, os.getpid()).submit(_without_gradients, task) for task in tasks]
+    wait(futures)
+    return [future.result() for future in futures]
+
+
+def _without_gradients(task: Callable[[], _T]) -> _T:
+    with torch.no_grad():
+        return task()
+
+
+@cache
+def _pool(threads: int, process: int) -> ThreadPoolExecutor:
+    """Threads of this process: a fork has none of its parent's."""
+    pool = ThreadPoolExecutor(threads, "lane", initializer=torch.set_num_threads, initargs=(1,))
+    ready = threading.Barrier(threads)
+    wait([pool.submit(ready.wait) for _ in range(threads)])
+    torch.set_num_threads(torch.get_num_threads())  # the matrix library has one setting for all threads
+    return pool

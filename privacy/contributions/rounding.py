@@ -1,0 +1,180 @@
+"""Rounding by coins: each number to one of the two whole numbers beside it, in lanes that draw coins of their own.
+
+The coins are the record's own. They come from a secret generator, because a record that joins shifts which coins those
+after it get.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from noise_models.randomness.generator import BLOCK, NoiseGenerator
+from noise_models.randomness.lanes import LANES, in_lanes
+from privacy.contributions.products import MOST_INT8
+
+_ENTRIES = 4 * BLOCK  # worked on at a time
+_LEAST = 64  # records a lane: fewer are not worth another thread
+_TERMS = 1 << 13  # squares that are added up in float32
+
+
+@dataclass(frozen=True)
+class Task:
+    """`out = x · scale` in whole numbers, the mean kept: to 2^-16 where it is below 2^7, else to its own last bits.
+
+    Attributes:
+        x: shape (m, k), float.
+        scale: shape (m,), float64; a record is silent where it is not positive and finite in x's type.
+        out: shape (m, k), or (m, k + 1) with `one`; int8 keeps what is at most 127 in size.
+        one: append a column of ones, scaled alike.
+        factor: of a product: an entry above 127 matters.
+    """
+
+    x: Tensor
+    scale: Tensor
+    out: Tensor
+    one: bool = False
+    factor: bool = True
+
+
+class Rounding:
+    """Rounds factors of records, each record from its own numbers and coins alone."""
+
+    def __init__(self, coins: NoiseGenerator, device: torch.device) -> None:
+        """
+        Args:
+            coins: secret.
+            device: of what is rounded.
+        """
+        self._device = device
+        self._memory: dict[tuple[object, ...], Tensor] = {}
+        self._lanes = [_Lane(lane, device) for lane in coins.lanes(LANES if device.type == "cpu" else 1)]
+
+    def __call__(self, tasks: Sequence[Task]) -> tuple[list[Tensor], Tensor]:
+        """Round what belongs to the same records.
+
+        Returns:
+            upper bounds on every task's sums of squares, of each record, shapes (m,), float64: infinite or NaN where
+            they are no whole numbers; and whether an entry of a factor was above 127, shape (m,).
+        """
+        m = len(tasks[0].out)
+        squares = [torch.zeros(m, dtype=torch.float64, device=self._device) for _ in tasks]
+        wide = torch.zeros(m, dtype=torch.bool, device=self._device)
+        size = max(_LEAST, -(-m // len(self._lanes)))
+        in_lanes(
+            [
+                partial(lane, tasks, squares, wide, slice(start, min(start + size, m)))
+                for lane, start in zip(self._lanes, range(0, m, size), strict=False)
+            ]
+        )
+        return squares, wide
+
+    def memory(self, place: tuple[object, ...], shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+        """Memory of that place, with anything in it."""
+        return _memory(self._memory, place, shape, dtype, self._device)
+
+    def wipe(self) -> None:
+        """Overwrite all that was worked on."""
+        for memory in self._memory.values():
+            memory.zero_()
+        for lane in self._lanes:
+            lane.wipe()
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_memory": {}}
+
+
+class _Lane:
+    """One thread's share: its coins, and what it works in."""
+
+    def __init__(self, coins: NoiseGenerator, device: torch.device) -> None:
+        self._coins, self._device = coins, device
+        self._words = np.zeros(BLOCK + 2, dtype=np.uint64)
+        self._memory: dict[tuple[object, ...], Tensor] = {}
+
+    def __call__(self, tasks: Sequence[Task], squares: Sequence[Tensor], wide: Tensor, share: slice) -> None:
+        for task, square in zip(tasks, squares, strict=True):
+            self._round(task, square, wide, share)
+
+    def wipe(self) -> None:
+        self._words.fill(0)
+        for memory in self._memory.values():
+            memory.zero_()
+
+    def _round(self, task: Task, square: Tensor, wide: Tensor, share: slice) -> None:
+        x, out = task.x, task.out
+        k, width = x.shape[1], out.shape[1]
+        if not width:
+            return
+        scale = task.scale[share].to(x.dtype).unsqueeze(1)
+        silent = ~((scale > 0) & scale.isfinite())
+        any_silent = bool(silent.any())
+        step = max(1, _ENTRIES // width)
+        for start in range(share.start, share.stop, step):
+            block = slice(start, min(start + step, share.stop))
+            own = scale[start - share.start : block.stop - share.start]
+            work = self._kept("work", (len(own), width))
+            torch.mul(x[block], own, out=work[:, :k])
+            if task.one:
+                work[:, k:] = own
+            work.add_(self._drawn((len(own), width)), alpha=2.0**-16).round_()
+            if any_silent:
+                # Whatever the record holds.
+                work.masked_fill_(silent[start - share.start : block.stop - share.start], 0.0)
+            norms = _bounds(work)
+            torch.square(norms, out=square[block])
+            # What is no number is not within anything.
+            if task.factor and not float(norms.max()) <= MOST_INT8 and not _fits(work):
+                wide[block] |= ~(torch.maximum(work.amax(1), -work.amin(1)) <= MOST_INT8)
+            out[block] = work
+
+    def _kept(self, place: str, shape: tuple[int, int]) -> Tensor:
+        return _memory(self._memory, (place,), shape, torch.float32, self._device)
+
+    def _drawn(self, shape: tuple[int, int]) -> Tensor:
+        """Coins, whole numbers from -2^15 to 2^15 - 1 with equal probabilities, as float32."""
+        drawn = self._kept("coins", shape)
+        flat, count = drawn.view(-1), drawn.numel()
+        for start in range(0, count, _ENTRIES):  # once, unless a record alone is longer
+            size = min(_ENTRIES, count - start)
+            self._coins.fill(self._words, (size + 3) // 4)
+            flat[start : start + size] = torch.from_numpy(self._words.view(np.int16)[:size])
+        return drawn
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_memory": {}, "_words": np.zeros_like(self._words)}
+
+
+def _memory(
+    kept: dict[tuple[object, ...], Tensor],
+    place: tuple[object, ...],
+    shape: tuple[int, int],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    """Memory that is used again; what is too small is overwritten and given back."""
+    size = shape[0] * shape[1]
+    memory = kept.get(place)
+    if memory is None or memory.numel() < size:
+        if memory is not None:
+            memory.zero_()
+        memory = kept[place] = torch.zeros(size, dtype=dtype, device=device)
+    return memory[:size].view(shape)
+
+
+def _fits(whole: Tensor) -> bool:
+    """Whether all numbers are at most 127 in size; those that are none are not."""
+    return float(whole.amax()) <= MOST_INT8 and float(whole.amin()) >= -MOST_INT8
+
+
+def _bounds(whole: Tensor) -> Tensor:
+    """Upper bounds on norms of whole numbers, shape (m,), float64: a sum of k squares errs by k roundings at most."""
+    k = whole.shape[1]
+    dtype, unit = (torch.float64, 2.0**-53) if k > _TERMS else (torch.float32, 2.0**-24)
+    found: Tensor = torch.linalg.vector_norm(whole, dim=1, dtype=dtype)
+    return found.double().mul_(1 + (k + 4) * unit)
