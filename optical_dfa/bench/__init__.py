@@ -1,1 +1,1 @@
-"""Paired speed measurements behind `optical-dfa bench`."""
+"""Paired measurements of speed, and of memory, behind `optical-dfa bench`."""
