@@ -80,9 +80,11 @@ def _once(tokens: Tensor, rows: Tensor) -> Tensor:
 
 
 def _summed(part: OuterSum, block: slice) -> Tensor:
-    """The sums over positions, shape (m, n · d)."""
-    (rows, cols), *others = part.parts
-    found = torch.bmm(rows[block].mT, cols[block])
-    for rows, cols in others:
-        found.baddbmm_(rows[block].mT, cols[block])
-    return found.flatten(1)
+    """The sums over positions, shape (m, n · d), as one product a record."""
+    rows, cols = (
+        torch.cat([pair[i][block] for pair in part.parts], dim=1)
+        if len(part.parts) > 1
+        else part.parts[0][i][block]
+        for i in (0, 1)
+    )
+    return torch.bmm(rows.mT, cols).flatten(1)
