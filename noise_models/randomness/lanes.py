@@ -35,10 +35,15 @@ def _without_gradients(task: Callable[[], _T]) -> _T:
         return task()
 
 
+def _on_one_thread() -> None:
+    torch.get_num_threads()  # a thread takes over the others' setting when it is first asked for
+    torch.set_num_threads(1)
+
+
 @cache
 def _pool(threads: int, process: int) -> ThreadPoolExecutor:
     """Threads of this process: a fork has none of its parent's."""
-    pool = ThreadPoolExecutor(threads, "lane", initializer=torch.set_num_threads, initargs=(1,))
+    pool = ThreadPoolExecutor(threads, "lane", initializer=_on_one_thread)
     ready = threading.Barrier(threads)
     wait([pool.submit(ready.wait) for _ in range(threads)])
     torch.set_num_threads(torch.get_num_threads())  # the matrix library has one setting for all threads

@@ -17,6 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.algorithms import AES
+from cryptography.hazmat.primitives.ciphers.modes import CTR
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -344,3 +347,40 @@ def test_wrong_use_is_refused_in_one_line(action: Any) -> None:
     with pytest.raises(UsageError) as caught:
         action(NoiseGenerator.seeded(1, "noise"))
     assert "\n" not in str(caught.value)
+
+
+# ---- lanes
+
+
+def test_lanes_are_parts_of_one_stream_that_never_meet() -> None:
+    """Lane i begins at counter (i + 1) 2^96 of the generator's own key; the generator itself stays where it was."""
+    generator = NoiseGenerator.seeded(7, "noise")
+    first = generator.uint64(4)
+    lanes = generator.lanes(3)
+    for number, lane in enumerate(lanes, start=1):
+        encryptor = Cipher(AES(generator._key), CTR((number << 96).to_bytes(16, "big"))).encryptor()
+        expected = np.frombuffer(encryptor.update(bytes(8 * BLOCK)), np.uint64)
+        assert np.array_equal(lane.uint64(BLOCK), expected)
+        assert (lane.name, lane.secret, lane.fingerprint()) == ("noise", False, generator.fingerprint())
+    again = NoiseGenerator.seeded(7, "noise")
+    assert np.array_equal(again.uint64(4), first)
+    assert np.array_equal(again.uint64(4), generator.uint64(4))
+
+
+def test_lanes_go_on_where_they_were() -> None:
+    generator = NoiseGenerator.secure("noise")
+    two = generator.lanes(2)
+    drawn = [lane.uint64(8) for lane in two]
+    four = generator.lanes(4)
+    assert four[:2] == two
+    drawn += [lane.uint64(8) for lane in four]
+    assert len({tuple(words.tolist()) for words in drawn}) == 6
+
+
+def test_a_new_key_has_new_lanes() -> None:
+    generator = NoiseGenerator.conditioned(bytes(32), "noise", secret=True)
+    (before,) = generator.lanes(1)
+    generator.rekey(bytes(range(32)))
+    (after,) = generator.lanes(1)
+    assert after is not before
+    assert after.fingerprint() == generator.fingerprint() != before.fingerprint()
