@@ -62,7 +62,7 @@ class SamplingPlan:
     @property
     def block_rows(self) -> int:
         """Rows of the blocks in which batches go through the module, a multiple of 16; seldom are two needed."""
-        usual = math.ceil(self.expected_batch_size + 2.5 * math.sqrt(self.expected_batch_size))
+        usual = math.ceil(self.expected_batch_size + 2 * math.sqrt(self.expected_batch_size))
         return -(-min(usual, self.max_physical_batch_size or usual) // 16) * 16
 
 

@@ -191,6 +191,71 @@ class OuterSum(Contribution):
         return (rows.mT @ cols).flatten(1)
 
 
+class Kernel(Contribution):
+    """A convolution's weight: gradients of a convolution for each record, all at once as one of many groups."""
+
+    def __init__(
+        self,
+        x: Tensor,
+        delta: Tensor,
+        weight: Sequence[int],
+        *,
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+        groups: int,
+    ) -> None:
+        """
+        Args:
+            x: the input, shape (m, channels, ...).
+            delta: at the output, shape (m, units, ...).
+            weight: the weight's shape, (units, channels / groups, ...).
+            stride, padding, dilation: along each axis.
+            groups: of the convolution.
+        """
+        self.x, self.delta = x, delta
+        self.weight = tuple(weight)
+        self.stride, self.padding, self.dilation = list(stride), list(padding), list(dilation)
+        self.groups = groups
+        self.positions = delta.shape[2:].numel()
+
+    def written_out(self, start: int, stop: int, dtype: torch.dtype | None = None) -> Tensor:
+        """The gradients of records start..stop-1, shape (stop - start, numel), by default in the type of delta."""
+        x, delta = (part[start:stop].to(dtype or self.delta.dtype) for part in (self.x, self.delta))
+        m = len(x)
+        if not m or not delta.numel():
+            return x.new_zeros(m, math.prod(self.weight))
+        weight = x.new_empty(m * self.weight[0], *self.weight[1:])
+        _, found, _ = torch.ops.aten.convolution_backward(
+            delta.flatten(0, 1).unsqueeze(0), x.flatten(0, 1).unsqueeze(0), weight, None, self.stride, self.padding,
+            self.dilation, False, [0] * len(self.stride), m * self.groups, [False, True, False],
+        )  # fmt: skip
+        return found.reshape(m, -1)  # type: ignore[no-any-return]
+
+    def norms(self) -> Tensor:
+        found = [torch.empty(0, dtype=torch.float64, device=self.x.device)]
+        for start, stop in self._chunks(len(self.x), math.prod(self.weight)):
+            found.append(vector_norms(self.explicit(start, stop)))
+        return _raised(torch.cat(found), self.absolute(), 2 * self.positions)
+
+    def absolute(self) -> Tensor:
+        # Each input stands at one place of a kernel once at most: the patches' norms square add up to this at most.
+        taps = math.prod(self.weight[2:])
+        return self._norms(self.delta) * self._norms(self.x) * math.sqrt(taps)
+
+    def share(self) -> Tensor:
+        dtype, taps = self.delta.dtype, math.prod(self.weight[2:])
+        x, delta = limit(dtype, self.delta[:1].numel()), limit(dtype, self.x[:1].numel() * taps)
+        return share(self._norms(self.x) * math.sqrt(taps), x) * share(self._norms(self.delta), delta)
+
+    def explicit(self, start: int, stop: int) -> Tensor:
+        return self.written_out(start, stop, torch.float64)
+
+    @staticmethod
+    def _norms(x: Tensor) -> Tensor:
+        return vector_norms(x.flatten(1))
+
+
 class Lookup(Contribution):
     """An embedding: one row of the table a position, repeated tokens added up. In float64."""
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from optical_dfa.capture.contributions import Contribution, Lookup, Outer, OuterSum, RowContribution
+from optical_dfa.capture.contributions import Contribution, Kernel, Lookup, Outer, OuterSum, RowContribution
 from privacy.contributions.integers import Factors
 
 _ELEMENTS = 1 << 22  # handed out at a time
@@ -67,6 +67,8 @@ def _factors(part: Contribution, block: slice, offset: int, bias: int | None) ->
         return Factors(
             offset, _once(tokens, part.rows[block]).flatten(1), tokens=tokens, entries=part.entries
         )
+    if isinstance(part, Kernel):
+        return Factors(offset, part.written_out(block.start, block.stop))
     if isinstance(part, OuterSum):
         return Factors(offset, _summed(part, block))
     return Factors(offset, part.explicit(block.start, block.stop))

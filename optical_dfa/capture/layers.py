@@ -7,16 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import group_norm as normalise_groups
 from torch.nn.functional import layer_norm as normalise_layer
-from torch.nn.functional import pad, unfold
+from torch.nn.functional import pad
 
 from noise_models.errors import UsageError
-from optical_dfa.capture.contributions import Contribution, Lookup, Outer, OuterSum, RowContribution
+from optical_dfa.capture.contributions import Contribution, Kernel, Lookup, Outer, OuterSum, RowContribution
 from optical_dfa.feedback.advice import own_class
-from privacy.norms import limit, share, vector_norms
 
 LayerContributions = dict[str, Contribution]
 
@@ -30,45 +28,23 @@ def linear(layer: nn.Linear, x: Tensor, delta: Tensor) -> LayerContributions:
 
 
 def convolution(layer: nn.Conv1d | nn.Conv2d, x: Tensor, delta: Tensor) -> LayerContributions:
-    """A convolution is a linear layer on patches, used once at every output position."""
-    if layer.groups != 1:
-        return _grouped_convolution(layer, x, delta)
-    rows = delta.flatten(2).mT
-    return {"weight": OuterSum([(rows, patches(layer, x).mT)]), "bias": RowContribution(rows.sum(1))}
-
-
-def _grouped_convolution(layer: nn.Conv1d | nn.Conv2d, x: Tensor, delta: Tensor) -> LayerContributions:
-    """Groups share no weight, so the per-record gradient is formed group by group (depthwise kernels are small)."""
-    groups = layer.groups
-    cols = patches(layer, x)
-    kept = share(vector_norms(cols.flatten(1)), limit(x.dtype, delta.shape[1:].numel())) * share(
-        vector_norms(delta.flatten(1)), limit(x.dtype, cols.shape[1:].numel())
-    )
-    cols = cols.view(len(x), groups, -1, cols.shape[-1]).double()
-    rows = delta.flatten(2).double()
-    rows = rows.view(len(x), groups, -1, rows.shape[-1])
-    weight = torch.einsum("mgot,mgit->mgoi", rows, cols).flatten(1)
-    return {
-        "weight": RowContribution(weight.to(delta.dtype), kept=kept),
-        "bias": RowContribution(delta.flatten(2).sum(2)),
-    }
-
-
-def patches(layer: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
-    """The input patch of each output position, shape (m, channels·kernel, positions)."""
-    padded = x
+    """A kernel used once at every output position."""
+    padding = [0] * len(layer.kernel_size)
     if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
         mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-        padded = pad(x, layer._reversed_padding_repeated_twice, mode=mode)
-        padding: tuple[int, ...] = (0,) * len(layer.kernel_size)
+        x = pad(x, layer._reversed_padding_repeated_twice, mode=mode)
     else:
-        padding = tuple(layer.padding)
-    if isinstance(layer, nn.Conv1d):  # one row high
-        padded = padded.unsqueeze(2)
-        return unfold(
-            padded, (1, *layer.kernel_size), (1, *layer.dilation), (0, *padding), (1, *layer.stride)
-        )
-    return unfold(padded, layer.kernel_size, layer.dilation, padding, layer.stride)
+        padding = list(layer.padding)
+    weight = Kernel(
+        x,
+        delta,
+        layer.weight.shape,
+        stride=layer.stride,
+        padding=padding,
+        dilation=layer.dilation,
+        groups=layer.groups,
+    )
+    return {"weight": weight, "bias": RowContribution(delta.flatten(2).sum(2))}
 
 
 def layer_norm(layer: nn.LayerNorm, x: Tensor, delta: Tensor) -> LayerContributions:

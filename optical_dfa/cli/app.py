@@ -12,6 +12,7 @@ import contextlib
 import errno
 import functools
 import importlib
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -53,6 +54,8 @@ class UserInterruptError(Exception):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program on `arguments` (those of the process by default) and return its exit code."""
+    # Before torch is loaded, whose threads would wait for each other awake: beside busy neighbours, for very long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     chosen = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     message: str | None = None
     with streams.readable():
