@@ -174,7 +174,12 @@ def _fits(whole: Tensor) -> bool:
 
 def _bounds(whole: Tensor) -> Tensor:
     """Upper bounds on norms of whole numbers, shape (m,), float64: a sum of k squares errs by k roundings at most."""
-    k = whole.shape[1]
-    dtype, unit = (torch.float64, 2.0**-53) if k > _TERMS else (torch.float32, 2.0**-24)
-    found: Tensor = torch.linalg.vector_norm(whole, dim=1, dtype=dtype)
-    return found.double().mul_(1 + (k + 4) * unit)
+    m, k = whole.shape
+    parts = next((parts for parts in range(-(-k // _TERMS), 65) if k % parts == 0), None)
+    if parts is None:
+        return torch.linalg.vector_norm(whole, dim=1, dtype=torch.float64).mul_(1 + (k + 4) * 2.0**-53)  # type: ignore[no-any-return]
+    found: Tensor = torch.linalg.vector_norm(whole.view(m * parts, k // parts), dim=1).double()
+    found.mul_(1 + (k // parts + 4) * 2.0**-24)
+    if parts == 1:
+        return found
+    return torch.linalg.vector_norm(found.view(m, parts), dim=1).mul_(1 + (parts + 4) * 2.0**-53)  # type: ignore[no-any-return]

@@ -23,7 +23,7 @@ from privacy.contributions.integers import (
     least_bound,
 )
 from privacy.contributions.products import multiplies_int8
-from privacy.contributions.rounding import _Lane
+from privacy.contributions.rounding import _bounds, _Lane
 
 DIMENSION = 70
 
@@ -417,3 +417,14 @@ def test_the_sum_does_not_depend_on_the_number_of_threads(threads: int) -> None:
     finally:
         torch.set_num_threads(before)
     assert torch.equal(*sums)
+
+
+@pytest.mark.parametrize("width", [1, 7, 8192, 8193, 12288, 16384, 30_000, 65_537])
+@pytest.mark.parametrize("largest", [1, 127, 1 << 20])
+def test_bounds_of_norms_are_above_them_and_tight(width: int, largest: int) -> None:
+    g = torch.Generator().manual_seed(width)
+    whole = torch.randint(-largest, largest + 1, (5, width), generator=g).float()
+    whole[0] = largest
+    exact = [math.sqrt(sum(int(x) ** 2 for x in row.tolist())) for row in whole]
+    for bound, norm in zip(_bounds(whole).tolist(), exact, strict=True):
+        assert norm <= bound <= 1.001 * norm
