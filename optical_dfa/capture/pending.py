@@ -19,7 +19,8 @@ from torch.autograd.function import once_differentiable
 from noise_models.errors import UsageError
 from optical_dfa.capture.contributions import Contribution, combine
 from optical_dfa.capture.factors import factors
-from optical_dfa.capture.layers import LAYERS
+from optical_dfa.capture.layers import contributions
+from optical_dfa.capture.layers.pairs import Common
 from privacy.contributions.integers import Factors
 from privacy.norms import joint_norms, rounded_down
 
@@ -38,6 +39,7 @@ class Use:
     layer: str
     x: Tensor
     delta: Tensor
+    rest: tuple[Tensor | Common, ...] = ()  # what else it was called with
 
 
 class Noted(torch.autograd.Function):
@@ -45,24 +47,32 @@ class Noted(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, output: Tensor, anchor: Tensor, capture: PendingBatch, layer: str, x: Tensor
+        ctx: Any,
+        output: Tensor,
+        anchor: Tensor,
+        capture: PendingBatch,
+        layer: str,
+        x: Tensor,
+        rest: tuple[Tensor | Common, ...],
     ) -> Tensor:
-        ctx.capture, ctx.layer, ctx.x, ctx.version = capture, layer, x, x._version
+        ctx.capture, ctx.layer, ctx.x, ctx.rest = capture, layer, x, rest
+        ctx.versions = _versions(x, rest)
         ctx.generation = capture.generation
         return output.detach()  # not a view, which an activation could not work on in place
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        if ctx.x._version != ctx.version:
+        if _versions(ctx.x, ctx.rest) != ctx.versions:
             raise UsageError(
                 f"the input of {ctx.layer} was changed in place after the layer had read it, so its contribution "
                 "is lost; use the operation that is not in place"
             )
         if ctx.generation != ctx.capture.generation:
             raise UsageError(EARLIER)
-        ctx.capture.reached(Use(ctx.layer, ctx.x.detach(), grad.detach()))
-        return (grad if ctx.needs_input_grad[0] else None), torch.zeros(()), None, None, None
+        rest = tuple(one.detach() if isinstance(one, Tensor) else one for one in ctx.rest)
+        ctx.capture.reached(Use(ctx.layer, ctx.x.detach(), grad.detach(), rest))
+        return (grad if ctx.needs_input_grad[0] else None), torch.zeros(()), None, None, None, None
 
 
 class PendingBatch:
@@ -79,7 +89,7 @@ class PendingBatch:
         expected_records: asks the engine how many records the batch now handed out has (None = there is none).
         generation: number of the batch; backward passes through an earlier one's graph are refused.
         uses: of the layers, by the backward passes over the batch that accumulate gradients.
-        calls: layer, input and output of each use in the last forward pass.
+        calls: layer, first input, output and what else was given of each use in the last forward pass.
         positions: the most positions of a record, over all passes, that the rounding bound allows for.
     """
 
@@ -106,7 +116,7 @@ class PendingBatch:
         self.expected_records: Callable[[], int | None] = _no_batch
         self.generation = 0
         self.uses: list[Use] = []
-        self.calls: list[tuple[str, Tensor, Tensor]] = []
+        self.calls: list[tuple[str, Tensor, Tensor, tuple[Tensor | Common, ...]]] = []
         self.positions = 1
         self._reached: dict[int, list[Use]] = {}
         self._records = 0
@@ -158,8 +168,8 @@ class PendingBatch:
         kept = factors != 0
         if not bool(kept.all()):  # 0·inf is not 0: silence such records at the source
             for use in self.uses:
-                use.delta = _silence(use.delta, kept)
-                use.x = _silence(use.x, kept) if use.x.is_floating_point() else use.x
+                use.delta, use.x = _silence(use.delta, kept), _silence(use.x, kept)
+                use.rest = tuple(_silence(one, kept) if isinstance(one, Tensor) else one for one in use.rest)
             self._contributions = None
         start = 0
         with self._exactly():
@@ -185,7 +195,9 @@ class PendingBatch:
         if task not in self._reached:
             self._reached = {task: []}  # what a torch.autograd.grad came to is dropped
         if self._records < LEAST:
-            use = Use(use.layer, use.x[: self._records], use.delta[: self._records])
+            kept = slice(self._records)
+            rest = tuple(one[kept] if isinstance(one, Tensor) else one for one in use.rest)
+            use = Use(use.layer, use.x[kept], use.delta[kept], rest)
         self._reached[task].append(use)
 
     def _accumulated(self, anchor: Tensor) -> None:
@@ -219,9 +231,10 @@ class PendingBatch:
                 if len(use.delta) == 0:
                     continue  # an empty Poisson batch
                 layer = self.layers[use.layer]
-                x = use.x if not use.x.is_floating_point() else _at_least_float32(use.x)
-                for local, part in LAYERS[type(layer)](layer, x, _at_least_float32(use.delta)).items():
-                    name = names.get(id(getattr(layer, local)))
+                rest = [_at_least_float32(one) if isinstance(one, Tensor) else one for one in use.rest]
+                delta = _at_least_float32(use.delta)
+                for parameter, part in contributions(layer, _at_least_float32(use.x), delta, rest):
+                    name = names.get(id(parameter))
                     if name is not None:
                         parts[name].append(part)
             self._contributions = {
@@ -232,7 +245,9 @@ class PendingBatch:
 
     def replay(self) -> dict[str, Contribution]:
         """The contributions of the last forward pass, had its deltas been zero."""
-        self.uses = [Use(layer, x.detach(), torch.zeros_like(output)) for layer, x, output in self.calls]
+        self.uses = [
+            Use(layer, x.detach(), torch.zeros_like(output), rest) for layer, x, output, rest in self.calls
+        ]
         return self._gather()
 
 
@@ -240,10 +255,17 @@ def _no_batch() -> int | None:
     return None
 
 
+def _versions(x: Tensor, rest: tuple[Tensor | Common, ...]) -> list[int]:
+    """Which change other tensors than what is common to all records."""
+    return [x._version, *(one._version for one in rest if isinstance(one, Tensor))]
+
+
 def _silence(part: Tensor, kept: Tensor) -> Tensor:
+    if not part.is_floating_point():
+        return part
     return torch.where(kept.view(-1, *[1] * (part.ndim - 1)), part, torch.zeros((), dtype=part.dtype))
 
 
 def _at_least_float32(part: Tensor) -> Tensor:
     """bf16 products overshoot the clip by up to 1e-2 (THEORY T3)."""
-    return part if part.dtype in (torch.float32, torch.float64) else part.float()
+    return part.float() if part.dtype in (torch.float16, torch.bfloat16) else part

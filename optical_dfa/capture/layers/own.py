@@ -1,0 +1,148 @@
+"""A module with parameters of its own, whatever its forward does with them: its gradient, record by record.
+
+The module is called again with one record at a time (`torch.func`, several at once by vmap), so that what a record
+contributes is a function of that record alone, and of what is the same for all. The call takes in all that is below the
+module. Chunks have one size, filled up with zeros: how a product is rounded depends on its shape.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vjp, vmap
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from noise_models.errors import UsageError
+from optical_dfa.capture.contributions import RowContribution
+from optical_dfa.capture.layers.pairs import Common, Pairs
+from optical_dfa.feedback.cuts import nodes
+
+_RECORDS = 32  # called at once
+_ELEMENTS = 1 << 24  # of their gradients
+_OWN = "put it into a small module of its own, whose forward(x) uses it and calls no other trained layer"
+
+
+class _Bare(nn.Module):
+    """A module's own forward, without the hooks around it."""
+
+    def __init__(self, own: nn.Module) -> None:
+        super().__init__()
+        self.own = own
+
+    def forward(self, *args: Any) -> Any:
+        return self.own.forward(*args)
+
+
+class _Certain(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Refuses operations that draw at random."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            raise UsageError(
+                f"a module with parameters of its own draws at random ({func._schema.name.removeprefix('aten::')}), "
+                "and is called again for each record, when it would draw anew; put the parameters and what draws into "
+                "modules of their own"
+            )
+        return func(*args, **(kwargs or {}))
+
+
+def refuse_own(name: str, module: nn.Module) -> None:
+    """Refuse a module with trained parameters of its own whose forward is not all that is done with them.
+
+    Args:
+        name: of the module.
+    Raises:
+        UsageError: saying what to write instead.
+    """
+    whose = f"{name or 'the module'} ({type(module).__name__})"
+    first = next(key for key, p in module.named_parameters() if p.requires_grad)
+    if type(module).forward is nn.Module.forward:
+        raise UsageError(
+            f"parameter {first} of {whose} cannot be trained privately, as another module's forward uses it; freeze "
+            f"it, or {_OWN}"
+        )
+    for inner, part in module.named_modules():
+        hooks = (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks)
+        if part is not module and any(hooks):
+            raise UsageError(
+                f"parameter {first} of {whose} cannot be trained privately, as the same forward calls {inner}, which a "
+                f"rule cuts or changes; freeze it, or {_OWN}"
+            )
+
+
+def own_parameters(module: nn.Module, x: Tensor, delta: Tensor, rest: Sequence[Tensor | Common]) -> Pairs:
+    """The gradient of every trained parameter at or below `module`, record by record.
+
+    Args:
+        x, rest: what it was called with; what has no row a record is marked.
+        delta: at its output.
+    Raises:
+        UsageError: it draws at random, or returns something else than one tensor with the records first.
+    """
+    parameters = {f"own.{name}": p for name, p in module.named_parameters() if p.requires_grad}
+    values = {name: p.detach() for name, p in parameters.items()}
+    bare = _Bare(module)
+
+    def gradient(x: Tensor, delta: Tensor, *each: Tensor) -> dict[str, Tensor]:
+        args = _arguments(x.unsqueeze(0), [one.unsqueeze(0) for one in each], rest)
+        called: Any = vjp(lambda given: functional_call(bare, given, args), values)
+        output, pull = called
+        (found,) = pull(delta.unsqueeze(0).to(output.dtype))
+        return found  # type: ignore[no-any-return]
+
+    def apart(x: Tensor, delta: Tensor, *each: Tensor) -> dict[str, Tensor]:
+        """Where vmap has no rule for an operation."""
+        rows = []
+        for one, taught, *others in zip(x, delta, *each, strict=True):
+            args = _arguments(one.unsqueeze(0), [other.unsqueeze(0) for other in others], rest)
+            free = {name: value.clone().requires_grad_() for name, value in values.items()}
+            with torch.enable_grad(), _Certain():  # type: ignore[no-untyped-call]
+                output = functional_call(bare, free, args)
+            found = torch.autograd.grad(
+                output, list(free.values()), taught.unsqueeze(0).to(output.dtype), allow_unused=True
+            )
+            rows.append(
+                [torch.zeros_like(p) if g is None else g for p, g in zip(free.values(), found, strict=True)]
+            )
+        return {
+            name: torch.stack(column) for name, column in zip(values, zip(*rows, strict=True), strict=True)
+        }
+
+    given = [x.detach(), delta, *(one.detach() for one in rest if isinstance(one, Tensor))]
+    size = max(1, min(_RECORDS, _ELEMENTS // sum(p.numel() for p in parameters.values())))
+    runs = []
+    for start in range(0, len(x), size):
+        chunk = [one[start : start + size] for one in given]
+        try:
+            found = vmap(gradient)(*(_filled(one, size) for one in chunk))
+        except RuntimeError:
+            found = apart(*chunk)
+        runs.append(found)
+    return [
+        (p, RowContribution(torch.cat([run[name] for run in runs])[: len(x)].flatten(1)))
+        for name, p in parameters.items()
+    ]
+
+
+def uses_in_call(module: nn.Module, x: Tensor, rest: Sequence[Tensor | Common]) -> Counter[int]:
+    """How often one call's graph uses each parameter at or below `module`, by the parameter's identity."""
+    with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        args = _arguments(x.detach(), [one.detach() for one in rest if isinstance(one, Tensor)], rest)
+        output = module.forward(*args)
+    edges = [edge for node in nodes(output) for edge, _ in node.next_functions]
+    return Counter(id(edge.variable) for edge in edges if edge is not None and hasattr(edge, "variable"))
+
+
+def _arguments(x: Tensor, each: Sequence[Tensor], rest: Sequence[Tensor | Common]) -> tuple[Any, ...]:
+    rows = iter(each)
+    return (x, *(next(rows) if isinstance(one, Tensor) else one.value for one in rest))
+
+
+def _filled(x: Tensor, size: int) -> Tensor:
+    return x if len(x) == size else torch.cat([x, x.new_zeros(size - len(x), *x.shape[1:])])
