@@ -241,10 +241,14 @@ def test_a_loop_serves_where_vmap_does_not_and_a_record_is_called_alone(
     own = Written.forward
     monkeypatch.setattr(Written, "forward", lambda self, x: (sizes.append(len(x)), own(self, x))[1])
     x = normal(40, 4, 7)
-    pairs = own_parameters(Written().double(), x, x, [])
-    assert len(sizes) == 40 + 2  # vmap was tried on both chunks
+    (_, scale), (_, unused) = own_parameters(Written().double(), x, x, [])
+    expected = x[:, :, :3].square().flatten(1)
+    torch.testing.assert_close(scale.explicit(0, 40), expected)
+    assert not unused.explicit(0, 40).any()
+    assert len(sizes) == 40 + 2  # vmap was tried on both chunks; all parameters are served by the same calls
     assert set(sizes) == {1}
-    torch.testing.assert_close(pairs[0][1].explicit(0, 40), x[:, :, :3].square().flatten(1))
+    torch.testing.assert_close(scale.explicit(30, 35), expected[30:35])
+    torch.testing.assert_close(scale.norms(), expected.norm(dim=1))
 
 
 @pytest.mark.parametrize("make", [Scale, Token, LowRank])

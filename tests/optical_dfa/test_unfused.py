@@ -176,10 +176,10 @@ class Attentive(nn.Module):
 class Padded(nn.Module):
     """Text of several lengths: 0 is padding."""
 
-    def __init__(self, layer: nn.Module, **options: Any) -> None:
+    def __init__(self, layer: nn.Module) -> None:
         super().__init__()
         self.embed, self.out = nn.Embedding(7, 8, padding_idx=0), nn.Linear(8, CLASSES)
-        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.encoder = nn.TransformerEncoder(layer, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(self.encoder(self.embed(x), src_key_padding_mask=x == 0).mean(1))
@@ -189,7 +189,6 @@ class Translator(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.whole = nn.Transformer(8, 2, 1, 1, 16, dropout=0.0, batch_first=True)
-        self.whole.encoder.enable_nested_tensor = self.whole.encoder.use_nested_tensor = False
         self.embed, self.out = nn.Embedding(7, 8), nn.Linear(8, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -246,6 +245,17 @@ def test_sum_of_each_record_alone(name: str, training: bool) -> None:
     norms, total = clipped_sum(capture, norm)
     torch.testing.assert_close(norms, stacks.norm(dim=1), rtol=1e-7, atol=1e-10)
     torch.testing.assert_close(total, clip(stacks, norm).sum(0), rtol=0.0, atol=1e-8 * norm)
+
+
+def test_direct_feedback_between_an_encoders_blocks() -> None:
+    points = ["encoder.layers.0", "encoder.layers.1"]
+    net = seeded(lambda: Padded(encoder()))
+    aligned = align(net, rule="dfa", example=[PADDED_TOKENS], points=points, show=None)
+    names, y = list(aligned.trained_parameters()), whole(M)
+    stacks = alone(aligned, [PADDED_TOKENS], y, names)
+    capture = captured(aligned)
+    cross_entropy(aligned(PADDED_TOKENS), y).backward()
+    torch.testing.assert_close(clipped_sum(capture, 0.1)[1], clip(stacks, 0.1).sum(0), rtol=0.0, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", list(CASES))

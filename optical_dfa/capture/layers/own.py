@@ -2,7 +2,7 @@
 
 The module is called again with one record at a time (`torch.func`, several at once by vmap), so that what a record
 contributes is a function of that record alone, and of what is the same for all. The call takes in all that is below the
-module. Chunks have one size, filled up with zeros: how a product is rounded depends on its shape.
+module. Chunks have one size, and are filled up: how a product is rounded depends on its shape.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from torch.func import functional_call, vjp, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from noise_models.errors import UsageError
-from optical_dfa.capture.contributions import RowContribution
+from optical_dfa.capture.contributions import Contribution
 from optical_dfa.capture.layers.pairs import Common, Pairs
 from optical_dfa.feedback.cuts import nodes
+from privacy.norms import vector_norms
 
 _RECORDS = 32  # called at once
-_ELEMENTS = 1 << 24  # of their gradients
+_ELEMENTS = 1 << 22  # of their gradients
 _OWN = "put it into a small module of its own, whose forward(x) uses it and calls no other trained layer"
 
 
@@ -82,52 +83,95 @@ def own_parameters(module: nn.Module, x: Tensor, delta: Tensor, rest: Sequence[T
     Args:
         x, rest: what it was called with; what has no row a record is marked.
         delta: at its output.
-    Raises:
-        UsageError: it draws at random, or returns something else than one tensor with the records first.
     """
-    parameters = {f"own.{name}": p for name, p in module.named_parameters() if p.requires_grad}
-    values = {name: p.detach() for name, p in parameters.items()}
-    bare = _Bare(module)
+    gradients = _Gradients(module, x, delta, rest)
+    return [(p, _Own(gradients, name)) for name, p in gradients.parameters.items()]
 
-    def gradient(x: Tensor, delta: Tensor, *each: Tensor) -> dict[str, Tensor]:
-        args = _arguments(x.unsqueeze(0), [one.unsqueeze(0) for one in each], rest)
-        called: Any = vjp(lambda given: functional_call(bare, given, args), values)
+
+class _Own(Contribution):
+    """What records contribute to one of the parameters; formed when it is asked for."""
+
+    def __init__(self, gradients: _Gradients, name: str) -> None:
+        self._gradients, self._name = gradients, name
+
+    def norms(self) -> Tensor:
+        records, width = len(self._gradients.given[0]), self._gradients.parameters[self._name].numel()
+        return torch.cat([vector_norms(self._rows(*block)) for block in self._chunks(records, width)])
+
+    def absolute(self) -> Tensor:
+        return self.norms()
+
+    def explicit(self, start: int, stop: int) -> Tensor:
+        return self._rows(start, stop).double()
+
+    def _rows(self, start: int, stop: int) -> Tensor:
+        return self._gradients.block(start, stop)[self._name]
+
+
+class _Gradients:
+    """The gradients of one call of a module, a run of records at a time.
+
+    Attributes:
+        parameters: the trained ones, by name.
+        given: the first input, delta, and what else has a row a record.
+    """
+
+    def __init__(self, module: nn.Module, x: Tensor, delta: Tensor, rest: Sequence[Tensor | Common]) -> None:
+        self.parameters = {f"own.{name}": p for name, p in module.named_parameters() if p.requires_grad}
+        self.given = [x.detach(), delta, *(one.detach() for one in rest if isinstance(one, Tensor))]
+        self._bare, self._rest = _Bare(module), rest
+        self._values = {name: p.detach() for name, p in self.parameters.items()}
+        self._size = max(1, min(_RECORDS, _ELEMENTS // sum(p.numel() for p in self.parameters.values())))
+        self._chunk: tuple[int, dict[str, Tensor]] = -1, {}
+        self._block: tuple[tuple[int, int], dict[str, Tensor]] = (0, 0), {}
+
+    def block(self, start: int, stop: int) -> dict[str, Tensor]:
+        """Of records start..stop-1, shapes (stop - start, numel). The last block is kept, as all parameters ask for it.
+
+        Raises:
+            UsageError: the module draws at random.
+        """
+        if self._block[0] != (start, stop):
+            first = start // self._size
+            runs = [self._of_chunk(chunk) for chunk in range(first, -(-stop // self._size))]
+            kept = slice(start - first * self._size, stop - first * self._size)
+            found = {name: torch.cat([run[name] for run in runs])[kept].flatten(1) for name in self._values}
+            self._block = (start, stop), found
+        return self._block[1]
+
+    def _of_chunk(self, chunk: int) -> dict[str, Tensor]:
+        if self._chunk[0] != chunk:
+            given = [one[chunk * self._size : (chunk + 1) * self._size] for one in self.given]
+            try:
+                found = vmap(self._gradient)(*(_filled(one, self._size) for one in given))
+            except RuntimeError:
+                found = self._one_by_one(*given)
+            self._chunk = chunk, found
+        return self._chunk[1]
+
+    def _gradient(self, x: Tensor, delta: Tensor, *each: Tensor) -> dict[str, Tensor]:
+        args = _arguments(x.unsqueeze(0), [one.unsqueeze(0) for one in each], self._rest)
+        called: Any = vjp(lambda given: functional_call(self._bare, given, args), self._values)
         output, pull = called
         (found,) = pull(delta.unsqueeze(0).to(output.dtype))
         return found  # type: ignore[no-any-return]
 
-    def apart(x: Tensor, delta: Tensor, *each: Tensor) -> dict[str, Tensor]:
+    def _one_by_one(self, x: Tensor, delta: Tensor, *each: Tensor) -> dict[str, Tensor]:
         """Where vmap has no rule for an operation."""
         rows = []
         for one, taught, *others in zip(x, delta, *each, strict=True):
-            args = _arguments(one.unsqueeze(0), [other.unsqueeze(0) for other in others], rest)
-            free = {name: value.clone().requires_grad_() for name, value in values.items()}
+            args = _arguments(one.unsqueeze(0), [other.unsqueeze(0) for other in others], self._rest)
+            free = {name: value.clone().requires_grad_() for name, value in self._values.items()}
             with torch.enable_grad(), _Certain():  # type: ignore[no-untyped-call]
-                output = functional_call(bare, free, args)
+                output = functional_call(self._bare, free, args)
             found = torch.autograd.grad(
                 output, list(free.values()), taught.unsqueeze(0).to(output.dtype), allow_unused=True
             )
             rows.append(
                 [torch.zeros_like(p) if g is None else g for p, g in zip(free.values(), found, strict=True)]
             )
-        return {
-            name: torch.stack(column) for name, column in zip(values, zip(*rows, strict=True), strict=True)
-        }
-
-    given = [x.detach(), delta, *(one.detach() for one in rest if isinstance(one, Tensor))]
-    size = max(1, min(_RECORDS, _ELEMENTS // sum(p.numel() for p in parameters.values())))
-    runs = []
-    for start in range(0, len(x), size):
-        chunk = [one[start : start + size] for one in given]
-        try:
-            found = vmap(gradient)(*(_filled(one, size) for one in chunk))
-        except RuntimeError:
-            found = apart(*chunk)
-        runs.append(found)
-    return [
-        (p, RowContribution(torch.cat([run[name] for run in runs])[: len(x)].flatten(1)))
-        for name, p in parameters.items()
-    ]
+        columns = zip(*rows, strict=True)
+        return {name: torch.stack(column) for name, column in zip(self._values, columns, strict=True)}
 
 
 def uses_in_call(module: nn.Module, x: Tensor, rest: Sequence[Tensor | Common]) -> Counter[int]:
@@ -145,4 +189,4 @@ def _arguments(x: Tensor, each: Sequence[Tensor], rest: Sequence[Tensor | Common
 
 
 def _filled(x: Tensor, size: int) -> Tensor:
-    return x if len(x) == size else torch.cat([x, x.new_zeros(size - len(x), *x.shape[1:])])
+    return x if len(x) == size else torch.cat([x, x[:1].expand(size - len(x), *x.shape[1:])])

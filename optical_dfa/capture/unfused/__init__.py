@@ -25,8 +25,8 @@ UNFUSED: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
     nn.LSTMCell: Cell,
 }
 
-# Where a part was put, under which name, and what was there.
-Replaced = tuple[nn.Module, str, nn.Module]
+# Where a part or a setting was put, under which name, and what was there.
+Replaced = tuple[nn.Module, str, Any]
 
 
 def unfuse(module: nn.Module) -> list[Replaced]:
@@ -52,14 +52,19 @@ def unfuse(module: nn.Module) -> list[Replaced]:
     for _, parent, key, child in found:
         if id(child) not in made:
             made[id(child)] = UNFUSED[type(child)](child).train(child.training)
-        parent._modules[key] = made[id(child)]
+        setattr(parent, key, made[id(child)])
         replaced.append((parent, key, child))
+    for part in module.modules():
+        # In evaluation it would pack what is not padding of all records into one tensor.
+        if isinstance(part, nn.TransformerEncoder) and part.use_nested_tensor:
+            part.use_nested_tensor = False
+            replaced.append((part, "use_nested_tensor", True))
     return replaced
 
 
 def restore(replaced: Sequence[Replaced]) -> None:
-    """Put fused layers back where `unfuse` took them apart."""
-    for parent, key, fused in replaced:
-        now = parent._modules[key]
-        assert now is not None
-        parent._modules[key] = fused.train(now.training)
+    """Put back what was there before `unfuse`."""
+    for parent, key, before in replaced:
+        if isinstance(before, nn.Module):
+            before.train(parent.get_submodule(key).training)
+        setattr(parent, key, before)
