@@ -170,6 +170,46 @@ class Written(nn.Module):
         return out
 
 
+class Scalar(nn.Module):
+    """A number, and a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(0.7))
+        self.register_buffer("mask", torch.ones(4, 4).tril())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.mask @ x) * self.scale
+
+
+class Reading(nn.Module):
+    """Parameters of its own above layers of torch's, one of them fused, and one that is there by two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.read, self.mix = (
+            nn.Parameter(torch.ones(7)),
+            nn.GRU(7, 3, batch_first=True),
+            nn.Linear(3, 3),
+        )
+        self.again = self.mix
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mix(self.again(self.read(x * self.scale)[0]).tanh())
+
+
+class Apart(nn.Module):
+    """A layer that is called below a module with parameters of its own, and stands beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Reading()
+        self.mix = self.inner.mix
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x)
+
+
 class Mapped(nn.Module):
     """Calls a module of its own with what is the same for all records."""
 
@@ -203,6 +243,9 @@ CASES |= {
     "own token and places": case(Token, LINE),
     "own low-rank factors": case(LowRank, LINE),
     "own, two inputs": case(Mixture, LINE, whole(M, 4, high=4)),
+    "own scalar": case(Scalar, LINE),
+    "own, above others": case(Reading, LINE),
+    "own, above one that stands beside it": case(Apart, LINE),
     "own, a constant beside": case(Mapped, LINE),
     "own subclass": case(lambda: MyLinear(7, 3), LINE),
     "own loop": case(Written, LINE),
@@ -319,6 +362,18 @@ class Calling(nn.Module):
         return self.out(self.how(self.inner, x).flatten(1))
 
 
+class Sharing(nn.Module):
+    """A layer below a module with parameters of its own is called outside of it, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.out = Reading(), nn.Linear(12, CLASSES)
+        self.mix = self.inner.mix
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.mix(self.inner(x)).flatten(1))
+
+
 class Named(Scale):
     def forward(self, x: Tensor, *, power: int = 1) -> Tensor:  # type: ignore[override]
         return super().forward(x) * power
@@ -344,6 +399,7 @@ REFUSED: dict[str, tuple[nn.Module, str, str]] = {
     "a list of tensors": (Calling(Pair(), lambda inner, x: inner([x, x])), "bp", "called without a tensor of records"),
     "a list beside": (Calling(Beside(), lambda inner, x: inner(x, [x])), "bp", "inner is given a list, which may hold"),
     "used outside": (Calling(Scale(), lambda inner, x: inner(x) + inner.scale), "bp", "used outside its own layer"),
+    "called outside": (Sharing(), "bp", "parameter inner.mix.weight is used outside its own layer"),
     "another record": (Calling(Scale(), lambda inner, x: inner(x.flip(0))), "bp", "mixes records"),
     "counts of the batch": (
         Calling(
@@ -367,11 +423,25 @@ def test_what_cannot_be_private_is_refused_by_name(name: str) -> None:
     assert "\n" not in message
 
 
-def test_a_root_that_nothing_cuts_is_one_layer() -> None:
-    aligned = align(seeded(Vision), rule="bp", example=LINE, show=None)
+def cut_at_its_output() -> nn.Module:
+    return nn.Sequential(nn.Linear(7, 7), nn.Tanh(), Token(), nn.Flatten(), nn.Linear(35, CLASSES))
+
+
+@pytest.mark.parametrize(
+    ("make", "points", "layers"),
+    [
+        (Vision, None, [""]),  # a root that nothing cuts is one layer
+        (cut_at_its_output, ["1", "2"], ["0", "2", "4"]),
+    ],
+)
+def test_a_module_of_ones_own_is_one_layer(
+    make: Callable[[], nn.Module], points: list[str] | None, layers: list[str]
+) -> None:
+    rule = "dfa" if points else "bp"
+    aligned = align(seeded(make), rule=rule, example=LINE, points=points, show=None)
     names, y = list(aligned.trained_parameters()), whole(M)
     stacks = alone(aligned, [LINE], y, names)
     capture = captured(aligned)
-    assert list(capture.layers) == [""]
+    assert list(capture.layers) == layers
     cross_entropy(aligned(LINE), y).backward()
     torch.testing.assert_close(clipped_sum(capture, 0.1)[1], clip(stacks, 0.1).sum(0), rtol=0.0, atol=1e-10)

@@ -66,11 +66,11 @@ def stepped(layer: nn.Module, h: Tensor) -> Tensor:
 
 
 class Adapter(nn.Module):
-    """A scale, a table of places and low-rank factors."""
+    """A number, a table of places and low-rank factors."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.scale, self.places = nn.Parameter(torch.ones(6)), nn.Parameter(torch.randn(1, 4, 6))
+        self.scale, self.places = nn.Parameter(torch.ones(())), nn.Parameter(torch.randn(1, 4, 6))
         self.down, self.up = nn.Parameter(torch.randn(6, 2)), nn.Parameter(torch.randn(2, 6))
 
     def forward(self, x: Tensor) -> Tensor:

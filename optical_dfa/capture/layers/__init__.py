@@ -52,6 +52,10 @@ LAYERS: dict[type[nn.Module], Callable[..., Pairs]] = {
 }
 
 
+_UNFUSED = (Attention, Recurrent, Cell)
+_PARTS = (Product, Appended)
+
+
 def contributions(layer: nn.Module, x: Tensor, delta: Tensor, rest: Sequence[Tensor | Common]) -> Pairs:
     """What one call of a trained layer contributes to each of its parameters.
 
@@ -71,7 +75,7 @@ def contributions(layer: nn.Module, x: Tensor, delta: Tensor, rest: Sequence[Ten
 
 def uses(layer: nn.Module, x: Tensor, rest: Sequence[Tensor | Common]) -> Counter[int]:
     """How many uses of each parameter one call of a trained layer records, by the parameter's identity."""
-    if isinstance(layer, Product | Appended):
+    if isinstance(layer, _PARTS):
         return Counter(id(one.value) for one in rest if isinstance(one, Common))
     if type(layer) in LAYERS:
         return Counter(id(p) for p in layer.parameters(recurse=False))
@@ -87,26 +91,30 @@ def trained_layers(module: nn.Module, parameters: Mapping[str, nn.Parameter]) ->
         UsageError: naming a layer that is not, or a forward that was replaced.
     """
     trained = {id(p) for p in parameters.values()}
-    layers: dict[str, nn.Module] = {}
-    within: set[int] = set()
+    holding: dict[str, nn.Module] = {}
     for name, part in module.named_modules():
         if "forward" in vars(part) and any(p.requires_grad for p in part.parameters()):
             raise UsageError(
                 f"the forward of {name or 'the module'} was replaced, so what it does with its parameters is not "
                 "known; put a module of its own in its place (low-rank factors as two nn.Linear), or freeze it"
             )
-        if isinstance(part, Product | Appended):
-            layers[name] = part
-            continue
-        if isinstance(part, Attention | Recurrent | Cell):  # made of those
-            within |= {id(inner) for inner in part.modules()}
-            continue
         # A weight that is computed from other parameters in every call is used by the layer, not by its parts.
         own = part.parameters(recurse=is_parametrized(part))
-        if id(part) in within or not any(id(p) in trained for p in own):
-            continue
+        if isinstance(part, _PARTS) or any(id(p) in trained for p in own):
+            holding[name] = part
+    # What is below a layer is called by it, and recorded with it; unfused layers are recorded part by part.
+    within = {
+        id(inner)
+        for part in holding.values()
+        for inner in part.modules()
+        if inner is not part and not (isinstance(part, _UNFUSED) and isinstance(inner, _PARTS))
+    }
+    layers = {
+        name: part
+        for name, part in holding.items()
+        if id(part) not in within and not isinstance(part, _UNFUSED)
+    }
+    for name, part in layers.items():
         if type(part) not in LAYERS:
             refuse_own(name, part)
-            within |= {id(inner) for inner in part.modules()}
-        layers[name] = part
     return layers

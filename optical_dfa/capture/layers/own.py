@@ -135,7 +135,10 @@ class _Gradients:
             first = start // self._size
             runs = [self._of_chunk(chunk) for chunk in range(first, -(-stop // self._size))]
             kept = slice(start - first * self._size, stop - first * self._size)
-            found = {name: torch.cat([run[name] for run in runs])[kept].flatten(1) for name in self._values}
+            found = {
+                name: torch.cat([run[name] for run in runs])[kept].reshape(stop - start, -1)
+                for name in self._values
+            }
             self._block = (start, stop), found
         return self._block[1]
 
