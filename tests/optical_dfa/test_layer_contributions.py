@@ -307,6 +307,25 @@ def test_no_record_notices_how_many_others_there_are(make: Callable[[], nn.Modul
             assert torch.equal(one.explicit(0, records), two.explicit(0, records))
 
 
+@pytest.mark.parametrize("name", ["bilinear", "bags, weighted", "own, two inputs", "own token and places"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_record_that_is_not_finite_adds_exactly_nothing(name: str, value: float) -> None:
+    make, inputs = CASES[name]
+    aligned = align(seeded(make), rule="bp", example=inputs, show=None)
+    y, rest = whole(M), torch.arange(M) != 2
+    for place in [i for i, x in enumerate(inputs) if x.is_floating_point()]:
+        broken = [x.clone() for x in inputs]
+        broken[place][2] = value
+        capture = captured(aligned)
+        cross_entropy(aligned(*broken), y).backward()
+        norms, total = clipped_sum(capture, 0.5)
+        assert norms.isfinite().tolist() == rest.tolist()
+        capture.expected_records = lambda: M - 1
+        cross_entropy(aligned(*[x[rest] for x in inputs]), y[rest]).backward()
+        torch.testing.assert_close(total, clipped_sum(capture, 0.5)[1], rtol=0.0, atol=1e-12)
+        aligned.stop_capture()
+
+
 # ---- what is refused
 
 
@@ -374,6 +393,34 @@ class Sharing(nn.Module):
         return self.out(self.mix(self.inner(x)).flatten(1))
 
 
+class Squeezing(Scale):
+    """Takes the records' axis away where there is one record."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.squeeze())
+
+
+class Twisted(Scale):
+    """Takes records where they are not first."""
+
+    def forward(self, x: Tensor, times_first: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x) + times_first.transpose(0, 1)
+
+
+class Spoiling(nn.Module):
+    """Changes a second input after the layer has read it, which autograd does not notice in a first layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.out = nn.Bilinear(7, 7, 3), nn.Linear(12, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        other = x.cos()
+        h = self.layer(x, other)
+        other.mul_(2)
+        return self.out(h.flatten(1))
+
+
 class Named(Scale):
     def forward(self, x: Tensor, *, power: int = 1) -> Tensor:  # type: ignore[override]
         return super().forward(x) * power
@@ -400,6 +447,11 @@ REFUSED: dict[str, tuple[nn.Module, str, str]] = {
     "a list beside": (Calling(Beside(), lambda inner, x: inner(x, [x])), "bp", "inner is given a list, which may hold"),
     "used outside": (Calling(Scale(), lambda inner, x: inner(x) + inner.scale), "bp", "used outside its own layer"),
     "called outside": (Sharing(), "bp", "parameter inner.mix.weight is used outside its own layer"),
+    "one record": (Calling(Squeezing(), lambda inner, x: inner(x)), "bp", "Squeezing, which has parameters of its own"),
+    "records elsewhere": (
+        Calling(Twisted(), lambda inner, x: inner(x, x.transpose(0, 1))), "bp", "sees the records in dimension 1",
+    ),
+    "changed in place": (Spoiling(), "bp", "the input of layer was changed in place"),
     "another record": (Calling(Scale(), lambda inner, x: inner(x.flip(0))), "bp", "mixes records"),
     "counts of the batch": (
         Calling(

@@ -41,14 +41,18 @@ class _Bare(nn.Module):
 class _Certain(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Refuses operations that draw at random."""
 
+    def __init__(self, kind: str) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.kind = kind
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if torch.Tag.nondeterministic_seeded in func.tags:
             raise UsageError(
-                f"a module with parameters of its own draws at random ({func._schema.name.removeprefix('aten::')}), "
-                "and is called again for each record, when it would draw anew; put the parameters and what draws into "
-                "modules of their own"
+                f"{self.kind}, which has parameters of its own, draws at random "
+                f"({func._schema.name.removeprefix('aten::')}), and is called again for each record, when it would "
+                "draw anew; put the parameters and what draws into modules of their own"
             )
         return func(*args, **(kwargs or {}))
 
@@ -129,7 +133,7 @@ class _Gradients:
         """Of records start..stop-1, shapes (stop - start, numel). The last block is kept, as all parameters ask for it.
 
         Raises:
-            UsageError: the module draws at random.
+            UsageError: the module draws at random, or does not take one record alone.
         """
         if self._block[0] != (start, stop):
             first = start // self._size
@@ -165,11 +169,18 @@ class _Gradients:
         for one, taught, *others in zip(x, delta, *each, strict=True):
             args = _arguments(one.unsqueeze(0), [other.unsqueeze(0) for other in others], self._rest)
             free = {name: value.clone().requires_grad_() for name, value in self._values.items()}
-            with torch.enable_grad(), _Certain():  # type: ignore[no-untyped-call]
-                output = functional_call(self._bare, free, args)
-            found = torch.autograd.grad(
-                output, list(free.values()), taught.unsqueeze(0).to(output.dtype), allow_unused=True
-            )
+            kind = type(self._bare.own).__name__
+            try:
+                with torch.enable_grad(), _Certain(kind):
+                    output = functional_call(self._bare, free, args)
+                found = torch.autograd.grad(
+                    output, list(free.values()), taught.unsqueeze(0).to(output.dtype), allow_unused=True
+                )
+            except RuntimeError:
+                raise UsageError(
+                    f"{kind}, which has parameters of its own, is called again with one record alone and fails or "
+                    "returns another shape; let its forward take a batch of any size"
+                ) from None
             rows.append(
                 [torch.zeros_like(p) if g is None else g for p, g in zip(free.values(), found, strict=True)]
             )
