@@ -198,6 +198,39 @@ class Reading(nn.Module):
         return self.mix(self.again(self.read(x * self.scale)[0]).tanh())
 
 
+class Tied(nn.Module):
+    """One weight in two parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.one, self.two = nn.Parameter(torch.ones(7)), nn.Linear(7, 7), nn.Linear(7, 7)
+        self.two.weight = self.one.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.two(self.one(x * self.scale).tanh())
+
+
+class Table(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(CLASSES, 7))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight[x]
+
+
+class Language(nn.Module):
+    """A table of its own, whose weight a layer of torch's has as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.phi, self.out = Table(), nn.Tanh(), nn.Linear(7, CLASSES)
+        self.out.weight = self.layer.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.phi(self.layer(x)).mean(1))
+
+
 class Apart(nn.Module):
     """A layer that is called below a module with parameters of its own, and stands beside it."""
 
@@ -208,6 +241,13 @@ class Apart(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.inner(x)
+
+
+class Direction(Scale):
+    """0 / 0 for a record of zeros."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x / x.flatten(1).norm(dim=1).view(-1, 1, 1))
 
 
 class Mapped(nn.Module):
@@ -244,6 +284,9 @@ CASES |= {
     "own low-rank factors": case(LowRank, LINE),
     "own, two inputs": case(Mixture, LINE, whole(M, 4, high=4)),
     "own scalar": case(Scalar, LINE),
+    "own, tied": case(Tied, LINE),
+    "own, tied to a layer of torch's": (Language, [whole(M, 5)]),
+    "own direction": case(Direction, LINE),
     "own, above others": case(Reading, LINE),
     "own, above one that stands beside it": case(Apart, LINE),
     "own, a constant beside": case(Mapped, LINE),
@@ -269,10 +312,12 @@ def test_sum_of_each_record_alone(name: str, records: int, rule: str) -> None:
     given, y = [x[:records] for x in inputs], whole(M)[:records]
     stacks = alone(aligned, given, y, names)
     norm = float(stacks.norm(dim=1).median())
-    capture = captured(aligned, records)
+    capture, before = captured(aligned, records), dict(net.named_parameters(remove_duplicate=False))
     assert list(capture.parameters) == names
     cross_entropy(aligned(*given), y).backward()
     norms, total = clipped_sum(capture, norm)
+    after = dict(net.named_parameters(remove_duplicate=False))
+    assert all(after[key] is p for key, p in before.items())
     torch.testing.assert_close(norms, stacks.norm(dim=1), rtol=1e-9, atol=0.0)
     torch.testing.assert_close(total, clip(stacks, norm).sum(0), rtol=0.0, atol=1e-9 * norm)
 
@@ -307,7 +352,9 @@ def test_no_record_notices_how_many_others_there_are(make: Callable[[], nn.Modul
             assert torch.equal(one.explicit(0, records), two.explicit(0, records))
 
 
-@pytest.mark.parametrize("name", ["bilinear", "bags, weighted", "own, two inputs", "own token and places"])
+@pytest.mark.parametrize(
+    "name", ["bilinear", "bags, weighted", "own, two inputs", "own token and places", "own direction"]
+)
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_record_that_is_not_finite_adds_exactly_nothing(name: str, value: float) -> None:
     make, inputs = CASES[name]
@@ -324,6 +371,20 @@ def test_a_record_that_is_not_finite_adds_exactly_nothing(name: str, value: floa
         cross_entropy(aligned(*[x[rest] for x in inputs]), y[rest]).backward()
         torch.testing.assert_close(total, clipped_sum(capture, 0.5)[1], rtol=0.0, atol=1e-12)
         aligned.stop_capture()
+
+
+@pytest.mark.parametrize("name", ["own, a constant beside", "own, above others", "transposed 2d"])
+def test_contributions_under_autocast_are_summed_in_float32(name: str) -> None:
+    make, inputs = CASES[name]
+    given = [x.float() for x in inputs]
+    aligned = align(seeded(make, torch.float32), rule="bp", example=given, show=None)
+    capture, sums = captured(aligned), []
+    for autocast in (True, False):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            cross_entropy(aligned(*given), whole(M)).backward()
+            sums.append(clipped_sum(capture, 0.5)[1])
+    assert sums[0].dtype == torch.float32
+    assert 0 < (sums[0] - sums[1]).norm() < 0.1 * sums[1].norm()
 
 
 # ---- what is refused

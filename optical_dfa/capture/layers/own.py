@@ -8,7 +8,7 @@ module. Chunks have one size, and are filled up: how a product is rounded depend
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -121,10 +121,18 @@ class _Gradients:
     """
 
     def __init__(self, module: nn.Module, x: Tensor, delta: Tensor, rest: Sequence[Tensor | Common]) -> None:
-        self.parameters = {f"own.{name}": p for name, p in module.named_parameters() if p.requires_grad}
+        self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.given = [x.detach(), delta, *(one.detach() for one in rest if isinstance(one, Tensor))]
-        self._bare, self._rest = _Bare(module), rest
+        self._bare, self._rest = _Bare(module), [_as_precise(one) for one in rest]
         self._values = {name: p.detach() for name, p in self.parameters.items()}
+        names = {id(p): name for name, p in self.parameters.items()}
+        # Of a parameter that several parts hold, all places; of a part that has several names, one.
+        self._places = {
+            f"{path}.{key}": names[id(p)]
+            for path, part in self._bare.named_modules()
+            for key, p in part._parameters.items()
+            if id(p) in names
+        }
         self._size = max(1, min(_RECORDS, _ELEMENTS // sum(p.numel() for p in self.parameters.values())))
         self._chunk: tuple[int, dict[str, Tensor]] = -1, {}
         self._block: tuple[tuple[int, int], dict[str, Tensor]] = (0, 0), {}
@@ -139,10 +147,13 @@ class _Gradients:
             first = start // self._size
             runs = [self._of_chunk(chunk) for chunk in range(first, -(-stop // self._size))]
             kept = slice(start - first * self._size, stop - first * self._size)
+            # 0 times infinity is not 0: a record that is taught nothing contributes nothing, whatever it holds.
+            taught = (self.given[1][start:stop] != 0).reshape(stop - start, -1).any(1, keepdim=True)
             found = {
                 name: torch.cat([run[name] for run in runs])[kept].reshape(stop - start, -1)
                 for name in self._values
             }
+            found = {name: rows.where(taught, rows.new_zeros(())) for name, rows in found.items()}
             self._block = (start, stop), found
         return self._block[1]
 
@@ -158,10 +169,14 @@ class _Gradients:
 
     def _gradient(self, x: Tensor, delta: Tensor, *each: Tensor) -> dict[str, Tensor]:
         args = _arguments(x.unsqueeze(0), [one.unsqueeze(0) for one in each], self._rest)
-        called: Any = vjp(lambda given: functional_call(self._bare, given, args), self._values)
+        called: Any = vjp(lambda values: self._call(values, args), self._values)
         output, pull = called
         (found,) = pull(delta.unsqueeze(0).to(output.dtype))
         return found  # type: ignore[no-any-return]
+
+    def _call(self, values: Mapping[str, Tensor], args: tuple[Any, ...]) -> Any:
+        placed = {place: values[name] for place, name in self._places.items()}
+        return functional_call(self._bare, placed, args, tie_weights=False)
 
     def _one_by_one(self, x: Tensor, delta: Tensor, *each: Tensor) -> dict[str, Tensor]:
         """Where vmap has no rule for an operation."""
@@ -172,7 +187,7 @@ class _Gradients:
             kind = type(self._bare.own).__name__
             try:
                 with torch.enable_grad(), _Certain(kind):
-                    output = functional_call(self._bare, free, args)
+                    output = self._call(free, args)
                 found = torch.autograd.grad(
                     output, list(free.values()), taught.unsqueeze(0).to(output.dtype), allow_unused=True
                 )
@@ -200,6 +215,13 @@ def uses_in_call(module: nn.Module, x: Tensor, rest: Sequence[Tensor | Common]) 
 def _arguments(x: Tensor, each: Sequence[Tensor], rest: Sequence[Tensor | Common]) -> tuple[Any, ...]:
     rows = iter(each)
     return (x, *(next(rows) if isinstance(one, Tensor) else one.value for one in rest))
+
+
+def _as_precise(one: Tensor | Common) -> Tensor | Common:
+    """What is common to all records, of the precision that records have (under autocast it has less)."""
+    value: Any = one.value if isinstance(one, Common) else None
+    half = isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16)
+    return Common(value.float()) if half else one
 
 
 def _filled(x: Tensor, size: int) -> Tensor:
