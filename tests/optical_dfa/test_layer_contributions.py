@@ -387,6 +387,19 @@ def test_contributions_under_autocast_are_summed_in_float32(name: str) -> None:
     assert 0 < (sums[0] - sums[1]).norm() < 0.1 * sums[1].norm()
 
 
+@pytest.mark.parametrize(
+    "name", ["transposed 2d", "bilinear", "bags, weighted", "own, two inputs", "own loop"]
+)
+def test_an_empty_batch_adds_nothing(name: str) -> None:
+    make, inputs = CASES[name]
+    aligned = align(seeded(make), rule="bp", example=inputs, show=None)
+    capture = captured(aligned, 0)
+    cross_entropy(aligned(*[x[:0] for x in inputs]), whole(0)).backward()
+    norms, total = clipped_sum(capture, 1.0)
+    assert norms.shape == (0,)
+    assert not total.any()
+
+
 # ---- what is refused
 
 
