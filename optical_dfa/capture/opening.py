@@ -21,6 +21,7 @@ from optical_dfa.capture.probing import (
 from optical_dfa.capture.records import Capture
 from optical_dfa.capture.separated import SeparatedCapture
 from optical_dfa.capture.trying import named_failure
+from optical_dfa.capture.unfused import restore, unfuse
 from optical_dfa.feedback.aligned import AlignedModule
 from optical_dfa.feedback.points import refuse_computed
 from optical_dfa.feedback.rule import ProjectingState
@@ -55,7 +56,13 @@ def open_capture(aligned: AlignedModule, kind: str, rows: int | None = None) -> 
     _refuse_own_ways(aligned)
     with named_failure(f"rule {aligned.rule.name} fails on random errors"):
         _check_taught_apart(aligned)
-    capture = CAPTURES[kind](aligned)
+    replaced = unfuse(aligned.module)
+    try:
+        capture = CAPTURES[kind](aligned)
+    except BaseException:
+        restore(replaced)
+        raise
+    capture.replaced = replaced
     aligned.attach(capture)
     try:
         check_records_apart(capture)

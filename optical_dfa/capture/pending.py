@@ -19,7 +19,8 @@ from torch.autograd.function import once_differentiable
 from noise_models.errors import UsageError
 from optical_dfa.capture.contributions import Contribution, combine
 from optical_dfa.capture.factors import factors
-from optical_dfa.capture.layers import LAYERS
+from optical_dfa.capture.layers import contributions
+from optical_dfa.capture.layers.pairs import Common
 from privacy.contributions.integers import Factors
 from privacy.norms import joint_norms, rounded_down
 
@@ -37,13 +38,15 @@ class Use:
 
     Attributes:
         layer: its name.
-        x, delta: its input and the teaching signal at its output, the block's rows first: records, then padding.
+        x, delta: its first input and the teaching signal at its output, the block's rows first: records, then padding.
+        rest: what else it was called with.
         block: which one.
     """
 
     layer: str
     x: Tensor
     delta: Tensor
+    rest: tuple[Tensor | Common, ...] = ()
     block: int = 0
 
 
@@ -72,24 +75,32 @@ class Noted(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, output: Tensor, anchor: Tensor, capture: PendingBatch, layer: str, x: Tensor
+        ctx: Any,
+        output: Tensor,
+        anchor: Tensor,
+        capture: PendingBatch,
+        layer: str,
+        x: Tensor,
+        rest: tuple[Tensor | Common, ...],
     ) -> Tensor:
-        ctx.capture, ctx.layer, ctx.x, ctx.version = capture, layer, x, x._version
+        ctx.capture, ctx.layer, ctx.x, ctx.rest = capture, layer, x, rest
+        ctx.versions = _versions(x, rest)
         ctx.generation, ctx.block = capture.generation, capture.block
         return output.detach()  # not a view, which an activation could not work on in place
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        if ctx.x._version != ctx.version:
+        if _versions(ctx.x, ctx.rest) != ctx.versions:
             raise UsageError(
                 f"the input of {ctx.layer} was changed in place after the layer had read it, so its contribution "
                 "is lost; use the operation that is not in place"
             )
         if ctx.generation != ctx.capture.generation:
             raise UsageError(EARLIER)
-        ctx.capture.reached(Use(ctx.layer, ctx.x.detach(), grad.detach(), ctx.block))
-        return (grad if ctx.needs_input_grad[0] else None), torch.zeros(()), None, None, None
+        rest = tuple(one.detach() if isinstance(one, Tensor) else one for one in ctx.rest)
+        ctx.capture.reached(Use(ctx.layer, ctx.x.detach(), grad.detach(), rest, ctx.block))
+        return (grad if ctx.needs_input_grad[0] else None), torch.zeros(()), None, None, None, None
 
 
 class PendingBatch:
@@ -111,7 +122,7 @@ class PendingBatch:
         rows: of a block; None is as many as the batch has records, and LEAST.
         block: the one whose forward pass is running.
         uses: of the layers, by the backward passes over the batch that accumulate gradients.
-        calls: layer, input and output of each use in the last forward pass.
+        calls: layer, first input, output and what else was given of each use in the last forward pass.
         positions: the most positions of a record, over all passes, that the rounding bound allows for.
     """
 
@@ -140,7 +151,7 @@ class PendingBatch:
         self.rows: int | None = None
         self.block = 0
         self.uses: list[Use] = []
-        self.calls: list[tuple[str, Tensor, Tensor]] = []
+        self.calls: list[tuple[str, Tensor, Tensor, tuple[Tensor | Common, ...]]] = []
         self.positions = 1
         self._reached: dict[int, list[Use]] = {}
         self._contributions: list[Block] | None = None
@@ -202,8 +213,10 @@ class PendingBatch:
             for use in self.uses:
                 if use.block < len(owned):
                     own = owned[use.block]
-                    use.delta = _silence(use.delta, own)
-                    use.x = _silence(use.x, own) if use.x.is_floating_point() else use.x
+                    use.delta, use.x = _silence(use.delta, own), _silence(use.x, own)
+                    use.rest = tuple(
+                        _silence(one, own) if isinstance(one, Tensor) else one for one in use.rest
+                    )
             self._contributions = None
         with self._exactly():
             for block in self._gather():
@@ -275,16 +288,19 @@ class PendingBatch:
         uses = [use for use in self.uses if use.block == block]
         for use in uses:
             layer = self.layers[use.layer]
-            x = use.x if not use.x.is_floating_point() else _at_least_float32(use.x)
-            for local, part in LAYERS[type(layer)](layer, x, _at_least_float32(use.delta)).items():
-                name = names.get(id(getattr(layer, local)))
+            rest = [_at_least_float32(one) if isinstance(one, Tensor) else one for one in use.rest]
+            delta = _at_least_float32(use.delta)
+            for parameter, part in contributions(layer, _at_least_float32(use.x), delta, rest):
+                name = names.get(id(parameter))
                 if name is not None:
                     parts[name].append(part)
         return {name: combine(found, len(uses[0].delta), self.sizes[name]) for name, found in parts.items()}
 
     def replay(self) -> dict[str, Contribution]:
         """The contributions of the last forward pass, had its deltas been zero."""
-        self.uses = [Use(layer, x.detach(), torch.zeros_like(output)) for layer, x, output in self.calls]
+        self.uses = [
+            Use(layer, x.detach(), torch.zeros_like(output), rest) for layer, x, output, rest in self.calls
+        ]
         return self._joined(0)
 
 
@@ -292,10 +308,17 @@ def _no_batch() -> int | None:
     return None
 
 
+def _versions(x: Tensor, rest: tuple[Tensor | Common, ...]) -> list[int]:
+    """Which change other tensors than what is common to all records."""
+    return [x._version, *(one._version for one in rest if isinstance(one, Tensor))]
+
+
 def _silence(part: Tensor, kept: Tensor) -> Tensor:
+    if not part.is_floating_point():
+        return part
     return torch.where(kept.view(-1, *[1] * (part.ndim - 1)), part, torch.zeros((), dtype=part.dtype))
 
 
 def _at_least_float32(part: Tensor) -> Tensor:
     """bf16 products overshoot the clip by up to 1e-2 (THEORY T3)."""
-    return part if part.dtype in (torch.float32, torch.float64) else part.float()
+    return part.float() if part.dtype in (torch.float16, torch.bfloat16) else part

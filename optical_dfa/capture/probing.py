@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from noise_models.errors import UsageError
 from noise_models.randomness.generator import NoiseGenerator
 from optical_dfa.capture.following import Following
+from optical_dfa.capture.layers import uses
 from optical_dfa.capture.records import Capture, capture_of
 from optical_dfa.capture.state import Attributes, same
 from optical_dfa.capture.trying import MASKS, named_failure, stand_in
@@ -47,7 +48,7 @@ def check_records_apart(capture: Capture) -> None:
             if seen.shape[0] != RECORDS:
                 raise UsageError(
                     f"{name} sees {seen.shape[0]} rows for {RECORDS} records; in a private run every layer keeps the "
-                    "records in its first dimension"
+                    "records in its first dimension (batch_first=True)"
                 )
         if not _same(before, _probe(capture, inputs, training, seed=1)):
             continue  # random masks may depend on the batch; whole steps have masks that do not
@@ -204,7 +205,9 @@ class _Step:
         """
         capture = self._taken(inputs, seed, order=order)
         found = {
-            f"call {number} of a layer, {use.layer}": _digests([use.x, use.delta])
+            f"call {number} of a layer, {use.layer}": _digests(
+                [use.x, use.delta, *(one for one in use.rest if isinstance(one, Tensor))]
+            )
             for number, use in enumerate(capture.uses)
         }
         runs = [
@@ -232,6 +235,8 @@ def _digests(parts: Sequence[Tensor]) -> Tensor:
     weights = torch.Generator().manual_seed(0)
     for part in parts:
         rows = part.detach().reshape(len(part), -1).contiguous().cpu()
+        if rows.element_size() < 4:
+            rows = rows.float() if rows.is_floating_point() else rows.to(torch.int32)
         words = rows.view(torch.int32)
         odd = torch.randint(-(2**30), 2**30, (words.shape[1],), generator=weights, dtype=torch.int32)
         odd.mul_(2).add_(1)
@@ -362,10 +367,9 @@ def check_uses(capture: Capture) -> int:
     with torch.no_grad(), torch.random.fork_rng(devices=[]), named_failure():
         twin.active = True
         twin.module(*capture.aligned.example(2))
+    calls = [uses(twin.layers[layer], x, rest) for layer, x, _, rest in twin.calls]
     for name, p in twin.parameters.items():
-        recorded = sum(
-            any(q is p for q in twin.layers[layer].parameters(recurse=False)) for layer, _, _ in twin.calls
-        )
+        recorded = sum(call[id(p)] for call in calls)
         if graph_uses.get(name, 0) > recorded:
             raise UsageError(
                 f"parameter {name} is used outside its own layer ({graph_uses[name]} uses, {recorded} of them in a "
@@ -395,7 +399,7 @@ def _probe(
                 "make_private, or compute it anew in every pass"
             )
     kept.refuse_changed(twin.module)
-    return [*((name, x) for name, x, _ in twin.calls), ("the output", output)]
+    return [*((name, x) for name, x, *_ in twin.calls), ("the output", output)]
 
 
 def _released(module: nn.Module) -> list[tuple[str, Tensor]]:

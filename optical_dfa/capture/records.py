@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
@@ -22,12 +23,15 @@ from noise_models.randomness.generator import NoiseGenerator
 from optical_dfa.capture.device import FollowedDevice
 from optical_dfa.capture.following import Following
 from optical_dfa.capture.graph import refuse_unknown_functions
-from optical_dfa.capture.layers import held_statistics, refuse_mixing, trained_layers
+from optical_dfa.capture.layers import trained_layers
+from optical_dfa.capture.layers.mixing import held_statistics, refuse_mixing
+from optical_dfa.capture.layers.pairs import Common
 from optical_dfa.capture.pending import EARLIER, Noted, PendingBatch
 from optical_dfa.capture.program import Program
 from optical_dfa.capture.rows import FIRST
 from optical_dfa.capture.state import Attributes, Held, Kept, plain, refuse_extra_state, tensors_of, token_of
 from optical_dfa.capture.trying import program_of, program_of_rule
+from optical_dfa.capture.unfused import Replaced, restore
 from optical_dfa.feedback.aligned import AlignedModule
 from optical_dfa.feedback.points import ForwardPass, take_off
 from privacy.secrecy import foreign
@@ -41,16 +45,46 @@ class _LayerHook:
         self.layer = layer
 
     def __call__(
-        self, module: nn.Module, args: tuple[Tensor, ...], named: Mapping[str, Tensor], output: Tensor
+        self, module: nn.Module, args: tuple[Any, ...], named: Mapping[str, Any], output: Any
     ) -> Tensor | None:
         if not self.capture.active:
             return None
-        given = (*args, *named.values())[0]
-        if self.capture.following is not None:
-            _check_rows(self.capture.following, self.layer, given)
-            self.capture.following.called(self.layer, given)
-        self.capture.calls.append((self.layer, given, output))
-        return Noted.apply(output, self.capture.anchor, self.capture, self.layer, given)  # type: ignore[no-any-return, no-untyped-call]
+        given, *others = _given(self.layer, module, args, named)
+        following = self.capture.following
+        if following is not None:
+            _check_rows(following, self.layer, given)
+            following.called(self.layer, given)
+        rest = tuple(self._apart(one, given) for one in others)
+        if not isinstance(output, Tensor):
+            raise UsageError(
+                f"{self.layer or 'the module'} returns a {type(output).__name__}; a module with trained parameters of "
+                "its own returns one tensor in a private run"
+            )
+        self.capture.calls.append((self.layer, given, output, rest))
+        return Noted.apply(output, self.capture.anchor, self.capture, self.layer, given, rest)  # type: ignore[no-any-return, no-untyped-call]
+
+    def _apart(self, one: Any, given: Tensor) -> Tensor | Common:
+        """An argument beside the first: a row a record, or the same for all."""
+        following = self.capture.following
+        if not isinstance(one, Tensor):
+            if not plain(one):
+                raise UsageError(
+                    f"{self.layer or 'the module'} is given a {type(one).__name__}, which may hold records; give a "
+                    "trained layer tensors as arguments of their own"
+                )
+            return Common(one)
+        if following is not None:
+            following.called(self.layer, one)
+        if isinstance(one, nn.Parameter):
+            return Common(one)
+        if following is None or following.program is None:  # tried, with few records
+            return one if one.shape[:1] == given.shape[:1] else Common(one)
+        with following.off():
+            rows = following.rows(one)
+        if rows is None:
+            return Common(one)
+        _check_rows(following, self.layer, one)
+        return one
 
 
 class Capture(PendingBatch):
@@ -63,6 +97,7 @@ class Capture(PendingBatch):
         noting: set on the copy of which a program is made: how its next pass is followed.
         threads: of torch's kernels.
         fixed: whether the run has begun: nobody changes what it rests on.
+        replaced: the fused layers of the module that were taken apart.
     """
 
     def __init__(self, aligned: AlignedModule) -> None:
@@ -84,6 +119,7 @@ class Capture(PendingBatch):
         self._given: list[Tensor] = []
         self.threads = torch.get_num_threads()
         self.fixed = False
+        self.replaced: list[Replaced] = []
         refuse_mixing(module)
         self.held = held_statistics(module)
         self._kept = Kept(module, self.parameters.values())
@@ -137,9 +173,10 @@ class Capture(PendingBatch):
         ]
 
     def remove(self) -> None:
-        """Take the hooks off the module again."""
+        """Take the hooks off the module again, and put back what was taken apart."""
         for layer in self.layers.values():
             take_off(layer, lambda hook: isinstance(hook, _LayerHook) and hook.capture is self)
+        restore(self.replaced)
 
     # ---- during the passes
 
@@ -419,7 +456,7 @@ class Capture(PendingBatch):
             _check_rows(following, f"feedback point {name}", h)
         refuse_unknown_functions([output, *(h for _, h in kept)], [self.anchor, *self._given])
         records = following.records
-        if any(x.shape[0] != records for _, x, _ in self.calls) or output.shape[:1] != (records,):
+        if any(x.shape[0] != records for _, x, *_ in self.calls) or output.shape[:1] != (records,):
             raise UsageError(_OTHER_BATCH)
 
     def projections(self, records: int) -> int:
@@ -469,6 +506,28 @@ def _check_rows(following: Following, name: str, x: Tensor) -> None:
             "in a private run every layer keeps the records in its first dimension, alone (batch_first=True, and "
             "no view that joins them with positions)"
         )
+
+
+def _given(name: str, layer: nn.Module, args: tuple[Any, ...], named: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What a layer was called with, in the order of its forward.
+
+    Raises:
+        UsageError: the first is no tensor, or there is something that has no place in that order.
+    """
+    if named:
+        bound = signature(layer.forward).bind(*args, **named)
+        bound.apply_defaults()
+        if bound.kwargs:
+            raise UsageError(
+                f"{name or 'the module'} is given {', '.join(bound.kwargs)} by name alone; let the forward of a "
+                "trained layer take its arguments by place"
+            )
+        args = bound.args
+    if not args or not isinstance(args[0], Tensor):
+        raise UsageError(
+            f"{name or 'the module'} is called without a tensor of records first; a trained layer is given one"
+        )
+    return args
 
 
 @contextmanager

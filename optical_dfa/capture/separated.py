@@ -82,6 +82,12 @@ class SeparatedCapture(Capture):
         super().__init__(aligned)
         self.matrices = _matrices(aligned)
         try:
+            for name, layer in self.layers.items():
+                if type(layer) is not nn.Linear:
+                    raise UsageError(
+                        f"{name or 'the module'} ({type(layer).__name__}) has trained parameters of its own; this "
+                        "release trains nn.Linear alone: freeze them, or use release digital"
+                    )
             self._names = self._released_names()
             self.widths = {name: int(layer.out_features) for name, layer in self._linear()}
             for name, layer in self.layers.items():
@@ -231,7 +237,7 @@ class SeparatedCapture(Capture):
         return taught
 
     def _linear(self) -> list[tuple[str, nn.Linear]]:
-        """The trained layers; `_check_parts` refuses others."""
+        """The trained layers; others are refused."""
         return [(name, layer) for name, layer in self.layers.items() if isinstance(layer, nn.Linear)]
 
     def _released_names(self) -> dict[str, tuple[str | None, str | None]]:

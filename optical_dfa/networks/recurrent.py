@@ -1,7 +1,7 @@
 """RNN, GRU and LSTM written as unrolled cells of linear layers, so that a feedback rule can cut them at every time.
 
-A fused `nn.GRU` or `nn.LSTM` is one operation: nothing inside can be taught directly, nor recorded layer by layer.
-These have the same equations and weights in the same order (tested), so a fused network's weights can be copied in.
+A fused `nn.GRU` or `nn.LSTM` is one operation: nothing inside can be taught directly. These have the same equations and
+weights in the same order (tested), so a fused network's weights can be copied in.
 
 h_t passes through a `State` module, a default feedback point, and is read by the matrices and by what lies above. What
 is carried over elementwise, without a matrix (z * h_{t-1} in a GRU, c_{t-1} in an LSTM), passes through `Memory`.
@@ -46,8 +46,9 @@ class Unrolled(nn.Module, ABC):
             outputs.append(reads)
         return torch.stack(outputs, 1)
 
+    @staticmethod
     @abstractmethod
-    def step(self, x: Tensor, h: Tensor, carried: Tensor) -> tuple[Tensor, Tensor]:
+    def step(x: Tensor, h: Tensor, carried: Tensor) -> tuple[Tensor, Tensor]:
         """h_t and what is carried on, from W x_t + b, U h_{t-1} + b' and what was carried."""
 
 
@@ -56,7 +57,8 @@ class RNN(Unrolled):
 
     gates = 1
 
-    def step(self, x: Tensor, h: Tensor, carried: Tensor) -> tuple[Tensor, Tensor]:
+    @staticmethod
+    def step(x: Tensor, h: Tensor, carried: Tensor) -> tuple[Tensor, Tensor]:
         return torch.tanh(x + h), carried
 
 
@@ -65,7 +67,8 @@ class GRU(Unrolled):
 
     gates = 3
 
-    def step(self, x: Tensor, h: Tensor, carried: Tensor) -> tuple[Tensor, Tensor]:
+    @staticmethod
+    def step(x: Tensor, h: Tensor, carried: Tensor) -> tuple[Tensor, Tensor]:
         x_r, x_z, x_n = x.chunk(3, 1)
         h_r, h_z, h_n = h.chunk(3, 1)
         z = torch.sigmoid(x_z + h_z)
@@ -79,7 +82,8 @@ class LSTM(Unrolled):
 
     gates = 4
 
-    def step(self, x: Tensor, h: Tensor, carried: Tensor) -> tuple[Tensor, Tensor]:
+    @staticmethod
+    def step(x: Tensor, h: Tensor, carried: Tensor) -> tuple[Tensor, Tensor]:
         i, f, g, o = (x + h).chunk(4, 1)
         c = torch.sigmoid(f) * carried + torch.sigmoid(i) * torch.tanh(g)
         return torch.sigmoid(o) * torch.tanh(c), c

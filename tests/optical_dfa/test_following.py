@@ -18,7 +18,7 @@ from torch.nn import functional as F  # noqa: N812 - as everybody calls it
 
 from noise_models.errors import UsageError
 from noise_models.randomness.generator import NoiseGenerator
-from optical_dfa import align
+from optical_dfa import align, unalign
 from optical_dfa.capture.records import Capture
 from optical_dfa.feedback.points import ForwardPass
 from optical_dfa.feedback.rules.dfa import DirectFeedbackAlignment
@@ -894,21 +894,21 @@ def test_what_is_refused_for_its_form_says_what_to_use(
     assert "\n" not in str(error.value)
 
 
-def test_an_encoder_that_would_nest_its_tensors_says_how_to_build_it() -> None:
+def test_an_encoder_nests_no_tensors_while_it_is_private() -> None:
     class Encoder(nn.Module):
-        def __init__(self, **options: Any) -> None:
+        def __init__(self) -> None:
             super().__init__()
             layer = nn.TransformerEncoderLayer(WIDTH, 2, 16, batch_first=True)
-            self.inside, self.out = frozen(nn.TransformerEncoder(layer, 1, **options)), nn.Linear(WIDTH, 4)
+            self.inside, self.out = frozen(nn.TransformerEncoder(layer, 1)), nn.Linear(WIDTH, 4)
 
         def forward(self, x: Tensor, padded: Tensor) -> Tensor:
             return self.out(self.inside(x, src_key_padding_mask=padded)[:, 0])
 
-    with pytest.raises(UsageError, match="enable_nested_tensor=False"):
-        private(Encoder(), SEQUENCE, PADDED)
-    aligned = private(Encoder(enable_nested_tensor=False), SEQUENCE, PADDED, records=3)
+    aligned = private(Encoder(), SEQUENCE, PADDED, records=3).eval()
     padded = torch.tensor([False, False, True, True]).expand(3, -1)
     assert aligned(torch.randn(3, LENGTH, WIDTH), padded).shape == (3, 4)
+    assert not aligned.module.inside.use_nested_tensor
+    assert unalign(aligned).inside.use_nested_tensor
 
 
 @pytest.mark.parametrize("name", SEPARATE)

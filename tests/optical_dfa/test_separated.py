@@ -193,3 +193,30 @@ def test_a_signal_that_is_not_gate_times_feedback_is_refused() -> None:
     torch.autograd.backward(loss)
     with pytest.raises(UsageError, match="taught by more"):
         module._capture.separated()
+
+
+class Scaled(nn.Module):
+    """A chain with a parameter of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.chain, self.scale = chain(6, 8, 4), nn.Parameter(torch.ones(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.chain(x.flatten(1) * self.scale)
+
+
+@pytest.mark.parametrize(
+    ("net", "rule", "words"),
+    [
+        (chain(6, 8, 4, activation=nn.PReLU), "dfa", "2 (PReLU) has trained parameters of its own"),
+        (Scaled(), "bp", "the module (Scaled) has trained parameters of its own"),
+    ],
+)
+def test_trained_parameters_outside_linear_layers_are_refused(net: nn.Module, rule: str, words: str) -> None:
+    x = torch.randn(3, 6)
+    aligned = align(net, rule=rule, example=x, show=None)
+    with pytest.raises(UsageError) as error:
+        SeparatedCapture(aligned)
+    assert words in str(error.value)
+    assert not any(part._forward_hooks for part in net.modules() if isinstance(part, nn.Linear))

@@ -148,13 +148,6 @@ def attention(call: Call) -> Placed:
     return (rows, rows, *[None] * (outputs - 2))
 
 
-@RULES.of("_nested_tensor_from_mask_left_aligned", "_nested_tensor_from_mask")
-def nested(call: Call) -> Placed:
-    raise MixingError(
-        "by what it reads of their mask; build nn.TransformerEncoder with enable_nested_tensor=False"
-    )
-
-
 @RULES.of("mkldnn_rnn_layer")
 def recurrent_layer(call: Call) -> Placed:
     """Sequences of shape (T, records, units), states of shape (records, units)."""
