@@ -49,6 +49,8 @@ class SamplingPlan:
             raise UsageError(
                 f"the expected batch size is {batch} and the public size {self.size}; need 1 <= batch <= N"
             )
+        if max_physical_batch_size is not None and max_physical_batch_size < 1:
+            raise UsageError(f"max_physical_batch_size is {max_physical_batch_size}; it must be at least 1")
         self.sample_rate = batch / self.size
         if len(data) > max(SIZE_SLACK * self.size, self.size + 1):
             raise UsageError(
@@ -61,9 +63,12 @@ class SamplingPlan:
 
     @property
     def block_rows(self) -> int:
-        """Rows of the blocks in which batches go through the module, a multiple of 16; seldom are two needed."""
+        """Rows of the blocks in which batches go through the module, a multiple of 32; seldom are two needed.
+
+        Kernels that work element by element take 32 numbers at a time, and the last few in another way.
+        """
         usual = math.ceil(self.expected_batch_size + 2 * math.sqrt(self.expected_batch_size))
-        return -(-min(usual, self.max_physical_batch_size or usual) // 16) * 16
+        return -(-min(usual, self.max_physical_batch_size or usual) // 32) * 32
 
 
 @dataclass(frozen=True)

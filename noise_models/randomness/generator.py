@@ -125,12 +125,16 @@ class NoiseGenerator:
         with self._lock:
             if key == self._key:
                 raise UsageError(f"generator {self.name!r} was given the key it has; condition fresh frames")
+            lanes = self._lanes
             self._set_key(key)
-            # Scratch holds the old stream's words.
-            self._words.fill(0)
-            self._turns.fill(0)
-            self._wide.fill(0.0)
-            self._scratch.clear()
+            for lane in lanes:
+                lane._set_key(os.urandom(32))
+            parts: list[NoiseGenerator] = [self, *lanes]
+            for part in parts:  # scratch holds the old stream's words
+                part._words.fill(0)
+                part._turns.fill(0)
+                part._wide.fill(0.0)
+                part._scratch.clear()
 
     @classmethod
     def seeded(cls, seed: int, name: str) -> Self:
@@ -155,7 +159,11 @@ class NoiseGenerator:
 
         Args:
             count: how many, 1 or more.
+        Raises:
+            UsageError: this is a lane itself, whose lanes would be its sisters.
         """
+        if self._position >= _LANE:
+            raise UsageError(f"this generator is a lane of {self.name!r}, which has no lanes of its own")
         with self._lock:
             self._leave_parent()
             while len(self._lanes) < count:
@@ -175,7 +183,7 @@ class NoiseGenerator:
         Raises:
             UsageError: the key is secret or conditioned: its stream is never drawn twice; or a negative position.
         """
-        if self._seed is None or position < 0:
+        if self._seed is None or not 0 <= position < _LANE:
             raise UsageError(
                 f"generator {self.name!r} cannot go to {position}; only a seeded one, to 0 or more"
             )
@@ -324,7 +332,8 @@ class NoiseGenerator:
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
         if self._seed is None:
             return type(self).secure, (self.name,)
-        return _restore, (type(self), self._seed, self.name, self._position)
+        lanes = tuple(lane.position for lane in self._lanes)
+        return _restore, (type(self), self._seed, self.name, self._position, lanes)
 
     def __repr__(self) -> str:
         seed = "conditioned" if self._seed is None else f"seed={self._seed}"
@@ -345,7 +354,11 @@ def _check_count(n: int) -> None:
         raise UsageError(f"number of random draws is {n}; it must not be negative")
 
 
-def _restore(cls: type[NoiseGenerator], seed: int, name: str, position: int) -> NoiseGenerator:
+def _restore(
+    cls: type[NoiseGenerator], seed: int, name: str, position: int, lanes: tuple[int, ...]
+) -> NoiseGenerator:
     generator = cls.seeded(seed, name)
+    for lane, place in zip(generator.lanes(len(lanes)), lanes, strict=True):
+        lane._seek(place)
     generator._seek(position)
     return generator

@@ -23,15 +23,28 @@ _T = TypeVar("_T")
 def in_lanes(tasks: Sequence[Callable[[], _T]]) -> list[_T]:
     """What the tasks return, in order; none of them is running any more when this returns or raises."""
     threads = min(torch.get_num_threads(), LANES)
+    inference = torch.is_inference_mode_enabled()
     if threads == 1 or len(tasks) < 2:
-        return [_without_gradients(task) for task in tasks]
-    futures = [_pool(threads, os.getpid()).submit(_without_gradients, task) for task in tasks]
-    wait(futures)
+        return [_without_gradients(task, inference) for task in tasks]
+    pool, futures = _pool(threads, os.getpid()), []
+    interrupted: BaseException | None = None
+    try:
+        futures += [pool.submit(_without_gradients, task, inference) for task in tasks]
+        wait(futures)
+    except BaseException as error:  # Ctrl-C, here or while the rest is waited for
+        interrupted = error
+    while not all(future.cancel() or future.done() for future in futures):
+        try:
+            wait(futures)
+        except BaseException as error:
+            interrupted = error
+    if interrupted is not None:
+        raise interrupted
     return [future.result() for future in futures]
 
 
-def _without_gradients(task: Callable[[], _T]) -> _T:
-    with torch.no_grad():
+def _without_gradients(task: Callable[[], _T], inference: bool) -> _T:
+    with torch.inference_mode(inference), torch.no_grad():
         return task()
 
 

@@ -47,8 +47,8 @@ class FollowedDevice:
             else:
                 answer = e.new_zeros(len(e), self._device.out_features)
                 if self._shown == len(e):
-                    answer = self._device.project(e)
+                    answer = self._device.project(e).to(e)
                 elif self._shown:
-                    answer[: self._shown] = self._device.project(e[: self._shown])
+                    answer[: self._shown] = self._device.project(e[: self._shown]).to(e)
             following.note(answer, rows, own=True)
         return answer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import product
 
 import torch
@@ -70,12 +71,26 @@ def open_capture(aligned: AlignedModule, kind: str, rows: int | None = None) -> 
         check_steps_apart(aligned)
         check_sums(aligned)
         if rows is not None:
-            check_places(aligned, rows)
-            capture.rows = rows
+            capture.rows = _same_in_every_place(aligned, rows)
+            capture.try_places = partial(check_places, aligned, capture.rows)
     except BaseException:
         aligned.stop_capture()
         raise
     return capture
+
+
+def _same_in_every_place(aligned: AlignedModule, rows: int) -> int:
+    """So many rows, or a few more: the next multiple of 128, which more kernels divide evenly among threads.
+
+    Raises:
+        UsageError: in neither a record's numbers are the same in every place.
+    """
+    try:
+        check_places(aligned, rows)
+    except UsageError:
+        rows = -(-rows // 128) * 128
+        check_places(aligned, rows)
+    return rows
 
 
 def _refuse_own_ways(aligned: AlignedModule) -> None:

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -122,36 +123,46 @@ def check_steps_apart(aligned: AlignedModule) -> None:
             size //= 2
 
 
-def check_places(aligned: AlignedModule, rows: int) -> None:
+def check_places(aligned: AlignedModule, rows: int, like: Sequence[Tensor] | None = None) -> None:
     """Take whole steps on one block of random records: each one's numbers are the same to the bit wherever it stands.
 
-    In a block that is shuffled, with half of its records exchanged for padding, no kernel may treat one of the others
-    otherwise (an incomplete tile, a remainder, another thread's share).
+    Every record goes one place on, which compares every place with the next; in a second block all are shuffled, and
+    half are exchanged for padding. No kernel may treat one otherwise (an incomplete tile, a remainder, another thread's
+    share), in training and in evaluation mode. Random masks are constant meanwhile: theirs do depend on the place.
 
     Args:
         aligned: records already; its device is left alone, as in `check_steps_apart`.
         rows: of a block.
+        like: what the module is called with; by default `align`'s example.
     Raises:
         UsageError: naming the layer.
     """
-    inputs = aligned.example(rows)
+    inputs = aligned.example(rows) if like is None else aligned.inputs_like(like, rows)
     order = torch.randperm(rows, generator=torch.Generator().manual_seed(0))
-    kept = order < -(-rows // 2)
-    moved = [torch.where(kept.view(-1, *[1] * (x.ndim - 1)), x[order], 0).to(x) for x in inputs]
+    half = order < rows // 2
+    padded = [torch.where(half.view(-1, *[1] * (x.ndim - 1)), x[order], 0).to(x) for x in inputs]
+    on = torch.arange(rows).roll(1)
     for training in (True, False):
         step = _Step(aligned, training, rows=rows)
-        base, found = step.digests(inputs), step.digests(moved, order=order)
-        differing = [name for name in base if not torch.equal(base[name][order][kept], found[name][kept])]
-        if not differing:
-            return
-        if all(
-            torch.equal(x, y) for x, y in zip(base.values(), step.digests(inputs, 1).values(), strict=True)
+        base = step.digests(inputs)
+        for moved, places, kept in (
+            ([x[on] for x in inputs], on, torch.ones(rows, dtype=torch.bool)),
+            (padded, order, half),
         ):
-            break  # no random masks, which depend on the place
-    raise UsageError(
-        f"{differing[0]} computes a record's numbers by its place among {rows} rows, so that a record that joins would "
-        "move the others'; try torch.set_num_threads(1), another max_physical_batch_size, or another kind of layer"
-    )
+            for name, found in step.digests(moved, places).items():
+                if not torch.equal(base[name][places][kept], found[kept]):
+                    raise UsageError(
+                        f"{name} computes a record's numbers by its place among {rows} rows, so that a record that "
+                        "joins would move the others'; try torch.set_num_threads(1), another max_physical_batch_size, "
+                        "or another kind of layer"
+                    )
+
+
+class _Constant(NoiseGenerator):
+    """Masks that are the same everywhere, and drop nothing that is dropped with a probability below three quarters."""
+
+    def _fill(self, buffer: Any, count: int) -> None:
+        buffer.view(np.uint32)[: count * buffer.itemsize // 4] = 0x3FFFFFFF
 
 
 class _Step:
@@ -189,21 +200,19 @@ class _Step:
             changed: a record whose error is another one.
             seed: of random masks.
         """
-        capture = self._taken(inputs, seed, changed=changed)
+        capture = self._taken(inputs, NoiseGenerator.seeded(seed, MASKS), changed=changed)
         found = [(use.layer, part[: len(inputs[0])]) for use in capture.uses for part in (use.x, use.delta)]
         capture.clear()
         return found
 
-    def digests(
-        self, inputs: Sequence[Tensor], seed: int = 0, order: Tensor | None = None
-    ) -> dict[str, Tensor]:
+    def digests(self, inputs: Sequence[Tensor], order: Tensor | None = None) -> dict[str, Tensor]:
         """Digests of what every layer sees and is taught, and of what is handed to a release, shape (m,) each, by name.
 
         Args:
-            inputs, seed: as above.
+            inputs: records first.
             order: the i-th record has the error of this place in the table.
         """
-        capture = self._taken(inputs, seed, order=order)
+        capture = self._taken(inputs, _Constant.seeded(0, MASKS), order=order)
         found = {
             f"call {number} of a layer, {use.layer}": _digests(
                 [use.x, use.delta, *(one for one in use.rest if isinstance(one, Tensor))]
@@ -218,13 +227,17 @@ class _Step:
         return found | {"the sum over a record's positions": torch.cat(runs)}
 
     def _taken(
-        self, inputs: Sequence[Tensor], seed: int, changed: int | None = None, order: Tensor | None = None
+        self,
+        inputs: Sequence[Tensor],
+        masks: NoiseGenerator,
+        changed: int | None = None,
+        order: Tensor | None = None,
     ) -> Capture:
         twin = self._copy() if self._fresh else self._twin
         capture = capture_of(twin)
         capture.expected_records = lambda: len(inputs[0])
         capture.rows = self._rows
-        capture.masks = NoiseGenerator.seeded(seed, MASKS)
+        capture.masks = masks
         _pass(twin, inputs, changed, order=order)
         return capture
 

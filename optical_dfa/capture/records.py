@@ -26,7 +26,7 @@ from optical_dfa.capture.graph import refuse_unknown_functions
 from optical_dfa.capture.layers import trained_layers
 from optical_dfa.capture.layers.mixing import held_statistics, refuse_mixing
 from optical_dfa.capture.layers.pairs import Common
-from optical_dfa.capture.pending import EARLIER, Noted, PendingBatch
+from optical_dfa.capture.pending import EARLIER, LEAST, Noted, PendingBatch
 from optical_dfa.capture.program import Program
 from optical_dfa.capture.rows import FIRST
 from optical_dfa.capture.state import Attributes, Held, Kept, plain, refuse_extra_state, tensors_of, token_of
@@ -96,6 +96,7 @@ class Capture(PendingBatch):
         following: of the pass that is running, None between passes.
         noting: set on the copy of which a program is made: how its next pass is followed.
         threads: of torch's kernels.
+        try_places: tries whether records like these have the same numbers in every place of a block.
         fixed: whether the run has begun: nobody changes what it rests on.
         replaced: the fused layers of the module that were taken apart.
     """
@@ -118,6 +119,8 @@ class Capture(PendingBatch):
         self.programs: dict[Any, Program] = {}
         self._given: list[Tensor] = []
         self.threads = torch.get_num_threads()
+        self.try_places: Callable[[Sequence[Tensor]], None] | None = None
+        self._tried: set[tuple[Any, ...]] = set()
         self.fixed = False
         self.replaced: list[Replaced] = []
         refuse_mixing(module)
@@ -143,6 +146,8 @@ class Capture(PendingBatch):
             "noting": None,
             "_given": [],
             "fixed": False,
+            "try_places": None,
+            "_tried": set(),
         }
         return {**super().__getstate__(), **nothing}
 
@@ -273,12 +278,7 @@ class Capture(PendingBatch):
                     f"a private pass takes tensors as arguments of their own, and numbers and texts beside them, not a "
                     f"{type(x).__name__}, which may hold records; unpack it"
                 )
-        if self.rows is not None and torch.get_num_threads() != self.threads:
-            raise UsageError(
-                f"torch has {torch.get_num_threads()} threads now and had {self.threads} when the run began, for which "
-                "it was tried that no record's numbers depend on its place; call torch.set_num_threads before "
-                "make_private"
-            )
+        self._refuse_other_threads()
         self._given = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
         rows = self.block_rows
         for self.block in range(max(1, -(-records // rows))):
@@ -336,6 +336,10 @@ class Capture(PendingBatch):
     ) -> Following:
         """How a pass over these inputs is followed: compared with one over random inputs of the same shapes."""
         like = (*(_like(x) for x in args), *((name, _like(x)) for name, x in sorted(kwargs.items())))
+        if self.try_places is not None and like not in self._tried:
+            if like != tuple(_like(x) for x in self.aligned.example(LEAST)) and not kwargs:
+                self.try_places(args)  # longer or shorter ones than the example
+            self._tried.add(like)
         compared = self._program((attributes.settings, like), partial(program_of, self.aligned, args, kwargs))
         return Following(self.module, records, self.masks, compared)
 
@@ -371,6 +375,7 @@ class Capture(PendingBatch):
             rows: the errors, one record (or position) a row, shape (rows, c).
             noted: of the forward pass (`observe`).
         """
+        self._refuse_other_threads()
         aligned = self.aligned
         block, observed = noted
         shown = self._shown(block, len(rows))
@@ -389,6 +394,18 @@ class Capture(PendingBatch):
                     "numbers a record (or position)"
                 )
         return signals
+
+    def _refuse_other_threads(self) -> None:
+        """
+        Raises:
+            UsageError: kernels share their work otherwise than when the run began.
+        """
+        if self.rows is not None and torch.get_num_threads() != self.threads:
+            raise UsageError(
+                f"torch has {torch.get_num_threads()} threads now and had {self.threads} when the run began, for which "
+                "it was tried that no record's numbers depend on its place; call torch.set_num_threads before "
+                "make_private"
+            )
 
     def _shown(self, block: int, rows: int) -> int:
         """How many of a block's errors a device is shown, positions and all: hardware spends no frame on padding."""
@@ -477,7 +494,7 @@ def capture_of(aligned: AlignedModule) -> Capture:
 
 _STEERING = frozenset({
     "module", "parameters", "sizes", "dimension", "layers", "held", "expected_records", "masks", "programs", "_probed",
-    "positions", "rows", "threads", "fixed",
+    "positions", "rows", "threads", "try_places", "fixed",
 })  # fmt: skip
 _PROGRAMS = 256  # kept; text of many lengths has many
 _OTHER_BATCH = (
@@ -547,8 +564,8 @@ def _rows(x: Any, start: int, rows: int) -> Any:
         return x
     taken = x[start : start + rows]
     if len(taken) == rows:
-        return taken.clone()
-    return torch.cat([taken, x.new_zeros(rows - len(taken), *x.shape[1:])])
+        return taken.clone(memory_format=torch.contiguous_format)
+    return torch.cat([taken.contiguous(), x.new_zeros(rows - len(taken), *x.shape[1:])])
 
 
 def _tokens_of_rule(aligned: AlignedModule) -> tuple[Any, ...]:

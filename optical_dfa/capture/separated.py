@@ -187,11 +187,11 @@ class SeparatedCapture(Capture):
 
     def _separated(self, block: int) -> list[SeparatedLayer]:
         """The same of one block."""
-        taught = [use for use in self.uses if use.block == block]
-        uses = {use.layer: use for use in taught}
-        if len(uses) != len(taught) or set(uses) != set(self.layers):
+        called = [use for use in self.uses if use.block == block]
+        uses = {use.layer: use for use in called}
+        if len(uses) != len(called) or set(uses) != set(self.layers):
             raise UsageError(
-                f"{len(taught)} teaching signals reached {len(self.layers)} trained layers; this release takes "
+                f"{len(called)} teaching signals reached {len(self.layers)} trained layers; this release takes "
                 "one forward and one backward pass a batch"
             )
         found = []

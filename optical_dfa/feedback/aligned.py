@@ -145,20 +145,18 @@ class AlignedModule(nn.Module):
         return self._forward(*args, **kwargs)
 
     def _forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        if self._capture is None:
+            return self._pass(args, kwargs)
+        if self._forward_pre_hooks or self._forward_hooks or self._backward_hooks or self._backward_pre_hooks:
+            raise UsageError("a private module takes no hooks around it: they see the batch as a whole")
+        blocks = [self._pass(*given) for given in self._capture.blocks(args, kwargs)]
+        output = blocks[0] if len(blocks) == 1 else torch.cat(blocks)
+        return output[: self._capture.expected_records()]
+
+    def _pass(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
         self.state.begin()
         try:
-            if self._capture is None:
-                return self._taught(args, kwargs)
-            if (
-                self._forward_pre_hooks
-                or self._forward_hooks
-                or self._backward_hooks
-                or self._backward_pre_hooks
-            ):
-                raise UsageError("a private module takes no hooks around it: they see the batch as a whole")
-            blocks = [self._taught(*given) for given in self._capture.blocks(args, kwargs)]
-            output = blocks[0] if len(blocks) == 1 else torch.cat(blocks)
-            return output[: self._capture.expected_records()]
+            return self._taught(args, kwargs)
         finally:
             self.state.end()
 
@@ -327,21 +325,15 @@ class AlignedModule(nn.Module):
 
     @property
     def assumptions(self) -> tuple[str, ...]:
-        """What a private run takes for granted of a mean over the records, and of a device whose inside nobody sees."""
-        found: tuple[str, ...] = ()
-        if self.loss_reduction == "mean":
-            found += (
-                "the mean over a batch is undone by a multiplication; what both round, the last bits of a record's "
-                "error, is taken for nothing (loss_reduction='sum' rounds nothing)",
-            )
+        """What a private run takes for granted of a device that is not this library's, or whose inside nobody sees."""
         device = self.backend
         ours = type(device).__module__.startswith("optical_dfa.")
-        if device is not None and not (ours and not device.physical):
-            found += (
-                f"each row of the device's answer is read from that row alone: {device.name} keeps its contract "
-                "(optical_dfa.testing checks it)",
-            )
-        return found
+        if device is None or (ours and not device.physical):
+            return ()
+        return (
+            f"each row of the device's answer is read from that row alone: {device.name} keeps its contract "
+            "(optical_dfa.testing checks it)",
+        )
 
     def describe(self) -> dict[str, Any]:
         """Rule, device and points (JSON types), for checkpoints and the ledger."""

@@ -44,7 +44,7 @@ from optical_dfa.runs.folder import (
 )
 from optical_dfa.training.diagnosis import Diagnosis
 from optical_dfa.training.evaluation import accuracy_and_loss, area_under_curve
-from optical_dfa.training.loss import cross_entropy
+from optical_dfa.training.loss import cross_entropy, private_loss, refuse_by_number
 from optical_dfa.training.transfer import take_convolutions
 from privacy import checkpoint
 from privacy.auditing.beyond import refuse_beyond
@@ -287,6 +287,7 @@ class _Run:
             assumptions=self.data.public,
             settings=self._held(),
         )
+        self._try_loss()
         shared: dict[str, Any] = {
             "module": self.module,
             "optimizer": self.optimizer,
@@ -356,11 +357,17 @@ class _Run:
         if self.position.step != step or math.isnan(self.accuracy):
             self._keep(step, before + time.perf_counter() - begun)
 
+    def _try_loss(self) -> None:
+        records = max(128, self.config.batch_size)
+        random = torch.Generator().manual_seed(0)
+        shape = (records, *self.y.shape[1:])
+        logits = torch.randn(*shape, self.data.classes, generator=random)
+        targets = torch.randint(0, self.data.classes, shape, generator=random)
+        refuse_by_number(logits.to(self.x.device), targets.to(self.x.device))
+
     def _loss(self, logits: Tensor, y: Tensor) -> Tensor:
         """Of a batch: the mean over records and positions; in a private run the sum over the records."""
-        if self.config.private:
-            return cross_entropy(logits, y, "sum") / y.shape[1:].numel()
-        return cross_entropy(logits, y)
+        return private_loss(logits, y) if self.config.private else cross_entropy(logits, y)
 
     def _set_rate(self, done: float) -> None:
         """The learning rate where a share `done` of the planned steps was taken."""

@@ -126,9 +126,9 @@ def bound_growth(bound: int, shapes: Sequence[Sequence[int]]) -> float:
     Parts of norms c_k, whose squares add up to D², grow by c_k sqrt(n_k d_k)/3 + n_k d_k/36 (see `_growth`), so that
     together they grow most where c_k is as sqrt(n_k d_k).
     """
-    pairs = [(shape[0], shape[1]) if len(shape) == 2 else (math.prod(shape), 1) for shape in shapes]
-    products = sum(n * d for n, d in pairs if d > 1)
-    return bound * math.sqrt(products) / 3 + products / 36 + sum(n for n, d in pairs if d == 1) / 6
+    products = sum(shape[0] * (shape[1] + 1) for shape in shapes if len(shape) == 2)  # with a bias
+    others = sum(math.prod(shape) for shape in shapes if len(shape) != 2)
+    return bound * math.sqrt(products) / 3 + products / 36 + others / 6
 
 
 def leaves_half(bound: int, shapes: Sequence[Sequence[int]]) -> bool:
@@ -332,7 +332,7 @@ def _sizes(part: Factors) -> _Sizes:
     if part.cols is None:
         return rows, torch.ones_like(rows)
     cols = _norms(part.cols)
-    return rows, cols if part.bias is None else torch.hypot(cols, torch.ones_like(cols))
+    return rows, cols if part.bias is None else (cols.square() + 1).sqrt()
 
 
 def _norms(x: Tensor) -> Tensor:

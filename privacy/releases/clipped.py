@@ -72,6 +72,8 @@ class ClippedRelease(StepRelease):
         "a record's numbers are the same to the bit in every place of the blocks, of a public number of rows, in which "
         "batches go through the module (tried on random records when a run begins); beyond that, no arithmetic is "
         "taken for exact: sums and noise are whole numbers",
+        "the loss gives a record's error the same bits whatever the number of records: the sum of cross entropies "
+        "does; a mean, which is undone, and losses that work element by element may change the last ones",
     )
     _changing = StepRelease._changing | {"_records"}
 

@@ -177,7 +177,9 @@ class WholeNormals:
     def add(self, total: Tensor, std: float, generator: NoiseGenerator) -> None:
         """`total += round(N(0, std²))`, drawn on the CPU wherever `total` lives."""
         sampler = self.prepare(std)
-        into = total if total.device.type == "cpu" else torch.zeros(total.shape, dtype=total.dtype)
+        into = (
+            total if total.device.type == "cpu" else torch.zeros(total.shape, dtype=total.dtype, device="cpu")
+        )
         pieces = torch.split(into.view(-1), max(BLOCK, -(-into.numel() // LANES)))
         in_lanes(
             [

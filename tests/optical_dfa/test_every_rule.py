@@ -225,6 +225,21 @@ def test_a_private_step_is_the_clipped_sum_of_single_records_or_refused(rule: st
 # ---- with the exact backward product in place of its matrices, a linear network learns as under backpropagation
 
 
+@pytest.mark.parametrize("rule", sorted(set(RULES) - set(REFUSED)))
+def test_a_private_batch_of_several_blocks_teaches_what_one_of_one_does(rule: str) -> None:
+    """Each record's norm; a rule notes and teaches block by block."""
+    norms = []
+    for rows in (None, 32):
+        aligned, x = make(rule)
+        capture: Any = aligned.start_capture("records", rows)
+        x = torch.cat([x, normal(70 - len(x), *x.shape[1:], seed=5)])
+        capture.expected_records = lambda x=x: len(x)
+        torch.autograd.backward(cross_entropy(aligned(x), torch.arange(len(x)) % C))
+        norms.append(capture.norms())
+    assert norms[0].all()
+    assert torch.allclose(*norms, rtol=1e-9)
+
+
 def linear() -> tuple[nn.Sequential, Tensor, list[Tensor]]:
     """The network, its inputs, and dz/dh_l of its hidden layers, shape (C, n_l)."""
     net = mlp(phi=nn.Identity).double()

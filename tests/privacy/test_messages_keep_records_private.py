@@ -39,7 +39,7 @@ SPOKEN = [
     Path(optical_dfa.__file__).parent / "backends" / "base.py",
 ]
 # Lists that are as long as the code says, not as the batch is.
-PUBLIC = {"operator_norms", "stds", "layers", "self.layers", "self.hidden", "self.uses"}
+PUBLIC = {"operator_norms", "stds", "layers", "self.layers", "self.hidden", "self.uses", "called"}
 
 
 def told(path: Path) -> list[str]:
