@@ -154,7 +154,11 @@ def released(name: str, x: Tensor, y: Tensor, clip: float) -> Tensor:
     return (before - torch.cat([p.detach().flatten() for p in parameters])).double() * len(y)
 
 
-@pytest.mark.parametrize("name", list(ROWS))
+@pytest.mark.parametrize(
+    "name",
+    # A cell is called time by time, and every call is followed: these take a minute each in a long test run.
+    [pytest.param(name, marks=pytest.mark.slow) if name.endswith("Cell") else name for name in ROWS],
+)
 def test_a_private_step_is_the_clipped_sum_of_each_records_own_gradient(name: str) -> None:
     x, y = batch(MOST)
     rows = each_alone(name, x, y)
