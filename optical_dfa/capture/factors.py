@@ -38,7 +38,7 @@ def factors(
         if isinstance(part, Outer) and id(part.rows) in alone
     }
     apart = {name: part for name, part in contributions.items() if name not in biases.values()}
-    run = max(1, _ELEMENTS // sum(_elements(part, sizes[name]) for name, part in apart.items()))
+    run = max(1, _ELEMENTS // max(1, sum(_elements(part, sizes[name]) for name, part in apart.items())))
     for start in range(0, records, run):
         block = slice(start, min(start + run, rows))
         taken = slice(0, min(records, block.stop) - start)
@@ -49,9 +49,9 @@ def factors(
 
 
 def _elements(part: Contribution, size: int) -> int:
-    """Numbers of a record that are handed out."""
+    """Numbers of a record that are worked on, in units of four bytes: factors become one byte each."""
     if isinstance(part, Outer):
-        return part.rows.shape[1] + part.cols.shape[1]
+        return (part.rows.shape[1] + part.cols.shape[1]) // 4
     if isinstance(part, Lookup):
         return part.tokens.shape[1] * (part.tokens.shape[1] + part.rows.shape[2])
     return size

@@ -18,7 +18,8 @@ from noise_models.randomness.generator import BLOCK, NoiseGenerator
 from noise_models.randomness.lanes import LANES, in_lanes
 from privacy.contributions.products import MOST_INT8
 
-_ENTRIES = 4 * BLOCK  # worked on at a time
+_ENTRIES = 16 * BLOCK  # worked on at a time: less, and lanes wait for the interpreter more than they work
+_COINS = 4 * BLOCK  # drawn at a time
 _LEAST = 64  # records a lane: fewer are not worth another thread
 _TERMS = 1 << 13  # squares that are added up in float32
 
@@ -140,8 +141,8 @@ class _Lane:
         """Coins, whole numbers from -2^15 to 2^15 - 1 with equal probabilities, as float32."""
         drawn = self._kept("coins", shape)
         flat, count = drawn.view(-1), drawn.numel()
-        for start in range(0, count, _ENTRIES):  # once, unless a record alone is longer
-            size = min(_ENTRIES, count - start)
+        for start in range(0, count, _COINS):
+            size = min(_COINS, count - start)
             self._coins.fill(self._words, (size + 3) // 4)
             flat[start : start + size] = torch.from_numpy(self._words.view(np.int16)[:size])
         return drawn

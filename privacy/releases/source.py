@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -13,8 +12,7 @@ from torch import Tensor
 
 from noise_models.calibration.document import Calibration
 from noise_models.errors import UsageError
-from noise_models.randomness.generator import BLOCK, NORMAL_TAIL_MASS, NoiseGenerator
-from noise_models.randomness.lanes import LANES, in_lanes
+from noise_models.randomness.generator import NORMAL_TAIL_MASS, NoiseGenerator
 from noise_models.randomness.rounded_gaussian import RoundedGaussianSampler
 from privacy.contributions.protocols import Contributions, DarkFrames
 from privacy.fixed import Fixed
@@ -177,18 +175,10 @@ class WholeNormals:
     def add(self, total: Tensor, std: float, generator: NoiseGenerator) -> None:
         """`total += round(N(0, std²))`, drawn on the CPU wherever `total` lives."""
         sampler = self.prepare(std)
-        into = (
-            total if total.device.type == "cpu" else torch.zeros(total.shape, dtype=total.dtype, device="cpu")
-        )
-        pieces = torch.split(into.view(-1), max(BLOCK, -(-into.numel() // LANES)))
-        in_lanes(
-            [
-                partial(sampler.add_, piece, lane)
-                for piece, lane in zip(pieces, generator.lanes(len(pieces)), strict=True)
-            ]
-        )
-        if into is not total:
-            total += into.to(total.device)
+        if total.device.type == "cpu":
+            sampler.add_(total, generator)
+        else:
+            total += torch.from_numpy(sampler.sample(total.numel(), generator)).to(total.device)
 
 
 class GeneratedNoise(NoiseSource):
