@@ -155,7 +155,6 @@ class PhysicalCamera(NoiseModel):
         first = span.start % width
         shape = (-1, width) if len(x) > width - first else (1, len(x))
         pixels = slice(first, first + shape[1])
-        gain = self.camera.gain(frame) * self._gain_factor
         if self.camera.prnu > 0:
             np.multiply(light.reshape(shape), self.prnu_pattern[pixels], out=x.reshape(shape))
             light = x
@@ -163,6 +162,42 @@ class PhysicalCamera(NoiseModel):
             light = np.add(light, np.float32(dark), out=x)
         np.clip(light, np.float32(0), np.float32(LARGEST_MEAN), out=x)
         draw_poisson(x, x, child)
+        self._read(x, shape, pixels, frame, child)
+
+    def read_out(self, electrons: Tensor, generator: NoiseGenerator, frame: Frame) -> Tensor:
+        """Codes of frames whose photo-electrons, dark ones included, were counted elsewhere.
+
+        Args:
+            electrons: counts, shape (frames, n), n at most `pixels`: entry k of a row is pixel k.
+            generator, frame: as in `sample`.
+        Returns:
+            codes, black level included, float32 of electrons' shape.
+        Raises:
+            UsageError: a row is longer than the camera has pixels.
+        """
+        width = electrons.shape[-1]
+        if width > self.camera.pixels:
+            raise UsageError(f"a frame of {width} pixels does not fit on a camera of {self.camera.pixels}")
+        codes = electrons.to(torch.float32, copy=True).contiguous().numpy()
+        rows = max(1, CHUNK // max(1, width))
+
+        def read(i: int, child: np.random.Generator) -> None:
+            part = codes[i * rows : (i + 1) * rows]
+            self._read(part.reshape(-1), part.shape, slice(0, width), frame, child)
+
+        draw_in_chunks(-(-len(codes) // rows), generator, read)
+        return torch.from_numpy(codes)
+
+    def _read(
+        self,
+        x: npt.NDArray[np.float32],
+        shape: tuple[int, ...],
+        pixels: slice,
+        frame: Frame,
+        child: np.random.Generator,
+    ) -> None:
+        """What follows the photo-electrons, in place: x are these pixels of frames, flat, and `shape` theirs."""
+        gain = self.camera.gain(frame) * self._gain_factor
         if self.camera.dsnu_electrons > 0:
             rows = x.reshape(shape)
             np.add(rows, self.dsnu_pattern[pixels], out=rows)

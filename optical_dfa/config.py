@@ -60,6 +60,10 @@ class TrainConfig(Settings, BaseModel):
             given.setdefault("backend", "digital")
         if asked is not None and asked.backend is not None:
             given.setdefault("backend", asked.backend)
+            if given["backend"] == asked.backend and isinstance(given.get("backend_options", {}), Mapping):
+                given["backend_options"] = dict(asked.backend_options) | dict(
+                    given.get("backend_options", {})
+                )
         backend, options = given.get("backend", "simulated-opu"), given.get("backend_options", {})
         no_frames = card is not None and not card.projects
         if backend in BACKENDS and isinstance(options, Mapping):

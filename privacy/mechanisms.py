@@ -34,5 +34,6 @@ MECHANISMS: dict[str, Mechanism] = {
     "skellam": Mechanism("skellam", ("skellam-rdp", "skellam-exact"), (Adjacency.ADD_REMOVE,)),
     "label-gaussian": Mechanism("gdp", ("gdp", "numerical"), (Adjacency.LABEL,), epochs=True),
     "poisson": Mechanism("poisson_frames", ("poisson-rdp",), (Adjacency.ADD_REMOVE,)),
+    "photon": Mechanism("photon", ("photon-rdp", "photon-integral"), (Adjacency.ADD_REMOVE,)),
     "published": Mechanism("published", ("published", "published-rdp"), (Adjacency.ADD_REMOVE,)),
 }

@@ -14,6 +14,7 @@ from torch import Tensor
 from noise_models.base import Frame, NoiseModel
 from noise_models.errors import UsageError
 from noise_models.randomness.generator import NoiseGenerator
+from privacy.contributions.protocols import PhotonReadout
 
 
 def digest(description: dict[str, Any]) -> str:
@@ -122,6 +123,20 @@ class ProjectionBackend(ABC):
             UsageError: the device has no camera that could be exposed so, or an argument out of its range.
         """
         raise UsageError(f"backend {self.name} has no camera to calibrate; use --backend simulated-opu")
+
+    def photon_readout(self, rows: int | None = None) -> PhotonReadout:
+        """The light path whose shot noise may protect whole numbers shown as amplitudes (THEORY T10).
+
+        Args:
+            rows: entries of an answer; None is all there are.
+
+        Raises:
+            UsageError: the device has none, or fewer rows.
+        """
+        raise UsageError(
+            f"backend {self.name} shows no amplitudes; release photon needs --backend simulated-opu with "
+            "--backend-option method=homodyne"
+        )
 
     def camera(self) -> dict[str, Any]:
         """What identifies the camera alone (JSON types): a calibration is of a camera, not of a network."""

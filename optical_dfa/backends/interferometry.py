@@ -136,6 +136,26 @@ class Balanced(PhaseStepping):
     light = 0.5
 
 
+class Homodyne(PhaseStepping):
+    """Balanced detection of ONE quadrature, in one exposure: I± = |E ± R|²/2 at once, I₊ − I₋ = 2R Re E.
+
+    Variance (|E|² + R² + 2σ²)/4R², as that of `Balanced`.
+    """
+
+    name = "homodyne"
+    frames = 1
+    cameras = (0, 1)
+    quadratures = 1
+    phases = (0.0, pi)
+    light = 0.5
+
+    def coefficients(self, image: int) -> tuple[Coefficient, ...]:
+        return ((0.5 if image == 0 else -0.5) / self.reference,)
+
+    def variance(self, speckle: Tensor, read_variance: float) -> Tensor:
+        return (speckle + self.reference**2 + 2 * read_variance) / (4 * self.reference**2)
+
+
 class Anchor(Interferometry):
     """No reference arm: some extra mirrors, the anchor, are switched on with the frame, then off.
 
@@ -182,7 +202,7 @@ class Anchor(Interferometry):
 
 
 METHODS: Final[dict[str, type[Interferometry]]] = {
-    cls.name: cls for cls in (FourStep, ThreeStep, Anchor, Balanced)
+    cls.name: cls for cls in (FourStep, ThreeStep, Anchor, Balanced, Homodyne)
 }
 
 

@@ -53,6 +53,7 @@ class Optics:
         full_scale: see above.
         amplitude: a, in √electrons.
         leak: ε.
+        reference: R, in √electrons.
         medium: T.
         pixels: camera pixels that are read.
         anchor_mirrors: mirrors of the anchor; 0 without one.
@@ -85,6 +86,7 @@ class Optics:
         self.leak = 0.0 if contrast is None else 1 / sqrt(contrast)
         self._well = sqrt(camera.full_well_electrons / self._method.light)
         self.amplitude = (1 - REFERENCE_SHARE) * self._well * sqrt(2) / self.full_scale
+        self.reference = REFERENCE_SHARE * self._well
         self.pixels = ceil(out_features / self._method.quadratures)
         self._anchor_scale = 0.0
         anchored = issubclass(self._method, Anchor)
@@ -100,7 +102,7 @@ class Optics:
             self.medium.keep(brightest(*self._halves(self.medium.columns[-1]), self.pixels))
             re, im = self._halves(self.medium.columns[-1])
             self._brightness = torch.hypot(re, im)
-            self._anchor_scale = REFERENCE_SHARE * self._well / float(self._brightness.max())
+            self._anchor_scale = self.reference / float(self._brightness.max())
         self.anchor_mirrors = ceil(2 * (self._anchor_scale / self.amplitude) ** 2)
         self._refresh()
 
@@ -125,7 +127,7 @@ class Optics:
             first, second = self._halves(self._inputs)
             projection = first * (re / brightness) + second * (im / brightness)
         else:
-            self.interferometer = self._method(REFERENCE_SHARE * self._well)  # type: ignore[call-arg]
+            self.interferometer = self._method(self.reference)  # type: ignore[call-arg]
             self._inputs = columns
             projection = columns[:, : self.out_features]
         projection = projection.contiguous()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import asdict, dataclass, replace
 from math import isfinite
 from typing import Any, ClassVar, Final
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -15,6 +18,7 @@ from noise_models.data_sheet import DEFAULT_CAMERA, Camera, named_camera
 from noise_models.drift import LinearDrift
 from noise_models.errors import UsageError, apart
 from noise_models.randomness.generator import NoiseGenerator, derive_seed
+from optical_dfa.backends.amplitude import QUADRATURES, AmplitudeReadout, field_of
 from optical_dfa.backends.base import ProjectionBackend
 from optical_dfa.backends.card import BackendCard
 from optical_dfa.backends.encoding import EncodingOptions
@@ -68,6 +72,10 @@ class SimulatedOpuOptions(OpticsOptions):
         adc_bits, full_well_electrons, read_noise_electrons, dark_current_electrons_per_second, prnu,
         dsnu_electrons, dnl_lsb, dark_amplification: see `Camera`; None is the named camera's.
         dark_black: black level of dark frames in DN; None keeps the named camera's place in the range.
+        mirrors: of the modulator, for whole numbers shown as amplitudes (`amplitude`).
+        mirror_spread: largest relative departure of a mirror's amplitude from the mean.
+        phase_drift: largest angle, in radians, by which the reference's phase is off in such an exposure.
+        intensity_noise: largest relative departure of the light of such an exposure from the mean.
         fault: one of `faults.FAULTS`, on purpose; None is a sound device.
         fault_after: camera frames without data before the fault begins.
     """
@@ -83,6 +91,10 @@ class SimulatedOpuOptions(OpticsOptions):
     dnl_lsb: float | None = None
     dark_amplification: float | None = None
     dark_black: float | None = None
+    mirrors: int = 1_000_000
+    mirror_spread: float = 0.0
+    phase_drift: float = 0.0
+    intensity_noise: float = 0.0
     fault: str | None = None
     fault_after: int = 0
 
@@ -177,6 +189,7 @@ class SimulatedOpuBackend(ProjectionBackend):
         self._seed = seed
         self._generator = noise
         self.generators = (noise,)
+        self._readouts: weakref.WeakSet[AmplitudeReadout] = weakref.WeakSet()
 
     def _check_fit(self, camera: Camera) -> None:
         saturated = self.optics.saturated_fraction()
@@ -197,6 +210,51 @@ class SimulatedOpuBackend(ProjectionBackend):
         if self.fidelity == "physics":
             return self.optics.physics(frames, (self.noise, self._second), self._generator)
         return self.optics.effective(frames, self.noise, self._generator)
+
+    def photon_readout(self, rows: int | None = None) -> AmplitudeReadout:
+        """As of any device; by `homodyne` a column takes one exposure, by `balanced` two.
+
+        Raises:
+            UsageError: another method, mirrors that are not dark when off, or more rows than there are.
+        """
+        self._require_open()
+        chosen, most = self._options, self.out_features
+        if chosen.method not in QUADRATURES:
+            raise UsageError(
+                f"method is {chosen.method}: an amplitude is read in exposures that each have the whole column, by a "
+                f"reference that nothing of the column is part of; release photon needs --backend-option method="
+                f"{' or method='.join(QUADRATURES)}"
+            )
+        if chosen.contrast is not None:
+            raise UsageError(
+                f"contrast is {chosen.contrast}: light of mirrors that are off is not bounded in release photon; leave "
+                "contrast out"
+            )
+        if rows is not None and not self.in_features <= rows <= most:
+            raise UsageError(
+                f"{rows} entries of an answer are to be read; this device reads from {self.in_features} to {most}"
+            )
+        quadratures = QUADRATURES[chosen.method]
+        readout = AmplitudeReadout(
+            self._field(rows or most),
+            reference=self.optics.reference,
+            exposures=len(quadratures),
+            cameras=(self.noise, self._second),
+            physics=self.fidelity == "physics",
+            mirrors=chosen.mirrors,
+            mirror_spread=chosen.mirror_spread,
+            phase_drift=chosen.phase_drift,
+            intensity_noise=chosen.intensity_noise,
+            ages=chosen.decorrelation_seconds is not None,
+            serial=chosen.serial,
+            generator=self._generator,
+        )
+        self._readouts.add(readout)
+        return readout
+
+    def _field(self, rows: int) -> npt.NDArray[np.complex128]:
+        medium = self.optics.medium
+        return field_of(medium.columns, medium.pixels, rows, QUADRATURES[self._options.method])
 
     def dark(self, frames: int) -> Tensor:
         """Raw codes of fresh dark frames, shape (frames, dark_pixels), uint8 (int32 above 8 bits), in DN.
@@ -252,6 +310,9 @@ class SimulatedOpuBackend(ProjectionBackend):
         for camera in (self.noise, self._second):
             camera.gain_factor = self._drift.factor
         self.optics.advance(seconds)
+        if self.optics.medium.moved:
+            for readout in self._readouts:
+                readout.take(self._field(readout.rows))
 
     def camera(self) -> dict[str, Any]:
         return {**self.noise.describe(), "fidelity": self.fidelity}

@@ -10,12 +10,13 @@ frames, digitisation, saturation and the device's own noise are post-processing 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from noise_models.errors import UsageError
+from optical_dfa.backends.base import ProjectionBackend
 from optical_dfa.capture.following import Following
 from optical_dfa.capture.pending import Block, Use
 from optical_dfa.capture.records import Capture
@@ -66,6 +67,18 @@ class AggregatedCapture(Capture):
         if name.rpartition(".")[0] not in self.hidden:
             return p.numel()
         return self._backend.in_features * (p.shape[1] if p.ndim == 2 else 1)
+
+    @property
+    def projects(self) -> bool:
+        return True
+
+    @property
+    def stacked(self) -> list[Sequence[int]]:
+        inputs = self._backend.in_features
+        return [
+            p.shape if name.rpartition(".")[0] not in self.hidden else (inputs, self.sizes[name] // inputs)
+            for name, p in self.parameters.items()
+        ]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_lifted": {}, "_placed": False}
@@ -149,7 +162,9 @@ class AggregatedCapture(Capture):
         projected: list[list[Tensor]] = [[] for _ in self._points]
         for chunk in torch.split(stacked, _COLUMNS):
             for answers, signal in zip(
-                projected, self._rule.feedback(chunk.contiguous(), self._points, self._backend), strict=True
+                projected,
+                self._rule.feedback(chunk.contiguous(), self._points, self._projection()),
+                strict=True,
             ):
                 assert signal is not None  # gated-dfa teaches every point
                 answers.append(signal)
@@ -167,8 +182,56 @@ class AggregatedCapture(Capture):
             start = stop
         return torch.cat(gradient)
 
+    def _projection(self) -> ProjectionBackend:
+        """What projects the released columns."""
+        return self._backend
+
     def _point(self, parameter: str) -> Point | None:
         return self.hidden.get(parameter.rpartition(".")[0])
+
+
+class LightCapture(AggregatedCapture):
+    """As `AggregatedCapture`, of columns that the medium itself carried and that were read back: B is known there.
+
+    `B B⁺` of what the light answered is the update: nothing is exposed a second time.
+    """
+
+    def __init__(self, aligned: AlignedModule) -> None:
+        """
+        Raises:
+            UsageError: as for `AggregatedCapture`, or B is not known.
+        """
+        super().__init__(aligned)
+        matrix = self._backend.matrix()
+        if matrix is None:
+            raise UsageError(
+                f"the matrix of backend {self._backend.name} is not known, so that what its light carried cannot be "
+                "read back; calibrate its response, or use release aggregate"
+            )
+
+    def _projection(self) -> ProjectionBackend:
+        return cast(ProjectionBackend, _Known(self._backend))
+
+
+class _Known:
+    """A device whose answers are computed from its matrix."""
+
+    def __init__(self, device: ProjectionBackend) -> None:
+        self._device = device
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._device, name)
+
+    def project(self, e: Tensor) -> Tensor:
+        """`B e` for each row."""
+        matrix = self._device.matrix()
+        assert matrix is not None  # looked at when the run began
+        return e @ matrix.to(e).T
+
+
+def carried_by_light(aligned: AlignedModule) -> Capture:
+    """What a release takes whose sum light carries: under `gated-dfa` before the projection, else the update itself."""
+    return LightCapture(aligned) if type(aligned.rule) is GatedFeedbackAlignment else Capture(aligned)
 
 
 def _own(layer: str, trained: Mapping[str, nn.Parameter]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from itertools import product
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from noise_models.base import NoNoise
 from noise_models.errors import UsageError
-from optical_dfa.capture.aggregated import AggregatedCapture
+from optical_dfa.capture.aggregated import AggregatedCapture, carried_by_light
 from optical_dfa.capture.pending import PASSES
 from optical_dfa.capture.probing import (
     check_places,
@@ -30,10 +31,11 @@ from optical_dfa.feedback.state import FeedbackState
 from privacy.secrecy import foreign
 
 # The forms in which releases take what records contribute.
-CAPTURES: dict[str, type[Capture]] = {
+CAPTURES: dict[str, Callable[[AlignedModule], Capture]] = {
     "records": Capture,
     "separated": SeparatedCapture,
     "aggregate": AggregatedCapture,
+    "light": carried_by_light,
 }
 
 

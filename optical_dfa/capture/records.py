@@ -139,6 +139,16 @@ class Capture(PendingBatch):
             layer.register_forward_hook(_LayerHook(self, name), prepend=True, with_kwargs=True)
         self._probed = self._parts()
 
+    @property
+    def projects(self) -> bool:
+        """Whether the rule projects the released stack, rather than each record's errors."""
+        return False
+
+    @property
+    def stacked(self) -> list[Sequence[int]]:
+        """Shape of each parameter's block of the stack."""
+        return [p.shape for p in self.parameters.values()]
+
     def __getstate__(self) -> dict[str, Any]:
         nothing: dict[str, Any] = {
             "anchor": None,

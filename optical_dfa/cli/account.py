@@ -55,7 +55,7 @@ def account(
         float | None,
         typer.Option(
             help="skellam: clipping norm in grid units; poisson: l2 of one record's change of the expected counts of "
-            "a step's pixels, in photo-electrons."
+            "a step's pixels, in photo-electrons; photon: largest relative change of a count's amplitude by one record."
         ),
     ] = None,
     dimension: Annotated[int | None, typer.Option(help="skellam: released coordinates.")] = None,
@@ -167,10 +167,14 @@ def _plan(asked: Mapping[str, Any]) -> Plan:
     sensitivity, dimension = asked["sensitivity"], asked["dimension"]
     if mechanism == "skellam" and (sensitivity is None or dimension is None):
         raise UsageError("--mechanism skellam needs --sensitivity (in grid units) and --dimension; give both")
+    if mechanism == "photon" and sensitivity is None:
+        raise UsageError(
+            "--mechanism photon needs --sensitivity, the largest relative change of a count's amplitude; give it"
+        )
     if mechanism == "poisson" and sensitivity is None:
         raise UsageError("--mechanism poisson needs --sensitivity, the l2 change in photo-electrons; give it")
     for flag, users in (
-        ("sensitivity", ("skellam", "poisson")),
+        ("sensitivity", ("skellam", "poisson", "photon")),
         ("dimension", ("skellam",)),
         ("least-rate", ("poisson",)),
         ("largest", ("poisson",)),

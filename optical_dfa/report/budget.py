@@ -46,6 +46,13 @@ _ASSUMPTIONS = {
         "sensitivity (l2) and the largest change of a pixel: upper limits, in photo-electrons",
         "no release of this program relies on shot noise: this plans a device of your own",
     ),
+    "photon": (
+        _SAMPLED,
+        "one record's whole update is clipped, in whole numbers, to the norm that the noise multiplier refers to: "
+        "twice the most that one record moves the amplitudes (roots of expected counts) of all pixels by, inverted",
+        "counts of photo-electrons are independent Poisson ones; what a camera adds to them does not depend on records",
+        "one record changes no pixel's amplitude by more than the sensitivity's share of it",
+    ),
     "published": (
         _SAMPLED,
         "NOT a worst-case guarantee: noise inside each record's projection is taken for isotropic noise on the sum",

@@ -1,11 +1,17 @@
-"""Rényi divergences of Poisson-sampled steps from those of the steps themselves, for symmetric noise.
+"""Rényi divergences of Poisson-sampled steps from those of the steps themselves.
 
 Poisson sampling, add or remove one record, orders a = 2, 3, ...: with L = dP/dQ of the unsampled pair
     D_a((1-q) Q + q P || Q) = ln(sum_k C(a,k) (1-q)^(a-k) q^k exp((k-1) D_k(P||Q))) / (a-1)
-exactly (binomial theorem; Zhu and Wang 2019, arXiv 1904.10082, for this direction without their factor 3). The
-other direction is no larger: symmetric noise has a reflection that exchanges P and Q, and then
+exactly (binomial theorem; Zhu and Wang 2019, arXiv 1904.10082, for this direction without their factor 3). With
+symmetric noise the other direction is no larger: it has a reflection that exchanges P and Q, and then
 D_a(Q || R) <= D_a(R || Q), R = (1-q) Q + q P (Mironov, Talwar, Zhang 2019, arXiv 1908.10530, theorem 5; for
-counting measure the same proof holds, docs/theory.md).
+counting measure the same proof holds, docs/theory.md). The law of a count of light is not symmetric, and the other
+direction is bounded apart:
+
+* D_a(Q || R) <= ln(1 + ((1-q)^(1-a) - 1 - (a-1) q) (e^D_2(P||Q) - 1)) / (a-1): with x = q (dP/dQ - 1) >= -q,
+  ((1+x)^(1-a) - 1 + (a-1) x) / x² falls in x, so its value at -q bounds it, E_Q x = 0 and E_Q x² = q² (e^D_2 - 1);
+* D_a(Q || R) <= q D_a(Q || P): Rényi's divergence is convex in its second argument (van Erven and Harremoës 2014,
+  theorem 12).
 """
 
 from __future__ import annotations
@@ -51,3 +57,30 @@ def subsampled(orders: tuple[int, ...], sample_rate: float, divergence: Callable
             total = float(np.logaddexp.reduce(weights + exponent))
         result[index] = total / (order - 1)
     return result
+
+
+def subsampled_either_way(orders: tuple[int, ...], sample_rate: float, plain: Array) -> Array:
+    """The larger of both directions of Rényi's divergence under Poisson sampling, add or remove one record.
+
+    Args:
+        orders: whole numbers from 2 on, rising.
+        sample_rate: 0 < q <= 1.
+        plain: upper bounds on D_order of the unsampled pair in either direction, shape (len(orders),).
+
+    Returns:
+        Shape (len(orders),).
+    """
+    if sample_rate == 1:
+        return plain
+    slope = np.asarray(orders, dtype=np.float64) - 1
+    # (k - 1) D_k is convex in k: between the orders given, its chord is an upper bound.
+    with np.errstate(over="ignore"):
+        moments = slope * plain
+    with_record = subsampled(
+        orders, sample_rate, lambda order: float(np.interp(order - 1, slope, moments)) / (order - 1)
+    )
+    with np.errstate(over="ignore"):
+        excess = np.expm1(-slope * math.log1p(-sample_rate)) - slope * sample_rate
+        quadratic = np.log1p(np.maximum(excess, 0.0) * np.expm1(plain[0])) / slope
+    worse: Array = np.maximum(with_record, np.minimum(quadratic, sample_rate * plain))
+    return worse

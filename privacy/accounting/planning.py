@@ -23,7 +23,8 @@ class Scheme:
         adjacency: one the mechanism speaks of.
         accountant: one of the mechanism's.
         beta: probability that the device's calibration is wrong, taken from delta (THEORY T8).
-        sensitivity: in grid units for "skellam", in photo-electrons for "poisson"; no other depends on it.
+        sensitivity: in grid units for "skellam", in photo-electrons for "poisson", a share of the
+            amplitude for "photon"; no other depends on it.
         dimension: coordinates; "skellam" alone depends on it.
         largest: a single pixel's change in photo-electrons, for "poisson"; the sensitivity bounds it too.
 

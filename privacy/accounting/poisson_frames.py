@@ -3,14 +3,7 @@
 For planning: no release of this project relies on shot noise. A step releases one frame, or several as one vector of
 pixels; one record changes the EXPECTED counts by at most l2 over all pixels and by at most `largest` in one, and no
 pixel's expected count is below a least rate in either world. With q = 1 a step costs `poisson.renyi_bound`, which
-speaks of either direction. A count's law is not symmetric, so under sampling the two directions are bounded apart.
-P being the law with the record, Q without, R = (1-q) Q + q P:
-
-* D_a(R || Q): the binomial formula (`privacy.accounting.amplification`), which needs no symmetry;
-* D_a(Q || R) <= ln(1 + ((1-q)^(1-a) - 1 - (a-1) q) (e^D_2(P||Q) - 1)) / (a-1): with x = q (dP/dQ - 1) >= -q,
-  ((1+x)^(1-a) - 1 + (a-1) x) / x² falls in x, so its value at -q bounds it, E_Q x = 0 and E_Q x² = q² (e^D_2 - 1);
-* D_a(Q || R) <= q D_a(Q || P): Rényi's divergence is convex in its second argument (van Erven and Harremoës 2014,
-  theorem 12).
+speaks of either direction; sampling: `privacy.accounting.amplification`.
 """
 
 from __future__ import annotations
@@ -25,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noise_models.errors import UsageError
-from privacy.accounting.amplification import subsampled
+from privacy.accounting.amplification import subsampled_either_way
 from privacy.accounting.poisson import renyi_bound
 from privacy.accounting.skellam import convert_to_epsilon
 from privacy.ledger import ReleaseEvent
@@ -100,18 +93,5 @@ def epsilon(
 @lru_cache(maxsize=256)
 def _sampled(sample_rate: float, least_rate: float, l2: float, largest: float) -> Array:
     """The worse of both directions at `ORDERS`."""
-    slope = np.asarray(ORDERS, dtype=np.float64) - 1
     plain = np.asarray([renyi_bound(least_rate, l2, largest, float(order)) for order in ORDERS])
-    if sample_rate == 1:
-        return plain
-    # (k - 1) D_k is convex in k: between the orders computed, its chord is an upper bound.
-    with np.errstate(over="ignore"):
-        moments = slope * plain
-    with_record = subsampled(
-        ORDERS, sample_rate, lambda order: float(np.interp(order - 1, slope, moments)) / (order - 1)
-    )
-    with np.errstate(over="ignore"):
-        excess = np.expm1(-slope * math.log1p(-sample_rate)) - slope * sample_rate
-        quadratic = np.log1p(np.maximum(excess, 0.0) * np.expm1(plain[0])) / slope
-    worse: Array = np.maximum(with_record, np.minimum(quadratic, sample_rate * plain))
-    return worse
+    return subsampled_either_way(ORDERS, sample_rate, plain)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from noise_models.base import Frame, NoiseModel
@@ -26,6 +29,14 @@ class Contributions(Protocol):
     dimension: int
     expected_records: Callable[[], int | None]
     masks: NoiseGenerator
+
+    @property
+    def stacked(self) -> Sequence[Sequence[int]]:
+        """Shape of each parameter's block of the stack."""
+
+    @property
+    def projects(self) -> bool:
+        """Whether the rule projects the released stack, rather than each record's errors."""
 
     @property
     def taught(self) -> bool:
@@ -88,6 +99,81 @@ class DarkFrames(Protocol):
 
     def fingerprint(self) -> str:
         """Digest of `describe()`."""
+
+
+@dataclass(frozen=True)
+class PhotonLimits:
+    """What a light path for whole numbers does at most, in √photo-electrons; norms in units of κ (THEORY T10).
+
+    Attributes:
+        norm: UPPER limit of M, the norm of the map from columns to all amplitudes of the counts.
+        row: UPPER limit of what a column of unit norm moves one amplitude by, times √2.
+        reach: UPPER limit of |E| over κ at any pixel, for columns within the clamp.
+        reference: |r|, as nominal.
+        least: LOWER limit of |r|, faintest light and least sensitive pixel.
+        beta: probability that a limit is wrong (THEORY T8).
+    """
+
+    norm: float
+    row: float
+    reach: float
+    reference: float
+    least: float
+    beta: float = 0.0
+
+
+class PhotonReadout(Protocol):
+    """A light path that shows columns of whole numbers as amplitudes and counts what interferes with a reference.
+
+    Attributes:
+        inputs: p, entries of a column.
+        rows: entries of an answer.
+        most: K; entries are from -K to K.
+        mirrors: that a column takes.
+        response: R, shape (rows, inputs): an answer is `R a` on average.
+        counts: photo-electron counts of a column.
+        exposures: of a column.
+        count_mass: total variation of one count from Poisson's law, 0 for real light.
+        slack: by how much the medium's norms may pass what they were; 1 of a medium that does not move.
+    """
+
+    inputs: int
+    rows: int
+    most: int
+    mirrors: int
+    response: NDArray[np.float64]
+    counts: int
+    exposures: int
+    count_mass: float
+    slack: float
+
+    def limits(self, ratio: float) -> PhotonLimits:
+        """Where |E| is at most `ratio` of |r|."""
+
+    def show(self, columns: NDArray[np.int64], light: float) -> NDArray[np.float64]:
+        """Answers, shape (m, rows), to columns of shape (m, inputs), κ = `light`."""
+
+    def describe(self) -> dict[str, Any]:
+        """Public constants (JSON types)."""
+
+
+class PhotonDevice(DarkFrames, Protocol):
+    """A device that has such a light path.
+
+    Attributes:
+        frame_rate_hz: exposures a second.
+        physical: whether its light is real.
+    """
+
+    frame_rate_hz: float
+    physical: bool
+
+    def photon_readout(self, rows: int | None = None) -> PhotonReadout:
+        """Its light path, of so many entries of an answer; None is all there are.
+
+        Raises:
+            UsageError: it has none, or fewer entries.
+        """
 
 
 @runtime_checkable

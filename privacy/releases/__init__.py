@@ -24,6 +24,7 @@ RELEASES: Registry[ReleaseCard] = Registry(
         "label": "privacy.releases.label:make",
         "per-record": "privacy.releases.per_record:make",
         "aggregate": "privacy.releases.aggregate:make",
+        "photon": "privacy.releases.photon:make",
     },
     group="optical_dfa.releases",
 )

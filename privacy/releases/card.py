@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from noise_models.cards import Card
 from privacy.notions import Adjacency, Kind
@@ -24,6 +25,7 @@ class ReleaseCard(Card):
         isotropic: its noise is N(0, std² I) in the very coordinates that are released.
         noise_by_records: its noise depends on which records there are.
         rule, backend: of a run that names none; None leaves it to the program.
+        backend_options: of a run that names none of these options, for that backend.
         options: names of the release's own settings.
     """
 
@@ -38,4 +40,5 @@ class ReleaseCard(Card):
     noise_by_records: bool = False
     rule: str | None = None
     backend: str | None = None
+    backend_options: tuple[tuple[str, Any], ...] = ()
     options: tuple[str, ...] = ()

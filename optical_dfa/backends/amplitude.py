@@ -1,0 +1,242 @@
+"""Light whose AMPLITUDE carries whole numbers: columns in single exposures, by homodyne detection (THEORY T10).
+
+A column a of p whole numbers, each from -K to K, is shown by 2p macro-pixels of K mirrors: of the macro-pixel of entry
+and sign the first |a_j| mirrors are open, in a fixed order, low-passed into one amplitude (superpixels: Goorden,
+Bertolotti, Mosk 2014, Opt. Express 22:17999). The field at camera pixel k is `E_k = κ (T a)_k` in √photo-electrons, and
+two cameras behind a half mirror count
+
+    N±_k ~ Poisson(f±_k ω |r_k ± E_k|² / 2 + dark),
+
+r the reference, f a pixel's own response, ω what is common to all of an exposure. What the cameras do with their
+photo-electrons afterwards is theirs.
+
+Mirrors are not alike: mirror m of a macro-pixel counts 1 + s_m, |s_m| <= `mirror_spread`, a public fixed pattern. Two
+columns then differ in the field by κ T D (a - a') with D diagonal, of entries within 1 ± `mirror_spread`, so that every
+limit below grows by that much (condition c of T10).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import ceil, sqrt
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from noise_models.base import Frame
+from noise_models.camera import PhysicalCamera
+from noise_models.errors import UsageError
+from noise_models.randomness.generator import NoiseGenerator, derive_seed
+from noise_models.randomness.poisson_counts import COUNT_MASS, exact_poisson
+from privacy.contributions.protocols import PhotonLimits
+
+Reals = npt.NDArray[np.float64]
+
+# Float64 arithmetic of fields and rates against the reals, relative; every limit is this much larger than computed.
+ROUNDING: Final = 1e-6
+# Phases of the reference that a column is exposed with, by interferometry method: rows of T are stacked (T10).
+QUADRATURES: Final[dict[str, tuple[complex, ...]]] = {"homodyne": (1.0,), "balanced": (1.0, 1j)}
+# A medium that ages has other norms tomorrow: this much more is allowed for, and looked at before every step.
+AGEING: Final = 1.1
+_PIXELS: Final = 1 << 18  # simulated at a time
+
+
+class AmplitudeReadout:
+    """One device's light path for whole numbers.
+
+    Attributes:
+        inputs: p, entries of a column.
+        rows: camera pixels that are read, an entry of the answer each.
+        most: K, the largest whole number of a macro-pixel.
+        mirrors: of the modulator that are used, 2 p K.
+        response: R, shape (rows, inputs), float64: an answer is `R a` on average.
+        count_mass: total variation of one simulated count.
+        counts: photo-electron counts of one column.
+        exposures: of one column.
+        slack: by how much the medium's norms may pass what they were.
+    """
+
+    count_mass = COUNT_MASS
+
+    def __init__(
+        self,
+        field: npt.NDArray[np.complex128],
+        *,
+        reference: float,
+        exposures: int,
+        cameras: Sequence[PhysicalCamera],
+        physics: bool,
+        mirrors: int,
+        mirror_spread: float,
+        phase_drift: float,
+        intensity_noise: float,
+        ages: bool,
+        serial: int,
+        generator: NoiseGenerator,
+    ) -> None:
+        """
+        Args:
+            field: T at the pixels that are read, shape (rows, p).
+            reference: |r|, in √photo-electrons, the same at every pixel.
+            exposures: of a column.
+            cameras: one behind each port of the half mirror.
+            physics: whether patterns, dark current and converter are simulated; else photo-electrons and read noise.
+            mirrors: of the modulator.
+            mirror_spread: largest relative departure of a mirror from the mean.
+            phase_drift: largest angle, in radians, by which the reference's phase may be off in an exposure.
+            intensity_noise: largest relative departure of an exposure's light from the mean.
+            ages: whether the medium moves.
+            serial: which modulator: the pattern of its mirrors.
+            generator: of every draw.
+        Raises:
+            UsageError: fewer mirrors than macro-pixels, or a number out of its range.
+        """
+        for label, value, top in (
+            ("mirror_spread", mirror_spread, 0.5), ("intensity_noise", intensity_noise, 0.5),
+            ("phase_drift", phase_drift, 3.2),
+        ):  # fmt: skip
+            if not 0.0 <= value <= top:
+                raise UsageError(f"{label} is {value}; it must be from 0 to {top}")
+        self.rows, self.inputs = field.shape
+        self.most = mirrors // (2 * self.inputs)
+        self.mirrors = 2 * self.inputs * self.most
+        if self.most < 1:
+            raise UsageError(
+                f"mirrors is {mirrors}; {self.inputs} entries of a column need {2 * self.inputs} macro-pixels of a "
+                "mirror or more"
+            )
+        self.counts, self.exposures = 2 * self.rows, exposures
+        self._reference, self._cameras, self._physics = reference, cameras, physics
+        self._spread, self._phase, self._intensity = mirror_spread, phase_drift, intensity_noise
+        self.slack, self._generator = AGEING if ages else 1.0, generator
+        self._response = np.ones((2, self.rows))
+        self._dark = 0.0
+        if physics:
+            self._response = np.stack([camera.prnu_pattern[: self.rows] for camera in cameras]).astype(
+                np.float64
+            )
+            self._dark = cameras[0].camera.dark_electrons(Frame.DATA)
+        self._opened = self._mirror_sums(serial) if mirror_spread > 0 else None
+        self.take(field)
+
+    def _mirror_sums(self, serial: int) -> Reals:
+        """Amplitude of the first m mirrors of every macro-pixel, in mirrors, shape (2, p, K + 1)."""
+        departures = np.random.default_rng(derive_seed(serial, "mirrors")).uniform(
+            -self._spread, self._spread, (2, self.inputs, self.most)
+        )
+        return np.concatenate([np.zeros((2, self.inputs, 1)), np.cumsum(1 + departures, axis=2)], axis=2)
+
+    def take(self, field: npt.NDArray[np.complex128]) -> None:
+        """T is this from now on."""
+        self._field = field
+        self.response = np.ascontiguousarray(field.real)
+
+    def limits(self, ratio: float) -> PhotonLimits:
+        """Of the field for whole numbers, where |E| is at most `ratio` of |r| at every pixel.
+
+        The sup over what light and device may do (mirrors, intensity, phase, pixels' responses), in units of κ.
+        """
+        gamma = ratio / sqrt(1 + ratio**2)
+        re, im = self._field.real, self._field.imag
+        free = _norm(np.concatenate([re, im]))
+        aligned = _norm(np.concatenate([re, gamma * im]))
+        if self._phase > 0:
+            # Turning by φ: cos φ [Re; γ Im] + sin φ [Im; -γ Re].
+            aligned += np.sin(min(self._phase, np.pi / 2)) * _norm(np.concatenate([im, gamma * re]))
+        scale = (1 + self._spread) * (1 + ROUNDING) * self.slack
+        bright = sqrt((1 + self._intensity) * float(self._response.max()))
+        faint = sqrt((1 - self._intensity) * float(self._response.min()))
+        return PhotonLimits(
+            norm=min(free, aligned) * scale * bright,
+            row=float(np.linalg.norm(self._field, axis=1).max()) * scale * bright,
+            reach=float(np.abs(self._field).sum(axis=1).max()) * scale * self.most,
+            reference=self._reference,
+            least=self._reference * faint / (1 + ROUNDING),
+        )
+
+    def show(self, columns: npt.NDArray[np.int64], light: float) -> Reals:
+        """Answers to whole columns, one exposure each.
+
+        Args:
+            columns: shape (m, p), entries from -K to K.
+            light: κ, √photo-electrons a mirror.
+        Returns:
+            shape (m, rows): `R a` and the noise of the light and the cameras.
+        """
+        answers = np.empty((len(columns), self.rows))
+        step = max(1, _PIXELS // self.counts)
+        for start in range(0, len(columns), step):
+            part = columns[start : start + step]
+            answers[start : start + step] = self._exposed(part, light)
+        return answers
+
+    def _exposed(self, columns: npt.NDArray[np.int64], light: float) -> Reals:
+        re, im = (self._amplitudes(columns) @ part.T * light for part in (self._field.real, self._field.imag))
+        common = np.ones((len(columns), 1))
+        if self._phase > 0 or self._intensity > 0:
+            # States of the light: public or not, no record moves them.
+            coins = np.random.default_rng(self._generator.uint64(2))
+            angle = coins.uniform(-self._phase, self._phase, (len(columns), 1))
+            re, im = np.cos(angle) * re + np.sin(angle) * im, np.cos(angle) * im - np.sin(angle) * re
+            common = 1 + coins.uniform(-self._intensity, self._intensity, (len(columns), 1))
+        total = np.zeros_like(re)
+        for sign, camera, response in zip((1, -1), self._cameras, self._response, strict=True):
+            rates = ((self._reference + sign * re) ** 2 + im**2) / 2 * (response * common) + self._dark
+            electrons = self._read(exact_poisson(rates, self._generator), camera)
+            total += sign * (electrons - self._dark) / response
+        return total / (2 * self._reference * light)
+
+    def _amplitudes(self, columns: npt.NDArray[np.int64]) -> Reals:
+        if self._opened is None:
+            return columns.astype(np.float64)
+        entries = np.arange(self.inputs)
+        opened, shut = self._opened
+        found: Reals = opened[entries, np.maximum(columns, 0)] - shut[entries, np.maximum(-columns, 0)]
+        return found
+
+    def _read(self, electrons: npt.NDArray[np.int64], camera: PhysicalCamera) -> Reals:
+        """What a camera answers to photo-electrons, in photo-electrons."""
+        if self._physics:
+            codes = camera.read_out(torch.from_numpy(electrons), self._generator, Frame.DATA).numpy()
+            gain = camera.camera.data_gain_dn_per_electron
+            return (codes.astype(np.float64) - camera.camera.data_black_dn) / gain
+        noise = torch.empty(electrons.size, dtype=torch.float32)
+        self._generator.normal_(noise)
+        read = noise.numpy().reshape(electrons.shape) * camera.camera.read_noise_electrons
+        return np.asarray(electrons + read)
+
+    def describe(self) -> dict[str, Any]:
+        """Public constants (JSON types)."""
+        return {
+            "macro_pixels": 2 * self.inputs,
+            "mirrors_each": self.most,
+            "mirror_spread": self._spread,
+            "answers": self.rows,
+            "exposures_a_column": self.exposures,
+            "reference_photo_electrons": self._reference**2,
+            "phase_drift_radians": self._phase,
+            "intensity_noise": self._intensity,
+        }
+
+
+def field_of(
+    columns: Tensor, pixels: int, rows: int, quadratures: Sequence[complex]
+) -> npt.NDArray[np.complex128]:
+    """T of a medium, its pixels once for each exposure of a column: by reference r, and by i r.
+
+    Args:
+        columns: √2 [Re T; Im T]ᵀ, shape (p, 2 pixels).
+        pixels: of the medium.
+        rows: of the answer.
+        quadratures: phases of the reference that a column is exposed with.
+    """
+    both = columns.numpy().astype(np.float64) / sqrt(2)
+    field = (both[:, :pixels] + 1j * both[:, pixels:]).T[: ceil(rows / len(quadratures))]
+    return np.ascontiguousarray(np.concatenate([field * np.conj(phase) for phase in quadratures])[:rows])
+
+
+def _norm(matrix: Reals) -> float:
+    return float(np.linalg.norm(matrix, 2)) if matrix.size else 0.0

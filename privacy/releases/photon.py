@@ -1,0 +1,301 @@
+"""`photon`: the shot noise of the light that carries the sum is the noise (THEORY T10).
+
+The records' clipped, whole-number sum S is cut into columns of p entries, clamped to what a macro-pixel holds, and
+every column, zero ones too, is shown as amplitudes in one exposure each and read by interference with a strong
+reference. A count's amplitude, the square root of its rate, has the same noise at every intensity: this is why shot
+noise may be credited. One record moves all amplitudes of a step by at most κ M D, and a step costs Φ_a κ² M² D² at Rényi's order a.
+What follows the photo-electrons (amplifier, dark counts, converter, the pseudo-inverse that reads the columns back) is
+post-processing. The attenuator κ is set from the noise that is asked for.
+
+Under rule `gated-dfa` the columns are those of A, B is the medium itself, and `B B⁺` of what was read is the update:
+the projection that protects is the rule's own. Every other rule's sum goes through the medium as columns of any p
+entries and is read back (corollary of T10).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any, Final, NamedTuple, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from noise_models.errors import DeviceError, UsageError
+from noise_models.randomness.generator import NoiseGenerator
+from privacy.accounting.photon import LARGEST_CHANGE
+from privacy.contributions.integers import least_bound
+from privacy.contributions.protocols import (
+    FactoredContributions,
+    PhotonDevice,
+    PhotonReadout,
+)
+from privacy.ledger import ReleaseEvent
+from privacy.releases.card import ReleaseCard
+from privacy.releases.clipped import ClippedRelease
+from privacy.releases.device_health import DeviceHealth
+from privacy.releases.source import Departure, NoiseSource, Parts
+
+MOST_RATIO: Final = 0.5  # of a field to its reference: above, the light level is refused
+ROWS: Final = 16  # entries of an answer for each of a column, where the projection is not the rule's own
+_COLUMNS: Final = 8192  # shown at a time
+
+
+class Level(NamedTuple):
+    """A light level.
+
+    Attributes:
+        light: κ, √photo-electrons a mirror; NaN where the fields would not stay below MOST_RATIO of the reference.
+        ratio: ρ, upper limit of a field over the reference.
+        change: η, largest relative change of an amplitude by a record.
+    """
+
+    light: float
+    ratio: float
+    change: float
+
+
+class ShotNoise(NoiseSource):
+    """The light path, and the light level at which its shot noise is what was asked for."""
+
+    name = "photon"
+    device_share = 1.0
+
+    def __init__(
+        self, device: PhotonDevice, readout: PhotonReadout, bound: int, known: tuple[str, ...] = ()
+    ) -> None:
+        """
+        Args:
+            device: whose light it is.
+            readout: its light path.
+            bound: D of the whole numbers.
+            known: digests of dark frames that earlier parts of the run logged.
+        """
+        self.readout, self._device, self._bound = readout, device, bound
+        self._health = DeviceHealth(device, known=known)
+        self._limits = lru_cache(maxsize=64)(readout.limits)
+        self.beta = readout.limits(MOST_RATIO).beta
+        self.assumptions = (
+            "the counts of photo-electrons are independent Poisson ones, given the fields: the light is coherent, no "
+            "more regular than that; what is common to an exposure (intensity, phase) does not depend on records"
+            + ("" if device.physical else " (in the simulated device: by construction)"),
+            "mirrors, medium and light keep no memory of records (no heating, no exposure control), and a pattern is "
+            "static while it is exposed",
+            "M and ρ are upper limits and the reference's amplitude a lower one, in photo-electrons, mirrors' "
+            "inequality, drift of intensity and phase included"
+            + ("" if device.physical else " (in the simulated device: computed from its matrix)"),
+            "no light returns to the mirrors: the field is linear in them",
+            "a fault of the device lasts to the end of the step it begins in, where it is tested on frames that are "
+            "not released",
+            *(
+                ()
+                if device.physical
+                else (
+                    "the simulated device's generator (AES-256 in counter mode) cannot be told from random bits",
+                )
+            ),
+        )
+
+    @property
+    def generators(self) -> tuple[NoiseGenerator, ...]:
+        return self._device.generators
+
+    def level(self, noise_multiplier: float) -> Level:
+        """The light level at which 1 / (2 κ M D) is this noise multiplier or more."""
+        target = 1 / (2 * noise_multiplier * self._bound)  # κ M
+        limits = self._limits(0.0)
+        # M grows with ρ, so that the ρ which the smallest M asks for covers the κ which its own M allows.
+        ratio = target / limits.norm * limits.reach / limits.reference * (1 + 1e-9)
+        if not ratio <= MOST_RATIO:
+            return Level(math.nan, ratio, LARGEST_CHANGE)
+        limits = self._limits(ratio)
+        light = target / limits.norm
+        change = light * self._bound * limits.row / ((1 - ratio) * limits.least)
+        return Level(light, ratio, min(change, LARGEST_CHANGE))
+
+    def limits_hold(self, ratio: float) -> None:
+        """Whether the device is still within the limits that its light level was set from.
+
+        Raises:
+            DeviceError: it is not.
+        """
+        allowed, now = self._limits(ratio), self.readout.limits(ratio)
+        for label in ("norm", "row", "reach"):
+            # What it is now has the allowance for ageing in it as well.
+            found, most = getattr(now, label), getattr(allowed, label) * self.readout.slack
+            if not found <= most:
+                raise DeviceError(
+                    f"the medium has moved: its {label} is {found:.6g}, and the light level was set for at most "
+                    f"{most:.6g}; nothing more is released, start again from the ledger"
+                )
+
+    def start_up(self) -> dict[str, Any]:
+        return self._health.start_up()[1]
+
+    def vouch(self) -> None:
+        self._health.vouch()
+
+    def shown(self) -> tuple[str, ...]:
+        return self._health.shown()
+
+    def cost(self, dimension: int) -> Departure:
+        columns = math.ceil(dimension / self.readout.inputs)
+        return Departure(0.0, 0.0, columns * self.readout.counts * self.readout.count_mass)
+
+    def add_noise(self, total: Tensor, std: float) -> None:
+        raise NotImplementedError("light does not add noise to a sum: it carries the sum (`PhotonRelease`)")
+
+
+class PhotonRelease(ClippedRelease):
+    """The clipped sum as light carries it: columns read back by the pseudo-inverse of what the device answers.
+
+    Attributes:
+        source: the light path.
+    """
+
+    mechanism = "photon"
+    source: ShotNoise
+    _changing = ClippedRelease._changing | {"_read"}
+
+    def __init__(
+        self,
+        contributions: FactoredContributions,
+        device: PhotonDevice,
+        readout: PhotonReadout,
+        coins: NoiseGenerator,
+        *,
+        max_grad_norm: float,
+        expected_batch_size: float,
+        known: tuple[str, ...] = (),
+    ) -> None:
+        """
+        Args:
+            contributions, coins, max_grad_norm, expected_batch_size: as for `ClippedRelease`.
+            device: whose light it is.
+            readout: its light path.
+            known: digests of dark frames that earlier parts of the run logged.
+        """
+        steps = self._least_bound(contributions.stacked)
+        super().__init__(
+            contributions,
+            ShotNoise(device, readout, steps, known),
+            coins,
+            max_grad_norm=max_grad_norm,
+            expected_batch_size=expected_batch_size,
+            grid_steps=steps,
+        )
+        self._level: Level | None = None
+        self._rate = device.frame_rate_hz
+        self._inverse = np.ascontiguousarray(np.linalg.pinv(readout.response).T)
+        self._columns = math.ceil(self.dimension / readout.inputs)
+        self._read: NDArray[np.float64] | None = None
+
+    @staticmethod
+    def _least_bound(shapes: Sequence[Sequence[int]]) -> int:
+        """A coarse grid: mirrors count its steps."""
+        return least_bound(shapes, 1 << 8, 1 / 20)
+
+    def event(self, sample_rate: float, noise_multiplier: float, epoch: int = 0) -> ReleaseEvent:
+        row = super().event(sample_rate, noise_multiplier, epoch)
+        return replace(row, sensitivity=self.source.level(noise_multiplier).change)
+
+    def prepare(self, noise_multiplier: float) -> None:
+        """
+        Raises:
+            UsageError: so little noise takes more light than the reference bears.
+        """
+        level = self.source.level(noise_multiplier)
+        if not level.light > 0 or level.change >= LARGEST_CHANGE:
+            raise UsageError(
+                f"noise multiplier {noise_multiplier:.4g} takes light whose fields reach {level.ratio:.2g} of the "
+                f"reference's, and at most {MOST_RATIO:g} may be; take a smaller epsilon, fewer mirrors (backend "
+                "option mirrors) or a camera with a larger full well"
+            )
+        self._level = level
+
+    def describe(self) -> dict[str, Any]:
+        """What a step takes of the device, and the light level where one was set."""
+        readout, found = self.source.readout, super().describe()
+        exposures = self._columns * readout.exposures
+        found |= {
+            "light_path": readout.describe(),
+            "columns_a_step": self._columns,
+            "exposures_a_step": exposures,
+            "seconds_a_step": exposures / self._rate if self._rate else None,
+            "mirrors": readout.mirrors,
+        }
+        if self._level is not None:
+            found |= {
+                "photo_electrons_a_mirror": self._level.light**2,
+                "largest_field_over_reference": self._level.ratio,
+                "largest_change_of_an_amplitude": self._level.change,
+            }
+        return found
+
+    def _add_noise(self, noise_multiplier: float) -> None:
+        level, readout = self._level, self.source.readout
+        if level is None or level != self.source.level(noise_multiplier):
+            raise UsageError(
+                f"the light level is not set for noise multiplier {noise_multiplier}; call prepare first"
+            )
+        self.source.limits_hold(level.ratio)
+        total = self._sum.total.cpu().numpy().astype(np.int64)
+        columns = np.zeros((self._columns, readout.inputs), np.int64)
+        columns.reshape(-1)[: self.dimension] = np.clip(total, -readout.most, readout.most)
+        read = np.empty((self._columns, readout.inputs))
+        for start in range(0, self._columns, _COLUMNS):
+            part = slice(start, start + _COLUMNS)
+            np.matmul(readout.show(columns[part], level.light), self._inverse, out=read[part])
+        self._read = read
+
+    def _released(self) -> Tensor:
+        assert self._read is not None  # add_noise came before
+        flat = torch.from_numpy(self._read.reshape(-1)[: self.dimension])
+        self._read = None
+        unit = 1 / (self._grid * self.expected_batch_size)
+        return self.contributions.unpack(flat.mul_(unit).to(self._sum.total.device, self._dtype))
+
+    def _forget(self) -> None:
+        super()._forget()
+        self._read = None
+
+
+@ReleaseCard(
+    summary="the shot noise of the light that carries the sum, and nothing else",
+    statement="{drawn}, rounded to whole numbers of a public grid and bounded there. The sum over the records went "
+    "through the device as amplitudes of light, column by column, and photo-electrons were counted: their shot noise "
+    "is {noise} times the most that one record moves all {dimension} coordinates' amplitudes by, and changes a single "
+    "amplitude by at most {sensitivity} of itself. Only what was counted reached the weights.",
+    mechanism="photon",
+    dark_frames=True,
+    backend="simulated-opu",
+    backend_options=(("method", "homodyne"),),
+)
+def make(parts: Parts) -> PhotonRelease:
+    """This release.
+
+    Raises:
+        UsageError: the rule has no device, or one that shows no amplitudes.
+    """
+    if parts.device is None:
+        raise UsageError(
+            "the training rule uses no device, so there is no light; use --rule dfa or gated-dfa with --backend "
+            "simulated-opu, or --release digital"
+        )
+    device = cast(PhotonDevice, parts.device)
+    whole = device.photon_readout()  # refuses before anything is recorded
+    contributions = cast(FactoredContributions, parts.start_capture("light"))
+    rows = whole.rows if contributions.projects else min(whole.rows, ROWS * whole.inputs)
+    return PhotonRelease(
+        contributions,
+        device,
+        device.photon_readout(rows),
+        parts.generator("rounding"),
+        max_grad_norm=parts.max_grad_norm,
+        expected_batch_size=parts.expected_batch_size,
+        known=parts.known,
+    )
