@@ -26,6 +26,9 @@ EPSILON = 1.0
 TRIALS = ((0.5, 22_000), (1.0, 7000), (2.0, 3000), (4.0, 1500), (64.0, 1200))
 COPIES = 128
 AMPLE = 3  # times as many trials where a step holds COPIES of them
+LIT_UNITS = (
+    32  # of the hidden layer where light is read back: as many pixels, so that no direction is read badly
+)
 OWN_RUNS = (200, 1000)  # least and most runs of each world from which noise in few coordinates is learnt
 
 
@@ -115,7 +118,7 @@ def wide(setting: Setting, copies: int) -> Worlds:
     """Worlds with as many targets, and others that contribute exactly nothing."""
     return Worlds.of(
         setting,
-        net=lambda: wide_net(copies),
+        net=lambda: wide_net(copies, LIT_UNITS if terms(setting.release).light else 2),
         others=(torch.zeros(copies, copies), torch.zeros(copies, dtype=torch.int64)),
         target=(torch.eye(copies), torch.zeros(copies, dtype=torch.int64)),
         declared_batch=2 * copies,

@@ -47,14 +47,18 @@ def small_net() -> nn.Module:
     return net
 
 
-def wide_net(records: int) -> nn.Module:
-    """records -> 2 tanh -> 2, the output layer frozen: one-hot record k moves column k of the first layer alone."""
-    hidden, output = nn.Linear(records, 2, bias=False), nn.Linear(2, 2, bias=False)
+def wide_net(records: int, units: int = 2) -> nn.Module:
+    """records -> 2 tanh -> 2, the output layer frozen: one-hot record k moves column k of the first layer alone.
+
+    Args:
+        records: inputs.
+        units: of the hidden layer, an even number in place of 2.
+    """
+    hidden, output = nn.Linear(records, units, bias=False), nn.Linear(units, 2, bias=False)
     with torch.no_grad():
-        hidden.weight.copy_(torch.tensor([[1.0], [-0.5]]).expand(2, records))
-        output.weight.copy_(
-            torch.tensor([[0.5, -0.5], [-0.5, 0.5]])
-        )  # not zero, for rules that go back through it
+        hidden.weight.copy_(torch.tensor([[1.0], [-0.5]]).repeat(units // 2, records))
+        # Not zero, for rules that go back through it.
+        output.weight.copy_(torch.tensor([[0.5, -0.5], [-0.5, 0.5]]).repeat(1, units // 2) * 2 / units)
     output.weight.requires_grad_(False)
     return nn.Sequential(hidden, nn.Tanh(), output)
 
@@ -62,7 +66,7 @@ def wide_net(records: int) -> nn.Module:
 def device_options(backend: str, release: str, dark_pixels: int) -> dict[str, Any]:
     """Options of a simulated device whose frames are just large enough, so that a step is quick."""
     if backend == "simulated-opu":
-        return {"dark_pixels": dark_pixels}
+        return {"dark_pixels": dark_pixels} | dict(terms(release).backend_options)
     if backend == "lightonml-simulated" and terms(release).dark_frames:
         return {"device": "physics", "dark_pixels": dark_pixels}
     return {}

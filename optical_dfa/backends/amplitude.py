@@ -152,7 +152,7 @@ class AmplitudeReadout:
         return PhotonLimits(
             norm=min(free, aligned) * scale * bright,
             row=float(np.linalg.norm(self._field, axis=1).max()) * scale * bright,
-            reach=float(np.abs(self._field).sum(axis=1).max()) * scale * self.most,
+            reach=float(np.abs(self._field).sum(axis=1).max()) * scale,
             reference=self._reference,
             least=self._reference * faint / (1 + ROUNDING),
         )

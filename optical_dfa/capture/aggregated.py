@@ -209,6 +209,9 @@ class LightCapture(AggregatedCapture):
                 "read back; calibrate its response, or use release aggregate"
             )
 
+    def projections(self, records: int) -> int:
+        return 0  # the release shows the columns
+
     def _projection(self) -> ProjectionBackend:
         return cast(ProjectionBackend, _Known(self._backend))
 

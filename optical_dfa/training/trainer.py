@@ -382,7 +382,15 @@ class _Run:
             return
         ledger = None if self.engine is None else self.engine.ledger
         with nullcontext() if ledger is None else noting_failures(ledger, "ageing"):
-            device.advance(device.hardware_seconds(self.module.projections(self.config.batch_size)))
+            device.advance(self._frames_a_step() / device.frame_rate_hz)
+
+    def _frames_a_step(self) -> int:
+        """Frames with data that a step of the EXPECTED number of records takes of the device."""
+        device, release = self.module.backend, None if self.engine is None else self.engine.step
+        if device is None:
+            return 0
+        projected = self.module.projections(self.config.batch_size) * device.frames_per_record
+        return projected + (0 if release is None else release.exposures)
 
     def _batches(self, step: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches without end: Poisson ones in a private run, shuffled ones (from `step` on) otherwise."""
@@ -457,7 +465,7 @@ class _Run:
             self.engine.ledger.header() if self.engine is not None and self.engine.ledger is not None else {}
         )
         device = self.module.backend
-        records = self.position.step * self.module.projections(config.batch_size)  # of the expected number
+        frames = self.position.step * self._frames_a_step()
         summary: dict[str, Any] = {
             "dataset": config.dataset,
             "model": config.model,
@@ -482,8 +490,10 @@ class _Run:
             "parameters": sum(p.numel() for p in self.module.parameters()),
             "seconds": round(seconds, 3),
             "seconds_per_step": self.position.seconds / max(1, self.position.step),
-            "data_frames": records * device.frames_per_record if device is not None else 0,
-            "hardware_seconds": device.hardware_seconds(records) if device is not None else 0.0,
+            "data_frames": frames,
+            "hardware_seconds": frames / device.frame_rate_hz
+            if device is not None and device.frame_rate_hz
+            else 0.0,
             "versions": {
                 "optical-dfa": version("optical-dfa"),
                 "torch": torch.__version__,

@@ -108,7 +108,7 @@ class PhotonLimits:
     Attributes:
         norm: UPPER limit of M, the norm of the map from columns to all amplitudes of the counts.
         row: UPPER limit of what a column of unit norm moves one amplitude by, times √2.
-        reach: UPPER limit of |E| over κ at any pixel, for columns within the clamp.
+        reach: UPPER limit of |E| over κ at any pixel, for entries of 1 at most.
         reference: |r|, as nominal.
         least: LOWER limit of |r|, faintest light and least sensitive pixel.
         beta: probability that a limit is wrong (THEORY T8).

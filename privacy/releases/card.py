@@ -22,6 +22,7 @@ class ReleaseCard(Card):
         public_batches: batches are a public shuffle, every record once an epoch, instead of Poisson samples.
         clips: a record's update is clipped to `max_grad_norm`.
         dark_frames: its noise needs the device's dark frames, so that the device is tested.
+        light: its noise is that of light which carries the sum, and is read back from it.
         isotropic: its noise is N(0, std² I) in the very coordinates that are released.
         noise_by_records: its noise depends on which records there are.
         rule, backend: of a run that names none; None leaves it to the program.
@@ -36,6 +37,7 @@ class ReleaseCard(Card):
     public_batches: bool = False
     clips: bool = True
     dark_frames: bool = False
+    light: bool = False
     isotropic: bool = False
     noise_by_records: bool = False
     rule: str | None = None

@@ -3,9 +3,9 @@
 The records' clipped, whole-number sum S is cut into columns of p entries, clamped to what a macro-pixel holds, and
 every column, zero ones too, is shown as amplitudes in one exposure each and read by interference with a strong
 reference. A count's amplitude, the square root of its rate, has the same noise at every intensity: this is why shot
-noise may be credited. One record moves all amplitudes of a step by at most κ M D, and a step costs Φ_a κ² M² D² at Rényi's order a.
-What follows the photo-electrons (amplifier, dark counts, converter, the pseudo-inverse that reads the columns back) is
-post-processing. The attenuator κ is set from the noise that is asked for.
+noise may be credited. One record moves all amplitudes of a step by at most κ M D, and a step costs Φ_a κ² M² D² at
+Rényi's order a. What follows the photo-electrons (amplifier, dark counts, converter, the pseudo-inverse that reads the
+columns back) is post-processing. The attenuator κ is set from the noise that is asked for.
 
 Under rule `gated-dfa` the columns are those of A, B is the medium itself, and `B B⁺` of what was read is the update:
 the projection that protects is the rule's own. Every other rule's sum goes through the medium as columns of any p
@@ -40,7 +40,9 @@ from privacy.releases.clipped import ClippedRelease
 from privacy.releases.device_health import DeviceHealth
 from privacy.releases.source import Departure, NoiseSource, Parts
 
-MOST_RATIO: Final = 0.5  # of a field to its reference: above, the light level is refused
+RATIO: Final = (
+    0.25  # of a field to its reference, at most: the clamp follows, and M is a few percent above its least
+)
 ROWS: Final = 16  # entries of an answer for each of a column, where the projection is not the rule's own
 _COLUMNS: Final = 8192  # shown at a time
 
@@ -49,12 +51,14 @@ class Level(NamedTuple):
     """A light level.
 
     Attributes:
-        light: κ, √photo-electrons a mirror; NaN where the fields would not stay below MOST_RATIO of the reference.
+        light: κ, √photo-electrons a mirror.
+        most: K, at which entries of the sum are clamped.
         ratio: ρ, upper limit of a field over the reference.
         change: η, largest relative change of an amplitude by a record.
     """
 
     light: float
+    most: int
     ratio: float
     change: float
 
@@ -78,7 +82,7 @@ class ShotNoise(NoiseSource):
         self.readout, self._device, self._bound = readout, device, bound
         self._health = DeviceHealth(device, known=known)
         self._limits = lru_cache(maxsize=64)(readout.limits)
-        self.beta = readout.limits(MOST_RATIO).beta
+        self.beta = readout.limits(RATIO).beta
         self.assumptions = (
             "the counts of photo-electrons are independent Poisson ones, given the fields: the light is coherent, no "
             "more regular than that; what is common to an exposure (intensity, phase) does not depend on records"
@@ -109,13 +113,13 @@ class ShotNoise(NoiseSource):
         target = 1 / (2 * noise_multiplier * self._bound)  # κ M
         limits = self._limits(0.0)
         # M grows with ρ, so that the ρ which the smallest M asks for covers the κ which its own M allows.
-        ratio = target / limits.norm * limits.reach / limits.reference * (1 + 1e-9)
-        if not ratio <= MOST_RATIO:
-            return Level(math.nan, ratio, LARGEST_CHANGE)
+        ratio = target / limits.norm * limits.reach * self.readout.most / limits.reference * (1 + 1e-9)
+        ratio = min(ratio, RATIO)
         limits = self._limits(ratio)
         light = target / limits.norm
+        most = min(self.readout.most, math.floor(ratio * limits.reference / (light * limits.reach)))
         change = light * self._bound * limits.row / ((1 - ratio) * limits.least)
-        return Level(light, ratio, min(change, LARGEST_CHANGE))
+        return Level(light, most, ratio, min(change, LARGEST_CHANGE))
 
     def limits_hold(self, ratio: float) -> None:
         """Whether the device is still within the limits that its light level was set from.
@@ -192,6 +196,8 @@ class PhotonRelease(ClippedRelease):
         self._rate = device.frame_rate_hz
         self._inverse = np.ascontiguousarray(np.linalg.pinv(readout.response).T)
         self._columns = math.ceil(self.dimension / readout.inputs)
+        self._order = _in_columns(contributions.stacked, readout.inputs)
+        self.exposures = self._columns * readout.exposures
         self._read: NDArray[np.float64] | None = None
 
     @staticmethod
@@ -209,10 +215,10 @@ class PhotonRelease(ClippedRelease):
             UsageError: so little noise takes more light than the reference bears.
         """
         level = self.source.level(noise_multiplier)
-        if not level.light > 0 or level.change >= LARGEST_CHANGE:
+        if level.most < self.steps or level.change >= LARGEST_CHANGE:
             raise UsageError(
-                f"noise multiplier {noise_multiplier:.4g} takes light whose fields reach {level.ratio:.2g} of the "
-                f"reference's, and at most {MOST_RATIO:g} may be; take a smaller epsilon, fewer mirrors (backend "
+                f"noise multiplier {noise_multiplier:.4g} leaves room for {level.most} steps of the grid in an entry "
+                f"of the sum, and one record may fill {self.steps}; take a smaller epsilon, more mirrors (backend "
                 "option mirrors) or a camera with a larger full well"
             )
         self._level = level
@@ -220,17 +226,17 @@ class PhotonRelease(ClippedRelease):
     def describe(self) -> dict[str, Any]:
         """What a step takes of the device, and the light level where one was set."""
         readout, found = self.source.readout, super().describe()
-        exposures = self._columns * readout.exposures
         found |= {
             "light_path": readout.describe(),
             "columns_a_step": self._columns,
-            "exposures_a_step": exposures,
-            "seconds_a_step": exposures / self._rate if self._rate else None,
+            "exposures_a_step": self.exposures,
+            "seconds_a_step": self.exposures / self._rate if self._rate else None,
             "mirrors": readout.mirrors,
         }
         if self._level is not None:
             found |= {
                 "photo_electrons_a_mirror": self._level.light**2,
+                "clamp": self._level.most,
                 "largest_field_over_reference": self._level.ratio,
                 "largest_change_of_an_amplitude": self._level.change,
             }
@@ -245,7 +251,7 @@ class PhotonRelease(ClippedRelease):
         self.source.limits_hold(level.ratio)
         total = self._sum.total.cpu().numpy().astype(np.int64)
         columns = np.zeros((self._columns, readout.inputs), np.int64)
-        columns.reshape(-1)[: self.dimension] = np.clip(total, -readout.most, readout.most)
+        columns.reshape(-1)[: self.dimension] = np.clip(total[self._order], -level.most, level.most)
         read = np.empty((self._columns, readout.inputs))
         for start in range(0, self._columns, _COLUMNS):
             part = slice(start, start + _COLUMNS)
@@ -254,14 +260,27 @@ class PhotonRelease(ClippedRelease):
 
     def _released(self) -> Tensor:
         assert self._read is not None  # add_noise came before
-        flat = torch.from_numpy(self._read.reshape(-1)[: self.dimension])
+        flat = np.empty(self.dimension)
+        flat[self._order] = self._read.reshape(-1)[: self.dimension]
         self._read = None
-        unit = 1 / (self._grid * self.expected_batch_size)
-        return self.contributions.unpack(flat.mul_(unit).to(self._sum.total.device, self._dtype))
+        flat *= 1 / (self._grid * self.expected_batch_size)
+        return self.contributions.unpack(torch.from_numpy(flat).to(self._sum.total.device, self._dtype))
 
     def _forget(self) -> None:
         super()._forget()
         self._read = None
+
+
+def _in_columns(shapes: Sequence[Sequence[int]], inputs: int) -> NDArray[np.int64]:
+    """The entries of the flat stack in the order in which columns of `inputs` entries show them.
+
+    A block of as many rows is shown by its own columns, any other as it stands.
+    """
+    order, start = [], 0
+    for shape in shapes:
+        block = np.arange(start, start := start + math.prod(shape))
+        order.append(block.reshape(inputs, -1).T.reshape(-1) if shape and shape[0] == inputs else block)
+    return np.concatenate(order)
 
 
 @ReleaseCard(
@@ -272,6 +291,7 @@ class PhotonRelease(ClippedRelease):
     "amplitude by at most {sensitivity} of itself. Only what was counted reached the weights.",
     mechanism="photon",
     dark_frames=True,
+    light=True,
     backend="simulated-opu",
     backend_options=(("method", "homodyne"),),
 )

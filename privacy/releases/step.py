@@ -50,6 +50,7 @@ class StepRelease(Fixed, ABC):
         dimension: released coordinates.
         sensitivity: how far one record moves what is noised, in its units.
         assumptions: what the statement rests on besides `source.assumptions`.
+        exposures: of the device in which a step shows it data, besides the rule's own.
     """
 
     mechanism: ClassVar[str]
@@ -58,6 +59,7 @@ class StepRelease(Fixed, ABC):
     dimension: int
     sensitivity: float
     assumptions: tuple[str, ...] = RECORD_ASSUMPTIONS
+    exposures: int = 0
     _noised = False
     _changing = frozenset({"_noised"})
 

@@ -1,0 +1,171 @@
+"""Whole numbers as amplitudes of light (THEORY T10): the fields, their limits, and what comes back.
+
+Statistical tests have fixed seeds and a false-alarm rate of 1e-6 each.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from noise_models.errors import UsageError
+from noise_models.randomness.generator import NoiseGenerator
+from optical_dfa.backends import amplitude as module
+from optical_dfa.backends import create
+from optical_dfa.backends.simulated_opu import SimulatedOpuBackend
+
+ALARM = 1e-6
+
+
+def device(inputs: int = 4, outputs: int = 40, seed: int = 0, **options: Any) -> SimulatedOpuBackend:
+    return SimulatedOpuBackend(
+        inputs,
+        outputs,
+        seed=seed,
+        noise=NoiseGenerator.seeded(seed, "device"),
+        **{"method": "homodyne", "dark_pixels": 1024, "mirrors": 80_000} | options,
+    )
+
+
+@pytest.mark.parametrize("fidelity", ["effective", "physics"])
+@pytest.mark.parametrize("method", ["homodyne", "balanced"])
+def test_columns_come_back_with_the_noise_of_the_light(fidelity: str, method: str) -> None:
+    """Mean `R a`; variance that of the counts: (|r|² + |E|² + twice what the camera adds) / (4 κ² |r|²)."""
+    opu = device(fidelity=fidelity, method=method)
+    light_path = opu.photon_readout()
+    light = 0.02
+    column = np.array([900, -350, 0, 77])
+    answers = light_path.show(np.tile(column, (4000, 1)), light)
+    mean = light_path.response @ column
+    error = answers.std(0) / np.sqrt(len(answers))
+    assert np.abs((answers.mean(0) - mean) / error).max() < stats.norm.isf(ALARM / 80)
+    reference = opu.optics.reference
+    camera = opu.noise.camera
+    floor = 1 / (4 * light**2)  # of the light alone
+    field = light * np.abs(light_path._field @ column)
+    added = (float((field**2).mean()) + 2 * camera.read_noise_electrons**2) / reference**2
+    if fidelity == "physics":
+        added += (1 / camera.data_gain_dn_per_electron) ** 2 / 6 / reference**2
+    assert answers.var(0).mean() == pytest.approx(floor * (1 + added), rel=0.05)
+    assert answers.var(0).mean() > floor
+
+
+@pytest.mark.parametrize("fidelity", ["effective", "physics"])
+def test_the_projection_is_the_devices_own(fidelity: str) -> None:
+    """What light carries is B up to its unit, so under gated-dfa the rule's projection protects."""
+    opu = device(fidelity=fidelity)
+    np.testing.assert_allclose(
+        opu.photon_readout().response * np.sqrt(2), opu.matrix().double().numpy(), rtol=1e-6
+    )
+
+
+def test_physics_and_effective_have_the_same_law() -> None:
+    """Two samples of one pixel's answers (Kolmogorov and Smirnov); an ideal camera, so that nothing else differs."""
+    ideal = {"prnu": 0.0, "dsnu_electrons": 0.0, "dark_current_electrons_per_second": 0.0, "dnl_lsb": 0.0}
+    found = [
+        device(fidelity=fidelity, seed=3, adc_bits=16, **(ideal if fidelity == "physics" else {}))
+        .photon_readout()
+        .show(np.tile([500, -20, 3, 0], (6000, 1)), 0.02)[:, 0]
+        for fidelity in ("effective", "physics")
+    ]
+    assert stats.ks_2samp(*found).pvalue > ALARM
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.05])
+@pytest.mark.parametrize("phase", [0.0, 0.3])
+@pytest.mark.parametrize("intensity", [0.0, 0.02])
+@pytest.mark.parametrize("fidelity", ["effective", "physics"])
+def test_no_two_columns_move_the_amplitudes_further_than_the_limits(
+    spread: float, phase: float, intensity: float, fidelity: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rates that are drawn from, both arms: changes of their square roots against M, row and |r|."""
+    shown: list[np.ndarray] = []
+
+    def rates(mean: np.ndarray, generator: NoiseGenerator) -> np.ndarray:
+        shown.append(mean.copy())
+        return mean.astype(np.int64)
+
+    monkeypatch.setattr(module, "exact_poisson", rates)
+    rng = np.random.default_rng(1)
+    for seed in range(4):
+        opu = device(
+            seed=seed, fidelity=fidelity, serial=seed, mirror_spread=spread, phase_drift=phase,
+            intensity_noise=intensity, dark_current_electrons_per_second=0.0,
+        )  # fmt: skip
+        light_path = opu.photon_readout()
+        most = light_path.most
+        ratio = 0.4
+        limits = light_path.limits(ratio)
+        light = ratio * limits.reference / (limits.reach * most)
+        gamma_free = np.linalg.svd(np.concatenate([light_path._field.real, 0.37 * light_path._field.imag]))[
+            2
+        ][0]
+        for _ in range(12):
+            first = rng.integers(-most, most + 1, light_path.inputs)
+            step = np.rint(gamma_free * rng.uniform(1, 200) * rng.choice([-1, 1])).astype(np.int64)
+            second = np.clip(first + step, -most, most)
+            if (first == second).all():
+                continue
+            shown.clear()
+            state = rng.integers(2**31)
+            for column in (first, second):  # the same states of the light in both worlds
+                opu._generator = NoiseGenerator.seeded(int(state), "light")
+                light_path._generator = opu._generator
+                light_path.show(column[None], light)
+            amplitudes = np.sqrt(np.asarray(shown).reshape(2, -1))
+            norm = np.linalg.norm(first - second)
+            change = np.abs(amplitudes[0] - amplitudes[1])
+            assert np.linalg.norm(change) <= light * limits.norm * norm
+            assert change.max() <= light * limits.row * norm / np.sqrt(2)
+            assert amplitudes.min() >= (1 - ratio) * limits.least / np.sqrt(2)
+
+
+def test_a_reference_that_drifts_has_larger_limits_and_one_that_is_lost_those_of_no_phase() -> None:
+    """γ: with the reference turned by π/2, what was in quadrature is in phase."""
+    small = 0.01
+    limits = [
+        device(seed=2, outputs=8, phase_drift=drift).photon_readout().limits(small).norm
+        for drift in (0.0, 0.1, 1.57)
+    ]
+    field = device(seed=2, outputs=8).photon_readout()._field
+    turned = max(np.linalg.norm((field * np.exp(-1j * angle)).real, 2) for angle in np.linspace(0, 1.57, 40))
+    assert limits[0] < limits[1] < limits[2]
+    assert limits[0] < turned <= limits[2]  # what the attack of a lost phase would have
+    assert limits[2] == pytest.approx(np.linalg.norm(np.concatenate([field.real, field.imag]), 2), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"method": "phase-4"}, "method is phase-4"),
+        ({"method": "phase-3"}, "method is phase-3"),
+        ({"method": "anchor"}, "method is anchor"),
+        ({"contrast": 1000.0}, "contrast is 1000"),
+        ({"mirrors": 7}, "mirrors is 7"),
+        ({"mirror_spread": 0.9}, "mirror_spread is 0.9"),
+        ({"phase_drift": -0.1}, "phase_drift is -0.1"),
+        ({"intensity_noise": float("nan")}, "intensity_noise is nan"),
+    ],
+)
+def test_what_carries_no_amplitude_is_refused_by_name(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        device(**options).photon_readout()
+
+
+def test_a_device_without_light_is_refused() -> None:
+    digital = create("digital", in_features=4, out_features=8, seed=0, noise=NoiseGenerator.seeded(0, "x"))
+    with pytest.raises(UsageError, match="shows no amplitudes"):
+        digital.photon_readout()
+
+
+def test_an_ageing_medium_is_followed() -> None:
+    opu = device(decorrelation_seconds=100.0)
+    light_path = opu.photon_readout()
+    before = light_path.response.copy()
+    opu.advance(30.0)
+    assert not np.allclose(light_path.response, before)
+    np.testing.assert_allclose(light_path.response * np.sqrt(2), opu.matrix().double().numpy(), rtol=1e-6)
+    assert light_path.slack > 1
