@@ -81,16 +81,33 @@ def test_a_fault_in_training_stops_it_before_the_release(
     assert audit(out).consistent
 
 
-@pytest.mark.parametrize("release", ["dark-frame", "device-entropy"])
+@pytest.mark.parametrize("release", ["dark-frame", "device-entropy", "photon"])
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_faulty_device_does_not_start(
     name: str, release: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
-    line = fail(capsys, out, "--release", release, "--backend-option", f"fault={name}")
+    line = fail(capsys, out, "--release", release, "--model", "mlp:16", "--backend-option", f"fault={name}")
     assert "health test" in line
     assert [(kind, row["passed"]) for kind, row in rows(out)] == [("health", False)]
     assert (audit(out).releases, audit(out).consistent) == (0, True)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n == "lamp-off" else pytest.mark.slow) for n in FAULTS]
+)
+def test_a_fault_stops_light_that_carries_the_sum_before_the_release(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Between two releases the device is looked at in two dark frames and a lit one."""
+    out = tmp_path / "run"
+    options = ["--backend-option", f"fault={name}", "--backend-option", f"fault_after={START_UP + 2 * 3}"]
+    line = fail(capsys, out, "--release", "photon", "--model", "mlp:16", *options)
+    assert "health test" in line
+    assert "nothing more is released" in line
+    assert [kind for kind, _ in rows(out)] == ["health", "release", "release", "health"]
+    report = audit(out)
+    assert (report.consistent, report.releases) == (True, 2), report.findings
 
 
 STOPPING = (

@@ -230,9 +230,12 @@ class SimulatedOpuBackend(ProjectionBackend):
                 f"contrast is {chosen.contrast}: light of mirrors that are off is not bounded in release photon; leave "
                 "contrast out"
             )
-        if rows is not None and not self.in_features <= rows <= most:
+        if rows is not None and not 1 <= rows <= most:
+            raise UsageError(f"{rows} entries of an answer are to be read; this device has {most}")
+        if most < self.in_features:
             raise UsageError(
-                f"{rows} entries of an answer are to be read; this device reads from {self.in_features} to {most}"
+                f"a column of {self.in_features} entries is read back from as many pixels or more, and this device has "
+                f"{most}, one for each hidden unit; take wider hidden layers"
             )
         quadratures = QUADRATURES[chosen.method]
         readout = AmplitudeReadout(

@@ -1,0 +1,267 @@
+"""Release `photon` (THEORY T10): the light level, what comes back, the attack on it, and what breaks it.
+
+Statistical tests have fixed seeds; the false-alarm rate is 1e-6 unless a test says otherwise.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from noise_models.errors import DeviceError, UsageError
+from noise_models.randomness.generator import NoiseGenerator
+from optical_dfa.attacks.worlds import Worlds, claimed, wide_net
+from optical_dfa.backends import amplitude
+from optical_dfa.backends.simulated_opu import SimulatedOpuBackend
+from optical_dfa.cli import main
+from privacy.accounting.gdp import gaussian_epsilon
+from privacy.accounting.photon import factor
+from privacy.accounting.poisson import renyi
+from privacy.attacks.laws import CorrelatedGaussianLaw
+from privacy.attacks.likelihood_ratio import Distinguished, Knowledge, distinguish
+from privacy.auditing.audit import audit
+from privacy.contributions.protocols import PhotonLimits
+from privacy.releases.photon import RATIO, PhotonRelease, ShotNoise
+
+DELTA = 1e-5
+COPIES, UNITS = 64, 32
+ALARM = 1e-6
+
+
+def device(inputs: int = 3, outputs: int = 24, seed: int = 0, **options: Any) -> SimulatedOpuBackend:
+    return SimulatedOpuBackend(
+        inputs,
+        outputs,
+        seed=seed,
+        noise=NoiseGenerator.seeded(seed, "device"),
+        **{"method": "homodyne", "dark_pixels": 1024} | options,
+    )
+
+
+def source(bound: int = 1024, **options: Any) -> ShotNoise:
+    opu = device(**options)
+    return ShotNoise(opu, opu.photon_readout(), bound)
+
+
+def worlds(**options: Any) -> Worlds:
+    """COPIES targets in one step, each with a column of its own; others contribute exactly nothing."""
+    return Worlds(
+        release="photon",
+        net=lambda: wide_net(COPIES, UNITS),
+        others=(torch.zeros(COPIES, COPIES), torch.zeros(COPIES, dtype=torch.int64)),
+        target=(torch.eye(COPIES), torch.zeros(COPIES, dtype=torch.int64)),
+        declared_batch=2 * COPIES,
+        **options,
+    )
+
+
+def trials(made: Worlds, second: bool, sigma: float, seed: int, steps: int) -> tuple[np.ndarray, Any]:
+    """Shape (steps · COPIES, 1, UNITS): each target's column of a release."""
+    sums, engine = made.make(second, sigma, seed)
+    rows = sums.take(steps)
+    return rows.reshape(steps, UNITS, COPIES).swapaxes(1, 2).reshape(-1, 1, UNITS), engine
+
+
+def attack(epsilon: float, steps: int, seed: int = 5) -> tuple[Distinguished, float, float]:
+    """What the likelihood ratio certifies at 99 % confidence, the claim, and the noise multiplier."""
+    made = worlds()
+    sigma = made.calibrated(epsilon, DELTA)
+    (without, engine), (with_record, _) = (
+        trials(made, second, sigma, seed + second, steps) for second in (False, True)
+    )
+    own = [trials(made, second, sigma, 70 + second, 30)[0][:, 0] for second in (False, True)]
+    known = Knowledge.of(
+        *(trials(made.readable, second, 1e-9, 90 + second, 4)[0] for second in (False, True))
+    )
+    law = CorrelatedGaussianLaw((np.cov(own[0].T) + np.cov(own[1].T)) / 2)
+    found = distinguish(
+        without, with_record, replace(known, spread=0.0), law, sample_rate=1.0, delta=DELTA, confidence=0.99
+    )
+    return found, claimed(engine, 1, DELTA), sigma
+
+
+# ---- the light level
+
+
+@given(st.floats(0.05, 1e4), st.sampled_from([256, 1024, 8192]))
+@settings(max_examples=60)
+def test_the_light_is_never_more_than_the_noise_multiplier_allows(sigma: float, bound: int) -> None:
+    """κ M D <= 1 / (2 sigma) at the ρ that the clamp leaves; η as T10 has it."""
+    light_path = source(bound, phase_drift=0.05, mirror_spread=0.02)
+    level = light_path.level(sigma)
+    limits = light_path.readout.limits(level.ratio)
+    assert level.light * limits.norm * bound <= (1 + 1e-12) / (2 * sigma)
+    assert level.most * level.light * limits.reach <= level.ratio * limits.reference * (1 + 1e-12)
+    assert level.ratio <= RATIO
+    if level.change < 1:
+        least = (1 - level.ratio) * limits.least / math.sqrt(2)
+        assert level.change == pytest.approx(
+            level.light * bound * limits.row / math.sqrt(2) / least, rel=1e-9
+        )
+
+
+def test_more_noise_takes_less_light() -> None:
+    light_path = source()
+    levels = [light_path.level(sigma) for sigma in (0.5, 1.0, 2.0, 8.0)]
+    assert all(a.light > b.light and a.change > b.change for a, b in pairwise(levels))
+
+
+def test_a_light_level_that_leaves_no_room_for_a_record_is_refused() -> None:
+    with pytest.raises(UsageError, match="one record may fill 512"):
+        worlds().make(False, 1e-3, 0)
+
+
+def test_a_device_without_amplitudes_is_refused_by_name() -> None:
+    with pytest.raises(UsageError, match="shows no amplitudes"):
+        worlds(backend="digital").make(False, 1.0, 0)
+    with pytest.raises(UsageError, match="uses no device"):
+        worlds(rule="bp").make(False, 1.0, 0)
+
+
+# ---- what comes back
+
+
+@pytest.mark.parametrize("rule", ["dfa", "gated-dfa"])
+def test_a_release_is_the_clipped_sum_and_the_noise_of_the_light(rule: str) -> None:
+    """The mean over releases is the sum of `digital`, or that of `aggregate` as B projects it; of the noise alone the
+    hidden layer's block has the rank of the projection under gated-dfa."""
+    made = worlds(rule=rule)
+    light = made.make(True, 4.0, 1)[0].take(60)[:, 0]
+    other = replace(made, release="digital" if rule == "dfa" else "aggregate", backend="simulated-opu")
+    exact = other.make(True, 1e-9, 2)[0].take(40)[:, 0]
+    spread = np.hypot(light.std(0) / math.sqrt(len(light)), exact.std(0) / math.sqrt(len(exact)))
+    z = (light.mean(0) - exact.mean(0)) / spread
+    assert np.abs(z).max() < stats.norm.isf(ALARM / 2 / len(z))
+    assert np.linalg.norm(exact.mean(0)) > 0.9 * made.max_grad_norm * math.sqrt(COPIES) * (rule == "dfa")
+    assert np.linalg.matrix_rank(light[0].reshape(UNITS, COPIES), tol=1e-5) == (UNITS if rule == "dfa" else 2)
+
+
+def test_the_noise_is_that_of_the_light_and_no_generators() -> None:
+    """Covariance (2κ)⁻² (RᵀR)⁻¹ of a column, a few percent more: the field's and the cameras' own; device share 1."""
+    made = worlds()
+    rows, engine = trials(made, False, 4.0, 3, 50)
+    release = engine.step
+    assert isinstance(release, PhotonRelease)
+    readout, level = release.source.readout, release.source.level(4.0)
+    least = np.linalg.inv(readout.response.T @ readout.response) / (2 * level.light) ** 2
+    unit = made.max_grad_norm / release.steps
+    pairs = rows[:, 0].reshape(50, COPIES, UNITS).swapaxes(1, 2).reshape(50, -1, 2).reshape(-1, 2) / unit
+    ratio = np.cov(pairs.T) / least
+    assert 1.0 < np.diag(ratio).min() <= np.diag(ratio).max() < 1.15
+    header = engine.ledger.header()
+    assert header["device_share"] == 1.0
+    assert header["sensitivity"] == level.change
+    assert [generator.name for generator in release.source.generators] == ["device"]
+    assert any("shot" in text or "photo-electrons" in text for text in header["assumptions"])
+
+
+# ---- attacks
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "steps"),
+    [
+        pytest.param(0.5, 600, marks=pytest.mark.slow),
+        pytest.param(1.0, 250, marks=pytest.mark.slow),
+        (4.0, 50),
+        pytest.param(8.0, 60, marks=pytest.mark.slow),
+    ],
+)
+def test_the_attack_stays_below_the_claim_and_close_to_what_renyi_leaves(epsilon: float, steps: int) -> None:
+    """Ceiling: epsilon of the Gaussian of the same multiplier, which Rényi accounting cannot reach."""
+    found, claim, sigma = attack(epsilon, steps)
+    ceiling = gaussian_epsilon(1 / sigma, DELTA)
+    assert found.worst_case.epsilon <= claim
+    assert 0.6 * ceiling < found.gaussian_family.epsilon <= ceiling < claim
+
+
+def test_a_light_level_that_is_understated_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """T10's trap: limits of κM at a third of the truth (excess noise in a calibration) let too much light in."""
+    true = amplitude.AmplitudeReadout.limits
+
+    def understated(self: amplitude.AmplitudeReadout, ratio: float) -> PhotonLimits:
+        found = true(self, ratio)
+        return replace(found, norm=found.norm / 3, row=found.row / 3)
+
+    monkeypatch.setattr(amplitude.AmplitudeReadout, "limits", understated)
+    found, claim, _ = attack(2.0, 20)
+    assert found.gaussian_family.epsilon > claim
+
+
+def test_light_more_regular_than_coherent_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Condition (d): counts of a tenth of Poisson's variance (a squeezed source) show the record."""
+
+    def regular(mean: np.ndarray, generator: NoiseGenerator) -> np.ndarray:
+        normals = generator.normal_(torch.empty(mean.size, dtype=torch.float64)).numpy().reshape(mean.shape)
+        return np.rint(mean + np.sqrt(mean / 10) * normals).astype(np.int64)
+
+    monkeypatch.setattr(amplitude, "exact_poisson", regular)
+    found, claim, _ = attack(2.0, 20)
+    assert found.gaussian_family.epsilon > claim
+
+
+def test_bit_planes_are_not_lipschitz_and_exceed_the_bound() -> None:
+    """One step of the grid, 511 to 512, opens and closes ten planes: its divergence is 100 times the bound."""
+    opu = device()
+    light_path = opu.photon_readout()
+    reference, light = opu.optics.reference, 1e-3
+    ratio = light * light_path.limits(RATIO).reach * 1024 / reference
+    limits = light_path.limits(ratio)
+
+    def rates(entries: list[int]) -> np.ndarray:
+        """Of exposures of whole columns, one each."""
+        field = light * np.outer(entries, light_path._field[:, 0])
+        return np.concatenate([np.abs(reference + sign * field) ** 2 / 2 for sign in (1, -1)])
+
+    def planes(entry: int) -> list[int]:
+        return [((entry >> bit) & 1) * 2**bit for bit in range(10)]
+
+    change = light * limits.row / ((1 - ratio) * limits.least)
+    allowed = factor(2, change) * (light * limits.norm) ** 2
+    assert renyi(rates([512]), rates([511]), 2) <= allowed
+    assert renyi(rates(planes(512)), rates(planes(511)), 2) > 100 * allowed
+
+
+def test_a_medium_that_moved_beyond_its_allowance_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    light_path = source(decorrelation_seconds=100.0)
+    level = light_path.level(1.0)
+    light_path.limits_hold(level.ratio)
+    light_path.readout.take(light_path.readout._field * 1.11)  # type: ignore[attr-defined]
+    with pytest.raises(DeviceError, match="the medium has moved"):
+        light_path.limits_hold(level.ratio)
+
+
+# ---- as a user
+
+
+@pytest.mark.parametrize("fidelity", ["effective", "physics"])
+def test_a_run_is_private_by_light_alone_and_audited(fidelity: str, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    options = ["--rule", "gated-dfa", "--release", "photon", "--backend-option", f"fidelity={fidelity}"]
+    assert (
+        main(
+            [
+                *("train", "--dataset", "digits", "--model", "mlp:64", "--epochs", "1", "--epsilon", "8"),
+                *(*options, "--out", str(out)),
+            ]
+        )
+        == 0
+    )
+    report = audit(out)
+    assert report.consistent, report.findings
+    guarantee = report.guarantee
+    assert (guarantee.kind.value, guarantee.device_share) == ("record-dp", 1.0)
+    assert guarantee.epsilon <= 8.0
+    credit = report.header["credit"]
+    assert credit["columns_a_step"] * credit["light_path"]["exposures_a_column"] == credit["exposures_a_step"]
+    assert credit["seconds_a_step"] == credit["exposures_a_step"] / 1000.0
