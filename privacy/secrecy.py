@@ -40,6 +40,7 @@ _LEAVES = (
 # Packages whose code draws from no generator that it was not given.
 _KNOWN = frozenset({"torch", "numpy", "scipy"}) | sys.stdlib_module_names
 _OWN = frozenset({"optical_dfa", "privacy", "noise_models"})
+_NOT_THE_USERS = _KNOWN | _OWN
 _MOST: Final = 1_000_000
 
 
@@ -100,6 +101,7 @@ def _generators(roots: Mapping[str, Any], skip: Any = None) -> Iterator[tuple[st
     seen: dict[int, Any] = (
         {} if skip is None else {id(skip): skip}
     )  # kept alive, so that no number is given again
+    classes: dict[int, type] = {}  # looked through already: once, however many objects are of them
     while waiting:
         path, found = waiting.popleft()
         if isinstance(found, (*_LEAVES, random.SystemRandom)) or id(found) in seen:
@@ -111,10 +113,10 @@ def _generators(roots: Mapping[str, Any], skip: Any = None) -> Iterator[tuple[st
         if len(seen) > _MOST:
             yield path, None
             return
-        waiting.extend(_within(path, found))
+        waiting.extend(_within(path, found, classes))
 
 
-def _within(path: str, found: Any) -> Iterable[tuple[str, Any]]:
+def _within(path: str, found: Any, classes: dict[int, type]) -> Iterable[tuple[str, Any]]:
     if isinstance(found, Mapping):
         yield from (
             (f"{path}[{key!r}]" if isinstance(key, str) else path, value) for key, value in found.items()
@@ -135,7 +137,7 @@ def _within(path: str, found: Any) -> Iterable[tuple[str, Any]]:
         yield from _of_function(path, found)
         return
     elif isinstance(found, type):
-        yield from _of_class(path, found)
+        yield from _of_class(path, found, classes)
         return
     elif isinstance(found, ModuleType):
         return
@@ -143,7 +145,7 @@ def _within(path: str, found: Any) -> Iterable[tuple[str, Any]]:
     for name in _attributes(found):
         if name not in public and (value := _value(found, name)) is not None:
             yield f"{path}.{name}", value
-    yield from _of_class(path, type(found))
+    yield from _of_class(path, type(found), classes)
 
 
 def _attributes(found: Any) -> Iterator[str]:
@@ -158,10 +160,13 @@ def _value(found: Any, name: str) -> Any:
     return own[name] if name in own else getattr(found, name, None)
 
 
-def _of_class(path: str, kind: type) -> Iterator[tuple[str, Any]]:
-    """Class attributes and methods, where they are the user's."""
+def _of_class(path: str, kind: type, classes: dict[int, type]) -> Iterator[tuple[str, Any]]:
+    """Class attributes and methods, where they are the user's; nothing of a class that is in `classes` already."""
+    if id(kind) in classes:
+        return
+    classes[id(kind)] = kind
     for one in kind.__mro__:
-        if one.__module__.partition(".")[0] in _KNOWN | _OWN:
+        if one.__module__.partition(".")[0] in _NOT_THE_USERS:
             continue
         public = getattr(kind, "public_generators", ())
         for name, value in list(vars(one).items()):

@@ -182,8 +182,8 @@ class _Step:
         self._shared: dict[int, Any] = {id(p): p for p in aligned.parameters()}
         self._shared[id(capture_of(aligned).programs)] = capture_of(aligned).programs
         self._shared.update(stand_in(aligned))
-        self._aligned, self._training, self._fresh = aligned, training, fresh
-        self._twin = self._copy()
+        self._aligned, self._training = aligned, training
+        self._twin = None if fresh else self._copy()
 
     def _copy(self) -> AlignedModule:
         twin = copy.deepcopy(self._aligned, dict(self._shared))
@@ -233,7 +233,7 @@ class _Step:
         changed: int | None = None,
         order: Tensor | None = None,
     ) -> Capture:
-        twin = self._copy() if self._fresh else self._twin
+        twin = self._twin or self._copy()
         capture = capture_of(twin)
         capture.expected_records = lambda: len(inputs[0])
         capture.rows = self._rows
@@ -353,8 +353,8 @@ def _errors(output: Tensor, changed: int | None) -> Tensor:
         output: shape (m, ..., components).
         changed: a record whose error is that of another target.
     """
-    table = torch.Generator().manual_seed(0)
-    logits = torch.stack([torch.randn(output.shape[1:], generator=table) for _ in output])
+    # numpy fills row by row, so that the table of fewer records is the beginning of this one.
+    logits = torch.from_numpy(np.random.default_rng(0).standard_normal(output.shape, dtype=np.float32))
     if output.ndim < 2 or output.shape[-1] < 2:  # one number a record
         if changed is not None:
             logits[changed] *= -100.0

@@ -223,9 +223,10 @@ def tensors_of(module: nn.Module) -> dict[str, Tensor]:
     """Parameters, buffers and tensors that are attributes, by dotted name."""
     found: dict[str, Tensor] = {}
     for name, part in module.named_modules():
-        own = {**dict(part.named_parameters(recurse=False)), **dict(part.named_buffers(recurse=False))}
-        own |= {key: value for key, value in vars(part).items() if isinstance(value, Tensor)}
-        found |= {f"{name}.{key}" if name else key: value for key, value in own.items()}
+        for own in (part._parameters, part._buffers, vars(part)):
+            for key, value in own.items():
+                if isinstance(value, Tensor):
+                    found[f"{name}.{key}" if name else key] = value
     return found
 
 

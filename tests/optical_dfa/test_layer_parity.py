@@ -58,10 +58,10 @@ def read(layer: nn.Module, h: Tensor) -> Tensor:
 
 
 def stepped(layer: nn.Module, h: Tensor) -> Tensor:
-    state = None
-    for t in range(h.shape[1]):
+    # No assert: pytest's own has all of the test run in reach, which a private run looks through for generators.
+    state = layer(h[:, 0])
+    for t in range(1, h.shape[1]):
         state = layer(h[:, t], state)
-    assert state is not None
     return state[0] if isinstance(state, tuple) else state
 
 
@@ -156,7 +156,7 @@ def released(name: str, x: Tensor, y: Tensor, clip: float) -> Tensor:
 
 @pytest.mark.parametrize(
     "name",
-    # A cell is called time by time, and every call is followed: these take a minute each in a long test run.
+    # A cell is called time by time, and every call is followed: these take five seconds each.
     [pytest.param(name, marks=pytest.mark.slow) if name.endswith("Cell") else name for name in ROWS],
 )
 def test_a_private_step_is_the_clipped_sum_of_each_records_own_gradient(name: str) -> None:
