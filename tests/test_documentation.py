@@ -246,7 +246,13 @@ def test_every_assumption_of_a_release_is_explained(release: str) -> None:
         release, ("simulated-opu", "dfa")
     )
     config = TrainConfig(
-        dataset="digits", model="mlp:4", backend=backend, rule=rule, release=release, epochs=1, batch_size=700
+        dataset="digits",
+        model="mlp:16",
+        backend=backend,
+        rule=rule,
+        release=release,
+        epochs=1,
+        batch_size=700,
     )
     stated = train(config)["guarantee"]
     assert stated["kind"] == RELEASES[release].kind

@@ -78,10 +78,12 @@ def worst_share() -> float:
     for _ in range(DEVICES):
         light = random_light(rng)
         gamma = light.ratio / math.sqrt(1 + light.ratio**2)
-        worst = np.linalg.svd(np.concatenate([light.field.real, gamma * light.field.imag]))[2][0] * BOUND
-        inputs = light.field.shape[1]
-        for start in (np.zeros(inputs), rng.uniform(-light.clamp, light.clamp, inputs)):
-            other = np.clip(start + worst, -light.clamp, light.clamp)
+        stacked = np.concatenate([light.field.real, gamma * light.field.imag])
+        worst: Array = np.linalg.svd(stacked)[2][0] * BOUND
+        inputs = int(light.field.shape[1])
+        starts: tuple[Array, ...] = (np.zeros(inputs), rng.uniform(-light.clamp, light.clamp, inputs))
+        for start in starts:
+            other: Array = np.clip(start + worst, -light.clamp, light.clamp)
             order = float(rng.integers(2, 20))
             found = max(found, light.divergence(start, other, order) / light.allowed(order, BOUND))
     return found
