@@ -130,7 +130,7 @@ class DarkFrameDigits(DarkFrameSource):
     def _weighted(self, std: float) -> tuple[int, ...]:
         """
         Raises:
-            UsageError: noise that takes fewer digits, or more.
+            UsageError: noise that takes another number of digits.
         """
         found = digit_weights(std, self.sigma, self._digits)
         if found is not None:
@@ -138,13 +138,11 @@ class DarkFrameDigits(DarkFrameSource):
         enough = next(
             (k for k in range(2, MOST_DIGITS + 1) if digit_weights(std, self.sigma, k) is not None), None
         )
-        few = enough is None or enough > self._digits
-        most = self.sigma * most_weight(self._most_base, self._digits)
+        bases = " or ".join(map(str, range(LEAST_BASE, self._most_base + 1, 2)))
         remedy = "leave digits out" if enough is None else f"take digits={enough}, or leave digits out"
         raise UsageError(
-            f"digits={self._digits} is too {'few' if few else 'many'} for noise of {std:.6g} grid steps: with dark "
-            f"noise of {self.sigma:.3g} converter steps they give "
-            f"{f'at most {most:.6g}' if few else f'more with any base from {LEAST_BASE} on'}; {remedy}"
+            f"digits={self._digits} of base {bases} make no noise of {std:.6g} grid steps out of dark noise of "
+            f"{self.sigma:.4g} converter steps; {remedy}"
         )
 
     def add_noise(self, total: Tensor, std: float) -> None:
@@ -188,11 +186,6 @@ def largest_base(sigma: float) -> int:
     return base
 
 
-def most_weight(base: int, digits: int) -> float:
-    """sqrt(V_(k-1)) of the most noise that `digits` digits of this base give: w_top = a^(k-1) - 1."""
-    return math.hypot(*(base**j for j in range(digits - 1)), base ** (digits - 1) - 1)
-
-
 def digit_weights(std: float, sigma: float, digits: int) -> tuple[int, ...] | None:
     """Weights w of `digits` digits, lowest first, with sigma · sqrt(sum w²) >= std and hardly more.
 
@@ -201,7 +194,7 @@ def digit_weights(std: float, sigma: float, digits: int) -> tuple[int, ...] | No
         sigma: of a pixel, in converter steps; LEAST_BASE has to be smoothed by it.
         digits: k, 2 or more.
     Returns:
-        None where no base does: too few digits, or more than the noise takes.
+        None where no base does: digits of a smaller one are too few, and a larger one's are more than the noise takes.
     """
     for base in range(LEAST_BASE, largest_base(sigma) + 1, 2):
         lower = [base**j for j in range(digits - 1)]
