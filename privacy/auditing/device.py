@@ -82,14 +82,17 @@ def _check_digits(header: Mapping[str, Any], releases: Sequence[ReleaseEvent]) -
     digits = options.get("digits") if isinstance(options, Mapping) else None
     if not isinstance(credit, Mapping) or (credit.get("theorem") != "T12" and digits is None):
         return []
-    sigma, steps = (credit.get(name) for name in ("gaussian_std_steps", "clipping norm in grid steps"))
     weights = credit.get("weights")
+    sigma, steps = (
+        float(value) if isinstance(value := credit.get(name), int | float) and 0 < value < math.inf else 0.0
+        for name in ("gaussian_std_steps", "clipping norm in grid steps")
+    )
     if (
         credit.get("theorem") != "T12"
         or not isinstance(weights, list)
         or not all(type(weight) is int and 0 < weight < 2**53 for weight in weights)
-        or not all(isinstance(x, int | float) and 0 < x < math.inf for x in (sigma, steps))
-        or len(weights) != (len(weights) if digits is None else digits)
+        or not (sigma and steps)
+        or (digits is not None and len(weights) != digits)
     ):
         return ["the header's credit does not say which digits the device's noise has, as its settings ask"]
     from noise_models.calibration.converter import dither_ripple, epsilon_of_ripple
