@@ -55,12 +55,26 @@ DELAYS = {
 }
 
 
-@pytest.mark.parametrize("name", FAULTS)
+DIGITS = ("--release", "dark-frame", "--release-option", "digits=9")
+STOPPING = (
+    "lamp-off",
+    "frozen-frame",
+    "correlated-rows",
+)  # of light, of one frame, and of the law of a frame
+
+
+@pytest.mark.parametrize(
+    ("name", "release"),
+    [
+        *((name, ()) for name in FAULTS),
+        *(pytest.param(n, DIGITS, marks=() if n in STOPPING else pytest.mark.slow) for n in FAULTS),
+    ],
+)
 def test_a_fault_in_training_stops_it_before_the_release(
-    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, release: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, after = tmp_path / "run", START_UP + 2 * STEP
-    options = ["--backend-option", f"fault={name}", "--backend-option", f"fault_after={after}"]
+    options = [*release, "--backend-option", f"fault={name}", "--backend-option", f"fault_after={after}"]
     line = fail(capsys, out, *options)
     assert "health test" in line
     assert "nothing more is released" in line
@@ -81,23 +95,16 @@ def test_a_fault_in_training_stops_it_before_the_release(
     assert audit(out).consistent
 
 
-@pytest.mark.parametrize("release", ["dark-frame", "device-entropy"])
+@pytest.mark.parametrize("release", [("--release", "dark-frame"), ("--release", "device-entropy"), DIGITS])
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_faulty_device_does_not_start(
-    name: str, release: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, release: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
-    line = fail(capsys, out, "--release", release, "--backend-option", f"fault={name}")
+    line = fail(capsys, out, *release, "--backend-option", f"fault={name}")
     assert "health test" in line
     assert [(kind, row["passed"]) for kind, row in rows(out)] == [("health", False)]
     assert (audit(out).releases, audit(out).consistent) == (0, True)
-
-
-STOPPING = (
-    "lamp-off",
-    "frozen-frame",
-    "correlated-rows",
-)  # of light, of one frame, and of the law of a frame
 
 
 @pytest.mark.parametrize(

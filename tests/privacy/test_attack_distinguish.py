@@ -74,7 +74,7 @@ def test_sound_release_keeps_its_claim_tightly(
         (4.0, 1.0, 1, 240, 10),
         pytest.param(4.0, 1.0, 1, 2000, 10, marks=pytest.mark.slow),
         pytest.param(1.0, 1.0, 1, 2500, 11, marks=pytest.mark.slow),
-        pytest.param(0.5, 1.0, 1, 8000, 12, marks=pytest.mark.slow),
+        pytest.param(0.5, 1.0, 1, 8000, 11, marks=pytest.mark.slow),
         pytest.param(8.0, 1.0, 1, 1200, 9, marks=pytest.mark.slow),
         pytest.param(4.0, 0.5, 2, 1200, 10, marks=pytest.mark.slow),
     ],
