@@ -728,6 +728,36 @@ def calibrated(calibration: Calibration, tmp_path_factory: pytest.TempPathFactor
     return train(folder / "run", "--release", "dark-frame", "--calibration", str(folder / "cal.json"))
 
 
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("digits") / "run"
+    return train(folder, "--release", "dark-frame", "--release-option", "digits=10")
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({}, None),
+        ({"weights": [1, 3, 9, 27, 81, 243, 729, 2187, 6561, 1]}, "digits give noise of"),
+        ({"weights": [1, 9, 3, 27, 81, 243, 729, 2187, 6561, 20000]}, "digits cost"),
+        ({"weights": [1, 3, 9, 27, 81, 243, 729, 2187, 60000]}, "does not say which digits"),
+        ({"weights": "1"}, "does not say which digits"),
+        ({"weights": [1.0] * 10}, "does not say which digits"),
+        ({"theorem": "T4"}, "does not say which digits"),
+        ({"gaussian_std_steps": None}, "does not say which digits"),
+        ({"gaussian_std_steps": 1e-3}, "digits give noise of"),
+    ],
+)
+def test_digits_that_give_less_noise_than_the_ledger_says(
+    digits: Path, values: dict[str, Any], said: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(digits, tmp_path / "run"))
+    header = rows_of(run)[0][2]
+    edited(run, ("header",), credit=header["credit"] | values)
+    found = findings(run, capsys)
+    assert found == [] if said is None else any(said in line for line in found), found
+
+
 @pytest.fixture
 def credited(calibrated: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(calibrated, tmp_path / "credited"))

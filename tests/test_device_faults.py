@@ -55,12 +55,27 @@ DELAYS = {
 }
 
 
-@pytest.mark.parametrize("name", FAULTS)
+LIGHT = ("--release", "photon", "--model", "mlp:16")
+DIGITS = ("--release", "dark-frame", "--release-option", "digits=9")
+STOPPING = (
+    "lamp-off",
+    "frozen-frame",
+    "correlated-rows",
+)  # of light, of one frame, and of the law of a frame
+
+
+@pytest.mark.parametrize(
+    ("name", "release"),
+    [
+        *((name, ()) for name in FAULTS),
+        *(pytest.param(n, DIGITS, marks=() if n in STOPPING else pytest.mark.slow) for n in FAULTS),
+    ],
+)
 def test_a_fault_in_training_stops_it_before_the_release(
-    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, release: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, after = tmp_path / "run", START_UP + 2 * STEP
-    options = ["--backend-option", f"fault={name}", "--backend-option", f"fault_after={after}"]
+    options = [*release, "--backend-option", f"fault={name}", "--backend-option", f"fault_after={after}"]
     line = fail(capsys, out, *options)
     assert "health test" in line
     assert "nothing more is released" in line
@@ -81,13 +96,15 @@ def test_a_fault_in_training_stops_it_before_the_release(
     assert audit(out).consistent
 
 
-@pytest.mark.parametrize("release", ["dark-frame", "device-entropy", "photon"])
+@pytest.mark.parametrize(
+    "release", [("--release", "dark-frame"), ("--release", "device-entropy"), DIGITS, LIGHT]
+)
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_faulty_device_does_not_start(
-    name: str, release: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, release: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
-    line = fail(capsys, out, "--release", release, "--model", "mlp:16", "--backend-option", f"fault={name}")
+    line = fail(capsys, out, *release, "--backend-option", f"fault={name}")
     assert "health test" in line
     assert [(kind, row["passed"]) for kind, row in rows(out)] == [("health", False)]
     assert (audit(out).releases, audit(out).consistent) == (0, True)
@@ -102,19 +119,12 @@ def test_a_fault_stops_light_that_carries_the_sum_before_the_release(
     """Between two releases the device is looked at in two dark frames and a lit one."""
     out = tmp_path / "run"
     options = ["--backend-option", f"fault={name}", "--backend-option", f"fault_after={START_UP + 2 * 3}"]
-    line = fail(capsys, out, "--release", "photon", "--model", "mlp:16", *options)
+    line = fail(capsys, out, *LIGHT, *options)
     assert "health test" in line
     assert "nothing more is released" in line
     assert [kind for kind, _ in rows(out)] == ["health", "release", "release", "health"]
     report = audit(out)
     assert (report.consistent, report.releases) == (True, 2), report.findings
-
-
-STOPPING = (
-    "lamp-off",
-    "frozen-frame",
-    "correlated-rows",
-)  # of light, of one frame, and of the law of a frame
 
 
 @pytest.mark.parametrize(

@@ -137,6 +137,30 @@ def test_a_private_run(
     assert run(capsys, "audit", str(out), "--json")["epsilon"] == report.epsilon
 
 
+def test_a_run_whose_noise_is_the_devices_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Digits of dark pixels (THEORY T12): the share is 100 %, no dither is drawn, and the audit agrees."""
+    out = tmp_path / "run"
+    more = ["--release", "dark-frame", "--release-option", "digits=10", "--epsilon", "4", "--delta", "1e-4"]
+    summary = run(capsys, *SHORT, *more, "--lr", "1", "--epochs", "6", "--out", str(out))
+    stated = summary["guarantee"]
+    assert (stated["kind"], stated["device_share"]) == ("record-dp", 1.0)
+    assert 0.98 * 4 < stated["epsilon"] <= 4
+    assert summary["test_accuracy"] > 0.8
+    assert (out / "calibration.json").exists()
+    with Ledger.open(out / "ledger.sqlite", read_only=True) as ledger:
+        credit = ledger.header()["credit"]
+        names = {payload["name"] for kind, payload in ledger.history() if kind == "key"}
+        assert {release.device_share for release in ledger.releases()} == {1.0}
+    assert names == {"device", "rounding", "sampling", "masks"}
+    assert (credit["theorem"], len(credit["weights"])) == ("T12", 10)
+    assert main(["audit", str(out)]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "The device supplied 100.0 % of the noise variance" in text
+    assert "no digital noise stands in for the converter" in text
+    other = audit(out)
+    assert (other.consistent, other.findings) == (True, ())
+
+
 def test_the_ledger_alone_gives_the_epsilon(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
     more = ["--release", "digital", "--backend", "digital", "--noise-multiplier", "1.5", "--delta", "1e-4"]

@@ -1,4 +1,4 @@
-"""`python -m experiments theory [T1 … T10]`: every theorem of docs/theory.md, its conditions kept and dropped.
+"""`python -m experiments theory [T1 … T12]`: every theorem of docs/theory.md, its conditions kept and dropped.
 
 Without names all are run and table.md is written; `--list` names the theorems. Exit code 1 where a claim broke with its
 conditions kept, or held with one of them dropped.
@@ -28,6 +28,7 @@ THEOREMS = {
     "T8": "calibrated noise",
     "T9": "composition",
     "T10": "shot noise of a sum that light carries",
+    "T12": "the noise read from dark frames, several pixels a coordinate",
 }
 HEAD = ("Theorem", "Case", "Figure", "Claimed", "Found", "")
 

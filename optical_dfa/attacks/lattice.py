@@ -47,7 +47,7 @@ class UnditheredDarkFrames(DarkFrameNoise):
         for start in range(0, len(total), pixels):
             part = total[start : start + pixels]
             block = torch.empty(len(part), dtype=torch.float64)
-            self._shift(self._health.take()[0], block)
+            self._take(block)
             scale = round(std / (self._credit.step * self.sigma))
             part.add_(block.mul_(scale).sub_(round(scale * self.offset)).to(total))
 

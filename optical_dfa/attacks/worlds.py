@@ -78,6 +78,7 @@ class Worlds:
 
     Attributes:
         release, backend, rule: registered names; None is one that the release can work with.
+        release_options: the release's own settings.
         sample_rate: q; the expected batch is the number of others (of all records where labels are protected).
         max_grad_norm: C.
         learning_rate: 0 lets all releases answer the same question.
@@ -93,6 +94,7 @@ class Worlds:
     release: str = "digital"
     backend: str | None = None
     rule: str | None = None
+    release_options: dict[str, Any] = field(default_factory=dict)
     sample_rate: float = 1.0
     max_grad_norm: float = 0.05
     learning_rate: float = 0.0
@@ -175,6 +177,7 @@ class Worlds:
             "data_loader": DataLoader(TensorDataset(*self.records(second)), batch_size=expected),
             "max_grad_norm": self.max_grad_norm if terms(self.release).clips else None,
             "release": self.release,
+            "release_options": self.release_options,
             "public_size": round(expected / q),
         }
         if claim is not None:
@@ -207,7 +210,9 @@ class Worlds:
         """Worlds of the same sums that can be had with NEGLIGIBLE noise, which a camera's codes are too coarse for."""
         if not terms(self.release).dark_frames:
             return self
-        return replace(self, release="digital", backend=self.backend_name, engine=PrivacyEngine)
+        return replace(
+            self, release="digital", release_options={}, backend=self.backend_name, engine=PrivacyEngine
+        )
 
     def knowledge(self) -> Knowledge:
         """S and v, from the adversary's own runs of the same code."""

@@ -54,7 +54,7 @@ from privacy.health_log import noting_failures
 from privacy.ledger import SETTINGS, Ledger
 from privacy.notions import Adjacency
 from privacy.releases import terms
-from privacy.releases.dark_frame import DarkFrameNoise
+from privacy.releases.dark_source import DarkFrameSource
 from privacy.releases.per_record import PerRecordRelease
 from privacy.weights import ANNOUNCED
 
@@ -312,7 +312,7 @@ class _Run:
             made = self.engine.make_private(**shared, noise_multiplier=sigma, target_epsilon=config.epsilon)
         self.module, self.optimizer, self.loader = made
         self.steps_an_epoch = len(self.loader)
-        if self.folder is not None and isinstance(self.engine.source, DarkFrameNoise):
+        if self.folder is not None and isinstance(self.engine.source, DarkFrameSource):
             self.folder.write_json(CALIBRATION, self.engine.source.histogram())
             if self.calibration is not None:
                 self.folder.write_json(CAMERA, self.calibration.to_dict())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from noise_models.errors import UsageError
 from privacy.auditing.files import CALIBRATION_FILE, content
 from privacy.auditing.strict import parsed
-from privacy.ledger import Ledger
+from privacy.ledger import SETTINGS, Ledger, ReleaseEvent
 from privacy.releases import RELEASES
 
 
@@ -42,7 +42,7 @@ def check_device(
             notes.append(f"the device was refused: {row.get('message', 'for a reason that is not given')}")
     passed = sum(row.get("passed") is True for row in health)
     notes.append(f"start-up tests that the device passed: {passed}")
-    findings = _untested(history)
+    findings = _untested(history) + _check_digits(header, list(ledger.releases()))
     calibration = header["calibration"]
     if isinstance(calibration, dict):
         findings += _check_validity(calibration, health, notes)
@@ -73,6 +73,48 @@ def _untested(history: list[tuple[str, dict[str, Any]]]) -> list[str]:
         f"release {off[0]} was made without a passed start-up test, or after the device had failed "
         f"({len(off)} such releases)"
     ]
+
+
+def _check_digits(header: Mapping[str, Any], releases: Sequence[ReleaseEvent]) -> list[str]:
+    """Where noise of several pixels a coordinate (THEORY T12) is less, or costs more, than the ledger says."""
+    credit, settings = header.get("credit"), header.get(SETTINGS)
+    options = settings.get("release_options") if isinstance(settings, Mapping) else None
+    digits = options.get("digits") if isinstance(options, Mapping) else None
+    if not isinstance(credit, Mapping) or (credit.get("theorem") != "T12" and digits is None):
+        return []
+    weights = credit.get("weights")
+    sigma, steps = (
+        float(value) if isinstance(value := credit.get(name), int | float) and 0 < value < math.inf else 0.0
+        for name in ("gaussian_std_steps", "clipping norm in grid steps")
+    )
+    if (
+        credit.get("theorem") != "T12"
+        or not isinstance(weights, list)
+        or not all(type(weight) is int and 0 < weight < 2**53 for weight in weights)
+        or not (sigma and steps)
+        or (digits is not None and len(weights) != digits)
+    ):
+        return ["the header's credit does not say which digits the device's noise has, as its settings ask"]
+    from noise_models.calibration.converter import dither_ripple, epsilon_of_ripple
+
+    findings = []
+    asked, given = header["noise_multiplier"] * steps, sigma * math.hypot(*weights)
+    if given < asked * (1 - 1e-9):
+        findings.append(
+            f"the device's digits give noise of {given:.6g} grid steps, the header says {asked:.6g}"
+        )
+    for release in releases[:1]:  # the others have the same costs
+        cost = sum(
+            epsilon_of_ripple(
+                dither_ripple(sigma, sigma * math.hypot(*weights[:j]) / weights[j]), release.dimension
+            )
+            for j in range(1, len(weights))
+        )
+        if release.log_ratio < cost * (1 - 1e-9):
+            findings.append(
+                f"the digits cost {cost:.3g} a release, the ledger counts {release.log_ratio:.3g}"
+            )
+    return findings
 
 
 def _check_validity(named: Mapping[str, Any], health: list[dict[str, Any]], notes: list[str]) -> list[str]:

@@ -77,11 +77,13 @@ class DarkFrames(Protocol):
     Attributes:
         dark_pixels: pixels of a frame.
         frame_shape: its rows and columns.
+        ideal_converter: whether its converter is known to be ideal and uniform, by construction.
     """
 
     name: ClassVar[str]
     dark_pixels: int
     frame_shape: tuple[int, int]
+    ideal_converter: bool
     noise: NoiseModel
     generators: tuple[NoiseGenerator, ...]
 

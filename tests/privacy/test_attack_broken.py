@@ -7,14 +7,17 @@ bound would take many misclassified trials.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
 import torch
 from known_noise import KnownNoiseLaw
+from scipy import stats
 from torch import Tensor, nn
 
+from noise_models.health.monitor import HealthMonitor
 from noise_models.randomness.generator import NoiseGenerator
 from noise_models.randomness.rounded_gaussian import RoundedGaussianSampler
 from optical_dfa.attacks.worlds import Worlds, claimed, noise_std
@@ -25,6 +28,7 @@ from privacy.attacks.laws import Array, GaussianLaw, LatticeLaw, NoiseLaw
 from privacy.attacks.likelihood_ratio import distinguish
 from privacy.contributions.integers import Factors, Whole, WholeSum, _sizes
 from privacy.releases import clipped, dark_frame
+from privacy.releases.dark_digits import DarkFrameDigits
 
 DELTA = 1e-5
 CONFIDENCE = 0.95
@@ -96,6 +100,53 @@ def test_dark_frames_without_dither(broken: bool, epsilon: float, monkeypatch: p
         return LatticeLaw(scale * unit, round(scale * source.offset) / scale, source.sigma, rest / scale)
 
     check(attack(Worlds(release="dark-frame"), epsilon, lattice), broken, epsilon)
+
+
+# ---- a converter that hands out every third code: digits without a dither show the sum modulo 3 (THEORY T12)
+
+
+def every_third_code(device: SimulatedOpuBackend, monkeypatch: pytest.MonkeyPatch) -> SimulatedOpuBackend:
+    """Width errors of period 3 at their most; its health is not looked at, which would have refused it."""
+    dark = device.dark
+    device.dark = lambda frames: dark(frames) // 3 * 3  # type: ignore[method-assign]
+    for test in ("start_up", "released", "dark"):
+        monkeypatch.setattr(HealthMonitor, test, lambda monitor, codes: {})
+    return device
+
+
+@pytest.mark.parametrize("broken", [True, False], ids=["broken", "intact"])
+def test_digits_of_an_uneven_converter(broken: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The event: all coordinates are 0 modulo 3, as the sum is without the record, and with it seldom is."""
+
+    def device(seed: int) -> SimulatedOpuBackend:
+        made = SimulatedOpuBackend(
+            2, 2, seed=5, noise=NoiseGenerator.seeded(seed, "device"), dark_pixels=1024
+        )
+        return every_third_code(made, monkeypatch) if broken else made
+
+    trials, epsilon = TRIALS[1.0], 1.0
+    worlds = Worlds(release="dark-frame", release_options={"digits": 11}, device=device)
+    sigma, seen = worlds.calibrated(epsilon, DELTA), []
+    for present in (False, True):
+        sums, engine = worlds.make(present, sigma, SEED + present)
+        source = engine.source
+        assert isinstance(source, DarkFrameDigits)
+        found = np.rint(sums.take(trials)[:, 0] / grid_step(engine))
+        # The public constant that was taken off the codes.
+        level, weights = round(source.offset), sum(source.describe()["weights"])
+        codes = found + weights * level + round(weights * (source.offset - level))
+        seen.append(int((codes % 3 == 0).all(-1).sum()))
+    least, most = interval(seen[0], trials)[0], interval(seen[1], trials)[1]
+    bound = math.log(max(least - DELTA, 1e-9) / most)
+    claim = claimed(engine, 1, DELTA)
+    assert 0.99 * epsilon < claim < 1.01 * epsilon
+    assert bound > 1.5 * claim if broken else bound < claim
+
+
+def interval(count: int, trials: int) -> tuple[float, float]:
+    """Clopper and Pearson's limits, either at 97.5 %."""
+    found = stats.binomtest(count, trials).proportion_ci(CONFIDENCE, "exact")
+    return float(found.low), float(found.high)
 
 
 # ---- one layer left out of the norms: it is scaled by the others' clip factor, and not bounded by it

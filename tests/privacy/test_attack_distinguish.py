@@ -25,10 +25,10 @@ CONFIDENCE = 0.95
 
 
 def attack(
-    release: str, epsilon: float, sample_rate: float, steps: int, trials: int, seed: int
+    release: str, epsilon: float, sample_rate: float, steps: int, trials: int, seed: int, **options: object
 ) -> tuple[Distinguished, float]:
-    """Result and claimed epsilon; `trials` in each world."""
-    worlds = Worlds(release=release, sample_rate=sample_rate)
+    """Result and claimed epsilon; `trials` in each world, `options` of the release."""
+    worlds = Worlds(release=release, sample_rate=sample_rate, release_options=options)
     sigma = worlds.calibrated(epsilon, DELTA, steps)
     without, engine = worlds.make(False, sigma, seed)
     with_record, _ = worlds.make(True, sigma, seed + 1)
@@ -66,6 +66,23 @@ def test_sound_release_keeps_its_claim_tightly(
     release: str, epsilon: float, sample_rate: float, steps: int, trials: int
 ) -> None:
     check(*attack(release, epsilon, sample_rate, steps, trials, seed=11), epsilon)
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "sample_rate", "steps", "trials", "digits"),
+    [
+        (4.0, 1.0, 1, 240, 10),
+        pytest.param(4.0, 1.0, 1, 2000, 10, marks=pytest.mark.slow),
+        pytest.param(1.0, 1.0, 1, 2500, 11, marks=pytest.mark.slow),
+        pytest.param(0.5, 1.0, 1, 8000, 11, marks=pytest.mark.slow),
+        pytest.param(8.0, 1.0, 1, 1200, 9, marks=pytest.mark.slow),
+        pytest.param(4.0, 0.5, 2, 1200, 10, marks=pytest.mark.slow),
+    ],
+)
+def test_digits_without_a_dither_keep_their_claim_tightly(
+    epsilon: float, sample_rate: float, steps: int, trials: int, digits: int
+) -> None:
+    check(*attack("dark-frame", epsilon, sample_rate, steps, trials, seed=11, digits=digits), epsilon)
 
 
 @pytest.mark.slow

@@ -34,8 +34,9 @@ class Run:
         torch.manual_seed(0)
         self.net = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 4))
         self.engine = PrivacyEngine(reproducible_seed=seed)
-        backend = "simulated-opu" if release in ("dark-frame", "device-entropy") else "digital"
-        options = {"dark_pixels": 1 << 14} if backend == "simulated-opu" else {}
+        card = RELEASES[release]
+        backend = "simulated-opu" if card.dark_frames else "digital"
+        options = {"dark_pixels": 1 << 14} | dict(card.backend_options) if card.dark_frames else {}
         aligned = align(
             self.net,
             rule="gated-dfa" if release == "aggregate" else "dfa",

@@ -37,6 +37,7 @@ class Camera:
     name = "camera"
     dark_pixels = PIXELS
     frame_shape = SHAPE
+    ideal_converter = True
 
     def __init__(self, noise: NoiseModel = CAMERA, seed: int = 0) -> None:
         self.noise = noise
