@@ -168,7 +168,7 @@ class PhotonDevice(DarkFrames, Protocol):
     """
 
     frame_rate_hz: float
-    physical: bool
+    physical: ClassVar[bool]
 
     def photon_readout(self, rows: int | None = None) -> PhotonReadout:
         """Its light path, of so many entries of an answer; None is all there are.

@@ -1,0 +1,1 @@
+"""What a step of release `photon` takes of a device."""
