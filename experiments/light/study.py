@@ -10,11 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import cast
 
 from experiments.harness.experiment import TABLE
 from noise_models.camera import CAMERAS, Camera
 from noise_models.randomness.generator import NoiseGenerator
 from optical_dfa.backends.simulated_opu import SimulatedOpuBackend
+from privacy.contributions.protocols import PhotonDevice
 from privacy.releases.photon import PhotonRelease, ShotNoise
 
 FOLDER = Path(__file__).parent
@@ -70,8 +72,9 @@ def table() -> str:
             "",
             f"Rule `gated-dfa` with p = {INPUTS}, {'-'.join(map(str, WIDTHS))}, noise multiplier {SIGMA:g}, D = "
             f"{_bound():,}: {exposures():,} columns of one exposure each by `homodyne`, at the slower of modulator and "
-            "camera. K is what pixels and levels of a macro-pixel hold, or what keeps ρ at 1/4; entries of the sum beyond "
-            "it are clamped, a bias. Cameras as below; modulators are assumptions too: a million pixels, 20 kHz and 200 Hz.",
+            "camera. K is what pixels and levels of a macro-pixel hold, or what keeps ρ at 1/4; entries of the sum "
+            "beyond it are clamped, a bias. Cameras as above; modulators are assumptions too: a million pixels, 20 kHz and "
+            "200 Hz.",
             "",
             f"Made by `{COMMAND}`.",
             "",
@@ -106,7 +109,7 @@ def _row(modulator: Modulator, camera: Camera) -> tuple[str, ...]:
         mirrors=modulator.pixels * modulator.levels,
     ) as device:
         bound = _bound()
-        level = ShotNoise(device, device.photon_readout(), bound).level(SIGMA)
+        level = ShotNoise(cast(PhotonDevice, device), device.photon_readout(), bound).level(SIGMA)
         rate = min(modulator.rate_hz, camera.frame_rate_hz)
         return (
             modulator.name,
