@@ -73,8 +73,8 @@ def table() -> str:
             f"Rule `gated-dfa` with p = {INPUTS}, {'-'.join(map(str, WIDTHS))}, noise multiplier {SIGMA:g}, D = "
             f"{_bound():,}: {exposures():,} columns of one exposure each by `homodyne`, at the slower of modulator and "
             "camera. K is what pixels and levels of a macro-pixel hold, or what keeps ρ at 1/4; entries of the sum "
-            "beyond it are clamped, a bias. Cameras as above; modulators are assumptions too: a million pixels, 20 kHz and "
-            "200 Hz.",
+            "beyond it are clamped, a bias. Cameras as above; modulators are assumptions too: a million pixels, 20 kHz "
+            "and 200 Hz.",
             "",
             f"Made by `{COMMAND}`.",
             "",
