@@ -205,6 +205,7 @@ def test_a_light_level_that_is_understated_is_broken(monkeypatch: pytest.MonkeyP
     assert found.gaussian_family.epsilon > claim
 
 
+@pytest.mark.slow  # test_theory_t10 has the exact divergence
 def test_light_more_regular_than_coherent_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
     """Condition (d): counts of a tenth of Poisson's variance (a squeezed source) show the record."""
 
