@@ -758,6 +758,37 @@ def test_digits_that_give_less_noise_than_the_ledger_says(
     assert found == [] if said is None else any(said in line for line in found), found
 
 
+@pytest.fixture(scope="module")
+def light(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose noise is the light's."""
+    out = tmp_path_factory.mktemp("light") / "run"
+    options = ["--release", "photon", "--rule", "gated-dfa", "--model", "mlp:16", "--epochs", "1"]
+    assert main(["train", "--dataset", "digits", *options, "--epsilon", "8", "--out", str(out)]) == 0
+    return out
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({}, None),
+        ({"photo_electrons_a_mirror": 1.0}, "the light level gives a noise multiplier of"),
+        ({"norm": None}, "does not say at which light level"),
+        ({"norm": 1e9}, "the light level gives a noise multiplier of"),
+        ({"largest_change_of_an_amplitude": 0.5}, "a record changes an amplitude by 0.5"),
+        ({"largest_field_over_reference": 9.0}, "no light level of a run"),
+        ({"count_mass": 1e-3}, "counts cost a mass of"),
+    ],
+)
+def test_light_that_is_more_than_the_ledger_says(
+    light: Path, values: dict[str, Any], said: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(light, tmp_path / "run"))
+    header = rows_of(run)[0][2]
+    edited(run, ("header",), credit=header["credit"] | values)
+    found = findings(run, capsys)
+    assert found == [] if said is None else any(said in line for line in found), found
+
+
 @pytest.fixture
 def credited(calibrated: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(calibrated, tmp_path / "credited"))

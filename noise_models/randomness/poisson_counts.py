@@ -103,7 +103,7 @@ class _Tables:
 
 
 def poisson_weights(mean: Fraction) -> tuple[list[int], int]:
-    """Whole numbers proportional to Poisson(mean)'s probabilities, to a relative 2^-230, and the first one's count."""
+    """Whole numbers proportional to Poisson(mean)'s probabilities, to 2^-100 of each, and the first one's count."""
     mode = int(mean)
     here, up = 1 << _PRECISION, [1 << _PRECISION]
     numerator, denominator = mean.numerator, mean.denominator

@@ -29,6 +29,10 @@ AMPLE = 3  # times as many trials where a step holds COPIES of them
 LIT_UNITS = (
     32  # of the hidden layer where light is read back: as many pixels, so that no direction is read badly
 )
+_FAMILY = {
+    "skellam": "to which the release claims to belong (a Skellam mechanism approximately)",
+    "photon": "which counts of much light resemble, and none of which the release claims to be",
+}
 OWN_RUNS = (200, 1000)  # least and most runs of each world from which noise in few coordinates is learnt
 
 
@@ -106,8 +110,8 @@ def run(setting: Setting) -> Finding:
             "misses": result.gaussian_family.misses,
         },
         notes=(
-            "epsilon_lower is within the family of Gaussian mechanisms, to which the release claims to belong"
-            + (" (a Skellam mechanism approximately)" if setting.release == "skellam" else "")
+            "epsilon_lower is within the family of Gaussian mechanisms, "
+            + _FAMILY.get(terms(setting.release).mechanism, "to which the release claims to belong")
             + "; epsilon_lower_assumption_free assumes nothing, and is looser",
             "the generators are seeded, so that the attack can be repeated; the claim is that of secret noise",
         ),

@@ -18,6 +18,7 @@ limit below grows by that much (condition c of T10).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import ceil, sqrt
 from typing import Any, Final
 
@@ -30,7 +31,7 @@ from noise_models.base import Frame
 from noise_models.camera import PhysicalCamera
 from noise_models.errors import UsageError
 from noise_models.randomness.generator import NoiseGenerator, derive_seed
-from noise_models.randomness.poisson_counts import COUNT_MASS, exact_poisson
+from noise_models.randomness.poisson_counts import COUNT_MASS, MOST_MEAN, exact_poisson
 from privacy.contributions.protocols import PhotonLimits
 
 Reals = npt.NDArray[np.float64]
@@ -39,8 +40,12 @@ Reals = npt.NDArray[np.float64]
 ROUNDING: Final = 1e-6
 # Phases of the reference that a column is exposed with, by interferometry method: rows of T are stacked (T10).
 QUADRATURES: Final[dict[str, tuple[complex, ...]]] = {"homodyne": (1.0,), "balanced": (1.0, 1j)}
-# A medium that ages has other norms tomorrow: this much more is allowed for, and looked at before every step.
-AGEING: Final = 1.1
+# A medium that ages has other norms tomorrow: this much more is allowed for, and looked at before every step. The norm
+# of a random matrix varies by a few in √rows + √inputs, those of single rows by more, and these cost little.
+_NORM_AGES: Final = 4.0
+_ROW_AGES: Final = 1.6
+MOST_MIRRORS: Final = 10**8
+MOST_RATIO: Final = 0.5  # of a field to its reference for which there is room above
 _PIXELS: Final = 1 << 18  # simulated at a time
 
 
@@ -56,7 +61,6 @@ class AmplitudeReadout:
         count_mass: total variation of one simulated count.
         counts: photo-electron counts of one column.
         exposures: of one column.
-        slack: by how much the medium's norms may pass what they were.
     """
 
     count_mass = COUNT_MASS
@@ -108,17 +112,30 @@ class AmplitudeReadout:
                 f"mirrors is {mirrors}; {self.inputs} entries of a column need {2 * self.inputs} macro-pixels of a "
                 "mirror or more"
             )
+        if mirrors > MOST_MIRRORS * (1 if mirror_spread else 1000):
+            raise UsageError(
+                f"mirrors is {mirrors}; a modulator may have {MOST_MIRRORS * 1000:,}, or {MOST_MIRRORS:,} "
+                "that are unequal"
+            )
         self.counts, self.exposures = 2 * self.rows, exposures
         self._reference, self._cameras, self._physics = reference, cameras, physics
         self._spread, self._phase, self._intensity = mirror_spread, phase_drift, intensity_noise
-        self.slack, self._generator = AGEING if ages else 1.0, generator
+        self._ages, self._generator = ages, generator
+        self._pixels = ceil(self.rows / exposures)
         self._response = np.ones((2, self.rows))
         self._dark = 0.0
         if physics:
-            self._response = np.stack([camera.prnu_pattern[: self.rows] for camera in cameras]).astype(
-                np.float64
-            )
+            patterns = [np.tile(camera.prnu_pattern[: self._pixels], exposures) for camera in cameras]
+            self._response = np.stack(patterns)[:, : self.rows].astype(np.float64)
             self._dark = cameras[0].camera.dark_electrons(Frame.DATA)
+        brightest = (
+            (reference * (1 + MOST_RATIO)) ** 2 / 2 * float(self._response.max()) * (1 + intensity_noise)
+        )
+        if not brightest + self._dark < MOST_MEAN:
+            raise UsageError(
+                f"a pixel may receive {brightest:.3g} photo-electrons and their counts are simulated up to "
+                f"{MOST_MEAN:,.0f}; take a camera with a smaller full well (full_well_electrons)"
+            )
         self._opened = self._mirror_sums(serial) if mirror_spread > 0 else None
         self.take(field)
 
@@ -131,14 +148,42 @@ class AmplitudeReadout:
 
     def take(self, field: npt.NDArray[np.complex128]) -> None:
         """T is this from now on."""
+        self._known: dict[tuple[float, float, int], PhotonLimits] = {}
         self._field = field
         self.response = np.ascontiguousarray(field.real)
 
     def limits(self, ratio: float) -> PhotonLimits:
         """Of the field for whole numbers, where |E| is at most `ratio` of |r| at every pixel.
 
-        The sup over what light and device may do (mirrors, intensity, phase, pixels' responses), in units of κ.
+        The sup over what light and device may do (mirrors, intensity, phase, pixels' responses), in units of κ; with an
+        allowance for a medium that ages.
         """
+        found = self._as_it_is(ratio)
+        if not self._ages:
+            return found
+        wider = 1 + _NORM_AGES / (sqrt(self.rows) + sqrt(self.inputs))
+        return replace(
+            found, norm=found.norm * wider, row=found.row * _ROW_AGES, reach=found.reach * _ROW_AGES
+        )
+
+    def keeps(self, limits: PhotonLimits, ratio: float) -> bool:
+        """Whether light and medium, as they are, are within these limits."""
+        now = self._as_it_is(ratio)
+        return (
+            now.norm <= limits.norm
+            and now.row <= limits.row
+            and now.reach <= limits.reach
+            and now.least >= limits.least
+        )
+
+    def _as_it_is(self, ratio: float) -> PhotonLimits:
+        """Of the field as the medium is now; kept as long as nothing moves."""
+        key = (ratio, self._reference, id(self._field))
+        if key not in self._known:
+            self._known = {**(self._known if len(self._known) < 64 else {}), key: self._computed(ratio)}
+        return self._known[key]
+
+    def _computed(self, ratio: float) -> PhotonLimits:
         gamma = ratio / sqrt(1 + ratio**2)
         re, im = self._field.real, self._field.imag
         free = _norm(np.concatenate([re, im]))
@@ -146,7 +191,7 @@ class AmplitudeReadout:
         if self._phase > 0:
             # Turning by φ: cos φ [Re; γ Im] + sin φ [Im; -γ Re].
             aligned += np.sin(min(self._phase, np.pi / 2)) * _norm(np.concatenate([im, gamma * re]))
-        scale = (1 + self._spread) * (1 + ROUNDING) * self.slack
+        scale = (1 + self._spread) * (1 + ROUNDING)
         bright = sqrt((1 + self._intensity) * float(self._response.max()))
         faint = sqrt((1 - self._intensity) * float(self._response.min()))
         return PhotonLimits(
@@ -200,9 +245,20 @@ class AmplitudeReadout:
     def _read(self, electrons: npt.NDArray[np.int64], camera: PhysicalCamera) -> Reals:
         """What a camera answers to photo-electrons, in photo-electrons."""
         if self._physics:
-            codes = camera.read_out(torch.from_numpy(electrons), self._generator, Frame.DATA).numpy()
+            codes = np.concatenate(
+                [
+                    camera.read_out(part, self._generator, Frame.DATA).numpy()
+                    for part in torch.split(
+                        torch.from_numpy(electrons), self._pixels, dim=1
+                    )  # an exposure each
+                ],
+                axis=1,
+            )
             gain = camera.camera.data_gain_dn_per_electron
-            return (codes.astype(np.float64) - camera.camera.data_black_dn) / gain
+            fixed = np.tile(camera.dsnu_pattern[: self._pixels], self.exposures)[
+                : self.rows
+            ]  # a public pattern
+            return (codes.astype(np.float64) - camera.camera.data_black_dn) / gain - fixed
         noise = torch.empty(electrons.size, dtype=torch.float32)
         self._generator.normal_(noise)
         read = noise.numpy().reshape(electrons.shape) * camera.camera.read_noise_electrons

@@ -107,9 +107,7 @@ def _key_figures(run: Run) -> str:
         ),
     ]
     if share is not None:
-        tiles.append(
-            _tile("Device's share", f"{100 * share:.1f} %", "of the noise variance; the rest is digital")
-        )
+        tiles.append(_tile("Device's share", f"{100 * share:.1f} %", "of the noise variance"))
     if seconds is not None:
         per_step = number(summary.get("seconds_per_step"))
         below = "" if per_step is None else f"{1000 * per_step:.3g} ms a step"

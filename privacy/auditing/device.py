@@ -42,7 +42,8 @@ def check_device(
             notes.append(f"the device was refused: {row.get('message', 'for a reason that is not given')}")
     passed = sum(row.get("passed") is True for row in health)
     notes.append(f"start-up tests that the device passed: {passed}")
-    findings = _untested(history) + _check_digits(header, list(ledger.releases()))
+    releases_made = list(ledger.releases())
+    findings = _untested(history) + _check_digits(header, releases_made) + _check_light(header, releases_made)
     calibration = header["calibration"]
     if isinstance(calibration, dict):
         findings += _check_validity(calibration, health, notes)
@@ -113,6 +114,48 @@ def _check_digits(header: Mapping[str, Any], releases: Sequence[ReleaseEvent]) -
         if release.log_ratio < cost * (1 - 1e-9):
             findings.append(
                 f"the digits cost {cost:.3g} a release, the ledger counts {release.log_ratio:.3g}"
+            )
+    return findings
+
+
+def _check_light(header: Mapping[str, Any], releases: Sequence[ReleaseEvent]) -> list[str]:
+    """Where the light level of the header (THEORY T10) is more than its noise, or its rows, say."""
+    if not RELEASES[header["release"]].light:
+        return []
+    credit = header.get("credit")
+    names = (
+        "photo_electrons_a_mirror", "norm", "clipping norm in grid steps", "largest_change_of_an_amplitude",
+        "largest_field_over_reference", "clamp", "columns_a_step", "counts_a_column", "count_mass",
+    )  # fmt: skip
+    given = [
+        float(value)
+        for name in names
+        if isinstance(credit, Mapping)
+        and isinstance(value := credit.get(name), int | float)
+        and not isinstance(value, bool)
+        and 0 <= value < math.inf
+    ]
+    if len(given) != len(names):
+        return ["the header's credit does not say at which light level the device was used"]
+    electrons, norm, bound, change, ratio, clamp, columns, counts, count_mass = given
+    findings = []
+    if header["noise_multiplier"] * 2 * math.sqrt(electrons) * norm * bound > 1 + 1e-6:
+        findings.append(
+            f"the light level gives a noise multiplier of {1 / (2 * math.sqrt(electrons) * norm * bound):.6g}, the "
+            f"header says {header['noise_multiplier']:.6g}"
+        )
+    if not 0 < ratio <= 1 or clamp < bound:
+        findings.append(
+            f"fields reach {ratio:.3g} of the reference and entries {clamp:g}: no light level of a run"
+        )
+    for release in releases[:1]:  # the others are compared with the first, and with the header
+        if release.sensitivity < change * (1 - 1e-9):
+            findings.append(
+                f"a record changes an amplitude by {change:.3g} of itself, the ledger counts {release.sensitivity:.3g}"
+            )
+        if release.mass < columns * counts * count_mass:
+            findings.append(
+                f"counts cost a mass of {columns * counts * count_mass:.3g}, the ledger has {release.mass:.3g}"
             )
     return findings
 

@@ -136,7 +136,6 @@ class PhotonReadout(Protocol):
         counts: photo-electron counts of a column.
         exposures: of a column.
         count_mass: total variation of one count from Poisson's law, 0 for real light.
-        slack: by how much the medium's norms may pass what they were; 1 of a medium that does not move.
     """
 
     inputs: int
@@ -147,10 +146,12 @@ class PhotonReadout(Protocol):
     counts: int
     exposures: int
     count_mass: float
-    slack: float
 
     def limits(self, ratio: float) -> PhotonLimits:
-        """Where |E| is at most `ratio` of |r|."""
+        """Where |E| is at most `ratio` of |r|; of a medium that moves, with an allowance for it."""
+
+    def keeps(self, limits: PhotonLimits, ratio: float) -> bool:
+        """Whether light and medium, as they are now, are within these limits."""
 
     def show(self, columns: NDArray[np.int64], light: float) -> NDArray[np.float64]:
         """Answers, shape (m, rows), to columns of shape (m, inputs), κ = `light`."""

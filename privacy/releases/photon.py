@@ -121,21 +121,21 @@ class ShotNoise(NoiseSource):
         change = light * self._bound * limits.row / ((1 - ratio) * limits.least)
         return Level(light, most, ratio, min(change, LARGEST_CHANGE))
 
+    def norm(self, ratio: float) -> float:
+        """M, upper limit, where |E| is at most `ratio` of |r|."""
+        return self._limits(ratio).norm
+
     def limits_hold(self, ratio: float) -> None:
         """Whether the device is still within the limits that its light level was set from.
 
         Raises:
             DeviceError: it is not.
         """
-        allowed, now = self._limits(ratio), self.readout.limits(ratio)
-        for label in ("norm", "row", "reach"):
-            # What it is now has the allowance for ageing in it as well.
-            found, most = getattr(now, label), getattr(allowed, label) * self.readout.slack
-            if not found <= most:
-                raise DeviceError(
-                    f"the medium has moved: its {label} is {found:.6g}, and the light level was set for at most "
-                    f"{most:.6g}; nothing more is released, start again from the ledger"
-                )
+        if not self.readout.keeps(self._limits(ratio), ratio):
+            raise DeviceError(
+                "the medium or the light has moved beyond what the light level was set for; nothing more is released "
+                "(a run of fewer steps, or a medium that ages more slowly, stays within it)"
+            )
 
     def start_up(self) -> dict[str, Any]:
         return self._health.start_up()[1]
@@ -194,7 +194,6 @@ class PhotonRelease(ClippedRelease):
         )
         self._level: Level | None = None
         self._rate = device.frame_rate_hz
-        self._inverse = np.ascontiguousarray(np.linalg.pinv(readout.response).T)
         self._columns = math.ceil(self.dimension / readout.inputs)
         self._order = _in_columns(contributions.stacked, readout.inputs)
         self.exposures = self._columns * readout.exposures
@@ -229,6 +228,8 @@ class PhotonRelease(ClippedRelease):
         found |= {
             "light_path": readout.describe(),
             "columns_a_step": self._columns,
+            "counts_a_column": readout.counts,
+            "count_mass": readout.count_mass,
             "exposures_a_step": self.exposures,
             "seconds_a_step": self.exposures / self._rate if self._rate else None,
             "mirrors": readout.mirrors,
@@ -238,6 +239,7 @@ class PhotonRelease(ClippedRelease):
                 "photo_electrons_a_mirror": self._level.light**2,
                 "clamp": self._level.most,
                 "largest_field_over_reference": self._level.ratio,
+                "norm": self.source.norm(self._level.ratio),
                 "largest_change_of_an_amplitude": self._level.change,
             }
         return found
@@ -252,10 +254,11 @@ class PhotonRelease(ClippedRelease):
         total = self._sum.total.cpu().numpy().astype(np.int64)
         columns = np.zeros((self._columns, readout.inputs), np.int64)
         columns.reshape(-1)[: self.dimension] = np.clip(total[self._order], -level.most, level.most)
+        inverse = np.ascontiguousarray(np.linalg.pinv(readout.response).T)  # of the medium as it is now
         read = np.empty((self._columns, readout.inputs))
         for start in range(0, self._columns, _COLUMNS):
             part = slice(start, start + _COLUMNS)
-            np.matmul(readout.show(columns[part], level.light), self._inverse, out=read[part])
+            np.matmul(readout.show(columns[part], level.light), inverse, out=read[part])
         self._read = read
 
     def _released(self) -> Tensor:
@@ -285,10 +288,11 @@ def _in_columns(shapes: Sequence[Sequence[int]], inputs: int) -> NDArray[np.int6
 
 @ReleaseCard(
     summary="the shot noise of the light that carries the sum, and nothing else",
-    statement="{drawn}, rounded to whole numbers of a public grid and bounded there. The sum over the records went "
-    "through the device as amplitudes of light, column by column, and photo-electrons were counted: their shot noise "
-    "is {noise} times the most that one record moves all {dimension} coordinates' amplitudes by, and changes a single "
-    "amplitude by at most {sensitivity} of itself. Only what was counted reached the weights.",
+    statement="{drawn}, rounded to whole numbers of a public grid and bounded there. The sum over the records, of "
+    "{dimension} coordinates, went through the device as amplitudes of light, column by column, and photo-electrons "
+    "were counted. The shot noise of a count's amplitude is {noise} times the most that one record moves all of them "
+    "by, taken together, and no record changes a single one by more than {sensitivity} of itself. Only what was "
+    "counted reached the weights.",
     mechanism="photon",
     dark_frames=True,
     light=True,
@@ -303,8 +307,8 @@ def make(parts: Parts) -> PhotonRelease:
     """
     if parts.device is None:
         raise UsageError(
-            "the training rule uses no device, so there is no light; use --rule dfa or gated-dfa with --backend "
-            "simulated-opu, or --release digital"
+            "no trained layer is taught through a device, so there is no light; use --rule dfa or gated-dfa with "
+            "--backend simulated-opu and a hidden layer that is trained, or --release digital"
         )
     device = cast(PhotonDevice, parts.device)
     whole = device.photon_readout()  # refuses before anything is recorded
