@@ -94,7 +94,7 @@ class AggregatedCapture(Capture):
         block, observed = noted
         if block in self._lifted:
             raise UsageError(
-                "a second backward pass went over this batch; release aggregate takes one forward and one backward "
+                "a second backward pass went over this batch; a projected sum takes one forward and one backward "
                 "pass a step"
             )
 
@@ -122,14 +122,14 @@ class AggregatedCapture(Capture):
         layers = [use.layer for use in uses if use.layer in self.hidden]
         if sorted(layers) != sorted(self.hidden):
             raise UsageError(
-                f"teaching signals reached {len(layers)} hidden layers of {len(self.hidden)}; release aggregate takes "
+                f"teaching signals reached {len(layers)} hidden layers of {len(self.hidden)}; a projected sum takes "
                 "one forward and one backward pass a step"
             )
         for use in uses:
             if use.layer in self.hidden:
                 if use.x.ndim != 2 or len(use.x) != len(lifted):
                     raise UsageError(
-                        f"layer {use.layer} sees {use.x.ndim - 1} axes a record; release aggregate takes flat records"
+                        f"layer {use.layer} sees {use.x.ndim - 1} axes a record; a projected sum takes flat records"
                     )
                 use.delta = lifted
 
@@ -261,16 +261,16 @@ def _check_hidden(
                 continue
             if name.rpartition(".")[0] != cut.root:
                 raise UsageError(
-                    f"{name} is taught through {cut.root}, another layer; release aggregate takes hidden layers that "
+                    f"{name} is taught through {cut.root}, another layer; a projected sum takes hidden layers that "
                     "are nn.Linear, each cut at its own output"
                 )
             if graph_uses.get(name, 0) > 1:
                 raise UsageError(
-                    f"{name} is used several times a record; release aggregate takes layers used once"
+                    f"{name} is used several times a record; a projected sum takes layers used once"
                 )
     for name, part in module.named_modules():
         if name in names and _own(name, trained) and type(part) is not nn.Linear:
             raise UsageError(
-                f"hidden layer {name} is a {type(part).__name__}; release aggregate takes nn.Linear (freeze the "
+                f"hidden layer {name} is a {type(part).__name__}; a projected sum takes nn.Linear (freeze the "
                 "others, or use release digital)"
             )

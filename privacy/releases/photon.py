@@ -40,9 +40,8 @@ from privacy.releases.clipped import ClippedRelease
 from privacy.releases.device_health import DeviceHealth
 from privacy.releases.source import Departure, NoiseSource, Parts
 
-RATIO: Final = (
-    0.25  # of a field to its reference, at most: the clamp follows, and M is a few percent above its least
-)
+# Of a field to its reference, at most: the clamp follows from it, and M is a few percent above its least.
+RATIO: Final = 0.25
 ROWS: Final = 16  # entries of an answer for each of a column, where the projection is not the rule's own
 _COLUMNS: Final = 8192  # shown at a time
 
