@@ -55,6 +55,7 @@ DELAYS = {
 }
 
 
+STANDING = ("--release", "dark-frame")
 LIGHT = ("--release", "photon", "--model", "mlp:16")
 DIGITS = ("--release", "dark-frame", "--release-option", "digits=9")
 STOPPING = (
@@ -97,9 +98,16 @@ def test_a_fault_in_training_stops_it_before_the_release(
 
 
 @pytest.mark.parametrize(
-    "release", [("--release", "dark-frame"), ("--release", "device-entropy"), DIGITS, LIGHT]
+    ("name", "release"),
+    [
+        # Who tests the device is the same under every release; all of them are tried on one fault.
+        pytest.param(
+            name, release, marks=() if release == STANDING or name == "lamp-off" else pytest.mark.slow
+        )
+        for name in FAULTS
+        for release in (STANDING, ("--release", "device-entropy"), DIGITS, LIGHT)
+    ],
 )
-@pytest.mark.parametrize("name", FAULTS)
 def test_a_faulty_device_does_not_start(
     name: str, release: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

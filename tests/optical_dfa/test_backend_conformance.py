@@ -67,6 +67,7 @@ _METHODS: dict[str, dict[str, Any]] = {
     "phase-3": {"contrast": 200.0, "decorrelation_seconds": 3600.0},
     "anchor": {"drift_per_hour": 0.01, "prnu": 0.003},
     "balanced": {"camera": "scientific-cmos"},
+    "homodyne": {"camera": "industrial"},
 }
 
 

@@ -74,6 +74,13 @@ def test_a_plane_reference_leaves_no_constant(name: str) -> None:
     torch.testing.assert_close(torch.complex(re, im), e)
 
 
+def test_homodyne_detection_answers_the_quadrature_in_phase() -> None:
+    how, _ = method("homodyne")
+    e = field(2, 3)
+    (re,) = how.reconstruct(how.intensities(e.real, e.imag))
+    torch.testing.assert_close(re, e.real)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_images_are_the_physics(name: str) -> None:
     how, anchor = method(name)
@@ -83,8 +90,8 @@ def test_images_are_the_physics(name: str) -> None:
     elif name == "phase-3":
         waves = [(1.0, torch.tensor(REFERENCE * np.exp(2j * pi * k / 3))) for k in range(3)]
     else:
-        order = (1, 1j, -1, -1j) if name == "phase-4" else (1, -1, 1j, -1j)
-        waves = [(0.5 if name == "balanced" else 1.0, torch.tensor(REFERENCE * phase)) for phase in order]
+        order = {"phase-4": (1, 1j, -1, -1j), "balanced": (1, -1, 1j, -1j), "homodyne": (1, -1)}[name]
+        waves = [(how.light, torch.tensor(REFERENCE * phase)) for phase in order]
     for image, (share, wave) in zip(how.intensities(e.real, e.imag), waves, strict=True):
         torch.testing.assert_close(image, share * (e + wave).abs().square())
 
@@ -93,6 +100,7 @@ def test_light_is_shared_and_frames_are_counted() -> None:
     counts = {name: (cls.frames, len(cls.cameras), cls.quadratures) for name, cls in METHODS.items()}
     assert counts == {
         "phase-4": (4, 4, 2), "phase-3": (3, 3, 2), "anchor": (2, 2, 1), "balanced": (2, 4, 2),
+        "homodyne": (1, 2, 1),
     }  # fmt: skip
     plus, minus = list(method("balanced")[0].intensities(*_parts(field(4, 5))))[:2]
     whole = list(method("phase-4")[0].intensities(*_parts(field(4, 5))))

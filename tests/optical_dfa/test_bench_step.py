@@ -23,7 +23,9 @@ from optical_dfa.bench.networks import CLASSES, DEFAULT, INPUTS, NETWORKS, UNITS
 from optical_dfa.cli import main
 
 
-@pytest.mark.parametrize("name", DEFAULT)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n == "transformer" else n for n in DEFAULT]
+)
 def test_everybody_trains_every_network(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step, "WARM_UP", 0)
     found = step.run([name], [4], rounds=1)

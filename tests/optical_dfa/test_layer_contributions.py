@@ -299,7 +299,8 @@ CASES |= {
 }
 
 
-@pytest.mark.parametrize("rule", ["dfa", "bp"])
+# What a layer hands out is the same under either rule.
+@pytest.mark.parametrize("rule", [pytest.param("dfa", marks=pytest.mark.slow), "bp"])
 @pytest.mark.parametrize("name", list(CASES))
 def test_sum_of_each_record_alone(name: str, rule: str) -> None:
     make, inputs = CASES[name]

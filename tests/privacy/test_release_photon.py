@@ -137,7 +137,7 @@ def test_a_device_without_amplitudes_is_refused_by_name() -> None:
 # ---- what comes back
 
 
-@pytest.mark.parametrize("rule", ["dfa", "gated-dfa"])
+@pytest.mark.parametrize("rule", ["dfa", pytest.param("gated-dfa", marks=pytest.mark.slow)])
 def test_a_release_is_the_clipped_sum_and_the_noise_of_the_light(rule: str) -> None:
     """The mean over releases is the sum of `digital`, or that of `aggregate` as B projects it; of the noise alone the
     hidden layer's block has the rank of the projection under gated-dfa."""
@@ -252,7 +252,7 @@ def test_a_medium_that_moved_beyond_its_allowance_is_refused(monkeypatch: pytest
 # ---- as a user
 
 
-@pytest.mark.parametrize("fidelity", ["effective", "physics"])
+@pytest.mark.parametrize("fidelity", [pytest.param("effective", marks=pytest.mark.slow), "physics"])
 def test_a_run_is_private_by_light_alone_and_audited(fidelity: str, tmp_path: Path) -> None:
     out = tmp_path / "run"
     options = ["--rule", "gated-dfa", "--release", "photon", "--backend-option", f"fidelity={fidelity}"]
