@@ -41,7 +41,6 @@ class _Tables:
 
     Attributes:
         bits: of a word that name a cell.
-        cells: threshold (high 32 bits) and the two outcomes of a cell, shape (64, 2^bits).
     """
 
     def __init__(self, worth: Fraction, digits: int = _BASE) -> None:
@@ -127,15 +126,12 @@ def _tables() -> tuple[tuple[_Tables, ...], _Tables]:
     return tuple(_Tables(worth) for worth in _LEVELS), _Tables(Fraction(1, 64), 2)
 
 
-def exact_poisson(
-    mean: npt.NDArray[np.float64], generator: NoiseGenerator, out: npt.NDArray[np.int64] | None = None
-) -> npt.NDArray[np.int64]:
+def exact_poisson(mean: npt.NDArray[np.float64], generator: NoiseGenerator) -> npt.NDArray[np.int64]:
     """Independent Poisson counts, each within `COUNT_MASS` of its law in total variation.
 
     Args:
         mean: expected counts, float64, taken for the numbers they are, 0 to MOST_MEAN, any shape.
         generator: of every bit.
-        out: of mean's shape, contiguous; None takes new memory.
     Returns:
         counts of mean's shape.
     Raises:
@@ -144,7 +140,7 @@ def exact_poisson(
     flat = np.ascontiguousarray(mean, dtype=np.float64).reshape(-1)
     if flat.size and not (flat.min() >= 0 and flat.max() < MOST_MEAN):
         raise UsageError(f"a mean count is outside 0 … {MOST_MEAN:g} photo-electrons; take less light")
-    counts = np.empty(np.shape(mean), np.int64) if out is None else out
+    counts = np.empty(np.shape(mean), np.int64)
     into = counts.reshape(-1)
     for start in range(0, len(flat), _DRAWS):
         _block(flat[start : start + _DRAWS], into[start : start + _DRAWS], generator)

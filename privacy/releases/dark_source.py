@@ -13,7 +13,7 @@ from noise_models.calibration.document import Calibration
 from noise_models.errors import UsageError
 from noise_models.randomness.generator import NoiseGenerator
 from privacy.contributions.protocols import DarkFrames
-from privacy.releases.device_health import DeviceHealth
+from privacy.releases.device_health import FAULT_LASTS, DeviceHealth
 from privacy.releases.source import NoiseSource, with_camera
 
 
@@ -63,8 +63,7 @@ class DarkFrameSource(NoiseSource):
         self.assumptions = (
             *credit.assumptions,
             credit.argument,
-            "a fault of the device lasts to the end of the step it begins in, where it is tested on frames that are "
-            "not released",
+            FAULT_LASTS,
         )
         self._health = DeviceHealth(device, calibration, known)
         self.offset = credit.level

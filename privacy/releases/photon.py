@@ -37,7 +37,7 @@ from privacy.contributions.protocols import (
 from privacy.ledger import ReleaseEvent
 from privacy.releases.card import ReleaseCard
 from privacy.releases.clipped import ClippedRelease
-from privacy.releases.device_health import DeviceHealth
+from privacy.releases.device_health import FAULT_LASTS, DeviceHealth
 from privacy.releases.source import Departure, NoiseSource, Parts
 
 # Of a field to its reference, at most: the clamp follows from it, and M is a few percent above its least.
@@ -92,8 +92,7 @@ class ShotNoise(NoiseSource):
             "inequality, drift of intensity and phase included"
             + ("" if device.physical else " (in the simulated device: computed from its matrix)"),
             "no light returns to the mirrors: the field is linear in them",
-            "a fault of the device lasts to the end of the step it begins in, where it is tested on frames that are "
-            "not released",
+            FAULT_LASTS,
             *(
                 ()
                 if device.physical
