@@ -23,7 +23,10 @@ from noise_models.health.monitor import START_UP_PIXELS, HealthMonitor, look_fra
 from privacy.contributions.protocols import DarkFrames
 
 # What every release assumes that has its device tested so.
-FAULT_LASTS = "a fault of the device lasts to the end of the step it begins in, where it is tested on frames that are not released"
+FAULT_LASTS = (
+    "a fault of the device lasts to the end of the step it begins in, where it is tested on frames that are "
+    "not released"
+)
 
 
 class DeviceHealth:
