@@ -11,12 +11,15 @@ from optical_dfa.capture.contributions import Contribution, Kernel, Lookup, Oute
 from privacy.contributions.integers import Factors
 
 _ELEMENTS = 1 << 22  # handed out at a time
+_FACTORED = (
+    2  # times the work on a number of a sum is that on one of its factors, norms and products included
+)
 
 
 def factors(
     contributions: Mapping[str, Contribution], sizes: Mapping[str, int], rows: int, records: int
 ) -> Iterator[list[Factors]]:
-    """The records' contributions, run by run of records: outer products as such, anything else written out.
+    """The records' contributions, run by run of records: few outer products of a weight as such, else written out.
 
     Args:
         contributions: to every parameter that was reached.
@@ -52,6 +55,9 @@ def _elements(part: Contribution, size: int) -> int:
     """Numbers of a record that are worked on, in units of four bytes: factors become one byte each."""
     if isinstance(part, Outer):
         return (part.rows.shape[1] + part.cols.shape[1]) // 4
+    if isinstance(part, OuterSum) and _stays_factored(part):
+        rows, cols = part.parts[0]
+        return part.positions * ((rows.shape[2] + cols.shape[2]) // 4 + 4 * part.positions)
     if isinstance(part, Lookup):
         return part.tokens.shape[1] * (part.tokens.shape[1] + part.rows.shape[2])
     return size
@@ -70,7 +76,10 @@ def _factors(part: Contribution, block: slice, offset: int, bias: int | None) ->
     if isinstance(part, Kernel):
         return Factors(offset, part.written_out(block.start, block.stop))
     if isinstance(part, OuterSum):
-        return Factors(offset, _summed(part, block))
+        rows, cols = _at_all_positions(part, block)
+        if _stays_factored(part):
+            return Factors.summed(offset, rows, cols)
+        return Factors(offset, torch.bmm(rows.mT, cols).flatten(1))
     return Factors(offset, part.explicit(block.start, block.stop))
 
 
@@ -81,12 +90,16 @@ def _once(tokens: Tensor, rows: Tensor) -> Tensor:
     return torch.bmm((same & first.unsqueeze(2)).to(rows.dtype), rows)
 
 
-def _summed(part: OuterSum, block: slice) -> Tensor:
-    """The sums over positions, shape (m, n · d), as one product a record."""
-    rows, cols = (
-        torch.cat([pair[i][block] for pair in part.parts], dim=1)
-        if len(part.parts) > 1
-        else part.parts[0][i][block]
-        for i in (0, 1)
-    )
-    return torch.bmm(rows.mT, cols).flatten(1)
+def _stays_factored(part: OuterSum) -> bool:
+    """Whether rounding every position's factors is less work than rounding their sum."""
+    rows, cols = part.parts[0]
+    return _FACTORED * part.positions * (rows.shape[2] + cols.shape[2]) < part.numel
+
+
+def _at_all_positions(part: OuterSum, block: slice) -> tuple[Tensor, Tensor]:
+    """Rows and columns, shapes (m, t, n) and (m, t, d)."""
+    if len(part.parts) == 1:
+        rows, cols = part.parts[0]
+        return rows[block], cols[block]
+    rows, cols = (torch.cat([pair[i][block] for pair in part.parts], dim=1) for i in (0, 1))
+    return rows, cols

@@ -220,7 +220,9 @@ class _Step:
             for number, use in enumerate(capture.uses)
         }
         runs = [
-            _digests([x for part in run for x in (part.rows, part.cols, part.tokens) if x is not None])
+            _digests(
+                [x for part in run for x in (part.rows, part.cols, part.tokens, part.norms) if x is not None]
+            )
             for run in capture.factors()
         ]
         capture.clear()

@@ -22,6 +22,7 @@ from privacy.contributions.integers import (
     WholeSum,
     least_bound,
 )
+from privacy.contributions.positions import bounds_of_sums, norms_of_sums
 from privacy.contributions.products import multiplies_int8
 from privacy.contributions.rounding import _bounds, _Lane
 
@@ -213,6 +214,8 @@ def test_rounding_keeps_the_mean() -> None:
                 exact[part.offset + 3 * token : part.offset + 3 * token + 3] += row
         elif part.cols is None:
             exact[part.offset : part.offset + part.numel] = rows
+        elif part.norms is not None:
+            exact[part.offset : part.offset + part.numel] = (rows.T @ part.cols[0].double()).flatten()
         else:
             exact[part.offset : part.offset + part.numel] = torch.outer(rows, part.cols[0].double()).flatten()
         if part.bias is not None:
@@ -250,6 +253,48 @@ def test_the_least_bound_keeps_the_growth_by_rounding_small(least: int, share: f
             growths.append(grown / b**2 - 1)
         assert growths[0] <= share * (1 + 1e-9)
         assert growths[1] > share or bound == least
+
+
+# ---- sums over positions
+
+
+@pytest.mark.parametrize("positions", [1, 2, 33])
+def test_norms_of_sums_over_positions_are_those_of_the_sums(positions: int) -> None:
+    """From scalar products: the estimate, and the bound of whole numbers, also where most of it cancels."""
+    g = torch.Generator().manual_seed(positions)
+    rows, cols = (torch.randint(-127, 128, (5, positions, k), generator=g) for k in (1100, 7))
+    if positions > 1:
+        rows[0, 1:], cols[0, 1:] = rows[0, :1], 0
+        rows[1], rows[1, 1] = 0, rows[1, 0]
+        cols[1, 1] = -cols[1, 0]
+    exact = torch.einsum("mtn,mtd->mnd", rows.double(), cols.double()).square().sum((1, 2))
+    found = bounds_of_sums(rows.to(torch.int8), cols.to(torch.int8))
+    assert bool((found >= exact).all())
+    assert torch.allclose(found, exact, rtol=1e-12, atol=1e-3)
+    estimate = norms_of_sums(rows.float(), cols.float())
+    assert torch.allclose(estimate, exact.sqrt(), rtol=1e-5, atol=1.0)
+
+
+@pytest.mark.parametrize("size", [2.0**11, 2.0**13, 2.0**27])
+def test_positions_too_large_for_float32_are_bounded_and_added_up_exactly(size: float) -> None:
+    """Two positions that cancel but for a unit: their squares leave float32 from 2^12, and float64 from 2^25."""
+    rows = torch.tensor([[[size], [size]]])
+    cols = torch.tensor([[[1.0, 0.0], [-1.0, 1.0 / size]]])
+    square = bounds_of_sums(rows, cols * size)
+    assert float(square) >= size**2
+    assert (float(square) < math.inf) == (size < 2.0**25)
+    total = WholeSum(2, "cpu", grid=1.0, bound=1 << 20, coins=coins())
+    total.add([Factors(0, rows, cols, norms=torch.ones(1, dtype=torch.float64))])
+    assert int(total.total.square().sum()) <= 2**40
+
+
+def test_a_long_sum_of_positions_that_cancel_is_exact() -> None:
+    """1201 products of 14 400 before 1200 of -14 400: the partial sums leave 2^24, the record is within 2^20."""
+    rows, cols = torch.full((2, 2401, 1), 120.0), torch.full((2, 2401, 1), 120.0)
+    cols[:, 1201:] *= -1
+    total = WholeSum(1, "cpu", grid=1.0, bound=1 << 20, coins=coins())
+    total.add([Factors.summed(0, rows, cols)])
+    assert total.total.tolist() == [2 * 14_400]
 
 
 # ---- the sum
