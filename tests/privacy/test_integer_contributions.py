@@ -202,7 +202,7 @@ def test_a_factor_of_zero_silences_one_parameter_only(zero: str) -> None:
 
 def test_rounding_keeps_the_mean() -> None:
     """20 000 roundings of one record inside the clip: every coordinate's mean is within 5.5 standard errors (2e-6)."""
-    times, grid, bound = 20_000, 64.0, 256
+    times, grid, bound = 20_000, 32.0, 128
     one = stack(1, 3, 0.2)
     many = [part.part(torch.zeros(times, dtype=torch.int64)) for part in one]
     found = written_out(added_up(many, grid=grid, bound=bound, seed=5)[1]).double()
@@ -223,6 +223,17 @@ def test_rounding_keeps_the_mean() -> None:
     assert float(exact.norm()) * grid < 0.5 * bound  # nobody is clipped
     error = found.mean(0) - grid * exact
     assert bool((error.abs() <= 5.5 * found.std(0) / math.sqrt(times) + 1e-9).all())
+
+
+@pytest.mark.parametrize(("bound", "nearest"), [(1 << 14, True), (1 << 10, False)])
+def test_few_sums_go_to_the_nearest_whole_numbers(bound: int, nearest: bool) -> None:
+    """What is left out of 1 000 numbers is at most sqrt(1000)/2 of 16 384; of 1 024 it may be 1.5 %, too much."""
+    rows = torch.randn(50, 1000, generator=torch.Generator().manual_seed(0))
+    rows *= 0.5 / rows.norm(dim=1, keepdim=True)
+    _, (found,) = added_up([Factors(0, rows)], grid=float(bound), bound=bound, dimension=1000)
+    error = (found.rows - rows * bound).abs()
+    assert bool((error < 1).all())
+    assert bool((error <= 0.5).all()) == nearest
 
 
 def test_a_record_at_the_clip_keeps_its_direction_and_nearly_its_norm() -> None:
