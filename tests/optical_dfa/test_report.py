@@ -243,7 +243,13 @@ def test_page_says_whether_there_was_hardware(
     assert not_said not in text
 
 
-@pytest.mark.parametrize("rule", sorted(RULES))
+# By their kinds: errors projected, projected in part, sent back, not sent, targets projected.
+KINDS = ("dfa", "gated-dfa", "hybrid", "recurrent-hybrid", "fa", "bp", "shallow", "drtp")
+
+
+@pytest.mark.parametrize(
+    "rule", [rule if rule in KINDS else pytest.param(rule, marks=pytest.mark.slow) for rule in sorted(RULES)]
+)
 def test_page_names_a_projection_where_the_rule_makes_one(rule: str, tmp_path: Path) -> None:
     made = make_rule(rule)
     projects = isinstance(made, ProjectingRule) and getattr(made, "between", "dfa") == "dfa"
