@@ -257,6 +257,19 @@ def test_page_names_a_projection_where_the_rule_makes_one(rule: str, tmp_path: P
     assert ("its errors projected by the" in text) == projects
 
 
+@pytest.mark.parametrize(
+    ("rule", "release", "what"),
+    [
+        ("gated-dfa", "aggregate", "released sums"),
+        ("gated-dfa", "photon", "released sums"),
+        ("dfa", "photon", "errors"),
+    ],
+)
+def test_page_says_what_the_device_projected(rule: str, release: str, what: str, tmp_path: Path) -> None:
+    text = Outline(page_of(write_run(tmp_path / "run", rule=rule, release=release))).text
+    assert f"its {what} projected by the" in text
+
+
 def test_run_without_privacy_has_no_epsilon_plot(tmp_path: Path) -> None:
     run = write_run(
         tmp_path / "run", guarantee={"kind": "none", "epsilon": "inf", "device_share": None}, release="none"
