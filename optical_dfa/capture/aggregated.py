@@ -23,7 +23,7 @@ from optical_dfa.capture.records import Capture
 from optical_dfa.feedback.aligned import AlignedModule
 from optical_dfa.feedback.cuts import OUTPUT, Cut
 from optical_dfa.feedback.points import Point
-from optical_dfa.feedback.rules.gated import GatedFeedbackAlignment
+from optical_dfa.feedback.rules.gated import GatedFeedbackAlignment, GatedState
 
 _COLUMNS = 4096  # projected at a time
 
@@ -45,13 +45,14 @@ class AggregatedCapture(Capture):
         Raises:
             UsageError: as for `Capture`, another rule, or a hidden layer that is not as said above, naming it.
         """
-        rule, backend = aligned.rule, aligned.backend
-        if type(rule) is not GatedFeedbackAlignment or backend is None:
+        rule, backend, state = aligned.rule, aligned.backend, aligned.state
+        if type(rule) is not GatedFeedbackAlignment or not isinstance(state, GatedState) or backend is None:
             raise UsageError(
                 f"rule {rule.name} does not project a sum over the records; release aggregate needs rule gated-dfa "
                 "and a hidden layer"
             )
         self._rule, self._backend, self._points = rule, backend, aligned.points
+        self._inputs = state.blocks * backend.in_features  # p
         self._lifted: dict[int, Tensor] = {}
         self._placed = False
         trained = aligned.trained_parameters()
@@ -66,7 +67,7 @@ class AggregatedCapture(Capture):
         p = self.parameters[name]
         if name.rpartition(".")[0] not in self.hidden:
             return p.numel()
-        return self._backend.in_features * (p.shape[1] if p.ndim == 2 else 1)
+        return self._inputs * (p.shape[1] if p.ndim == 2 else 1)
 
     @property
     def projects(self) -> bool:
@@ -74,9 +75,10 @@ class AggregatedCapture(Capture):
 
     @property
     def stacked(self) -> list[Sequence[int]]:
-        inputs = self._backend.in_features
         return [
-            p.shape if name.rpartition(".")[0] not in self.hidden else (inputs, self.sizes[name] // inputs)
+            p.shape
+            if name.rpartition(".")[0] not in self.hidden
+            else (self._inputs, self.sizes[name] // self._inputs)
             for name, p in self.parameters.items()
         ]
 
@@ -136,7 +138,7 @@ class AggregatedCapture(Capture):
     # ---- after the release
 
     def projections(self, records: int) -> int:
-        """The columns of the stack, whatever the number of records."""
+        """The columns of the stack, in blocks, whatever the number of records."""
         return sum(
             self.sizes[name] // self._backend.in_features
             for name in self.parameters
@@ -154,20 +156,18 @@ class AggregatedCapture(Capture):
             DeviceError: the device failed.
         """
         blocks = dict(zip(self.parameters, torch.split(released, list(self.sizes.values())), strict=True))
-        inputs = self._backend.in_features
         columns = {
-            name: block.view(inputs, -1).T for name, block in blocks.items() if self._point(name) is not None
+            name: block.view(self._inputs, -1).T
+            for name, block in blocks.items()
+            if self._point(name) is not None
         }
-        stacked = torch.cat(list(columns.values())) if columns else released.new_zeros(0, inputs)
+        stacked = torch.cat(list(columns.values())) if columns else released.new_zeros(0, self._inputs)
         projected: list[list[Tensor]] = [[] for _ in self._points]
-        for chunk in torch.split(stacked, _COLUMNS):
-            for answers, signal in zip(
-                projected,
-                self._rule.feedback(chunk.contiguous(), self._points, self._projection()),
-                strict=True,
-            ):
-                assert signal is not None  # gated-dfa teaches every point
-                answers.append(signal)
+        state = cast(GatedState, self.aligned.state)
+        for chunk in torch.split(stacked, max(1, _COLUMNS // state.blocks)):
+            found = state.of_sums(chunk.contiguous(), self._projection())
+            for part, one in zip(projected, found, strict=True):
+                part.append(one)
         answer = {
             point.name: torch.cat(part) for point, part in zip(self._points, projected, strict=True) if part
         }

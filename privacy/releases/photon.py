@@ -275,12 +275,14 @@ class PhotonRelease(ClippedRelease):
 def _in_columns(shapes: Sequence[Sequence[int]], inputs: int) -> NDArray[np.int64]:
     """The entries of the flat stack in the order in which columns of `inputs` entries show them.
 
-    A block of as many rows is shown by its own columns, any other as it stands.
+    A block of as many rows, or of several times as many, is shown by its own columns, any other as it stands.
     """
     order, start = [], 0
     for shape in shapes:
         block = np.arange(start, start := start + math.prod(shape))
-        order.append(block.reshape(inputs, -1).T.reshape(-1) if shape and shape[0] == inputs else block)
+        if shape and shape[0] % inputs == 0:
+            block = block.reshape(shape[0] // inputs, inputs, -1).transpose(0, 2, 1).reshape(-1)
+        order.append(block)
     return np.concatenate(order)
 
 
