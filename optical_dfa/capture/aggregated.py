@@ -46,13 +46,14 @@ class AggregatedCapture(Capture):
             UsageError: as for `Capture`, another rule, or a hidden layer that is not as said above, naming it.
         """
         rule, backend, state = aligned.rule, aligned.backend, aligned.state
-        if type(rule) is not GatedFeedbackAlignment or not isinstance(state, GatedState) or backend is None:
+        if type(rule) is not GatedFeedbackAlignment or backend is None:
             raise UsageError(
                 f"rule {rule.name} does not project a sum over the records; release aggregate needs rule gated-dfa "
                 "and a hidden layer"
             )
         self._rule, self._backend, self._points = rule, backend, aligned.points
-        self._inputs = state.blocks * backend.in_features  # p
+        self._blocks = state.blocks if isinstance(state, GatedState) else 1
+        self._inputs = self._blocks * backend.in_features  # p
         self._lifted: dict[int, Tensor] = {}
         self._placed = False
         trained = aligned.trained_parameters()
@@ -163,10 +164,8 @@ class AggregatedCapture(Capture):
         }
         stacked = torch.cat(list(columns.values())) if columns else released.new_zeros(0, self._inputs)
         projected: list[list[Tensor]] = [[] for _ in self._points]
-        state = cast(GatedState, self.aligned.state)
-        for chunk in torch.split(stacked, max(1, _COLUMNS // state.blocks)):
-            found = state.of_sums(chunk.contiguous(), self._projection())
-            for part, one in zip(projected, found, strict=True):
+        for chunk in torch.split(stacked, max(1, _COLUMNS // self._blocks)):
+            for part, one in zip(projected, self._project(chunk.contiguous()), strict=True):
                 part.append(one)
         answer = {
             point.name: torch.cat(part) for point, part in zip(self._points, projected, strict=True) if part
@@ -181,6 +180,13 @@ class AggregatedCapture(Capture):
             gradient.append(answer[point.name][start:stop].T.reshape(-1))
             start = stop
         return torch.cat(gradient)
+
+    def _project(self, columns: Tensor) -> list[Tensor]:
+        """What released columns, one a row, are worth to the units of each point."""
+        state = self.aligned.state
+        if isinstance(state, GatedState):
+            return state.of_sums(columns, self._projection())
+        return self._rule.feedback(columns, self._points, self._projection())
 
     def _projection(self) -> ProjectionBackend:
         """What projects the released columns."""

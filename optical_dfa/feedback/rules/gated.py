@@ -26,7 +26,7 @@ from noise_models.errors import UsageError
 from noise_models.randomness.generator import NoiseGenerator
 from optical_dfa.backends.base import ProjectionBackend
 from optical_dfa.feedback.card import RuleCard
-from optical_dfa.feedback.points import ForwardPass
+from optical_dfa.feedback.points import ForwardPass, Point
 from optical_dfa.feedback.rule import ProjectingState, Taught
 from optical_dfa.feedback.rules.dfa import DirectFeedbackAlignment
 from optical_dfa.feedback.state import Placement
@@ -87,8 +87,20 @@ class GatedFeedbackAlignment(DirectFeedbackAlignment):
         open_ = flat @ hyperplanes(self.gates - 1, flat.shape[1], self.gate_seed).to(flat).T > 0
         return torch.cat([open_.new_ones(len(flat), 1), open_], dim=1).to(flat.dtype)
 
-    def state(self, placed: Placement) -> GatedState:
-        return GatedState(self, placed)
+    def state(self, placed: Placement) -> ProjectingState:
+        """
+        Raises:
+            UsageError: gates were asked for where the network has its own, or it has several sets of them.
+        """
+        own = _own_gates(placed.module)
+        if own is None:
+            return super().state(placed)
+        if self.gates > 1:
+            raise UsageError(
+                f"rule option gates={self.gates}, but the network has {own.gates} public gates of its own, which rule "
+                f"{self.name} takes; leave the option out"
+            )
+        return GatedState(self, placed.points, own)
 
     def lift(self, error: Tensor, context: Tensor | None) -> Tensor:
         if context is None:
@@ -100,41 +112,32 @@ class GatedFeedbackAlignment(DirectFeedbackAlignment):
 
 
 class GatedState(ProjectingState):
-    """The rule on one module.
+    """The rule on a network with gates of its own.
 
     Attributes:
-        blocks: of c components each that a column of the sum is projected in; 1 where B_l is dense.
+        blocks: G, of c components each that a column of the sum is projected in.
     """
 
-    rule: GatedFeedbackAlignment
-
-    def __init__(self, rule: GatedFeedbackAlignment, placed: Placement) -> None:
+    def __init__(self, rule: GatedFeedbackAlignment, points: Sequence[Point], own: PublicGates) -> None:
         """
-        Raises:
-            UsageError: gates were asked for where the network has its own, or it has several sets of them.
+        Args:
+            rule: whose equation it is.
+            points: the layers.
+            own: the network's gates.
         """
-        super().__init__(rule, placed.points)
-        own = _own_gates(placed.module)
-        self.blocks = 1 if own is None else own.gates
-        if own is None:
-            return
-        if rule.gates > 1:
-            raise UsageError(
-                f"rule option gates={rule.gates}, but the network has {own.gates} public gates of its own, which the "
-                f"rule {rule.name} takes; leave the option out"
-            )
-        for place, point in enumerate(self.points):
+        super().__init__(rule, points)
+        self.blocks = own.gates
+        for place, point in enumerate(points):
             opens = own.of_units(torch.eye(own.gates, device=own.normals.device), point.width)
             self.register_buffer(f"opens{place}", opens, persistent=False)
 
     def observe(self, passed: ForwardPass) -> Tensor | None:
         own = _own_gates(passed.module)
-        found: Tensor | None = self.rule.context(passed) if own is None else own(passed.args[0])
-        return found
+        assert own is not None  # the module is what the state was made for
+        opened: Tensor = own(passed.args[0])
+        return opened
 
     def teach(self, error: Tensor, noted: Any, device: ProjectionBackend | None) -> Sequence[Tensor | None]:
-        if self.blocks == 1:
-            return super().teach(error, noted, device)
         opened = noted.to(error.dtype)
         return [
             signal * (opened @ self._opens(place, signal))
@@ -143,12 +146,10 @@ class GatedState(ProjectingState):
         ]
 
     def of_sums(self, sums: Tensor, device: ProjectionBackend) -> list[Tensor]:
-        """What sums over the records of `lift`, shape (columns, blocks c), are worth to the units of each point.
+        """What sums over the records of r ⊗ e, shape (columns, G c), are worth to the units of each point.
 
         By one projection a block; a block moves the units of its gate.
         """
-        if self.blocks == 1:
-            return self.rule.feedback(sums, self.points, device)
         answers = self.rule.feedback(sums.reshape(len(sums) * self.blocks, -1), self.points, device)
         return [
             (torch.unflatten(answer, 0, (-1, self.blocks)) * self._opens(place, answer)).sum(1)
