@@ -435,9 +435,10 @@ def _check_separate(graph: _Graph, roots: Sequence[tuple[str, Tensor]]) -> None:
             if other != root:
                 raise UsageError(
                     f"autograd still connects {shown(other)} and {shown(root)} (through {_operation(node)}): a skip "
-                    "connection goes around a feedback point; put the point after the addition, or cut the branch at its start too: "
-                    "activate the sum, h = self.act(h + self.layer(h)), as optical_dfa.networks.building.ResidualBlock "
-                    "does; or in __init__ self.sum = nn.Identity(), in forward h = self.sum(h + ...), and as "
+                    "connection goes around a feedback point; put the point after the addition, or cut the branch at "
+                    "its start too: activate the sum, h = self.act(h + self.layer(h)), as "
+                    "optical_dfa.networks.building.ResidualBlock does; or in __init__ self.sum = nn.Identity(), in "
+                    "forward h = self.sum(h + ...), and as "
                     f"points= such sums, without {root if other == OUTPUT else other}"
                 )
 
