@@ -170,7 +170,8 @@ def build(
     cardinalities: Sequence[int] = (),
     text: bool = False,
 ) -> nn.Module:
-    """A network with PyTorch's default initialisation, drawn from the stream "weights" of `seed`.
+    """A network with PyTorch's default initialisation, a larger one in the hidden layers of `gated`, drawn from the
+    stream "weights" of `seed`.
 
     The weights depend on (spec, input_shape, classes, seed, cardinalities) alone: the same for every rule, backend and
     release, and torch's global generator is neither read nor moved.
@@ -215,6 +216,8 @@ def build(
     generator = torch.Generator().manual_seed(derive_seed(seed, "weights"))
     for module in net.modules():
         _draw(module, generator)
+    if isinstance(net, GatedNetwork):
+        net.enlarge()
     return net
 
 

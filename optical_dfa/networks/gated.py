@@ -75,6 +75,7 @@ class GatedNetwork(nn.Module):
     Attributes:
         gates: of the record as it comes.
         front: nothing in it is trained: `Scattering` of images of `LEAST_SIDE` pixels a side, else as the record is.
+        mean_square: of the norm of what the front hands on, about.
         layers, opened: the hidden layers, and what each one's gates let through.
         logits: the output layer.
     """
@@ -91,10 +92,26 @@ class GatedNetwork(nn.Module):
         width = math.prod(input_shape)
         self.gates = PublicGates(width)
         self.front = Scattering(input_shape) if image else nn.Flatten()
+        self.mean_square = float(self.front.maps if isinstance(self.front, Scattering) else width)
         sizes = [self.front.width if isinstance(self.front, Scattering) else width, *widths]
         self.layers = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(sizes))
         self.opened = nn.ModuleList(Gate() for _ in widths)
         self.logits = nn.Linear(sizes[-1], classes)
+
+    def enlarge(self) -> None:
+        """Bring hidden weights of PyTorch's default law, of variance 1/(3 inputs), to units of mean square 1.
+
+        A record's clipped update is then mostly the output layer's, whose part of it is as large as h: the G parts of a
+        hidden layer, as large as what enters it, take little of what the clipping norm allows.
+        """
+        square = self.mean_square
+        for layer in self.layers:
+            assert isinstance(layer, nn.Linear)
+            with torch.no_grad():
+                layer.weight.mul_(math.sqrt(3 * layer.in_features / square))
+            square = (
+                layer.out_features * (self.gates.gates + 1) / (2 * self.gates.gates)
+            )  # most are half open
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape (m, *input_shape) -> (m, classes)."""

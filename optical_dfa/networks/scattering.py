@@ -3,7 +3,7 @@
     |x * ψ_{s,θ}| low-passed, and x low-passed, on a grid of every fourth pixel
 
 ψ are Morlet wavelets of two scales and six directions (Bruna and Mallat 2013, arXiv 1203.1513). Each map is then
-centred and brought to the same norm, record by record. All of it is a function of the record alone, so that a private
+centred and brought to norm 1, record by record. All of it is a function of the record alone, so that a private
 run pays nothing for it: what a record moves is bounded after it (Tramèr and Boneh 2021, arXiv 2011.11660, who took two
 orders).
 """
@@ -23,13 +23,14 @@ GRID = 4  # pixels to an entry of a map
 LEAST_SIDE = 16
 _STRIDE = 2  # of the wavelets
 _BLUR = 2.0  # standard deviation of the low-pass, in pixels
-_FAINT = 0.02  # root mean square of a map's entries, in units of the input's, below which it stays faint
+_FAINT = 0.02  # root mean square of a map's entries, in units of the input's, below which it stays fainter
 
 
 class Scattering(nn.Module):
     """Images to their scattering coefficients.
 
     Attributes:
+        maps: one of each channel, and one of each of its wavelets.
         width: of what comes out, maps times places.
     """
 
@@ -66,19 +67,19 @@ class Scattering(nn.Module):
                     low.copy_(_low_pass(len(low), low.shape[1], step))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Shape (m, channels, height, width) -> (m, width); rows of Euclidean norm sqrt(width) at most."""
+        """Shape (m, channels, height, width) -> (m, width); rows of Euclidean norm sqrt(maps) at most."""
         found = [self._blurred(x, "blur")]
-        for scale, size in enumerate(SIZES):
+        for scale, side in enumerate(SIZES):
             filters = self.get_buffer(f"wavelets{scale}").to(x.dtype)
-            around = pad(x, 4 * [size // 2], mode="replicate")  # whatever the background is
+            around = pad(x, 4 * [side // 2], mode="replicate")  # whatever the background is
             waves = conv2d(around, filters, stride=_STRIDE, groups=self.channels)
             real, imaginary = torch.unflatten(waves, 1, (self.channels, 2, DIRECTIONS)).unbind(2)
             moduli = (real * real + imaginary * imaginary + 1e-12).sqrt()
             found.append(self._blurred(moduli.flatten(1, 2), "coarse"))
         maps = torch.cat(found, 1).flatten(2)
         maps = maps - maps.mean(2, keepdim=True)
-        level = (maps * maps).mean(2, keepdim=True).sqrt()
-        return (maps / (level + _FAINT)).flatten(1)
+        size = (maps * maps).sum(2, keepdim=True).sqrt()
+        return (maps / (size + _FAINT * math.sqrt(maps.shape[2]))).flatten(1)
 
     def _blurred(self, maps: Tensor, name: str) -> Tensor:
         down, across = (self.get_buffer(f"{name}{axis}").to(maps.dtype) for axis in (0, 1))

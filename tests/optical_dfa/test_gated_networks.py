@@ -105,6 +105,15 @@ def test_gates_are_a_public_function_of_the_record_alone() -> None:
     assert not torch.equal(seeds[0], seeds[2])
 
 
+def test_units_start_at_the_same_size_in_every_layer() -> None:
+    net = network("gated:400,300,200", (50,))
+    gates, h = net.gates(x := normal(500, 50)), x
+    for layer in net.layers:
+        h = layer(h)
+        assert 0.8 < float(h.detach().square().mean()) < 1.3
+        h = h * net.gates.of_units(gates, h.shape[1])
+
+
 def test_scattering_tells_directions_and_forgets_brightness() -> None:
     front = Scattering((1, 24, 24)).double()
     front.reset_parameters()
@@ -121,7 +130,7 @@ def test_scattering_tells_directions_and_forgets_brightness() -> None:
     x = normal(3, 1, 24, 24)
     found = front(x)
     assert found.shape == (3, front.width)
-    assert (found.norm(dim=1) <= math.sqrt(front.width)).all()
+    assert (found.norm(dim=1) <= math.sqrt(front.maps)).all()
     torch.testing.assert_close(front(10 * x + 5), front(10 * x), rtol=0, atol=1e-2)
     torch.testing.assert_close(front(x[1:2]), found[1:2], **EXACT)
     assert float(front(torch.full_like(x, 0.7)).abs().max()) < 1e-6  # nothing to see
