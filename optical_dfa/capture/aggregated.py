@@ -4,7 +4,8 @@ Under rule `gated-dfa` the update of hidden layer l is `B_l A_l` with `A_l = Σ_
 (p, d_l + 1), p = G c. This capture hands out A: the stack that is clipped record by record and noised holds the A of
 every hidden layer and the gradient of the output layer. `unpack` sends the columns of the noised A through the device:
 frames, digitisation, saturation and the device's own noise are post-processing of what is already released. It is the
-`B B^+`-denoised form besides: the noise of a layer has p, not n_l, components a column.
+`B B^+`-denoised form besides: the noise of a layer has p, not n_l, components a column. Where the network has gates of
+its own a column goes through in G blocks of c, each for the units of its gate.
 """
 
 from __future__ import annotations

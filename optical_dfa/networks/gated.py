@@ -31,14 +31,16 @@ class PublicGates(nn.Module):
 
     normals: Tensor
 
-    def __init__(self, width: int, gates: int = GATES) -> None:
+    def __init__(self, width: int, gates: int = GATES, seed: int = 0) -> None:
         """
         Args:
             width: entries of a record.
             gates: G, 1 or more.
+            seed: public, of the hyperplanes.
         """
         super().__init__()
         self.register_buffer("normals", torch.empty(gates - 1, width))
+        self.draw(torch.Generator().manual_seed(seed))
 
     @property
     def gates(self) -> int:
@@ -47,7 +49,7 @@ class PublicGates(nn.Module):
 
     def draw(self, generator: torch.Generator) -> None:
         """Draw the hyperplanes; of a normal that sums to 0 a record's mean is of no account."""
-        self.normals.normal_(generator=generator)
+        self.normals.copy_(torch.empty(self.normals.shape, device="cpu").normal_(generator=generator))
         self.normals -= self.normals.mean(1, keepdim=True)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -97,6 +99,7 @@ class GatedNetwork(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(sizes))
         self.opened = nn.ModuleList(Gate() for _ in widths)
         self.logits = nn.Linear(sizes[-1], classes)
+        self.enlarge()
 
     def enlarge(self) -> None:
         """Bring hidden weights of PyTorch's default law, of variance 1/(3 inputs), to units of mean square 1.

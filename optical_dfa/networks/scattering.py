@@ -51,6 +51,7 @@ class Scattering(nn.Module):
             self.register_buffer(f"coarse{axis}", torch.empty(count, -(-side // _STRIDE)))
         self.maps = self.channels * (1 + len(SIZES) * DIRECTIONS)
         self.width = self.maps * math.prod(places)
+        self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Compute the filters, the same on every machine to rounding."""

@@ -7,9 +7,9 @@ noise may be credited. One record moves all amplitudes of a step by at most κ M
 Rényi's order a. What follows the photo-electrons (amplifier, dark counts, converter, the pseudo-inverse that reads the
 columns back) is post-processing. The attenuator κ is set from the noise that is asked for.
 
-Under rule `gated-dfa` the columns are those of A, B is the medium itself, and `B B⁺` of what was read is the update:
-the projection that protects is the rule's own. Every other rule's sum goes through the medium as columns of any p
-entries and is read back (corollary of T10).
+Under rule `gated-dfa` the columns are those of A (blocks of them where the network has gates of its own), B is the
+medium itself, and `B B⁺` of what was read is the update: the projection that protects is the rule's own. Every other
+rule's sum goes through the medium as columns of any p entries and is read back (corollary of T10).
 """
 
 from __future__ import annotations

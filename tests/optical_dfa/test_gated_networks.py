@@ -91,7 +91,6 @@ def test_the_output_is_linear_in_the_weights_of_a_layer(name: str) -> None:
 
 def test_gates_are_a_public_function_of_the_record_alone() -> None:
     gates = PublicGates(20, 40).double()
-    gates.draw(torch.Generator().manual_seed(0))
     x = normal(500, 4, 5)
     opened = gates(x)
     assert opened.shape == (500, 40)
@@ -116,7 +115,6 @@ def test_units_start_at_the_same_size_in_every_layer() -> None:
 
 def test_scattering_tells_directions_and_forgets_brightness() -> None:
     front = Scattering((1, 24, 24)).double()
-    front.reset_parameters()
     column = torch.arange(24, dtype=torch.float64)
     raw: list[Tensor] = []
     for k in range(DIRECTIONS):
