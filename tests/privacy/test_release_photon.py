@@ -296,14 +296,17 @@ def test_a_medium_that_moved_beyond_its_allowance_is_refused(monkeypatch: pytest
 # ---- as a user
 
 
-@pytest.mark.parametrize("fidelity", [pytest.param("effective", marks=pytest.mark.slow), "physics"])
-def test_a_run_is_private_by_light_alone_and_audited(fidelity: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("fidelity", "model"),
+    [pytest.param("effective", "mlp:64", marks=pytest.mark.slow), ("physics", "gated:64")],
+)
+def test_a_run_is_private_by_light_alone_and_audited(fidelity: str, model: str, tmp_path: Path) -> None:
     out = tmp_path / "run"
     options = ["--rule", "gated-dfa", "--release", "photon", "--backend-option", f"fidelity={fidelity}"]
     assert (
         main(
             [
-                *("train", "--dataset", "digits", "--model", "mlp:64", "--epochs", "1", "--epsilon", "8"),
+                *("train", "--dataset", "digits", "--model", model, "--epochs", "1", "--epsilon", "8"),
                 *(*options, "--out", str(out)),
             ]
         )
