@@ -65,7 +65,7 @@ class Plan:
     """
 
     datasets: tuple[str, ...] = ("fashion-mnist", "mnist")
-    seeds: tuple[int, ...] = (0, 1)
+    seeds: tuple[int, ...] = (0,)
     multipliers: tuple[float, ...] = (0.1, 0.375, 0.75, 1.5, 3.0, 6.0)
     attacked: str = "fashion-mnist"
     trials: int | None = None
