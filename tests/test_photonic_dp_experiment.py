@@ -12,7 +12,7 @@ import torch
 
 from experiments.harness.experiment import RESULTS, TABLE
 from experiments.photonic_dp import study
-from experiments.photonic_dp.plan import EPSILON, Plan, step_claim
+from experiments.photonic_dp.plan import EPSILON, Plan, key, read, step_claim
 from experiments.photonic_dp.training import DELTA, Training, cosine, measure, own_noise
 from optical_dfa import align
 from optical_dfa.data import load
@@ -159,6 +159,15 @@ def test_a_true_claim_above_what_was_asked_for_is_told() -> None:
     assert not study.as_expected({"a": fell, "b": {**release, "epsilon": 3.01}})
     assert not study.as_expected({"a": fell, "b": {**release, "epsilon": "inf"}})
     assert not study.as_expected({"a": {**fell, "epsilon_lower": 0.5}, "b": release})
+
+
+def test_the_published_table_is_its_results() -> None:
+    plan, found = Plan(), read(study.FOLDER / RESULTS)
+    assert study.whole(plan, found)
+    assert (study.FOLDER / TABLE).read_text(encoding="utf-8") == study.table(plan, found)
+    assert study.as_expected(found)
+    kinds = {name: found[key("release", plan.release("mnist", name))]["kind"] for name in plan.releases}
+    assert list(kinds.values()) == ["conditional", *["record-dp"] * 4, "label-dp"]
 
 
 def test_data_that_are_not_there_are_one_line(

@@ -41,9 +41,12 @@ RELEASES: dict[str, dict[str, Any]] = {
     },
     "photon (T10)": {"release": "photon", "rule": "gated-dfa", "backend": "simulated-opu"},
     "aggregate (T5)": {"release": "aggregate", "rule": "gated-dfa", "backend": "digital"},
-    # Leverages of this many units and inputs are refused; without them every record pays in full.
-    "label (T7)": {
+    # Leverages of this many units and inputs are refused; without them (τ = 1) every record pays in full. The shipped
+    # rate is for clipped sums, which this release does not make.
+    "labels alone, τ = 1 (T7)": {
         "release": "label",
+        "epochs": 10,
+        "lr": 0.003,
         "release_options": {"leverage": False},
         "rule": "dfa",
         "backend": "digital",

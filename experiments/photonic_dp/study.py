@@ -22,7 +22,17 @@ from typing import Any
 
 from experiments.harness.experiment import RESULTS, TABLE
 from experiments.photonic_dp.picture import draw_study
-from experiments.photonic_dp.plan import EPSILON, MOST_CLAIM, Found, Plan, key, read, step_claim, trained
+from experiments.photonic_dp.plan import (
+    EPSILON,
+    MOST_CLAIM,
+    RELEASES,
+    Found,
+    Plan,
+    key,
+    read,
+    step_claim,
+    trained,
+)
 from experiments.photonic_dp.training import DELTA, LOOKED, MAX_GRAD_NORM, THRESHOLD, Training, measure
 from noise_models.errors import DeviceError, UsageError
 from optical_dfa.attacks import attack
@@ -246,7 +256,12 @@ def _note(plan: Plan, found: Found) -> str:
         f"part; conditional: its assumptions fail (THEORY T1).{evidence} The last rows of a data set: ε = "
         f"{EPSILON:g} asked for, {plan.release_epochs} epochs of batches of {plan.release_batch_size:,}, all else as "
         "shipped, one seed, secret noise; record-dp: adding or removing a record; label-dp: changing a label, inputs "
-        "being public."
+        "being public, without leverages (τ = 1), which are refused for layers this wide."
+        + "".join(
+            f" {name}: {own['epochs']} epochs, SGD {own['lr']:g}."
+            for name, own in RELEASES.items()
+            if name in plan.releases and "lr" in own
+        )
     )
 
 
