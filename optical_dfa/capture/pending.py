@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from noise_models.errors import UsageError
 from optical_dfa.capture.contributions import Contribution, combine
-from optical_dfa.capture.factors import factors
+from optical_dfa.capture.factors import Keeps, factors
 from optical_dfa.capture.layers import contributions
 from optical_dfa.capture.layers.pairs import Common
 from privacy.contributions.integers import Factors
@@ -226,11 +226,15 @@ class PendingBatch:
                         block.parts[name].add_clipped(shares[block.number], out[start : start + size])
                     start += size
 
-    def factors(self) -> Iterator[list[Factors]]:
-        """The batch's contributions record by record, in runs, as products of factors where they are such."""
+    def factors(self, keeps: Keeps) -> Iterator[list[Factors]]:
+        """The batch's contributions record by record, in runs, as products of factors where they are such.
+
+        Args:
+            keeps: as for `factors`.
+        """
         with self._exactly():
             for block in self._gather():
-                yield from factors(block.parts, self.sizes, self.block_rows, block.count)
+                yield from factors(block.parts, self.sizes, self.block_rows, block.count, keeps)
 
     def _exactly(self) -> AbstractContextManager[None]:
         """The release is not for autocast, which would compute it in bf16."""

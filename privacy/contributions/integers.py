@@ -7,9 +7,10 @@ function of record i is allowed there (T3), so that nothing about it enters the 
 the bound contributes nothing.
 
 The coins are the record's own. They come from a secret generator, because a record that joins shifts which coins those
-after it get. What is no product is rounded to the nearest whole numbers, n of them, where the sqrt(n)/2 that this may
-leave out is little beside D. Stochastic rounding: Agarwal, Kairouz, Liu 2021, section 4, without their flattening: a
-norm above the bound is rounded again from a smaller scale, as in their conditional rounding, but checked exactly.
+after it get. Numbers that are no product, n of them, share one coin a record where the sqrt(n)/2 by which that may
+lengthen or turn a record is little beside D. Stochastic rounding: Agarwal, Kairouz, Liu 2021, section 4, without their
+flattening: a norm above the bound is rounded again from a smaller scale, as in their conditional rounding, but checked
+exactly.
 """
 
 from __future__ import annotations
@@ -30,7 +31,11 @@ from privacy.contributions.rounding import Rounding, Task
 LEAST_BOUND = 1 << 15  # at which a record at the clip keeps 98 % of it
 _ATTEMPTS = 4
 _MOST_NARROW = 1 << 18  # grids above this have entries that seldom fit int8
-_NEAREST = 1 / 128  # of the bound: what rounding to the nearest may leave out
+_ALIKE = 1 / 128  # of the bound: what one coin for all of a record's numbers may add to it
+_FACTORED = (
+    4  # times the work on a number of a sum is that on one of its factors, norms and products included
+)
+_GROWTH = 1 / 16  # of the squared bound: what rounding may add to a sum that is rounded product by product
 _PLAIN = 1e-15, 1e15  # float32 norms whose squares are far from the ends of the range
 
 
@@ -191,6 +196,17 @@ class WholeSum:
         self.total.zero_()
         self._records = 0
 
+    def keeps_factors(self, positions: int, n: int, d: int) -> bool:
+        """Whether a sum of so many products, of n rows and d columns, is rounded product by product: where that is less
+        work, and adds little to a record at the bound whose products are orthogonal (see `bound_growth`)."""
+        grown = self._bound * math.sqrt(positions * n * d) / 3 + positions * n * d / 36
+        return (
+            _FACTORED * positions * (n + d) < n * d
+            and grown <= self._bound**2 * _GROWTH
+            and self._bound <= _MOST_NARROW
+            and multiplies_int8(self._device, n, d)
+        )
+
     def wipe(self) -> None:
         """Overwrite what was worked on; the sum stays."""
         self._round.wipe()
@@ -227,7 +243,8 @@ class WholeSum:
             if not bool(again.any()):
                 return found
             chosen = torch.nonzero(again).flatten()
-            over = torch.where(total > self._bound**2, self._lower(total), 1.0)[chosen]
+            # Of a wide record int8 holds nothing that tells its norm.
+            over = torch.where((total > self._bound**2) & ~wide, self._lower(total), 1.0)[chosen]
             shrink, norms = shrink[chosen] * over, norms[chosen]
             stack = [part.part(chosen) for part in stack]
             sizes = _chosen(sizes, chosen)
@@ -250,18 +267,13 @@ class WholeSum:
         for part, (rows, cols, _) in zip(stack, sizes, strict=True):
             n, d = _widths(part)
             if part.cols is None:
-                least += n / 6 if self._coins_for_sums(stack) else n / 12
+                least += n / 6
             else:
                 linear += (rows * cols).sum(1) * (self._grid * math.sqrt(n * d) / 3)
                 least += part.positions * n * d / 36
         room = max(0.0, _room(bound) * bound**2 - least)
         shrink = 2 * room / (linear + torch.hypot(linear, 2 * math.sqrt(room) * norms))
         return norms, shrink.clamp_max(1.0)
-
-    def _coins_for_sums(self, stack: Sequence[Factors]) -> bool:
-        """Whether nearest whole numbers would leave out too much of what is no product; a matter of shapes."""
-        entries = sum(part.rows.shape[1] for part in stack if part.cols is None)
-        return math.sqrt(entries) / 2 > self._bound * _NEAREST
 
     def _lower(self, total: Tensor) -> Tensor:
         """What a record of this squared norm is scaled down by besides, before it is rounded again."""
@@ -301,12 +313,14 @@ class WholeSum:
         use: str = "first",
     ) -> tuple[list[Whole], Tensor, Tensor]:
         """Whole numbers, bounds on the records' squared norms, and whether an entry of a factor was out of range."""
-        found, tasks, coins = [], [], self._coins_for_sums(stack)
+        found, tasks = [], []
+        entries = sum(part.rows.shape[1] for part in stack if part.cols is None)
+        alike = math.sqrt(entries) / 2 <= self._bound * _ALIKE  # a matter of shapes
         for number, (part, (rows, cols, _)) in enumerate(zip(stack, sizes, strict=True)):
             place, m = (number, dtype, use), len(part.rows)
             if part.cols is None:  # a sum of records, without products
                 out = self._round.memory((*place, 2), (m, part.rows.shape[1]), torch.float32)
-                tasks.append(Task(part.rows, shrink * self._grid, out, coins=coins, factor=False))
+                tasks.append(Task(part.rows, shrink * self._grid, out, alike=alike, factor=False))
                 found.append(Whole(part, out, None))
                 continue
             n, d = _widths(part)
@@ -396,7 +410,8 @@ def _sizes(part: Factors) -> _Sizes:
 def _norms(x: Tensor) -> Tensor:
     """Of each row, shape (m, t), float64."""
     shape = (len(x), 1) if x.ndim == 2 else x.shape[:2]
-    x = x.contiguous() if x.ndim == 2 else x.flatten(0, 1)  # a row is summed alike, whatever stands beside it
+    # A row is summed alike, whatever stands beside it.
+    x = (x if x.ndim == 2 else x.flatten(0, 1)).contiguous()
     found: Tensor = torch.linalg.vector_norm(x, dim=1).double()
     least, most = _PLAIN
     odd = ~((found > least) & (found < most))

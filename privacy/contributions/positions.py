@@ -25,7 +25,7 @@ def norms_of_sums(rows: Tensor, cols: Tensor) -> Tensor:
     """
     square, scale = torch.ones((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
     for x in (rows, cols):
-        # In units of the largest: nothing overflows, and what vanishes is of no weight.
+        # In units of the largest: nothing overflows.
         most = torch.maximum(x.amax((1, 2)), -x.amin((1, 2)))
         most = most.masked_fill(most == 0, 1.0)
         unit = x / most.view(-1, 1, 1)

@@ -34,6 +34,8 @@ def add_products(rows: Tensor, cols: Tensor, into: Tensor, bias: Tensor | None, 
     step = max(1, most // max(1, bound))
     for some, others in zip(torch.split(rows, step), torch.split(cols, step), strict=True):
         product = _int8(some, others) if narrow else some.T @ others
+        if product.dtype is torch.float64:
+            product = product.to(torch.int64)  # a part of a record's sum may leave int32, which wraps
         into += product[:, : into.shape[1]].to(into.dtype)
         if bias is not None:
             bias += product[:, -1].to(bias.dtype)

@@ -67,8 +67,12 @@ class Contributions(Protocol):
 class FactoredContributions(Contributions, Protocol):
     """Contributions that can be had record by record, before any of them was added up."""
 
-    def factors(self) -> Iterator[list[Factors]]:
-        """Of the batch's records, run by run: what they contribute to every parameter that the batch reached."""
+    def factors(self, keeps: Callable[[int, int, int], bool]) -> Iterator[list[Factors]]:
+        """Of the batch's records, run by run: what they contribute to every parameter that the batch reached.
+
+        Args:
+            keeps: whether a sum of so many products, of so many rows and columns, is handed out as these products.
+        """
 
 
 class DarkFrames(Protocol):

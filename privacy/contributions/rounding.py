@@ -28,14 +28,12 @@ _TERMS = 1 << 13  # squares that are added up in float32
 class Task:
     """`out = x · scale` in whole numbers, the mean kept: to 2^-16 where it is below 2^7, else to its own last bits.
 
-    Without coins each number goes to the nearest whole one.
-
     Attributes:
         x: shape (m · t, k), float; t rows a record.
         scale: shape (m · t,), float64; a row is silent where it is not positive and finite in x's type.
         out: shape (m · t, k), or (m · t, k + 1) with `one`; int8 keeps what is at most 127 in size.
         one: append a column of ones, scaled alike.
-        coins: whether they are thrown; without, `out` is float32.
+        alike: one coin a row, for all its numbers, instead of one a number; `out` is float32.
         factor: of a product: an entry above 127 matters.
     """
 
@@ -43,7 +41,7 @@ class Task:
     scale: Tensor
     out: Tensor
     one: bool = False
-    coins: bool = True
+    alike: bool = False
     factor: bool = True
 
 
@@ -125,13 +123,11 @@ class _Lane:
             block = slice(records.start * each, records.stop * each)
             here = slice(block.start - share.start * each, block.stop - share.start * each)
             own = scale[here]
-            work = self._kept("work", (len(own), width)) if task.coins else out[block]
+            work = out[block] if task.alike else self._kept("work", (len(own), width))
             torch.mul(x[block], own, out=work[:, :k])
             if task.one:
                 work[:, k:] = own
-            if task.coins:
-                work.add_(self._drawn((len(own), width)), alpha=2.0**-16)
-            work.round_()
+            work.add_(self._drawn((len(own), 1 if task.alike else width)), alpha=2.0**-16).round_()
             if any_silent:
                 # Whatever the record holds.
                 work.masked_fill_(silent[here], 0.0)
@@ -141,7 +137,7 @@ class _Lane:
             if task.factor and not float(norms.max()) <= MOST_INT8 and not _fits(work):
                 large = ~(torch.maximum(work.amax(1), -work.amin(1)) <= MOST_INT8)
                 wide[records] |= large.view(-1, each).any(1)
-            if task.coins:
+            if not task.alike:
                 out[block] = work
 
     def _kept(self, place: str, shape: tuple[int, int]) -> Tensor:

@@ -184,7 +184,7 @@ class ClippedRelease(StepRelease):
         refuse_excess(self._records, self._cap, self.expected_batch_size)
         try:
             with torch.autocast(self._sum.total.device.type, enabled=False):
-                for stack in self._factored.factors():
+                for stack in self._factored.factors(self._sum.keeps_factors):
                     self._sum.add(stack)
         finally:
             self._sum.wipe()

@@ -63,7 +63,7 @@ def test_blocks_contribute_what_one_pass_does(kind: str, records: int) -> None:
     x = torch.randn(records, 6)
     whole, cut = taught(kind, None, x), taught(kind, ROWS, x)
     assert torch.allclose(cut.norms(), whole.norms(), rtol=1e-5)
-    runs = [[len(part.rows) for part in run] for run in cut.factors()]
+    runs = [[len(part.rows) for part in run] for run in cut.factors(lambda *_: True)]
     assert sum(run[0] for run in runs) == records
     assert all(len(set(run)) == 1 for run in runs)
     if isinstance(cut, SeparatedCapture) and isinstance(whole, SeparatedCapture):
@@ -111,7 +111,9 @@ def test_a_wide_layer_over_a_short_sequence_keeps_its_factors() -> None:
         capture.clear()
         capture.expected_records = lambda: len(chosen)
         module(x[chosen]).square().sum().backward()
-        return [part for run in capture.factors() for part in run if part.norms is not None]
+        return [
+            part for run in capture.factors(lambda t, n, d: n == 20) for part in run if part.norms is not None
+        ]
 
     every = torch.arange(len(x))
     found = weights(every)

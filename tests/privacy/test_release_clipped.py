@@ -45,7 +45,7 @@ class Stacks:
         self.rows = torch.zeros(0, dimension)
         self.cleared = 0
 
-    def factors(self) -> Iterator[list[Factors]]:
+    def factors(self, keeps: object) -> Iterator[list[Factors]]:
         yield [Factors(0, self.rows)]
 
     def unpack(self, released: Tensor) -> Tensor:
