@@ -193,7 +193,9 @@ class PhotonRelease(ClippedRelease):
         self._level: Level | None = None
         self._rate = device.frame_rate_hz
         self._columns = math.ceil(self.dimension / readout.inputs)
-        self._order = _in_columns(contributions.stacked, readout.inputs)
+        self._order = np.arange(self.dimension)
+        if contributions.projects:
+            self._order = _in_columns(contributions.stacked, readout.inputs)
         self.exposures = self._columns * readout.exposures
         self._read: NDArray[np.float64] | None = None
 
@@ -273,7 +275,7 @@ class PhotonRelease(ClippedRelease):
 
 
 def _in_columns(shapes: Sequence[Sequence[int]], inputs: int) -> NDArray[np.int64]:
-    """The entries of the flat stack in the order in which columns of `inputs` entries show them.
+    """The entries of a stack that the rule projects, in the order in which columns of `inputs` entries show them.
 
     A block of as many rows, or of several times as many, is shown by its own columns, any other as it stands.
     """
