@@ -95,7 +95,7 @@ def exposures() -> int:
 
 
 def _bound() -> int:
-    return PhotonRelease._least_bound(shapes())
+    return PhotonRelease.least_steps(shapes())
 
 
 def _row(modulator: Modulator, camera: Camera) -> tuple[str, ...]:

@@ -181,7 +181,7 @@ class PhotonRelease(ClippedRelease):
             readout: its light path.
             known: digests of dark frames that earlier parts of the run logged.
         """
-        steps = self._least_bound(contributions.stacked)
+        steps = self.least_steps(contributions.stacked)
         super().__init__(
             contributions,
             ShotNoise(device, readout, steps, known),
@@ -200,7 +200,7 @@ class PhotonRelease(ClippedRelease):
         self._read: NDArray[np.float64] | None = None
 
     @staticmethod
-    def _least_bound(shapes: Sequence[Sequence[int]]) -> int:
+    def least_steps(shapes: Sequence[Sequence[int]]) -> int:
         """A coarse grid: mirrors count its steps."""
         return least_bound(shapes, 1 << 8, 1 / 20)
 
