@@ -225,10 +225,36 @@ def test_photon_shows_every_block_of_a_column_and_reads_it_back() -> None:
 
 
 def test_gates_are_asked_for_in_one_place() -> None:
-    with pytest.raises(UsageError, match="gates=3, but the network has 4 public gates of its own") as error:
+    with pytest.raises(
+        UsageError, match="gates=3, gate_seed=0, but the network has 4 public gates of its own"
+    ) as error:
         aligned_with("gated-dfa", gates=3)
     assert "\n" not in str(error.value)
     net = network()
     net.more = PublicGates(5)
     with pytest.raises(UsageError, match="2 sets of public gates"):
         aligned_with("gated-dfa", net)
+
+
+class Ungated(nn.Module):
+    """Gates that open nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gates, self.layers = PublicGates(5), nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.layers(x)
+        return found
+
+
+def test_only_layers_that_the_gates_let_through_are_taught() -> None:
+    net, example = network(), torch.randn(2, 5, dtype=torch.float64)
+    with pytest.raises(
+        UsageError, match=r"feedback point logits is no layer .* teaches layers\.0, layers\.1"
+    ):
+        align(net, rule="gated-dfa", points=["logits"], example=example, show=None)
+    with pytest.raises(UsageError, match="is no layer that the network's gates let through"):
+        align(Ungated(), rule="gated-dfa", points=["layers.0"], example=torch.randn(2, 5), show=None)
+    with pytest.raises(UsageError, match="gate_seed=7"):
+        align(net, rule="gated-dfa", rule_options={"gate_seed": 7}, example=example, show=None)

@@ -30,7 +30,7 @@ from optical_dfa.feedback.points import ForwardPass, Point
 from optical_dfa.feedback.rule import ProjectingState, Taught
 from optical_dfa.feedback.rules.dfa import DirectFeedbackAlignment
 from optical_dfa.feedback.state import Placement
-from optical_dfa.networks.gated import PublicGates
+from optical_dfa.networks.gated import GatedNetwork, PublicGates
 
 MOST_GATES = 4096
 _WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d)
@@ -90,15 +90,23 @@ class GatedFeedbackAlignment(DirectFeedbackAlignment):
     def state(self, placed: Placement) -> ProjectingState:
         """
         Raises:
-            UsageError: gates were asked for where the network has its own, or it has several sets of them.
+            UsageError: gates were asked for where the network has its own, or it has several sets of them, or a point
+                is no layer that they let through.
         """
         own = _own_gates(placed.module)
         if own is None:
             return super().state(placed)
-        if self.gates > 1:
+        if self.gates > 1 or self.gate_seed:
             raise UsageError(
-                f"rule option gates={self.gates}, but the network has {own.gates} public gates of its own, which rule "
-                f"{self.name} takes; leave the option out"
+                f"rule options gates={self.gates}, gate_seed={self.gate_seed}, but the network has {own.gates} public "
+                f"gates of its own, which rule {self.name} takes; leave the options out"
+            )
+        layers = _gated_layers(placed.module)
+        other = next((point.name for point in placed.points if point.name not in layers), None)
+        if other is not None:
+            raise UsageError(
+                f"feedback point {other} is no layer that the network's gates let through; rule {self.name} teaches "
+                f"{', '.join(layers) or 'those of a GatedNetwork'}"
             )
         return GatedState(self, placed.points, own)
 
@@ -173,6 +181,16 @@ def _own_gates(module: nn.Module) -> PublicGates | None:
             f"the network has {len(found)} sets of public gates; give it one, of which all its layers take theirs"
         )
     return found[0] if found else None
+
+
+def _gated_layers(module: nn.Module) -> list[str]:
+    """Names of the layers whose units the network's own gates let through."""
+    return [
+        ".".join([*([path] if path else []), "layers", str(number)])
+        for path, part in module.named_modules()
+        if isinstance(part, GatedNetwork)
+        for number in range(len(part.layers))
+    ]
 
 
 @cache  # a private pass that draws is none that does not
