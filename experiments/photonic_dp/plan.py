@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from experiments.harness.lines import finished
 from experiments.photonic_dp.training import DELTA, MAX_GRAD_NORM, THRESHOLD, Training
 from privacy.accounting import published
 from privacy.ledger import ReleaseEvent
@@ -146,15 +147,8 @@ def key(part: str, setting: Mapping[str, Any]) -> str:
 
 
 def read(path: Path) -> dict[str, dict[str, Any]]:
-    """The finished parts by `key`; a line that a crash has torn is none."""
-    found: dict[str, dict[str, Any]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
-            result = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        found[key(result["part"], result["setting"])] = result
-    return found
+    """The finished parts by `key`."""
+    return {key(result["part"], result["setting"]): result for result in finished(path)}
 
 
 def trained(plan: Plan, found: Found, dataset: str, name: str) -> list[Mapping[str, Any]]:

@@ -10,7 +10,6 @@ docs/images/photonic-dp.png are made of them. Exit code 1 where no published cla
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -20,7 +19,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from experiments.harness.command import exit_code
 from experiments.harness.experiment import RESULTS, TABLE
+from experiments.harness.lines import keep
 from experiments.photonic_dp.picture import draw_study
 from experiments.photonic_dp.plan import (
     EPSILON,
@@ -34,7 +35,6 @@ from experiments.photonic_dp.plan import (
     trained,
 )
 from experiments.photonic_dp.training import DELTA, LOOKED, MAX_GRAD_NORM, THRESHOLD, Training, measure
-from noise_models.errors import DeviceError, UsageError
 from optical_dfa.attacks import attack
 from optical_dfa.attacks.setting import Setting
 from optical_dfa.attacks.span import WIDTH
@@ -84,10 +84,7 @@ def run(
             found = do(shown)
         finally:
             shown.finish()
-        whole = not results.is_file() or results.read_bytes()[-1:] in (b"", b"\n")  # not torn by a crash
-        with results.open("a", encoding="utf-8") as file:
-            line = json.dumps({"part": part, "setting": dict(setting), **found})
-            file.write(("" if whole else "\n") + line + "\n")
+        keep(results, {"part": part, "setting": dict(setting), **found})
 
 
 _Part = tuple[str, Mapping[str, Any], Callable[[Progress], dict[str, Any]]]
@@ -277,7 +274,8 @@ def main(arguments: Sequence[str] | None = None, plan: Plan | None = None) -> in
         "--table-only", action="store_true", help="rebuild table and picture from results.jsonl"
     )
     given = parser.parse_args(arguments)
-    try:
+
+    def work() -> int:
         if not given.table_only:
             run(
                 plan,
@@ -286,16 +284,12 @@ def main(arguments: Sequence[str] | None = None, plan: Plan | None = None) -> in
                 given.datasets,
                 lambda what: progress_for(sys.stderr, what),
             )
-    except KeyboardInterrupt:
-        print("interrupted; finished parts are kept, the same command goes on", file=sys.stderr)
-        return 130
-    except (UsageError, DeviceError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UsageError) else 1
-    found = read(FOLDER / RESULTS)
-    if whole(plan, found):
-        draw_study(plan, found, PICTURE)
-    text = table(plan, found)
-    (FOLDER / TABLE).write_text(text, encoding="utf-8")
-    print(text, end="")
-    return 0 if as_expected(found) else 1
+        found = read(FOLDER / RESULTS)
+        if whole(plan, found):
+            draw_study(plan, found, PICTURE)
+        text = table(plan, found)
+        (FOLDER / TABLE).write_text(text, encoding="utf-8")
+        print(text, end="")
+        return 0 if as_expected(found) else 1
+
+    return exit_code(work, "finished parts")

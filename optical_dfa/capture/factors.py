@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
 
 from optical_dfa.capture.contributions import Contribution, Kernel, Lookup, Outer, OuterSum, RowContribution
 from privacy.contributions.integers import Factors
+from privacy.contributions.protocols import Keeps
 
 _ELEMENTS = 1 << 22  # handed out at a time
-
-Keeps = Callable[[int, int, int], bool]
 
 
 def factors(
@@ -60,8 +59,8 @@ def _elements(part: Contribution, size: int, keeps: Keeps) -> int:
     if isinstance(part, Outer):
         return (part.rows.shape[1] + part.cols.shape[1]) // 4
     if isinstance(part, OuterSum) and keeps(*_shape(part)):
-        rows, cols = part.parts[0]
-        return part.positions * ((rows.shape[2] + cols.shape[2]) // 4 + 4 * part.positions)
+        positions, n, d = _shape(part)
+        return positions * ((n + d) // 4 + 4 * positions)
     if isinstance(part, Lookup):
         return part.tokens.shape[1] * (part.tokens.shape[1] + part.rows.shape[2])
     return size

@@ -18,10 +18,11 @@ from torch.autograd.function import once_differentiable
 
 from noise_models.errors import UsageError
 from optical_dfa.capture.contributions import Contribution, combine
-from optical_dfa.capture.factors import Keeps, factors
+from optical_dfa.capture.factors import factors
 from optical_dfa.capture.layers import contributions
 from optical_dfa.capture.layers.pairs import Common
 from privacy.contributions.integers import Factors
+from privacy.contributions.protocols import Keeps
 from privacy.norms import joint_norms, rounded_down
 
 LEAST = 2  # records that a private pass is made of

@@ -64,10 +64,13 @@ class Contributions(Protocol):
         """The parameters' flat gradient from the released stack, shape (dimension,): post-processing."""
 
 
+Keeps = Callable[[int, int, int], bool]  # products of a sum, and the rows and columns of one
+
+
 class FactoredContributions(Contributions, Protocol):
     """Contributions that can be had record by record, before any of them was added up."""
 
-    def factors(self, keeps: Callable[[int, int, int], bool]) -> Iterator[list[Factors]]:
+    def factors(self, keeps: Keeps) -> Iterator[list[Factors]]:
         """Of the batch's records, run by run: what they contribute to every parameter that the batch reached.
 
         Args:
