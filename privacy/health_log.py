@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-from noise_models.calibration.document import Calibration
+from noise_models.calibration.document import Document
 from noise_models.errors import DeviceError, HealthError
 from privacy.ledger import Ledger
 from privacy.releases.source import NoiseSource
@@ -63,16 +63,9 @@ def known_digests(ledger: Ledger) -> tuple[str, ...]:
     return tuple(dict.fromkeys(digest for row in rows for digest in row.get("digests", ())))
 
 
-def identity(calibration: Calibration | None) -> dict[str, str] | None:
+def identity(calibration: Document | None) -> dict[str, str] | None:
     """By which a ledger's header names a calibration."""
-    if calibration is None:
-        return None
-    return {
-        "digest": calibration.digest,
-        "camera_fingerprint": calibration.camera_fingerprint,
-        "taken_at": calibration.taken_at,
-        "expires_at": calibration.expires_at,
-    }
+    return None if calibration is None else calibration.identity()
 
 
 def refuse_other_calibration(ledger: Ledger, header: Mapping[str, Any]) -> None:

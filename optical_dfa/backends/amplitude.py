@@ -17,9 +17,9 @@ limit below grows by that much (condition c of T10).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from math import ceil, sqrt
+from math import ceil, inf, sqrt
 from typing import Any, Final
 
 import numpy as np
@@ -32,6 +32,7 @@ from noise_models.camera import PhysicalCamera
 from noise_models.errors import UsageError
 from noise_models.randomness.generator import NoiseGenerator, derive_seed
 from noise_models.randomness.poisson_counts import COUNT_MASS, MOST_MEAN, exact_poisson
+from optical_dfa.backends.base import digest
 from privacy.contributions.protocols import PhotonLimits
 
 Reals = npt.NDArray[np.float64]
@@ -61,8 +62,10 @@ class AmplitudeReadout:
         count_mass: total variation of one simulated count.
         counts: photo-electron counts of one column.
         exposures: of one column.
+        step, top: of the cameras' codes, in DN: their distance and the largest; 0 and inf without a camera.
     """
 
+    name = "simulated-opu"
     count_mass = COUNT_MASS
 
     def __init__(
@@ -79,6 +82,7 @@ class AmplitudeReadout:
         intensity_noise: float,
         ages: bool,
         serial: int,
+        identity: str,
         generator: NoiseGenerator,
     ) -> None:
         """
@@ -94,6 +98,7 @@ class AmplitudeReadout:
             intensity_noise: largest relative departure of an exposure's light from the mean.
             ages: whether the medium moves.
             serial: which modulator: the pattern of its mirrors.
+            identity: of the device.
             generator: of every draw.
         Raises:
             UsageError: fewer mirrors than macro-pixels, or a number out of its range.
@@ -119,6 +124,8 @@ class AmplitudeReadout:
             )
         self.counts, self.exposures = 2 * self.rows, exposures
         self._reference, self._cameras, self._physics = reference, cameras, physics
+        self._identity = identity
+        self.step, self.top = (1.0, float(cameras[0].camera.top)) if physics else (0.0, inf)
         self._spread, self._phase, self._intensity = mirror_spread, phase_drift, intensity_noise
         self._ages, self._generator = ages, generator
         self._pixels = ceil(self.rows / exposures)
@@ -219,20 +226,82 @@ class AmplitudeReadout:
         return answers
 
     def _exposed(self, columns: npt.NDArray[np.int64], light: float) -> Reals:
-        re, im = (self._amplitudes(columns) @ part.T * light for part in (self._field.real, self._field.imag))
-        common = np.ones((len(columns), 1))
+        total = np.zeros((len(columns), self.rows))
+        counted = self._counted(self._amplitudes(columns) * light, 1.0, 0.0)
+        for sign, electrons, camera, response in zip(
+            (1, -1), counted, self._cameras, self._response, strict=True
+        ):
+            total += sign * (self._read(electrons, camera) - self._dark) / response
+        return total / (2 * self._reference * light)
+
+    def _counted(self, amplitudes: Reals, reference: float, phase: float) -> Iterator[npt.NDArray[np.int64]]:
+        """Photo-electrons behind one port and then the other, shape (m, rows) each.
+
+        Args:
+            amplitudes: of every entry's macro-pixels, in √photo-electrons, shape (m, p).
+            reference: amplitude of the reference over its own.
+            phase: of the reference, in radians.
+        """
+        re, im = (amplitudes @ part.T for part in (self._field.real, self._field.imag))
+        angle = np.full((len(amplitudes), 1), phase)
+        common = np.ones((len(amplitudes), 1))
         if self._phase > 0 or self._intensity > 0:
             # States of the light: public or not, no record moves them.
             coins = np.random.default_rng(self._generator.uint64(2))
-            angle = coins.uniform(-self._phase, self._phase, (len(columns), 1))
+            angle += coins.uniform(-self._phase, self._phase, (len(amplitudes), 1))
+            common += coins.uniform(-self._intensity, self._intensity, (len(amplitudes), 1))
+        if angle.any():
             re, im = np.cos(angle) * re + np.sin(angle) * im, np.cos(angle) * im - np.sin(angle) * re
-            common = 1 + coins.uniform(-self._intensity, self._intensity, (len(columns), 1))
-        total = np.zeros_like(re)
-        for sign, camera, response in zip((1, -1), self._cameras, self._response, strict=True):
-            rates = ((self._reference + sign * re) ** 2 + im**2) / 2 * (response * common) + self._dark
-            electrons = self._read(exact_poisson(rates, self._generator), camera)
-            total += sign * (electrons - self._dark) / response
-        return total / (2 * self._reference * light)
+        for sign, response in zip((1, -1), self._response, strict=True):
+            rates = ((self._reference * reference + sign * re) ** 2 + im**2) / 2 * (response * common)
+            yield exact_poisson(rates + self._dark, self._generator)
+
+    def probe(
+        self, runs: npt.NDArray[np.int64], *, light: float, phase: float = 0.0, reference: float = 1.0
+    ) -> Reals:
+        """Raw codes of both cameras while public patterns are shown; photo-electrons and read noise where no camera is
+        simulated.
+
+        Args:
+            runs: first mirror that is open and the one after the last, of every macro-pixel: shape (m, 2, p, 2), the
+                positive macro-pixels first.
+            light: κ, √photo-electrons a mirror.
+            phase: by which the reference is turned, in radians.
+            reference: its power, over that of a run; 0 is a closed shutter.
+
+        Returns:
+            shape (m, 2, rows), in DN.
+        Raises:
+            UsageError: a column takes several exposures, or the medium ages.
+        """
+        if self._ages:
+            raise UsageError(
+                "decorrelation_seconds is set: a calibration does not last while the medium ages; leave it out"
+            )
+        if self.exposures > 1:
+            raise UsageError(
+                f"a column takes {self.exposures} exposures; a light path is calibrated with one: use method=homodyne"
+            )
+        codes = np.empty((len(runs), 2, self.rows))
+        step = max(1, _PIXELS // self.counts)
+        for start in range(0, len(runs), step):
+            part = slice(start, start + step)
+            counted = self._counted(self._opened_runs(runs[part]) * light, sqrt(reference), phase)
+            for arm, (electrons, camera) in enumerate(zip(counted, self._cameras, strict=True)):
+                codes[part, arm] = self._codes(electrons, camera)
+        return codes
+
+    def _opened_runs(self, runs: npt.NDArray[np.int64]) -> Reals:
+        """Amplitude of every entry's two macro-pixels, in mirrors, shape (m, p)."""
+        entries = np.arange(self.inputs)
+        each = [
+            runs[:, sign, :, 1] - runs[:, sign, :, 0]
+            if self._opened is None
+            else self._opened[sign, entries, runs[:, sign, :, 1]]
+            - self._opened[sign, entries, runs[:, sign, :, 0]]
+            for sign in (0, 1)
+        ]
+        return np.asarray(each[0] - each[1], np.float64)
 
     def _amplitudes(self, columns: npt.NDArray[np.int64]) -> Reals:
         if self._opened is None:
@@ -244,25 +313,27 @@ class AmplitudeReadout:
 
     def _read(self, electrons: npt.NDArray[np.int64], camera: PhysicalCamera) -> Reals:
         """What a camera answers to photo-electrons, in photo-electrons."""
+        codes = self._codes(electrons, camera)
+        if not self._physics:
+            return codes
+        gain = camera.camera.data_gain_dn_per_electron
+        fixed = np.tile(camera.dsnu_pattern[: self._pixels], self.exposures)[: self.rows]  # a public pattern
+        return (codes - camera.camera.data_black_dn) / gain - fixed
+
+    def _codes(self, electrons: npt.NDArray[np.int64], camera: PhysicalCamera) -> Reals:
+        """What a camera hands out; without one, photo-electrons with its read noise."""
         if self._physics:
-            codes = np.concatenate(
-                [
-                    camera.read_out(part, self._generator, Frame.DATA).numpy()
-                    for part in torch.split(
-                        torch.from_numpy(electrons), self._pixels, dim=1
-                    )  # an exposure each
-                ],
-                axis=1,
-            )
-            gain = camera.camera.data_gain_dn_per_electron
-            fixed = np.tile(camera.dsnu_pattern[: self._pixels], self.exposures)[
-                : self.rows
-            ]  # a public pattern
-            return (codes.astype(np.float64) - camera.camera.data_black_dn) / gain - fixed
+            parts = torch.split(torch.from_numpy(electrons), self._pixels, dim=1)  # an exposure each
+            codes = [camera.read_out(part, self._generator, Frame.DATA).numpy() for part in parts]
+            return np.concatenate(codes, axis=1).astype(np.float64)
         noise = torch.empty(electrons.size, dtype=torch.float32)
         self._generator.normal_(noise)
         read = noise.numpy().reshape(electrons.shape) * camera.camera.read_noise_electrons
         return np.asarray(electrons + read)
+
+    def fingerprint(self) -> str:
+        """Identity of device and light path, whatever rows are read."""
+        return digest({"device": self._identity, **self.describe(), "answers": None})
 
     def describe(self) -> dict[str, Any]:
         """Public constants (JSON types)."""

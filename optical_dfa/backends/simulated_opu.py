@@ -250,6 +250,7 @@ class SimulatedOpuBackend(ProjectionBackend):
             intensity_noise=chosen.intensity_noise,
             ages=chosen.decorrelation_seconds is not None,
             serial=chosen.serial,
+            identity=self.fingerprint(),
             generator=self._generator,
         )
         self._readouts.add(readout)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -114,6 +115,7 @@ class PhotonLimits:
         reference: |r|, as nominal.
         least: LOWER limit of |r|, faintest light and least sensitive pixel.
         beta: probability that a limit is wrong (THEORY T8).
+        lights: lowest and highest setting of κ for which they are limits.
     """
 
     norm: float
@@ -122,6 +124,7 @@ class PhotonLimits:
     reference: float
     least: float
     beta: float = 0.0
+    lights: tuple[float, float] = (0.0, math.inf)
 
 
 class PhotonReadout(Protocol):
@@ -158,6 +161,9 @@ class PhotonReadout(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """Public constants (JSON types)."""
+
+    def fingerprint(self) -> str:
+        """Identity of device and light path, by which a calibration is matched with them, whatever rows are read."""
 
 
 class PhotonDevice(DarkFrames, Protocol):

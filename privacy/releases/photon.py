@@ -25,6 +25,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from noise_models.calibration.document import DRIFT_ALLOWANCE
+from noise_models.calibration.light import LightCalibration
 from noise_models.errors import DeviceError, UsageError
 from noise_models.randomness.generator import NoiseGenerator
 from privacy.accounting.photon import LARGEST_CHANGE
@@ -32,18 +34,33 @@ from privacy.contributions.integers import least_bound
 from privacy.contributions.protocols import (
     FactoredContributions,
     PhotonDevice,
+    PhotonLimits,
     PhotonReadout,
 )
 from privacy.ledger import ReleaseEvent
 from privacy.releases.card import ReleaseCard
 from privacy.releases.clipped import ClippedRelease
-from privacy.releases.device_health import FAULT_LASTS, DeviceHealth
+from privacy.releases.device_health import FAULT_LASTS, DeviceHealth, refuse_other
 from privacy.releases.source import Departure, NoiseSource, Parts
 
 # Of a field to its reference, at most: the clamp follows from it, and M is a few percent above its least.
 RATIO: Final = 0.25
 ROWS: Final = 16  # entries of an answer for each of a column, where the projection is not the rule's own
 _COLUMNS: Final = 8192  # shown at a time
+
+
+def measured_limits(calibration: LightCalibration) -> PhotonLimits:
+    """What a calibration allows to count on: its limits, less what the light path may drift unseen (THEORY T8)."""
+    wider, fainter = 1 + DRIFT_ALLOWANCE, 1 - DRIFT_ALLOWANCE
+    return PhotonLimits(
+        norm=calibration.norm * wider,
+        row=calibration.row * wider,
+        reach=calibration.reach * wider,
+        reference=calibration.least * fainter,
+        least=calibration.least * fainter,
+        beta=calibration.beta,
+        lights=(calibration.lowest_light, calibration.highest_light),
+    )
 
 
 class Level(NamedTuple):
@@ -67,21 +84,29 @@ class ShotNoise(NoiseSource):
 
     name = "photon"
     device_share = 1.0
+    calibration: LightCalibration | None
 
     def __init__(
-        self, device: PhotonDevice, readout: PhotonReadout, bound: int, known: tuple[str, ...] = ()
+        self,
+        device: PhotonDevice,
+        readout: PhotonReadout,
+        bound: int,
+        calibration: LightCalibration | None = None,
+        known: tuple[str, ...] = (),
     ) -> None:
         """
         Args:
             device: whose light it is.
             readout: its light path.
             bound: D of the whole numbers.
+            calibration: what the light path was measured to do at most; None takes what the device says of itself.
             known: digests of dark frames that earlier parts of the run logged.
         """
         self.readout, self._device, self._bound = readout, device, bound
+        self.calibration = calibration
         self._health = DeviceHealth(device, known=known)
-        self._limits = lru_cache(maxsize=64)(readout.limits)
-        self.beta = readout.limits(RATIO).beta
+        self._limits = lru_cache(maxsize=64)(self._known_limits)
+        self.beta = self._limits(RATIO).beta
         self.assumptions = (
             "the counts of photo-electrons are independent Poisson ones, given the fields: the light is coherent, no "
             "more regular than that; what is common to an exposure (intensity, phase) does not depend on records"
@@ -90,7 +115,15 @@ class ShotNoise(NoiseSource):
             "static while it is exposed",
             "M and ρ are upper limits and the reference's amplitude a lower one, in photo-electrons, mirrors' "
             "inequality, drift of intensity and phase included"
-            + ("" if device.physical else " (in the simulated device: computed from its matrix)"),
+            + (
+                f" (measured: calibration {calibration.digest[:16]} of {calibration.taken_at}, whatever the "
+                f"reference's phase, except with probability {calibration.beta:g})"
+                if calibration is not None
+                else ""
+                if device.physical
+                else " (in the simulated device: computed from its matrix)"
+            ),
+            *(() if calibration is None else calibration.assumptions),
             "no light returns to the mirrors: the field is linear in them",
             FAULT_LASTS,
             *(
@@ -105,6 +138,9 @@ class ShotNoise(NoiseSource):
     @property
     def generators(self) -> tuple[NoiseGenerator, ...]:
         return self._device.generators
+
+    def _known_limits(self, ratio: float) -> PhotonLimits:
+        return self.readout.limits(ratio) if self.calibration is None else measured_limits(self.calibration)
 
     def level(self, noise_multiplier: float) -> Level:
         """The light level at which 1 / (2 κ M D) is this noise multiplier or more."""
@@ -129,17 +165,36 @@ class ShotNoise(NoiseSource):
         Raises:
             DeviceError: it is not.
         """
-        if not self.readout.keeps(self._limits(ratio), ratio):
+        own = self._limits(ratio) if self.calibration is None else self.readout.limits(ratio)
+        if not self.readout.keeps(own, ratio):
             raise DeviceError(
                 "the medium or the light has moved beyond what the light level was set for; nothing more is released "
                 "(a run of fewer steps, or a medium that ages more slowly, stays within it)"
             )
 
     def start_up(self) -> dict[str, Any]:
+        self._refuse_other()
         return self._health.start_up()[1]
 
     def vouch(self) -> None:
+        self._refuse_other()
         self._health.vouch()
+
+    def _refuse_other(self) -> None:
+        if self.calibration is not None:
+            refuse_other(self.calibration, self.readout.fingerprint())
+
+    def refuse_light(self, light: float) -> None:
+        """
+        Raises:
+            UsageError: nothing is known of the light path at this κ.
+        """
+        lowest, highest = self._limits(0.0).lights
+        if not lowest <= light <= highest:
+            raise UsageError(
+                f"light {light:.3g} is asked for, and the calibration is of {lowest:.3g} to {highest:.3g}; take "
+                f"{'a larger' if light > highest else 'a smaller'} epsilon, or calibrate with more frames"
+            )
 
     def shown(self) -> tuple[str, ...]:
         return self._health.shown()
@@ -172,6 +227,7 @@ class PhotonRelease(ClippedRelease):
         *,
         max_grad_norm: float,
         expected_batch_size: float,
+        calibration: LightCalibration | None = None,
         known: tuple[str, ...] = (),
     ) -> None:
         """
@@ -179,12 +235,13 @@ class PhotonRelease(ClippedRelease):
             contributions, coins, max_grad_norm, expected_batch_size: as for `ClippedRelease`.
             device: whose light it is.
             readout: its light path.
+            calibration: what it was measured to do at most; None takes what the device says of itself.
             known: digests of dark frames that earlier parts of the run logged.
         """
         steps = self._least_bound(contributions.stacked)
         super().__init__(
             contributions,
-            ShotNoise(device, readout, steps, known),
+            ShotNoise(device, readout, steps, calibration, known),
             coins,
             max_grad_norm=max_grad_norm,
             expected_batch_size=expected_batch_size,
@@ -218,6 +275,7 @@ class PhotonRelease(ClippedRelease):
                 f"of the sum, and one record may fill {self.steps}; take a smaller epsilon, more mirrors (backend "
                 "option mirrors) or a camera with a larger full well"
             )
+        self.source.refuse_light(level.light)
         self._level = level
 
     def describe(self) -> dict[str, Any]:
@@ -293,6 +351,7 @@ def _in_columns(shapes: Sequence[Sequence[int]], inputs: int) -> NDArray[np.int6
     "counted reached the weights.",
     mechanism="photon",
     dark_frames=True,
+    calibration="noise_models.calibration.light:LightCalibration",
     light=True,
     backend="simulated-opu",
     backend_options=(("method", "homodyne"),),
@@ -319,5 +378,6 @@ def make(parts: Parts) -> PhotonRelease:
         parts.generator("rounding"),
         max_grad_norm=parts.max_grad_norm,
         expected_batch_size=parts.expected_batch_size,
+        calibration=cast("LightCalibration | None", parts.calibration),  # the engine saw to it
         known=parts.known,
     )

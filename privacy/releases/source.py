@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from noise_models.calibration.document import Calibration
+from noise_models.calibration.document import Document
 from noise_models.errors import UsageError
 from noise_models.randomness.generator import NORMAL_TAIL_MASS, NoiseGenerator
 from noise_models.randomness.rounded_gaussian import RoundedGaussianSampler
@@ -31,7 +31,7 @@ class Parts:
         expected_batch_size: q·N with the public N.
         max_physical_batch_size: records handed out at a time; None is all of a step's.
         steps_an_epoch: logical batches an epoch.
-        calibration: of the camera, None where none was given.
+        calibration: of the camera, or of the light path; None where none was given.
         known: digests of dark frames that earlier parts of the run logged; seeing one again is a replay.
         resumed: what the release wrote into the ledger (`NoiseSource.describe`) when the run began; None at its
             beginning.
@@ -46,7 +46,7 @@ class Parts:
     expected_batch_size: float = 1.0
     max_physical_batch_size: int | None = None
     steps_an_epoch: int = 1
-    calibration: Calibration | None = None
+    calibration: Document | None = None
     known: tuple[str, ...] = ()
     resumed: dict[str, Any] | None = None
     diagnoses: bool = False
@@ -76,7 +76,7 @@ class NoiseSource(Fixed, ABC):
     name: ClassVar[str]
     device_share: float = 0.0
     beta: float = 0.0
-    calibration: Calibration | None = None
+    calibration: Document | None = None
     assumptions: tuple[str, ...] = ()
 
     @property

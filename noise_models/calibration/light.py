@@ -1,0 +1,230 @@
+"""Calibration of a light path whose shot noise protects (THEORY T10, T8): limits that hold together, as a document.
+
+Upper limits of what a record moves the amplitudes of all counts by (κ M) and of the field (ρ), a lower one of the
+reference's, all in √photo-electrons.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from math import isfinite, sqrt
+from typing import ClassVar, Final, Literal
+
+import numpy as np
+from pydantic import ConfigDict
+
+from noise_models.calibration.document import BETA_RANGE, DRIFT_ALLOWANCE, FORMAT, Document, Interval, moment
+from noise_models.calibration.electrons import Electrons, measure_electrons
+from noise_models.calibration.light_fields import Bounds, FieldProbe, Fields, bounds
+from noise_models.calibration.probed_light import Frames, ProbedLight
+from noise_models.errors import UsageError
+
+FRAMES: Final = 16_384
+BETA: Final = 1e-6
+VALID_DAYS: Final = 30.0
+INTENSITY_REACH: Final = 8.0  # standard deviations of the common intensity that are allowed for
+
+
+@dataclass(frozen=True)
+class LightCalibration(Document):
+    """What public patterns showed of one light path. Amplitudes are in √photo-electrons.
+
+    Attributes:
+        device: name of the backend that was calibrated.
+        device_fingerprint: identity of device and light path; a calibration serves no other one.
+        taken_at, expires_at: UTC, ISO 8601.
+        frames: number of frames that were taken.
+        beta: probability that a limit is wrong, all together; enters delta (THEORY T8).
+        parameters: what was measured, between its limits, by name with unit.
+        norm: upper limit of M over one unit of light and one whole number, whatever the reference's phase.
+        row: upper limit of what a column of unit norm moves one amplitude by, times √2, likewise.
+        reach: upper limit of |E| for entries of 1 at most, likewise.
+        least: lower limit of |r|.
+        lowest_light, highest_light: settings of the attenuator for which they are.
+        inputs, rows, most: p; pixels of a camera; K, whole numbers from -K to K.
+        assumptions: what has to hold besides.
+        kind, format: of the document.
+
+    Raises:
+        ValueError: values that contradict themselves or lie out of range.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(strict=True, allow_inf_nan=False, extra="forbid")
+    of: ClassVar[str] = "light path"
+    again: ClassVar[str] = (
+        "calibrate this one: optical-dfa calibrate --photon, with the run's --seed and --backend-option, and its "
+        "inputs and outputs by --in-features and --out-features"
+    )
+
+    device: str
+    device_fingerprint: str
+    taken_at: str
+    expires_at: str
+    frames: int
+    beta: float
+    parameters: dict[str, Interval]
+    norm: float
+    row: float
+    reach: float
+    least: float
+    lowest_light: float
+    highest_light: float
+    inputs: int
+    rows: int
+    most: int
+    assumptions: tuple[str, ...]
+    kind: Literal["light"] = "light"
+    format: Literal[1] = FORMAT
+
+    def __post_init__(self) -> None:
+        for holds, what in (
+            (
+                BETA_RANGE[0] <= self.beta <= BETA_RANGE[1],
+                f"beta lies in {BETA_RANGE[0]:g} … {BETA_RANGE[1]:g}",
+            ),
+            (0 < self.row <= self.norm * sqrt(2), "a pixel moves by no more than all pixels do"),
+            (0 < self.row <= self.reach, "the largest field is no less than that of a column of unit norm"),
+            (self.least > 0, "the reference's amplitude is positive"),
+            (0 < self.lowest_light <= self.highest_light, "0 < lowest_light <= highest_light"),
+            (
+                min(self.inputs, self.rows, self.most, self.frames) >= 1,
+                "there are pixels, mirrors and frames",
+            ),
+            (bool(self.assumptions), "a calibration has assumptions"),
+            (moment(self.taken_at) < moment(self.expires_at), "it expires after it was taken"),
+        ):
+            if not holds:
+                raise ValueError(f"contradiction: {what}")
+
+    @property
+    def fingerprint(self) -> str:
+        return self.device_fingerprint
+
+
+def planned(path: ProbedLight, frames: int) -> int:
+    """Frames that a calibration takes, about."""
+    mirrors = 4 * path.most * max(16, frames // path.most) if path.most > 1 else 0
+    return 4 * frames + mirrors + 12 * frames
+
+
+def calibrate_light(
+    path: ProbedLight,
+    *,
+    frames: int = FRAMES,
+    beta: float = BETA,
+    valid_days: float = VALID_DAYS,
+    now: datetime | None = None,
+    tell: Callable[[int, str], None] = lambda taken, what: None,
+) -> LightCalibration:
+    """Show public patterns and say within which limits the light path is.
+
+    Args:
+        path: the light path; it must stay undisturbed.
+        frames: of each of a dozen parts; the more, the nearer the limits to the truth.
+        beta: probability that a limit is wrong.
+        valid_days: how long the calibration holds.
+        now: time of the calibration; None is the clock's.
+        tell: hears how many frames were taken and what is being measured.
+
+    Raises:
+        UsageError: a value out of its range.
+        DeviceError: something cannot be bounded; the message says what.
+    """
+    if not BETA_RANGE[0] <= beta <= BETA_RANGE[1]:
+        raise UsageError(f"beta is {beta}; it must be from 1e-15 to 0.01 (it is added to delta)")
+    if not (isfinite(valid_days) and 0 < valid_days <= 3650):
+        raise UsageError(f"the calibration is to hold {valid_days} days; it must be above 0 and at most 3650")
+    taker = Frames(path, tell)
+    electrons = measure_electrons(taker, frames, beta / 2)
+    fields = FieldProbe(taker, electrons, frames, beta / 2).measure()
+    weights = np.sqrt(2 * (electrons.signal * (1 + electrons.signal_error) / electrons.gain_lower).max(0))
+    found = bounds(fields, weights)
+    return _document(
+        path, taker.taken, electrons, fields, weights, found, beta, valid_days, now or datetime.now(UTC)
+    )
+
+
+def _document(
+    path: ProbedLight,
+    taken: int,
+    electrons: Electrons,
+    fields: Fields,
+    weights: np.ndarray[tuple[int, ...], np.dtype[np.float64]],
+    found: Bounds,
+    beta: float,
+    valid_days: float,
+    now: datetime,
+) -> LightCalibration:
+    unit = 1 / (fields.light * path.most)
+    bright = sqrt(1 + INTENSITY_REACH * electrons.common)
+    faint = 1 - INTENSITY_REACH * electrons.common
+    if faint < 0.5:
+        raise UsageError(
+            f"the light varies by {electrons.common:.2g} of itself from frame to frame; it must be below "
+            f"{0.5 / INTENSITY_REACH:.2g}: steady the laser"
+        )
+    scale = unit * fields.attenuator * (1 + 2 * electrons.signal_error)
+    spread = 1 + fields.mirrors
+    counts = (
+        electrons.signal * (1 - electrons.signal_error) / electrons.gain_upper,
+        electrons.signal / electrons.gain,
+        electrons.signal * (1 + electrons.signal_error) / electrons.gain_lower,
+    )
+    least = sqrt(2 * float(counts[0].min()) * faint)
+    norm = scale * bright * (found.norm + found.norm_error + fields.mirrors * (found.full + found.full_error))
+    reach = scale * spread * found.reach * least / float((np.sqrt(2 * counts[0].min(0))).min())
+    true = float(np.median(np.sqrt(counts[1] / counts[2])))  # of the weights, which are limits
+    expires = now + timedelta(days=valid_days)
+
+    def limited(value: float, lower: float, upper: float) -> Interval:
+        return Interval(float(value), float(lower), float(upper))
+
+    return LightCalibration(
+        device=path.name,
+        device_fingerprint=path.fingerprint(),
+        taken_at=now.isoformat(timespec="seconds"),
+        expires_at=expires.isoformat(timespec="seconds"),
+        frames=taken,
+        beta=beta,
+        parameters={
+            "gain_dn_per_electron": limited(
+                electrons.gain.mean(), electrons.gain_lower.min(), electrons.gain_upper.max()
+            ),
+            "photo_electrons_of_an_arm": limited(counts[1].mean(), counts[0].min(), counts[2].max()),
+            "norm_a_unit_of_light": limited(found.norm * unit * true, 0.0, norm),
+            "attenuator": limited(1.0, 0.0, fields.attenuator),
+            "mirror_departure": limited(0.0, 0.0, fields.mirrors),
+            "intensity_noise": limited(electrons.common, 0.0, INTENSITY_REACH * electrons.common),
+            "phase_drift_radians": limited(0.0, 0.0, fields.drift),
+            "phase_jitter_radians": limited(0.0, 0.0, fields.jitter),
+            "excess_noise": limited(0.0, 0.0, electrons.excess),
+        },
+        norm=norm,
+        row=scale * bright * spread * found.row,
+        reach=reach,
+        least=least,
+        lowest_light=fields.lowest,
+        highest_light=fields.highest,
+        inputs=path.inputs,
+        rows=path.rows,
+        most=path.most,
+        assumptions=_assumptions(electrons, fields, expires),
+    )
+
+
+def _assumptions(electrons: Electrons, fields: Fields, expires: datetime) -> tuple[str, ...]:
+    return (
+        "each photo-electron of a pixel is worth the same, and light is neither multiplied nor thermal (it would have "
+        f"shown from {electrons.unseen:.2g} times the variance on); what rises as the square of the light and is not "
+        "common to a frame is alike in all pixels of a camera",
+        "errors of sample variances and of fields are those of Gaussian noise, independent from frame to frame",
+        "both cameras see one field behind a half mirror, pixel by pixel; the reference was turned by π/2 and moved no "
+        f"further than was seen (by {fields.drift:.2g} rad)",
+        "the mirrors of a macro-pixel excite one mode, which nothing that was shown contradicts",
+        "between the lights that were measured the attenuator is as at them, and the common intensity stays within "
+        f"{INTENSITY_REACH:g} standard deviations",
+        f"the light path is within {100 * DRIFT_ALLOWANCE:g} % of its calibration (it holds until "
+        f"{expires.date().isoformat()})",
+    )
