@@ -27,6 +27,7 @@ LEAST_VARIANCE: Final = (
     0.7  # of lit codes in steps²: above it rounding adds 1/12 to the variance, to 1e-5 of it
 )
 MOST_EXCESS: Final = 0.05
+INTENSITY_REACH: Final = 8.0  # standard deviations of the common intensity that are allowed for
 ALARM: Final = 1e-7  # of each test of a healthy device
 HALF: Final = 0.5  # of the reference's power, the second level
 DIM: Final = 1 / 16  # the third: the dimmer, the plainer what is multiplied
@@ -103,6 +104,7 @@ def measure_electrons(frames: Frames, count: int, beta: float) -> Electrons:
         full.own(full.raw * free / stats.chi2.ppf(level, free), sign * pooled)
         for level, sign in ((1 - each / 2, 1), (each / 2, -1))
     )
+    _refuse_shared(full)
     error = float((z * np.sqrt(noise_upper / count) + z * np.sqrt(still / count) / full.signal).max())
     excess = _excess(full, half, least, still, free, float(-special.ndtri(share)))
     scale = full.unit**2
@@ -119,12 +121,16 @@ def measure_electrons(frames: Frames, count: int, beta: float) -> Electrons:
             "at a pixel nothing of the codes' variance is certain to be shot noise: take more frames, or raise the "
             "reference's power or the cameras' gain"
         )
-    _refuse_shared(full)
     dim = _Lit(frames, count, DIM, black)
     plain = path.step == 0 or float(dim.variance.min()) >= LEAST_VARIANCE * path.step**2
     unseen = _skewed(dim if plain else half, least, count)
     shown = (full.noise * scale - least) / full.signal
-    spread = full.spread(share)
+    common = full.spread(share)
+    if INTENSITY_REACH * common > 0.5:
+        raise DeviceError(
+            f"the light varies by {common:.2g} of itself from frame to frame; it must be below "
+            f"{0.5 / INTENSITY_REACH:.2g}: steady the laser"
+        )
     return Electrons(
         black=black,
         signal=full.signal,
@@ -134,7 +140,7 @@ def measure_electrons(frames: Frames, count: int, beta: float) -> Electrons:
         gain=shown,
         gain_lower=lower,
         gain_upper=upper,
-        common=spread,
+        common=common,
         excess=float((excess / shown.mean(axis=1)).max()),
         unseen=unseen,
     )

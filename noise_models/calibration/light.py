@@ -16,15 +16,14 @@ import numpy as np
 from pydantic import ConfigDict
 
 from noise_models.calibration.document import BETA_RANGE, DRIFT_ALLOWANCE, FORMAT, Document, Interval, moment
-from noise_models.calibration.electrons import Electrons, measure_electrons
-from noise_models.calibration.light_fields import Bounds, FieldProbe, Fields, bounds
+from noise_models.calibration.electrons import INTENSITY_REACH, Electrons, measure_electrons
+from noise_models.calibration.light_fields import FieldProbe, Fields, bounds
 from noise_models.calibration.probed_light import Frames, ProbedLight
 from noise_models.errors import UsageError
 
 FRAMES: Final = 16_384
 BETA: Final = 1e-6
 VALID_DAYS: Final = 30.0
-INTENSITY_REACH: Final = 8.0  # standard deviations of the common intensity that are allowed for
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,8 @@ class LightCalibration(Document):
         taken_at, expires_at: UTC, ISO 8601.
         frames: number of frames that were taken.
         beta: probability that a limit is wrong, all together; enters delta (THEORY T8).
-        parameters: what was measured, between its limits, by name with unit.
+        parameters: what was measured, between its limits, by name with unit; all pixels are within them.
+        upper_limits: of what should be nothing, by name.
         norm: upper limit of M over one unit of light and one whole number, whatever the reference's phase.
         row: upper limit of what a column of unit norm moves one amplitude by, times √2, likewise.
         reach: upper limit of |E| for entries of 1 at most, likewise.
@@ -65,6 +65,7 @@ class LightCalibration(Document):
     frames: int
     beta: float
     parameters: dict[str, Interval]
+    upper_limits: dict[str, float]
     norm: float
     row: float
     reach: float
@@ -84,9 +85,10 @@ class LightCalibration(Document):
                 BETA_RANGE[0] <= self.beta <= BETA_RANGE[1],
                 f"beta lies in {BETA_RANGE[0]:g} … {BETA_RANGE[1]:g}",
             ),
-            (0 < self.row <= self.norm * sqrt(2), "a pixel moves by no more than all pixels do"),
-            (0 < self.row <= self.reach, "the largest field is no less than that of a column of unit norm"),
-            (self.least > 0, "the reference's amplitude is positive"),
+            (
+                min(self.norm, self.row, self.reach, self.least) > 0,
+                "norm, row, reach and least are positive",
+            ),
             (0 < self.lowest_light <= self.highest_light, "0 < lowest_light <= highest_light"),
             (
                 min(self.inputs, self.rows, self.most, self.frames) >= 1,
@@ -139,11 +141,7 @@ def calibrate_light(
     taker = Frames(path, tell)
     electrons = measure_electrons(taker, frames, beta / 2)
     fields = FieldProbe(taker, electrons, frames, beta / 2).measure()
-    weights = np.sqrt(2 * (electrons.signal * (1 + electrons.signal_error) / electrons.gain_lower).max(0))
-    found = bounds(fields, weights)
-    return _document(
-        path, taker.taken, electrons, fields, weights, found, beta, valid_days, now or datetime.now(UTC)
-    )
+    return _document(path, taker.taken, electrons, fields, beta, valid_days, now or datetime.now(UTC))
 
 
 def _document(
@@ -151,36 +149,24 @@ def _document(
     taken: int,
     electrons: Electrons,
     fields: Fields,
-    weights: np.ndarray[tuple[int, ...], np.dtype[np.float64]],
-    found: Bounds,
     beta: float,
     valid_days: float,
     now: datetime,
 ) -> LightCalibration:
-    unit = 1 / (fields.light * path.most)
-    bright = sqrt(1 + INTENSITY_REACH * electrons.common)
-    faint = 1 - INTENSITY_REACH * electrons.common
-    if faint < 0.5:
-        raise UsageError(
-            f"the light varies by {electrons.common:.2g} of itself from frame to frame; it must be below "
-            f"{0.5 / INTENSITY_REACH:.2g}: steady the laser"
-        )
-    scale = unit * fields.attenuator * (1 + 2 * electrons.signal_error)
-    spread = 1 + fields.mirrors
-    counts = (
-        electrons.signal * (1 - electrons.signal_error) / electrons.gain_upper,
-        electrons.signal / electrons.gain,
-        electrons.signal * (1 + electrons.signal_error) / electrons.gain_lower,
+    # Amplitudes of the brighter camera's counts, for a field of the reference's own size, times √2.
+    found = bounds(
+        fields, np.sqrt(2 * (electrons.signal * (1 + electrons.signal_error) / electrons.gain_lower).max(0))
     )
-    least = sqrt(2 * float(counts[0].min()) * faint)
-    norm = scale * bright * (found.norm + found.norm_error + fields.mirrors * (found.full + found.full_error))
-    reach = scale * spread * found.reach * least / float((np.sqrt(2 * counts[0].min(0))).min())
-    true = float(np.median(np.sqrt(counts[1] / counts[2])))  # of the weights, which are limits
+    field = bounds(fields, np.ones(path.rows))  # over the reference's
+    reach = INTENSITY_REACH * electrons.common
+    # What light of mirrors that are off adds to the reference moves its amplitude by no more than itself.
+    scale = (
+        fields.attenuator * (1 + 2 * electrons.signal_error) * (1 + fields.leak) / (fields.light * path.most)
+    )
+    bright, spread = sqrt(1 + reach), 1 + fields.mirrors
+    counts = electrons.signal * (1 - electrons.signal_error) / electrons.gain_upper
+    least = sqrt(2 * float(counts.min()) * (1 - reach)) * (1 - fields.leak)
     expires = now + timedelta(days=valid_days)
-
-    def limited(value: float, lower: float, upper: float) -> Interval:
-        return Interval(float(value), float(lower), float(upper))
-
     return LightCalibration(
         device=path.name,
         device_fingerprint=path.fingerprint(),
@@ -189,21 +175,31 @@ def _document(
         frames=taken,
         beta=beta,
         parameters={
-            "gain_dn_per_electron": limited(
-                electrons.gain.mean(), electrons.gain_lower.min(), electrons.gain_upper.max()
+            "gain_dn_per_electron": Interval(
+                float(electrons.gain.mean()),
+                float(electrons.gain_lower.min()),
+                float(electrons.gain_upper.max()),
             ),
-            "photo_electrons_of_an_arm": limited(counts[1].mean(), counts[0].min(), counts[2].max()),
-            "norm_a_unit_of_light": limited(found.norm * unit * true, 0.0, norm),
-            "attenuator": limited(1.0, 0.0, fields.attenuator),
-            "mirror_departure": limited(0.0, 0.0, fields.mirrors),
-            "intensity_noise": limited(electrons.common, 0.0, INTENSITY_REACH * electrons.common),
-            "phase_drift_radians": limited(0.0, 0.0, fields.drift),
-            "phase_jitter_radians": limited(0.0, 0.0, fields.jitter),
-            "excess_noise": limited(0.0, 0.0, electrons.excess),
+            "photo_electrons_of_a_camera": Interval(
+                float((electrons.signal / electrons.gain).mean()),
+                float(counts.min()),
+                float((electrons.signal * (1 + electrons.signal_error) / electrons.gain_lower).max()),
+            ),
         },
-        norm=norm,
+        upper_limits={
+            "common_intensity_noise": electrons.common,
+            "excess_noise": electrons.excess,
+            "attenuator_over_its_setting": fields.attenuator,
+            "mirror_departure": fields.mirrors,
+            "field_of_mirrors_off": fields.leak,
+            "phase_drift_radians": fields.drift,
+            "phase_jitter_radians": fields.jitter,
+        },
+        norm=scale
+        * bright
+        * (found.norm + found.norm_error + fields.mirrors * (found.full + found.full_error)),
         row=scale * bright * spread * found.row,
-        reach=reach,
+        reach=scale * spread * field.reach * least / (1 - fields.leak),
         least=least,
         lowest_light=fields.lowest,
         highest_light=fields.highest,
@@ -222,7 +218,8 @@ def _assumptions(electrons: Electrons, fields: Fields, expires: datetime) -> tup
         "errors of sample variances and of fields are those of Gaussian noise, independent from frame to frame",
         "both cameras see one field behind a half mirror, pixel by pixel; the reference was turned by π/2 and moved no "
         f"further than was seen (by {fields.drift:.2g} rad)",
-        "the mirrors of a macro-pixel excite one mode, which nothing that was shown contradicts",
+        "the mirrors of a macro-pixel excite one mode, and fields of parts add up, which nothing that was shown "
+        f"contradicts (a departure of {fields.affine:.2g} would have)",
         "between the lights that were measured the attenuator is as at them, and the common intensity stays within "
         f"{INTENSITY_REACH:g} standard deviations",
         f"the light path is within {100 * DRIFT_ALLOWANCE:g} % of its calibration (it holds until "

@@ -34,6 +34,7 @@ _CERTAIN: Final = 0.05  # the largest relative error of an attenuator's level th
 _CHAINED: Final = 0.0025  # of a level against the next one
 _DIM_LEVELS, _BRIGHT_LEVELS = 16, 10
 _CHECKS: Final = 32  # columns that are shown in two parts
+MOST_LEAK: Final = 0.02  # of a field to the reference, with all mirrors off
 MOST_UNLINEAR: Final = 0.02  # of a field, besides what chance does
 _BETA_PARTS: Final = 20
 
@@ -54,6 +55,8 @@ class Fields:
         mirrors: largest departure of a mirror from the mean of its macro-pixel, complex, relative.
         drift: largest angle of the reference over the measurement, in radians.
         jitter: standard deviation of the angle from frame to frame.
+        leak: largest field that passes mirrors which are off, at the brightest light, limit.
+        affine: how far fields of parts may be off that of the whole, relative, without showing.
         beta: of each of the bounds that are made of these.
     """
 
@@ -70,6 +73,8 @@ class Fields:
     mirrors: float
     drift: float
     jitter: float
+    leak: float
+    affine: float
     beta: float
 
 
@@ -129,6 +134,7 @@ class FieldProbe:
         noise = np.sqrt(2 * self._frame_variance * rate / (self._size * self._repeats))
         prediction = columns @ self._indicator(self._anchor)
         attenuator, lowest, highest = self._attenuator(light, prediction, rate)
+        leak = self._leak(highest)
         mirrors = [self._mirrors(columns, noise, sign) for sign in (0, 1)] if path.most > 1 else []
         unlinear = self._unlinear(columns, noise, rate)
         self._look()
@@ -147,7 +153,8 @@ class FieldProbe:
         whole = float(np.linalg.norm(columns, 2))
         return Fields(
             light, columns, noise, slow, fast, self._size, self._repeats, attenuator * (1 + 2 * slow), lowest, highest,
-            max((one.departure(slow, fast, whole) for one in mirrors), default=0.0), drift, jitter, self._beta,
+            max((one.departure(slow, fast, whole) for one in mirrors), default=0.0), drift, jitter, leak, unlinear[1],
+            self._beta,
         )  # fmt: skip
 
     # ---- patterns
@@ -284,15 +291,6 @@ class FieldProbe:
         drift = max(abs(angle) for angle in angles) + margin + offset
         middle = float(np.mean(sizes))
         moved = max(abs(one / middle - 1) for one in sizes) + quantile * error / sqrt(repeats)
-        for label, value, most in (
-            ("the reference's phase scatters by up to {:.3g} rad from frame to frame", jitter, MOST_JITTER),
-            ("the reference's phase moves by up to {:.3g} rad over the measurement", drift, MOST_DRIFT),
-            ("fields change by up to {:.3g} of themselves over the measurement", moved, MOST_DRIFT),
-        ):
-            if value > most:
-                raise DeviceError(
-                    f"{label.format(value)}; allowed is {most:g}: steady the interferometer, or take more frames"
-                )
         variance: Reals = self._frame_variance * rate / repeats
         for shape in shapes[1:]:
             first = shapes[0]
@@ -304,6 +302,15 @@ class FieldProbe:
                 raise DeviceError(
                     "one pattern's field has another shape at the end of the measurement than at its beginning: the "
                     "medium moves, and a calibration of it does not last; keep it still"
+                )
+        for label, value, most in (
+            ("the reference's phase scatters by up to {:.3g} rad from frame to frame", jitter, MOST_JITTER),
+            ("the reference's phase moves by up to {:.3g} rad over the measurement", drift, MOST_DRIFT),
+            ("fields change by up to {:.3g} of themselves over the measurement", moved, MOST_DRIFT),
+        ):
+            if value > most:
+                raise DeviceError(
+                    f"{label.format(value)}; allowed is {most:g}: steady the interferometer, or take more frames"
                 )
         return drift, jitter, moved
 
@@ -357,6 +364,27 @@ class FieldProbe:
             chained *= (above + wide) / (below - narrow)
             worst, highest = max(worst, chained), level
         return worst, lowest, highest
+
+    def _leak(self, light: float) -> float:
+        """The largest field of no open mirror at all, at this light, upper limit.
+
+        Raises:
+            DeviceError: it is too large to leave the reference's amplitude as it is.
+        """
+        nothing = np.zeros((1, 2, self._path.inputs, 2), np.int64)
+        repeats, total, done = max(16, self._count // 2), np.zeros(self._path.rows, np.complex128), 0
+        while done < repeats:
+            take = min(repeats - done, self._frames.chunk())
+            total += take * self._complex(nothing, "light of mirrors that are off", light, take)[0][0]
+            done += take
+        error = np.sqrt(self._frame_variance / repeats) + self._electrons.signal_error / 2
+        limit = float((np.abs(total / done) + sqrt(2 * log(self._path.rows / self._beta)) * error).max())
+        if limit > MOST_LEAK:
+            raise DeviceError(
+                f"mirrors that are off pass a field of up to {limit:.3g} of the reference; allowed is {MOST_LEAK:g}: "
+                "stop their light, or take more frames"
+            )
+        return limit
 
     # ---- mirrors
 

@@ -256,6 +256,9 @@ def _photon(
             "light path": f"{result.device} {result.device_fingerprint}",
             "frames": f"{result.frames:,} in {seconds:.1f} s",
             "light": f"{result.lowest_light:.3g} to {result.highest_light:.3g}",
+            "norm": f"at most {result.norm:.4g} √photo-electrons a unit of light",
+            "reference": f"at least {result.least:.4g} √photo-electrons",
+            **{name.replace("_", " "): f"at most {value:.3g}" for name, value in result.upper_limits.items()},
         }
     )
     print(f"\nit holds until {result.expires_at}")
