@@ -69,18 +69,18 @@ def test_common_intensity_noise_makes_the_photon_transfer_line_understate_the_li
     assert 0.01 <= found.common < 0.012
 
 
-def test_rate_of_simultaneous_gains_over_50_random_cameras() -> None:
+def test_rate_of_simultaneous_gains_over_30_random_cameras() -> None:
     """Both ends at every pixel of both cameras, β of 0.5. Errors of single gains are as large as chi-square has them:
-    their scatter over 1,600 pixels is known to 2 %."""
+    their scatter over 960 pixels is known to 2 %."""
     beta, frames, missed, errors = 0.5, 1024, 0, []
-    for seed in range(50):
+    for seed in range(30):
         light = some_device(seed, rows=16)
         found = measured(light, frames, beta)
         missed += not ((found.gain_lower <= light.gains) & (light.gains <= found.gain_upper)).all()
         errors.append(
             (found.gain / light.gains - 1) * found.gain * found.signal / (found.noise * found.signal**2)
         )
-    assert missed <= stats.binom.isf(ALARM, 50, beta)
+    assert missed <= stats.binom.isf(ALARM, 30, beta)
     spread = np.std(errors) / np.sqrt(2 / (frames / 2))
     assert spread == pytest.approx(1, abs=5 * np.sqrt(1 / (2 * np.size(errors))) + 0.02)
 
@@ -101,11 +101,11 @@ def test_true_values_of_20_random_devices_are_inside_the_simultaneous_limits() -
     missed, loose = 0, []
     for seed in range(20):
         light = some_device(seed, inputs=3, rows=20, most=3)
-        found = calibrate_light(light, frames=1280, beta=BETA)
+        found = calibrate_light(light, frames=2048, beta=BETA)
         missed += not holds(light, found)
         loose.append(found.norm / light.norm())
     assert missed <= stats.binom.isf(ALARM, 20, BETA)
-    assert np.median(loose) < 3
+    assert np.median(loose) < 2.5
 
 
 @pytest.mark.slow
