@@ -47,6 +47,7 @@ class Fields:
         light: κ as it was set.
         columns: estimates of the fields of every macro-pixel, the positive ones first, shape (rows, 2 p).
         noise: standard deviation of Re and Im of one of them, limit, shape (rows,).
+        together: field of all macro-pixels at once, by itself, shape (rows,).
         slow: largest relative error that is common to a part of the measurement: phase, brightness.
         fast: standard deviation of that of single frames.
         size, repeats: patterns, and frames of each.
@@ -63,6 +64,7 @@ class Fields:
     light: float
     columns: Complex
     noise: Reals
+    together: Complex
     slow: float
     fast: float
     size: int
@@ -130,7 +132,7 @@ class FieldProbe:
         """
         path = self._path
         self._light = light = self._bright(self._full(self._signs), _DIMMEST)
-        columns, rate = self._hadamard(light)
+        columns, together, rate = self._hadamard(light)
         noise = np.sqrt(2 * self._frame_variance * rate / (self._size * self._repeats))
         prediction = columns @ self._indicator(self._anchor)
         attenuator, lowest, highest = self._attenuator(light, prediction, rate)
@@ -152,9 +154,9 @@ class FieldProbe:
         fast = sqrt(jitter**2 + self._common_variance)
         whole = float(np.linalg.norm(columns, 2))
         return Fields(
-            light, columns, noise, slow, fast, self._size, self._repeats, attenuator * (1 + 2 * slow), lowest, highest,
-            max((one.departure(slow, fast, whole) for one in mirrors), default=0.0), drift, jitter, leak, unlinear[1],
-            self._beta,
+            light, columns, noise, together, slow, fast, self._size, self._repeats, attenuator * (1 + 2 * slow), lowest,
+            highest, max((one.departure(slow, fast, whole) for one in mirrors), default=0.0), drift, jitter, leak,
+            unlinear[1], self._beta,
         )  # fmt: skip
 
     # ---- patterns
@@ -226,12 +228,13 @@ class FieldProbe:
 
     # ---- columns
 
-    def _hadamard(self, light: float) -> tuple[Complex, float]:
-        """Fields of all macro-pixels, and the largest mean rate of a pixel over that of the reference alone."""
+    def _hadamard(self, light: float) -> tuple[Complex, Complex, float]:
+        """Fields of all macro-pixels, one by one and together, and the largest mean rate of a pixel over that of the
+        reference alone."""
         path, size = self._path, self._size
         table = linalg.hadamard(size)[:, 1 : 2 * path.inputs + 1].astype(np.int8)
         columns = np.zeros((path.rows, 2 * path.inputs), np.complex128)
-        rate = np.zeros((2, path.rows))
+        rate, together = np.zeros((2, path.rows)), np.zeros(path.rows, np.complex128)
         step = max(1, min(self._frames.chunk(2 * self._repeats), ceil(size / _LEAST_PARTS)))
         for start in range(0, size, step):
             self._look()
@@ -243,9 +246,11 @@ class FieldProbe:
                 runs.reshape(-1, 2, path.inputs, 2), "the response", light, self._repeats
             )
             on, off = fields[: len(signs)], fields[len(signs) :]
+            if start == 0:
+                together = on[0]
             columns += (on - off).T @ signs
             rate += rates * len(signs) / size
-        return columns / size, max(1.0, float(rate.max()))
+        return columns / size, together, max(1.0, float(rate.max()))
 
     def _look(self) -> None:
         """Frames of the one pattern that is shown again and again, in phase and turned."""
@@ -327,7 +332,7 @@ class FieldProbe:
         """|E| of the anchor over its prediction and the error of that, from as many frames as the precision takes."""
         expected = light * mirrors
         single = sqrt(float(self._frame_variance.max()) * rate / float(np.square(np.abs(prediction)).sum()))
-        repeats = int(np.clip(ceil((single / (expected * precision)) ** 2), 16, self._count))
+        repeats = int(np.clip(ceil((single / (expected * precision)) ** 2), 16, 4 * self._count))
         total, done = 0j, 0
         step = min(repeats, self._frames.chunk())
         while done < repeats:
@@ -525,18 +530,19 @@ def bounds(found: Fields, weights: Reals) -> Bounds:
     spread = float((found.noise * weights).max())
     whole = float(np.linalg.norm(measured, 2)) + _complex_norm_of_noise(spread, rows, 2 * inputs, found.beta)
     t = sqrt(2 * log(1 / found.beta))
-    # All macro-pixels together: half of each pattern.
-    lit = float(np.linalg.norm(measured.sum(1))) + sqrt(2 * inputs) * spread * (sqrt(2 * rows) + t)
     random = found.fast * sqrt(log(2 * (rows + 2 * inputs) / found.beta) / found.repeats)
     constant = found.fast * (sqrt(2 * inputs / found.size) + t / sqrt(found.size)) / sqrt(2 * found.repeats)
-    # ‖P‖ <= 2 (slow + random) (whole + ‖P‖) + 2 (slow + constant) (lit + √(2p) ‖P‖)
+    # ‖P‖ <= 2 (slow + random) (whole + ‖P‖) + 2 (slow + constant) lit
     share, rest = 2 * (found.slow + random), 2 * (found.slow + constant)
-    left = 1 - share - rest * sqrt(2 * inputs)
-    if left < 0.5:
+    if share > 0.25:
         raise DeviceError(
             f"phase and brightness leave an error of {share:.3g} of the fields; take more frames, or steady the light"
         )
-    off = (share * whole + rest * lit) / left
+    # All macro-pixels together are half of each pattern; shown by themselves, with √(N/2) the noise of a column.
+    lit = float(np.linalg.norm(found.together * weights)) + sqrt(found.size / 2) * spread * (
+        sqrt(2 * rows) + t
+    )
+    off = (share * whole + rest * lit / (1 - 2 * share)) / (1 - share)
     part = _complex_norm_of_noise(spread / sqrt(2), rows, inputs, found.beta)
     stacked = [np.concatenate([one.real, one.imag]) for one in (mean, half)]
     # Halves of sum and difference: a factor 1/√2 of the matrix of both signs.
