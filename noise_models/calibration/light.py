@@ -38,11 +38,11 @@ class LightCalibration(Document):
         beta: probability that a limit is wrong, all together; enters delta (THEORY T8).
         parameters: what was measured, between its limits, by name with unit; all pixels are within them.
         upper_limits: of what should be nothing, by name.
-        norm: upper limit of M over one unit of light and one whole number, whatever the reference's phase.
+        norm: upper limit of M over κ, whatever the reference's phase.
         row: upper limit of what a column of unit norm moves one amplitude by, times √2, likewise.
         reach: upper limit of |E| for entries of 1 at most, likewise.
         least: lower limit of |r|.
-        lowest_light, highest_light: settings of the attenuator for which they are.
+        attenuator: settings, rising, and upper limits of κ over the setting.
         inputs, rows, most: p; pixels of a camera; K, whole numbers from -K to K.
         assumptions: what has to hold besides.
         kind, format: of the document.
@@ -70,8 +70,7 @@ class LightCalibration(Document):
     row: float
     reach: float
     least: float
-    lowest_light: float
-    highest_light: float
+    attenuator: tuple[tuple[float, float], ...]
     inputs: int
     rows: int
     most: int
@@ -89,7 +88,7 @@ class LightCalibration(Document):
                 min(self.norm, self.row, self.reach, self.least) > 0,
                 "norm, row, reach and least are positive",
             ),
-            (0 < self.lowest_light <= self.highest_light, "0 < lowest_light <= highest_light"),
+            (bool(self.attenuator) and _rises(self.attenuator), "settings rise, and all is positive"),
             (
                 min(self.inputs, self.rows, self.most, self.frames) >= 1,
                 "there are pixels, mirrors and frames",
@@ -103,6 +102,19 @@ class LightCalibration(Document):
     @property
     def fingerprint(self) -> str:
         return self.device_fingerprint
+
+    def setting(self, light: float) -> float | None:
+        """The largest setting of the attenuator at which κ is at most `light`; None where there is none.
+
+        Between two settings that were measured the larger of their limits holds.
+        """
+        for (setting, factor), (above, factor_above) in zip(
+            reversed(self.attenuator), reversed((*self.attenuator[1:], self.attenuator[-1])), strict=True
+        ):
+            found = min(above, light / max(factor, factor_above))
+            if found >= setting:
+                return found
+        return None
 
 
 def planned(path: ProbedLight, frames: int) -> int:
@@ -144,6 +156,11 @@ def calibrate_light(
     return _document(path, taker.taken, electrons, fields, beta, valid_days, now or datetime.now(UTC))
 
 
+def _rises(pairs: tuple[tuple[float, float], ...]) -> bool:
+    settings = [setting for setting, _ in pairs]
+    return settings == sorted(set(settings)) and min(min(pair) for pair in pairs) > 0
+
+
 def _document(
     path: ProbedLight,
     taken: int,
@@ -160,9 +177,7 @@ def _document(
     field = bounds(fields, np.ones(path.rows))  # over the reference's
     reach = INTENSITY_REACH * electrons.common
     # What light of mirrors that are off adds to the reference moves its amplitude by no more than itself.
-    scale = (
-        fields.attenuator * (1 + 2 * electrons.signal_error) * (1 + fields.leak) / (fields.light * path.most)
-    )
+    scale = (1 + 2 * electrons.signal_error) * (1 + fields.leak) / (fields.light * path.most)
     bright, spread = sqrt(1 + reach), 1 + fields.mirrors
     counts = electrons.signal * (1 - electrons.signal_error) / electrons.gain_upper
     least = sqrt(2 * float(counts.min()) * (1 - reach)) * (1 - fields.leak)
@@ -189,7 +204,6 @@ def _document(
         upper_limits={
             "common_intensity_noise": electrons.common,
             "excess_noise": electrons.excess,
-            "attenuator_over_its_setting": fields.attenuator,
             "mirror_departure": fields.mirrors,
             "field_of_mirrors_off": fields.leak,
             "phase_drift_radians": fields.drift,
@@ -201,8 +215,7 @@ def _document(
         row=scale * bright * spread * found.row,
         reach=scale * spread * field.reach * least / (1 - fields.leak),
         least=least,
-        lowest_light=fields.lowest,
-        highest_light=fields.highest,
+        attenuator=fields.attenuator,
         inputs=path.inputs,
         rows=path.rows,
         most=path.most,

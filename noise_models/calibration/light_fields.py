@@ -30,7 +30,7 @@ MOST_JITTER: Final = 0.2  # radians, from frame to frame
 _DIMMEST, _BRIGHTEST = 1e-12, 1e6
 _SEEN: Final = 0.03  # a field relative to the reference that is no noise
 _LEAST_PARTS: Final = 16  # of the measurement, between which the same pattern is shown again
-_CERTAIN: Final = 0.05  # the largest relative error of an attenuator's level that is of use
+_CERTAIN, _FINE = 0.5, 0.0125  # relative errors of an attenuator's level: the largest of use, and enough
 _CHAINED: Final = 0.0025  # of a level against the next one
 _DIM_LEVELS, _BRIGHT_LEVELS = 16, 10
 _CHECKS: Final = 32  # columns that are shown in two parts
@@ -51,8 +51,7 @@ class Fields:
         slow: largest relative error that is common to a part of the measurement: phase, brightness.
         fast: standard deviation of that of single frames.
         size, repeats: patterns, and frames of each.
-        attenuator: by how much κ may exceed what is set, at any light measured, over that at `light`.
-        lowest, highest: lights that were measured.
+        attenuator: settings of κ, rising, and how much κ may be over the setting, times that at `light`; limits.
         mirrors: largest departure of a mirror from the mean of its macro-pixel, complex, relative.
         drift: largest angle of the reference over the measurement, in radians.
         jitter: standard deviation of the angle from frame to frame.
@@ -69,9 +68,7 @@ class Fields:
     fast: float
     size: int
     repeats: int
-    attenuator: float
-    lowest: float
-    highest: float
+    attenuator: tuple[tuple[float, float], ...]
     mirrors: float
     drift: float
     jitter: float
@@ -135,8 +132,8 @@ class FieldProbe:
         columns, together, rate = self._hadamard(light)
         noise = np.sqrt(2 * self._frame_variance * rate / (self._size * self._repeats))
         prediction = columns @ self._indicator(self._anchor)
-        attenuator, lowest, highest = self._attenuator(light, prediction, rate)
-        leak = self._leak(highest)
+        attenuator = self._attenuator(light, prediction, rate)
+        leak = self._leak(attenuator[-1][0])
         mirrors = [self._mirrors(columns, noise, sign) for sign in (0, 1)] if path.most > 1 else []
         unlinear = self._unlinear(columns, noise, rate)
         self._look()
@@ -154,8 +151,9 @@ class FieldProbe:
         fast = sqrt(jitter**2 + self._common_variance)
         whole = float(np.linalg.norm(columns, 2))
         return Fields(
-            light, columns, noise, together, slow, fast, self._size, self._repeats, attenuator * (1 + 2 * slow), lowest,
-            highest, max((one.departure(slow, fast, whole) for one in mirrors), default=0.0), drift, jitter, leak,
+            light, columns, noise, together, slow, fast, self._size, self._repeats,
+            tuple((setting, factor * (1 + 2 * slow)) for setting, factor in attenuator),
+            max((one.departure(slow, fast, whole) for one in mirrors), default=0.0), drift, jitter, leak,
             unlinear[1], self._beta,
         )  # fmt: skip
 
@@ -332,7 +330,7 @@ class FieldProbe:
         """|E| of the anchor over its prediction and the error of that, from as many frames as the precision takes."""
         expected = light * mirrors
         single = sqrt(float(self._frame_variance.max()) * rate / float(np.square(np.abs(prediction)).sum()))
-        repeats = int(np.clip(ceil((single / (expected * precision)) ** 2), 16, 4 * self._count))
+        repeats = int(np.clip(ceil((single / (expected * precision)) ** 2), 16, self._count))
         total, done = 0j, 0
         step = min(repeats, self._frames.chunk())
         while done < repeats:
@@ -342,8 +340,8 @@ class FieldProbe:
             done += take
         return abs(total / done), single / sqrt(repeats)
 
-    def _attenuator(self, light: float, prediction: Complex, rate: float) -> tuple[float, float, float]:
-        """The most by which κ over its setting may exceed that at `light`, and the settings for which this is known."""
+    def _attenuator(self, light: float, prediction: Complex, rate: float) -> list[tuple[float, float]]:
+        """Settings and the most that κ over its setting is there, over what it is at `light`."""
         most = self._path.most
         z = sqrt(2 * log(4 * (_DIM_LEVELS + _BRIGHT_LEVELS) / self._beta))  # of a complex number's modulus
         scaled = prediction / (light * most)
@@ -353,13 +351,13 @@ class FieldProbe:
             return value / (level * mirrors), z * error / (level * mirrors)
 
         base, error = seen(light, most, _CHAINED)
-        worst, lowest, highest = 1.0, light, light
+        found = [(light, 1.0)]
         for step in range(1, _DIM_LEVELS + 1):
             level = light / 2**step
-            value, wide = seen(level, most, _CERTAIN / 4)
-            if wide > _CERTAIN * value:
+            value, wide = seen(level, most, _FINE)
+            if wide > _CERTAIN * base:
                 break
-            worst, lowest = max(worst, (value + wide) / (base - error)), level
+            found.append((level, (value + wide) / (base - error)))
         chained = 1.0
         for step in range(1, _BRIGHT_LEVELS + 1):
             level, mirrors = light * 2**step, most >> step
@@ -367,8 +365,8 @@ class FieldProbe:
                 break
             (above, wide), (below, narrow) = (seen(one, mirrors, _CHAINED) for one in (level, level / 2))
             chained *= (above + wide) / (below - narrow)
-            worst, highest = max(worst, chained), level
-        return worst, lowest, highest
+            found.append((level, chained))
+        return sorted(found)
 
     def _leak(self, light: float) -> float:
         """The largest field of no open mirror at all, at this light, upper limit.

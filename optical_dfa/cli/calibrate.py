@@ -255,7 +255,8 @@ def _photon(
         {
             "light path": f"{result.device} {result.device_fingerprint}",
             "frames": f"{result.frames:,} in {seconds:.1f} s",
-            "light": f"{result.lowest_light:.3g} to {result.highest_light:.3g}",
+            "attenuator": f"known from {result.attenuator[0][0]:.3g} to {result.attenuator[-1][0]:.3g}, κ at most "
+            f"{max(factor for _, factor in result.attenuator):.3g} of its setting",
             "norm": f"at most {result.norm:.4g} √photo-electrons a unit of light",
             "reference": f"at least {result.least:.4g} √photo-electrons",
             **{name.replace("_", " "): f"at most {value:.3g}" for name, value in result.upper_limits.items()},

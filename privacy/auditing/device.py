@@ -128,7 +128,7 @@ def _check_light(header: Mapping[str, Any], releases: Sequence[ReleaseEvent]) ->
     given = _light_level(header.get("credit"))
     if given is None:
         return ["the header's credit does not say at which light level the device was used"]
-    electrons, norm, bound, change, ratio, clamp, columns, counts, count_mass = given.values()
+    electrons, norm, bound, change, ratio, clamp, columns, counts, count_mass, _ = given.values()
     findings = []
     if header["noise_multiplier"] * 2 * math.sqrt(electrons) * norm * bound > 1 + 1e-6:
         findings.append(
@@ -155,7 +155,7 @@ def _light_level(credit: object) -> dict[str, float] | None:
     """What a header says of the light; None where a number is missing."""
     names = (
         "photo_electrons_a_mirror", "norm", "clipping norm in grid steps", "largest_change_of_an_amplitude",
-        "largest_field_over_reference", "clamp", "columns_a_step", "counts_a_column", "count_mass",
+        "largest_field_over_reference", "clamp", "columns_a_step", "counts_a_column", "count_mass", "attenuator",
     )  # fmt: skip
     given = {
         name: float(value)
@@ -250,16 +250,16 @@ def _check_limits(calibration: LightCalibration, credit: object) -> list[str]:
         return []  # said elsewhere
     limits, light = measured_limits(calibration), math.sqrt(given["photo_electrons_a_mirror"])
     ratio = given["largest_field_over_reference"]
-    lowest, highest = limits.lights
+    setting = calibration.setting(light)
     change = light * given["clipping norm in grid steps"] * limits.row / ((1 - ratio) * limits.least)
     slack = 1 + 1e-9
     return [
         f"the header has {what}, by the calibration it names {allowed}"
         for holds, what, allowed in (
             (
-                lowest <= light * slack and light <= highest * slack,
-                f"light {light:.6g}",
-                f"{lowest:.6g} to {highest:.6g} is known",
+                setting is not None and given["attenuator"] <= setting * slack,
+                f"the attenuator at {given['attenuator']:.6g}",
+                f"light {light:.6g} allows {setting or 0:.6g}",
             ),
             (
                 given["norm"] * slack >= limits.norm,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -115,7 +114,6 @@ class PhotonLimits:
         reference: |r|, as nominal.
         least: LOWER limit of |r|, faintest light and least sensitive pixel.
         beta: probability that a limit is wrong (THEORY T8).
-        lights: lowest and highest setting of κ for which they are limits.
     """
 
     norm: float
@@ -124,7 +122,6 @@ class PhotonLimits:
     reference: float
     least: float
     beta: float = 0.0
-    lights: tuple[float, float] = (0.0, math.inf)
 
 
 class PhotonReadout(Protocol):

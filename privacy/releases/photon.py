@@ -59,7 +59,6 @@ def measured_limits(calibration: LightCalibration) -> PhotonLimits:
         reference=calibration.least * fainter,
         least=calibration.least * fainter,
         beta=calibration.beta,
-        lights=(calibration.lowest_light, calibration.highest_light),
     )
 
 
@@ -67,7 +66,7 @@ class Level(NamedTuple):
     """A light level.
 
     Attributes:
-        light: κ, √photo-electrons a mirror.
+        light: κ, √photo-electrons a mirror; of a calibrated light path its upper limit.
         most: K, at which entries of the sum are clamped.
         ratio: ρ, upper limit of a field over the reference.
         change: η, largest relative change of an amplitude by a record.
@@ -184,17 +183,21 @@ class ShotNoise(NoiseSource):
         if self.calibration is not None:
             refuse_other(self.calibration, self.readout.fingerprint())
 
-    def refuse_light(self, light: float) -> None:
-        """
+    def setting(self, light: float) -> float:
+        """Of the attenuator, at which κ is at most `light`.
+
         Raises:
-            UsageError: nothing is known of the light path at this κ.
+            UsageError: the light path was not measured in so little light.
         """
-        lowest, highest = self._limits(0.0).lights
-        if not lowest <= light <= highest:
+        if self.calibration is None:
+            return light
+        found = self.calibration.setting(light)
+        if found is None:
             raise UsageError(
-                f"light {light:.3g} is asked for, and the calibration is of {lowest:.3g} to {highest:.3g}; take "
-                f"{'a larger' if light > highest else 'a smaller'} epsilon, or calibrate with more frames"
+                f"light {light:.3g} is asked for, and the calibration knows of {self.calibration.attenuator[0][0]:.3g} "
+                "and more; take a larger epsilon, or calibrate with more frames (--frames)"
             )
+        return found
 
     def shown(self) -> tuple[str, ...]:
         return self._health.shown()
@@ -248,6 +251,7 @@ class PhotonRelease(ClippedRelease):
             grid_steps=steps,
         )
         self._level: Level | None = None
+        self._setting = 0.0
         self._rate = device.frame_rate_hz
         self._columns = math.ceil(self.dimension / readout.inputs)
         self._order = _in_columns(contributions.stacked, readout.inputs)
@@ -275,7 +279,7 @@ class PhotonRelease(ClippedRelease):
                 f"of the sum, and one record may fill {self.steps}; take a smaller epsilon, more mirrors (backend "
                 "option mirrors) or a camera with a larger full well"
             )
-        self.source.refuse_light(level.light)
+        self._setting = self.source.setting(level.light)
         self._level = level
 
     def describe(self) -> dict[str, Any]:
@@ -293,6 +297,7 @@ class PhotonRelease(ClippedRelease):
         if self._level is not None:
             found |= {
                 "photo_electrons_a_mirror": self._level.light**2,
+                "attenuator": self._setting,
                 "clamp": self._level.most,
                 "largest_field_over_reference": self._level.ratio,
                 "norm": self.source.norm(self._level.ratio),
@@ -314,7 +319,7 @@ class PhotonRelease(ClippedRelease):
         read = np.empty((self._columns, readout.inputs))
         for start in range(0, self._columns, _COLUMNS):
             part = slice(start, start + _COLUMNS)
-            np.matmul(readout.show(columns[part], level.light), inverse, out=read[part])
+            np.matmul(readout.show(columns[part], self._setting), inverse, out=read[part])
         self._read = read
 
     def _released(self) -> Tensor:

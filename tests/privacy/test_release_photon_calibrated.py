@@ -38,13 +38,13 @@ def device(seed: int = 0, **options: Any) -> SimulatedOpuBackend:
         HIDDEN,
         seed=seed,
         noise=NoiseGenerator.secure("device"),
-        **{"method": "homodyne", "dark_pixels": 16_384, "mirrors": 8000} | options,
+        **{"method": "homodyne", "dark_pixels": 16_384, "mirrors": 4800} | options,
     )
 
 
 @cache
 def calibration() -> LightCalibration:
-    return calibrate_light(device().photon_readout(), frames=4096, beta=1e-5)
+    return calibrate_light(device().photon_readout(), frames=3072, beta=1e-4)
 
 
 def private(
@@ -58,7 +58,7 @@ def private(
         data_loader=DataLoader(TensorDataset(X, Y), batch_size=12),
         noise_multiplier=sigma,
         max_grad_norm=0.5,
-        target_delta=1e-4,
+        target_delta=1e-3,
         release=release,
     )
     assert isinstance(engine.step, PhotonRelease)
@@ -69,7 +69,7 @@ def test_limits_of_the_device_are_inside_those_that_were_measured() -> None:
     """The device's own, for a reference of any phase; those measured are not far from them."""
     own, found = device().photon_readout().limits(RATIO), calibration()
     free = device(phase_drift=1.57).photon_readout().limits(RATIO)
-    assert free.norm < found.norm < 2 * free.norm
+    assert free.norm < found.norm < 2.2 * free.norm
     assert own.row < found.row < 2.5 * own.row
     assert own.reach / own.least < found.reach / found.least < 4 * own.reach / own.least
     assert 0.7 * own.least < found.least < own.least
@@ -100,7 +100,7 @@ def test_the_light_is_what_the_calibration_allows_and_beta_is_within_delta() -> 
     ("words", "options"),
     [
         ("is of light path", {"seed": 1}),
-        ("is of light path", {"mirrors": 8016}),
+        ("is of light path", {"mirrors": 4808}),
         ("is of light path", {"full_well_electrons": 11_000.0}),
     ],
 )
@@ -121,11 +121,8 @@ def test_an_expired_one_stops_it_before_a_release_too() -> None:
 
 
 def test_a_light_that_was_not_measured_is_refused() -> None:
-    with pytest.raises(UsageError, match="a smaller epsilon, or calibrate with more frames") as caught:
-        private(replace(calibration(), lowest_light=1e3, highest_light=1e4))
-    assert "1e+03 to 1e+04" in str(caught.value)
-    with pytest.raises(UsageError, match="a larger epsilon"):
-        private(replace(calibration(), lowest_light=1e-12, highest_light=1e-11))
+    with pytest.raises(UsageError, match="knows of 1e\\+03 and more; take a larger epsilon"):
+        private(replace(calibration(), attenuator=((1e3, 1.0), (1e4, 1.0))))
 
 
 def test_a_calibration_of_something_else_is_refused() -> None:
@@ -161,7 +158,7 @@ def test_a_calibrated_run_is_audited_against_its_calibration(
     out, run = tmp_path / "cal.json", tmp_path / "run"
     backend = ["--backend-option", "mirrors=10000", "--backend-option", "fidelity=physics"]
     arguments = ["calibrate", "--photon", "--backend", "simulated-opu", *backend, "--out-features", "32"]
-    assert main([*arguments, "--frames", "4096", "--out", str(out), "--json"]) == 0
+    assert main([*arguments, "--frames", "4096", "--beta", "1e-5", "--out", str(out), "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert LightCalibration.load(out).digest == shown["digest"]
     arguments = ["train", "--dataset", "digits", "--model", "mlp:32", "--epochs", "1", "--epsilon", "8"]
@@ -188,7 +185,7 @@ def test_what_a_header_has_beyond_its_calibration_is_found() -> None:
     assert _check_limits(found, credit) == []
     for name, factor, words in (
         ("norm", 0.5, "norm"),
-        ("photo_electrons_a_mirror", 1e9, "light"),
+        ("attenuator", 2.0, "attenuator at"),
         ("largest_change_of_an_amplitude", 0.5, "change of an amplitude"),
         ("largest_field_over_reference", 0.5, "fields of"),
     ):
