@@ -111,7 +111,7 @@ class FieldProbe:
         self._count, self._beta = count, beta / _BETA_PARTS
         path = frames.path
         self._size = 1 << (2 * path.inputs).bit_length()  # > 2 p: the constant pattern is none of theirs
-        self._repeats = max(4, ceil(count / (4 * self._size)))
+        self._repeats = max(4, ceil(count / (2 * self._size)))
         self._signs = np.random.default_rng(0).choice([-1, 1], (8, path.inputs))
         self._anchor = self._signs[0]
         self._seen: list[tuple[Reals, Reals]] = []
@@ -252,7 +252,7 @@ class FieldProbe:
 
     def _look(self) -> None:
         """Frames of the one pattern that is shown again and again, in phase and turned."""
-        repeats = max(64, self._count // _LEAST_PARTS)
+        repeats = max(64, self._count // 8)
         runs = self._full(self._anchor[None])
         first, second = (
             self._fields(runs, "drift", self._light, phase, repeats)[0] for phase in (0.0, QUARTER)
@@ -303,8 +303,8 @@ class FieldProbe:
             blurred = size / self._path.rows * (jitter**2 / repeats)  # what jitter adds to either
             if off > allowed * (1 + blurred / float(variance.min())):
                 raise DeviceError(
-                    "one pattern's field has another shape at the end of the measurement than at its beginning: the "
-                    "medium moves, and a calibration of it does not last; keep it still"
+                    "one pattern's field has another shape later in the measurement than at its beginning: the medium "
+                    "moves, or the phase does within a look; keep them still"
                 )
         for label, value, most in (
             ("the reference's phase scatters by up to {:.3g} rad from frame to frame", jitter, MOST_JITTER),

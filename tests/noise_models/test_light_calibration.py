@@ -101,7 +101,7 @@ def test_true_values_of_20_random_devices_are_inside_the_simultaneous_limits() -
     missed, loose = 0, []
     for seed in range(20):
         light = some_device(seed, inputs=2, rows=16, most=2)
-        found = calibrate_light(light, frames=1536, beta=BETA)
+        found = calibrate_light(light, frames=1024, beta=BETA)
         missed += not holds(light, found)
         loose.append(found.norm / light.norm())
     assert missed <= stats.binom.isf(ALARM, 20, BETA)
@@ -194,7 +194,7 @@ class Other(NumpyLight):
 @pytest.mark.parametrize(
     ("words", "options", "fault"),
     [
-        ("third moment", {"multiplied": 2.0, "rows": 64, "gain": 0.1}, ""),
+        ("third moment", {"multiplied": 2.0, "rows": 128, "gain": 0.1}, ""),
         ("rises as the square", {"single": 0.02}, ""),
         ("pixels vary together", {}, "pointing"),
         ("reach the largest code", {"top": 500.0}, ""),
@@ -202,7 +202,7 @@ class Other(NumpyLight):
         ("lit codes vary by", {"gain": 0.005}, ""),
         ("receives nothing", {"electrons": 1e-9, "gain": 1.0, "current": 0.0}, ""),
         ("phase scatters", {"jitter": 0.4}, ""),
-        ("phase moves", {"drift": 3.0}, ""),
+        ("phase moves", {"drift": 0.4}, ""),
         ("another shape", {}, "moving"),
         ("change nothing", {}, "closed"),
         ("mirrors that are off", {}, "leak"),
@@ -219,7 +219,7 @@ def test_what_cannot_be_bounded_is_refused_in_one_line(
     light = Other(**{"rows": 24, "most": 4, "intensity": 0.002, **options})
     light.fault = fault
     with pytest.raises(DeviceError, match=words) as caught:
-        calibrate_light(light, frames=2048, beta=BETA)
+        calibrate_light(light, frames=1280, beta=BETA)
     assert "\n" not in str(caught.value)
 
 

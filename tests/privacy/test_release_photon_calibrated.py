@@ -37,14 +37,14 @@ def device(seed: int = 0, **options: Any) -> SimulatedOpuBackend:
         CLASSES,
         HIDDEN,
         seed=seed,
-        noise=NoiseGenerator.secure("device"),
+        noise=NoiseGenerator.seeded(seed, "device"),
         **{"method": "homodyne", "dark_pixels": 16_384, "mirrors": 4800} | options,
     )
 
 
 @cache
 def calibration() -> LightCalibration:
-    return calibrate_light(device().photon_readout(), frames=3072, beta=1e-4)
+    return calibrate_light(device().photon_readout(), frames=2560, beta=1e-4)
 
 
 def private(
