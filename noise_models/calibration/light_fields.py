@@ -36,7 +36,7 @@ _DIM_LEVELS, _BRIGHT_LEVELS = 16, 10
 _CHECKS: Final = 32  # columns that are shown in two parts
 MOST_LEAK: Final = 0.02  # of a field to the reference, with all mirrors off
 MOST_UNLINEAR: Final = 0.02  # of a field, besides what chance does
-_BETA_PARTS: Final = 20
+_BETA_PARTS: Final = 40
 
 
 @dataclass(frozen=True)

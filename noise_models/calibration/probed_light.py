@@ -76,6 +76,10 @@ class Frames:
                 f"pixels of {self.path.name} reach the largest code, {self.path.top:g}, while {what} is measured: dim "
                 "the reference, or lower the cameras' gain"
             )
+        if self.path.step > 0 and float(codes.min()) <= 0:
+            raise DeviceError(
+                f"pixels of {self.path.name} reach code 0 while {what} is measured: raise the cameras' black level"
+            )
         self.taken += len(runs)
         self._tell(self.taken, what)
         return codes

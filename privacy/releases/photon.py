@@ -365,7 +365,7 @@ def make(parts: Parts) -> PhotonRelease:
     """This release.
 
     Raises:
-        UsageError: the rule has no device, or one that shows no amplitudes.
+        UsageError: the rule has no device, or one that shows no amplitudes, or a real one that nobody calibrated.
     """
     if parts.device is None:
         raise UsageError(
@@ -374,6 +374,11 @@ def make(parts: Parts) -> PhotonRelease:
         )
     device = cast(PhotonDevice, parts.device)
     whole = device.photon_readout()  # refuses before anything is recorded
+    if device.physical and parts.calibration is None:
+        raise UsageError(
+            f"the light of backend {device.name} is real, and what it does at most is not known; measure it: "
+            "optical-dfa calibrate --photon, and give --calibration FILE"
+        )
     contributions = cast(FactoredContributions, parts.start_capture("light"))
     rows = whole.rows if contributions.projects else min(whole.rows, ROWS * whole.inputs)
     return PhotonRelease(

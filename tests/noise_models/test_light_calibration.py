@@ -198,6 +198,7 @@ class Other(NumpyLight):
         ("rises as the square", {"single": 0.02}, ""),
         ("pixels vary together", {}, "pointing"),
         ("reach the largest code", {"top": 500.0}, ""),
+        ("reach code 0", {"black": 1.0}, ""),
         ("a pixel receives", {"electrons": 60.0, "gain": 1.0}, ""),
         ("lit codes vary by", {"gain": 0.005}, ""),
         ("receives nothing", {"electrons": 1e-9, "gain": 1.0, "current": 0.0}, ""),

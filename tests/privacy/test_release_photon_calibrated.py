@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -27,6 +28,7 @@ from privacy.auditing.files import CALIBRATION_FILE
 from privacy.engine import PrivacyEngine
 from privacy.releases.photon import RATIO, PhotonRelease, measured_limits
 
+ROOT = Path(__file__).parents[2]
 HIDDEN, CLASSES = 32, 4
 X = torch.randn(48, 5, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(48) % CLASSES
@@ -138,6 +140,19 @@ def test_a_calibration_of_something_else_is_refused() -> None:
         private(calibration(), release="dark-frame")
     with pytest.raises(UsageError, match="credits nothing that is measured"):
         private(calibration(), release="digital")
+
+
+def test_real_light_is_calibrated_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SimulatedOpuBackend, "physical", True)
+    private(calibration())
+    with pytest.raises(UsageError, match="calibrate --photon"):
+        private(None)
+
+
+def test_its_assumptions_are_explained() -> None:
+    explained = " ".join((ROOT / "docs" / "threat-model.md").read_text(encoding="utf-8").split()).lower()
+    for text in calibration().assumptions:
+        assert re.split(r"[(:,]", text.lower())[0].strip() in explained, text
 
 
 @pytest.mark.parametrize(
