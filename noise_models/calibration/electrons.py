@@ -170,7 +170,7 @@ def _before_rounding(variance: Reals, step: float) -> Reals:
     more than `variance`: rounding hides most of it where the mean lies in the middle of a code."""
     if step == 0:
         return variance
-    std = np.geomspace(0.02, 3.0, 2000)
+    std = np.geomspace(0.1, 3.0, 2000)
     code = np.arange(1, 40)[:, None]
     hidden = ((2 * code - 1) * 2 * special.ndtr(-(code - 0.5) / std)).sum(0)
     own = np.where(

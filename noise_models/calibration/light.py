@@ -120,7 +120,7 @@ class LightCalibration(Document):
 def planned(path: ProbedLight, frames: int) -> int:
     """Frames that a calibration takes, about."""
     mirrors = 4 * path.most * max(16, frames // path.most) if path.most > 1 else 0
-    return 4 * frames + mirrors + 12 * frames
+    return 24 * frames + mirrors
 
 
 def calibrate_light(

@@ -14,6 +14,7 @@ import pytest
 from numpy_light import NumpyLight
 from scipy import stats
 
+from noise_models.calibration import electrons
 from noise_models.calibration.electrons import Electrons, measure_electrons
 from noise_models.calibration.light import LightCalibration, calibrate_light
 from noise_models.calibration.probed_light import Frames
@@ -85,6 +86,18 @@ def test_rate_of_simultaneous_gains_over_30_random_cameras() -> None:
     assert spread == pytest.approx(1, abs=5 * np.sqrt(1 / (2 * np.size(errors))) + 0.02)
 
 
+@pytest.mark.parametrize("std", [0.05, 0.12, 0.2, 0.35, 0.5, 0.7, 1.0, 2.0])
+def test_no_read_noise_is_larger_than_its_rounded_codes_allow(std: float) -> None:
+    """Exact variances of rounded normal numbers at 200 places in a code: hidden most in the middle of it."""
+    means, codes = np.linspace(0, 0.5, 200)[:, None], np.arange(-20, 21)
+    edges = np.concatenate([codes - 0.5, [20.5]])
+    chance = np.diff(stats.norm.cdf((edges - means) / std), axis=1)
+    variance = chance @ codes**2 - (chance @ codes) ** 2
+    allowed = electrons._before_rounding(variance, 1.0) - 1 / 12
+    assert (allowed >= std**2 * (1 - 1e-3)).all()
+    assert allowed.min() < max(std, 0.1) ** 2 * 1.05
+
+
 @pytest.mark.parametrize("black", [20.0, 20.5])
 def test_read_noise_that_rounding_hides_is_charged(black: float) -> None:
     """A tenth of a code of read noise in the middle of a code never shows in the dark, at its edge in every frame."""
@@ -109,14 +122,15 @@ def test_true_values_of_20_random_devices_are_inside_the_simultaneous_limits() -
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_more_frames_and_pixels_bring_the_limits_close_to_the_truth() -> None:
     missed, loose = 0, []
-    for seed in range(40):
+    for seed in range(12):
         light = some_device(seed, inputs=4, rows=64, most=8)
         found = calibrate_light(light, frames=16_384, beta=BETA)
         missed += not holds(light, found)
         loose.append(found.norm / light.norm())
-    assert missed <= stats.binom.isf(ALARM, 40, BETA)
+    assert missed <= stats.binom.isf(ALARM, 12, BETA)
     assert np.median(loose) < 1.5
 
 
