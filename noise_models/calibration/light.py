@@ -17,7 +17,7 @@ from pydantic import ConfigDict
 
 from noise_models.calibration.document import BETA_RANGE, DRIFT_ALLOWANCE, FORMAT, Document, Interval, moment
 from noise_models.calibration.electrons import INTENSITY_REACH, Electrons, measure_electrons
-from noise_models.calibration.light_fields import FieldProbe, Fields, bounds
+from noise_models.calibration.light_fields import Complex, FieldProbe, Fields, bounds
 from noise_models.calibration.probed_light import Frames, ProbedLight
 from noise_models.errors import UsageError
 
@@ -131,16 +131,19 @@ def calibrate_light(
     valid_days: float = VALID_DAYS,
     now: datetime | None = None,
     tell: Callable[[int, str], None] = lambda taken, what: None,
+    keep: Callable[[Complex], None] = lambda response: None,
 ) -> LightCalibration:
     """Show public patterns and say within which limits the light path is.
 
     Args:
         path: the light path; it must stay undisturbed.
-        frames: of each of a dozen parts; the more, the nearer the limits to the truth.
+        frames: of each of some 25 parts; the more, the nearer the limits to the truth.
         beta: probability that a limit is wrong.
         valid_days: how long the calibration holds.
         now: time of the calibration; None is the clock's.
         tell: hears how many frames were taken and what is being measured.
+        keep: hears the response, shape (rows, p): the field over the reference's, for an entry of 1 and one unit of
+            light, as estimated. Any estimate serves for reading back.
 
     Raises:
         UsageError: a value out of its range.
@@ -153,6 +156,8 @@ def calibrate_light(
     taker = Frames(path, tell)
     electrons = measure_electrons(taker, frames, beta / 2)
     fields = FieldProbe(taker, electrons, frames, beta / 2).measure()
+    first, second = fields.columns[:, : path.inputs], -fields.columns[:, path.inputs :]
+    keep((first + second) / (2 * fields.light * path.most))
     return _document(path, taker.taken, electrons, fields, beta, valid_days, now or datetime.now(UTC))
 
 

@@ -65,7 +65,7 @@ def calibrate(
         ),
     ] = False,
     matrix: Annotated[
-        bool, typer.Option("--matrix", help="Measure the projection's matrix too, and keep it (.npz).")
+        bool, typer.Option("--matrix", help="Keep the projection's matrix too (.npz).")
     ] = False,
     in_features: Annotated[
         int, typer.Option(help="Inputs of the projection whose gains are measured.")
@@ -101,7 +101,7 @@ def calibrate(
     elif matrix and out is None:
         raise UsageError("--matrix keeps the matrix beside the calibration; name that with --out FILE")
     if photon:
-        _refuse("photon", plot=plot, matrix=matrix or None, ideal_converter=ideal_converter or None)
+        _refuse("photon", plot=plot, ideal_converter=ideal_converter or None)
     for flag, count, most in (
         ("--in-features", in_features, 2**24),
         ("--out-features", out_features, 2**24),
@@ -121,7 +121,7 @@ def calibrate(
             _health(device, calibration, as_json)
             return
         if photon:
-            _photon(device, frames, beta, valid_days, out, as_json)
+            _photon(device, frames, beta, valid_days, out, matrix, as_json)
             return
         started = time.perf_counter()
         with notes_to_stderr(as_json):
@@ -211,9 +211,12 @@ def _photon(
     beta: float,
     valid_days: float,
     out: Path | None,
+    matrix: bool,
     as_json: bool,
 ) -> None:
     """Measure the light path; the document, and what it says."""
+    import numpy as np
+
     from noise_models.calibration import light
     from noise_models.calibration.probed_light import ProbedLight
     from optical_dfa.progress import progress_for
@@ -226,6 +229,7 @@ def _photon(
             f"backend {device.name} shows no public patterns of mirrors; it needs `probe` "
             "(noise_models.calibration.probed_light)"
         )
+    responses: list[Any] = []
     total, begun, shown = light.planned(path, count), time.perf_counter(), False
 
     def tell(taken: int, what: str) -> None:
@@ -237,12 +241,17 @@ def _photon(
 
     try:
         with notes_to_stderr(as_json):
-            result = light.calibrate_light(path, frames=count, beta=beta, valid_days=valid_days, tell=tell)
+            result = light.calibrate_light(
+                path, frames=count, beta=beta, valid_days=valid_days, tell=tell, keep=responses.append
+            )
     finally:
         progress.finish()
     if out is not None:
         result.save(out)
     files = {} if out is None else {"calibration": str(out)}
+    if out is not None and matrix:
+        files["matrix"] = str(out.with_suffix(".npz"))
+        np.savez(files["matrix"], response=responses[0])
     seconds = time.perf_counter() - begun
     if as_json:
         print_json(

@@ -128,8 +128,12 @@ def _check_light(header: Mapping[str, Any], releases: Sequence[ReleaseEvent]) ->
     given = _light_level(header.get("credit"))
     if given is None:
         return ["the header's credit does not say at which light level the device was used"]
-    electrons, norm, bound, change, ratio, clamp, columns, counts, count_mass, _ = given.values()
+    electrons, norm, bound, change, ratio, clamp, columns, counts, count_mass, setting = given.values()
     findings = []
+    if header.get("calibration") is None and setting > math.sqrt(electrons) * (1 + 1e-9):
+        findings.append(
+            f"the attenuator stood at {setting:.6g}, and the light level is {math.sqrt(electrons):.6g}"
+        )
     if header["noise_multiplier"] * 2 * math.sqrt(electrons) * norm * bound > 1 + 1e-6:
         findings.append(
             f"the light level gives a noise multiplier of {1 / (2 * math.sqrt(electrons) * norm * bound):.6g}, the "

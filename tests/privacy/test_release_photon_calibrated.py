@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -24,6 +25,7 @@ from optical_dfa import align
 from optical_dfa.backends.simulated_opu import SimulatedOpuBackend
 from optical_dfa.cli import main
 from privacy.auditing.audit import audit
+from privacy.auditing.device import _check_light, _check_limits
 from privacy.auditing.files import CALIBRATION_FILE
 from privacy.engine import PrivacyEngine
 from privacy.releases.photon import RATIO, PhotonRelease, measured_limits
@@ -45,8 +47,15 @@ def device(seed: int = 0, **options: Any) -> SimulatedOpuBackend:
 
 
 @cache
+def measured() -> tuple[LightCalibration, np.ndarray]:
+    """With the response that was kept."""
+    kept: list[np.ndarray] = []
+    found = calibrate_light(device().photon_readout(), frames=2560, beta=1e-4, keep=kept.append)
+    return found, kept[0]
+
+
 def calibration() -> LightCalibration:
-    return calibrate_light(device().photon_readout(), frames=2560, beta=1e-4)
+    return measured()[0]
 
 
 def private(
@@ -75,6 +84,13 @@ def test_limits_of_the_device_are_inside_those_that_were_measured() -> None:
     assert own.row < found.row < 2.5 * own.row
     assert own.reach / own.least < found.reach / found.least < 4 * own.reach / own.least
     assert 0.7 * own.least < found.least < own.least
+
+
+def test_the_response_that_is_kept_reads_back() -> None:
+    """Up to the reference's phase, the device's own to a few percent."""
+    light_path = device().photon_readout()
+    own = light_path._field / light_path._reference
+    assert np.linalg.norm(measured()[1] - own) < 0.05 * np.linalg.norm(own)
 
 
 def test_the_light_is_what_the_calibration_allows_and_beta_is_within_delta() -> None:
@@ -173,9 +189,11 @@ def test_a_calibrated_run_is_audited_against_its_calibration(
     out, run = tmp_path / "cal.json", tmp_path / "run"
     backend = ["--backend-option", "mirrors=10000", "--backend-option", "fidelity=physics"]
     arguments = ["calibrate", "--photon", "--backend", "simulated-opu", *backend, "--out-features", "32"]
-    assert main([*arguments, "--frames", "4096", "--beta", "1e-5", "--out", str(out), "--json"]) == 0
+    arguments += ["--frames", "4096", "--beta", "1e-5", "--matrix", "--out", str(out), "--json"]
+    assert main(arguments) == 0
     shown = json.loads(capsys.readouterr().out)
     assert LightCalibration.load(out).digest == shown["digest"]
+    assert np.load(tmp_path / "cal.npz")["response"].shape == (32, 10)
     arguments = ["train", "--dataset", "digits", "--model", "mlp:32", "--epochs", "1", "--epsilon", "8"]
     arguments += ["--rule", "gated-dfa", "--release", "photon", "--backend", "simulated-opu", *backend]
     assert main([*arguments, "--calibration", str(out), "--out", str(run)]) == 0
@@ -192,8 +210,6 @@ def test_a_calibrated_run_is_audited_against_its_calibration(
 
 
 def test_what_a_header_has_beyond_its_calibration_is_found() -> None:
-    from privacy.auditing.device import _check_limits
-
     found = calibration()
     _, release = private(found)
     credit = release.describe()
@@ -210,10 +226,20 @@ def test_what_a_header_has_beyond_its_calibration_is_found() -> None:
     assert math.isclose(credit["norm"], found.norm * (1 + DRIFT_ALLOWANCE))
 
 
+def test_more_light_than_the_level_says_is_found() -> None:
+    engine, _ = private(None)
+    header = engine.ledger.header()
+    assert _check_light(header, []) == []
+    header["credit"]["attenuator"] *= 1.01
+    (finding,) = _check_light(header, [])
+    assert "attenuator stood at" in finding
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["--photon", "--matrix", "--out", "x.json"], "--matrix belongs to a camera's calibration"),
+        (["--photon", "--matrix"], "--matrix keeps the matrix beside the calibration"),
+        (["--photon", "--ideal-converter"], "--ideal-converter belongs to a camera's calibration"),
         (["--photon", "--plot", "x.png"], "--plot belongs to a camera's calibration"),
         (["--photon", "--health"], "--photon belongs to a camera's calibration"),
         (["--photon", "--frames", "100"], "frames of the reference are 100"),
