@@ -76,7 +76,7 @@ class Document(ABC):
         """By which a ledger's header names it."""
         return {
             "digest": self.digest,
-            f"{self.of}_fingerprint": self.fingerprint,
+            f"{self.of.replace(' ', '_')}_fingerprint": self.fingerprint,
             "taken_at": self.taken_at,
             "expires_at": self.expires_at,
         }

@@ -17,7 +17,7 @@ from typing import Final
 import numpy as np
 from scipy import special, stats
 
-from noise_models.calibration.probed_light import Frames, Reals
+from noise_models.calibration.probed_light import PatternFrames, Reals
 from noise_models.errors import DeviceError, UsageError
 
 LEAST_FRAMES: Final = 256
@@ -66,7 +66,7 @@ class Electrons:
     unseen: float
 
 
-def measure_electrons(frames: Frames, count: int, beta: float) -> Electrons:
+def measure_electrons(frames: PatternFrames, count: int, beta: float) -> Electrons:
     """From frames with a closed shutter, of the reference, of half its power and of a sixteenth, `count` of each.
 
     Limits hold together except with probability `beta`: chi-square ones of sample variances, exact for Gaussian noise
@@ -146,7 +146,7 @@ def measure_electrons(frames: Frames, count: int, beta: float) -> Electrons:
     )
 
 
-def _closed(frames: Frames, count: int, beta: float) -> tuple[Reals, Reals, Reals]:
+def _closed(frames: PatternFrames, count: int, beta: float) -> tuple[Reals, Reals, Reals]:
     """Mean code without light, and what read noise and rounding add to the variance of lit codes: a low figure, for
     what only tests, and the upper limit."""
     total, squares = np.zeros((2, frames.path.rows)), np.zeros((2, frames.path.rows))
@@ -182,7 +182,7 @@ def _before_rounding(variance: Reals, step: float) -> Reals:
 
 
 class _Lit:
-    """Frames of the reference alone.
+    """PatternFrames of the reference alone.
 
     Attributes:
         signal: mean above black, shape (2, rows).
@@ -193,7 +193,7 @@ class _Lit:
         variance: the same in DN².
     """
 
-    def __init__(self, frames: Frames, count: int, power: float, black: Reals) -> None:
+    def __init__(self, frames: PatternFrames, count: int, power: float, black: Reals) -> None:
         unit, pairs, total = (np.zeros((2, frames.path.rows)) for _ in range(3))
         cubes = np.zeros(2)
         mates = np.unique(np.linspace(0, frames.path.rows - 1, _COMPARED).astype(np.int64))

@@ -18,7 +18,7 @@ from pydantic import ConfigDict
 from noise_models.calibration.document import BETA_RANGE, DRIFT_ALLOWANCE, FORMAT, Document, Interval, moment
 from noise_models.calibration.electrons import INTENSITY_REACH, Electrons, measure_electrons
 from noise_models.calibration.light_fields import Complex, FieldProbe, Fields, bounds
-from noise_models.calibration.probed_light import Frames, ProbedLight
+from noise_models.calibration.probed_light import PatternFrames, ProbedLight
 from noise_models.errors import UsageError
 
 FRAMES: Final = 16_384
@@ -118,7 +118,7 @@ class LightCalibration(Document):
 
 
 def planned(path: ProbedLight, frames: int) -> int:
-    """Frames that a calibration takes, about."""
+    """PatternFrames that a calibration takes, about."""
     mirrors = 4 * path.most * max(16, frames // path.most) if path.most > 1 else 0
     return 24 * frames + mirrors
 
@@ -153,7 +153,7 @@ def calibrate_light(
         raise UsageError(f"beta is {beta}; it must be from 1e-15 to 0.01 (it is added to delta)")
     if not (isfinite(valid_days) and 0 < valid_days <= 3650):
         raise UsageError(f"the calibration is to hold {valid_days} days; it must be above 0 and at most 3650")
-    taker = Frames(path, tell)
+    taker = PatternFrames(path, tell)
     electrons = measure_electrons(taker, frames, beta / 2)
     fields = FieldProbe(taker, electrons, frames, beta / 2).measure()
     first, second = fields.columns[:, : path.inputs], -fields.columns[:, path.inputs :]

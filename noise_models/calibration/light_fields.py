@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import linalg, special, stats
 
-from noise_models.calibration.electrons import ALARM, Electrons
-from noise_models.calibration.probed_light import Frames, Reals, Runs
+from noise_models.calibration.electrons import ALARM, INTENSITY_REACH, Electrons
+from noise_models.calibration.probed_light import PatternFrames, Reals, Runs
 from noise_models.errors import DeviceError
 
 Complex = npt.NDArray[np.complex128]
@@ -99,7 +99,7 @@ class Bounds:
 class FieldProbe:
     """Measures the fields of one light path."""
 
-    def __init__(self, frames: Frames, electrons: Electrons, count: int, beta: float) -> None:
+    def __init__(self, frames: PatternFrames, electrons: Electrons, count: int, beta: float) -> None:
         """
         Args:
             frames: takes them.
@@ -118,7 +118,7 @@ class FieldProbe:
         self._z = float(-special.ndtri(self._beta / 2))
         # Of a frame: of z at a pixel, and of what z is divided by.
         variance = electrons.noise_upper.sum(0) / 16
-        self._frame_variance = variance / (1 - 8 * electrons.common) ** 2
+        self._frame_variance = variance / (1 - INTENSITY_REACH * electrons.common) ** 2
         # A tenth more for the error of 1 + mean |E/r|².
         self._common_variance = 1.1 * float(electrons.noise_upper.mean(1).sum()) / (4 * path.rows)
 
@@ -251,7 +251,7 @@ class FieldProbe:
         return columns / size, together, max(1.0, float(rate.max()))
 
     def _look(self) -> None:
-        """Frames of the one pattern that is shown again and again, in phase and turned."""
+        """PatternFrames of the one pattern that is shown again and again, in phase and turned."""
         repeats = max(64, self._count // 8)
         runs = self._full(self._anchor[None])
         first, second = (

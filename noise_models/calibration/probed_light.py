@@ -50,7 +50,7 @@ class ProbedLight(Protocol):
         """Identity of device and light path, whatever part of its pixels is read."""
 
 
-class Frames:
+class PatternFrames:
     """Takes frames of a device and counts them.
 
     Attributes:

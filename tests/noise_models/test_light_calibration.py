@@ -17,7 +17,7 @@ from scipy import stats
 from noise_models.calibration import electrons
 from noise_models.calibration.electrons import Electrons, measure_electrons
 from noise_models.calibration.light import LightCalibration, calibrate_light
-from noise_models.calibration.probed_light import Frames
+from noise_models.calibration.probed_light import PatternFrames
 from noise_models.errors import DeviceError, UsageError
 
 ALARM = 1e-6
@@ -25,7 +25,7 @@ BETA = 0.01
 
 
 def measured(light: NumpyLight, frames: int = 2048, beta: float = BETA) -> Electrons:
-    return measure_electrons(Frames(light, lambda taken, what: None), frames, beta)
+    return measure_electrons(PatternFrames(light, lambda taken, what: None), frames, beta)
 
 
 def some_device(seed: int, **options: Any) -> NumpyLight:
