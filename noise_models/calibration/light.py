@@ -17,13 +17,23 @@ from pydantic import ConfigDict
 
 from noise_models.calibration.document import BETA_RANGE, DRIFT_ALLOWANCE, FORMAT, Document, Interval, moment
 from noise_models.calibration.electrons import INTENSITY_REACH, Electrons, measure_electrons
-from noise_models.calibration.light_fields import Complex, FieldProbe, Fields, bounds
+from noise_models.calibration.light_fields import (
+    QUARTER,
+    Complex,
+    FieldProbe,
+    Fields,
+    bounds,
+    pattern,
+    shown,
+    unsquared,
+)
 from noise_models.calibration.probed_light import PatternFrames, ProbedLight
-from noise_models.errors import UsageError
+from noise_models.errors import DeviceError, UsageError
 
 FRAMES: Final = 16_384
 BETA: Final = 1e-6
 VALID_DAYS: Final = 30.0
+_LOOKS: Final = 256  # frames of each of four, when a run begins
 
 
 @dataclass(frozen=True)
@@ -43,6 +53,8 @@ class LightCalibration(Document):
         reach: upper limit of |E| for entries of 1 at most, likewise.
         least: lower limit of |r|.
         attenuator: settings, rising, and upper limits of κ over the setting.
+        signal_dn: mean code of the reference above black.
+        pattern_light, pattern_power: of the public pattern that a run looks at first: κ as set, and mean |E/r|².
         inputs, rows, most: p; pixels of a camera; K, whole numbers from -K to K.
         assumptions: what has to hold besides.
         kind, format: of the document.
@@ -71,6 +83,9 @@ class LightCalibration(Document):
     reach: float
     least: float
     attenuator: tuple[tuple[float, float], ...]
+    signal_dn: float
+    pattern_light: float
+    pattern_power: float
     inputs: int
     rows: int
     most: int
@@ -85,8 +100,8 @@ class LightCalibration(Document):
                 f"beta lies in {BETA_RANGE[0]:g} … {BETA_RANGE[1]:g}",
             ),
             (
-                min(self.norm, self.row, self.reach, self.least) > 0,
-                "norm, row, reach and least are positive",
+                min(self.norm, self.row, self.reach, self.least, self.signal_dn, self.pattern_power) > 0,
+                "norm, row, reach, least, signal and pattern are positive",
             ),
             (bool(self.attenuator) and _rises(self.attenuator), "settings rise, and all is positive"),
             (
@@ -161,6 +176,38 @@ def calibrate_light(
     return _document(path, taker.taken, electrons, fields, beta, valid_days, now or datetime.now(UTC))
 
 
+def refuse_moved(path: ProbedLight, calibration: LightCalibration) -> dict[str, float]:
+    """Whether the reference and one public pattern are as bright as they were, before a run relies on it.
+
+    Returns:
+        their amplitudes over those of the calibration.
+    Raises:
+        DeviceError: one is off by more than is allowed for.
+    """
+    frames = PatternFrames(path, lambda taken, what: None)
+    dark, lit = (
+        np.concatenate(list(frames.steady(_LOOKS, "a look", reference=power))).mean(0) for power in (0.0, 1.0)
+    )
+    signal = lit - dark
+    runs = np.repeat(shown(path, pattern(path)[None] * path.most), _LOOKS, axis=0)
+    power = 0.0
+    for phase in (0.0, QUARTER):
+        rates = (frames.exposed(runs, "a look", light=calibration.pattern_light, phase=phase) - dark) / signal
+        z = (rates[:, 0] - rates[:, 1]) / 4 / rates.mean((1, 2))[:, None]
+        power += float((np.square(z.mean(0)) - z.var(0, ddof=1) / _LOOKS).mean())
+    found = {
+        "reference": sqrt(max(0.0, float(signal.mean())) / calibration.signal_dn),
+        "pattern": sqrt(float(unsquared(np.asarray(power))) / calibration.pattern_power),
+    }
+    for name, value in found.items():
+        if not abs(value - 1) <= DRIFT_ALLOWANCE:
+            raise DeviceError(
+                f"the amplitude of the {name} is {value:.3g} of what it was at the calibration; allowed is "
+                f"{1 - DRIFT_ALLOWANCE:g} to {1 + DRIFT_ALLOWANCE:g}: {LightCalibration.again}"
+            )
+    return found
+
+
 def _rises(pairs: tuple[tuple[float, float], ...]) -> bool:
     settings = [setting for setting, _ in pairs]
     return settings == sorted(set(settings)) and min(min(pair) for pair in pairs) > 0
@@ -221,6 +268,9 @@ def _document(
         reach=scale * spread * field.reach * least / (1 - fields.leak),
         least=least,
         attenuator=fields.attenuator,
+        signal_dn=float(electrons.signal.mean()),
+        pattern_light=fields.light,
+        pattern_power=fields.power,
         inputs=path.inputs,
         rows=path.rows,
         most=path.most,
@@ -240,6 +290,6 @@ def _assumptions(electrons: Electrons, fields: Fields, expires: datetime) -> tup
         f"contradicts (a departure of {fields.affine:.2g} would have)",
         "between the lights that were measured the attenuator is as at them, and the common intensity stays within "
         f"{INTENSITY_REACH:g} standard deviations",
-        f"the light path is within {100 * DRIFT_ALLOWANCE:g} % of its calibration (it holds until "
-        f"{expires.date().isoformat()})",
+        f"the light path is within {100 * DRIFT_ALLOWANCE:g} % of its calibration (reference and a pattern are looked "
+        f"at when a part of a run begins; it holds until {expires.date().isoformat()})",
     )

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from scipy import linalg, special, stats
 
 from noise_models.calibration.electrons import ALARM, INTENSITY_REACH, Electrons
-from noise_models.calibration.probed_light import PatternFrames, Reals, Runs
+from noise_models.calibration.probed_light import PatternFrames, ProbedLight, Reals, Runs
 from noise_models.errors import DeviceError
 
 Complex = npt.NDArray[np.complex128]
@@ -53,6 +53,7 @@ class Fields:
         size, repeats: patterns, and frames of each.
         attenuator: settings of κ, rising, and how much κ may be over the setting, times that at `light`; limits.
         mirrors: largest departure of a mirror from the mean of its macro-pixel, complex, relative.
+        power: mean |E/r|² of `pattern` at `light`.
         drift: largest angle of the reference over the measurement, in radians.
         jitter: standard deviation of the angle from frame to frame.
         leak: largest field that passes mirrors which are off, at the brightest light, limit.
@@ -70,6 +71,7 @@ class Fields:
     repeats: int
     attenuator: tuple[tuple[float, float], ...]
     mirrors: float
+    power: float
     drift: float
     jitter: float
     leak: float
@@ -96,6 +98,24 @@ class Bounds:
     reach: float
 
 
+def pattern(path: ProbedLight) -> npt.NDArray[np.int64]:
+    """The one column of -1 and 1 that is shown again and again, shape (p,)."""
+    return np.random.default_rng(0).choice([-1, 1], path.inputs)
+
+
+def shown(path: ProbedLight, columns: npt.NDArray[np.int64]) -> Runs:
+    """Runs of mirrors that show columns of whole numbers."""
+    runs = np.zeros((len(columns), 2, path.inputs, 2), np.int64)
+    runs[:, 0, :, 1], runs[:, 1, :, 1] = np.maximum(columns, 0), np.maximum(-columns, 0)
+    return runs
+
+
+def unsquared(power: Reals) -> Reals:
+    """m = mean |E/r|², of mean |z|² = m / (1 + m)²."""
+    power = np.clip(power, 1e-12, 0.24)
+    return np.asarray((1 - 2 * power - np.sqrt(1 - 4 * power)) / (2 * power))
+
+
 class FieldProbe:
     """Measures the fields of one light path."""
 
@@ -113,7 +133,7 @@ class FieldProbe:
         self._size = 1 << (2 * path.inputs).bit_length()  # > 2 p: the constant pattern is none of theirs
         self._repeats = max(4, ceil(count / (2 * self._size)))
         self._signs = np.random.default_rng(0).choice([-1, 1], (8, path.inputs))
-        self._anchor = self._signs[0]
+        self._anchor = pattern(path)
         self._seen: list[tuple[Reals, Reals]] = []
         self._z = float(-special.ndtri(self._beta / 2))
         # Of a frame: of z at a pixel, and of what z is divided by.
@@ -153,20 +173,15 @@ class FieldProbe:
         return Fields(
             light, columns, noise, together, slow, fast, self._size, self._repeats,
             tuple((setting, factor * (1 + 2 * slow)) for setting, factor in attenuator),
-            max((one.departure(slow, fast, whole) for one in mirrors), default=0.0), drift, jitter, leak,
-            unlinear[1], self._beta,
+            max((one.departure(slow, fast, whole) for one in mirrors), default=0.0),
+            float(np.square(np.abs(prediction)).mean()), drift, jitter, leak, unlinear[1], self._beta,
         )  # fmt: skip
 
     # ---- patterns
 
     def _full(self, columns: npt.NDArray[np.int64], mirrors: int | None = None) -> Runs:
         """Runs that show columns of -1, 0 and 1 times so many mirrors, or all."""
-        return self._shown(columns * (self._path.most if mirrors is None else mirrors))
-
-    def _shown(self, columns: npt.NDArray[np.int64]) -> Runs:
-        runs = np.zeros((len(columns), 2, self._path.inputs, 2), np.int64)
-        runs[:, 0, :, 1], runs[:, 1, :, 1] = np.maximum(columns, 0), np.maximum(-columns, 0)
-        return runs
+        return shown(self._path, columns * (self._path.most if mirrors is None else mirrors))
 
     def _indicator(self, column: npt.NDArray[np.int64]) -> Reals:
         """Which macro-pixels a column opens, and how much of them, of 2 p."""
@@ -197,10 +212,7 @@ class FieldProbe:
             found[start : start + step] = parts[0] + 1j * parts[1]
         # z is E/r over 1 + mean |E/r|², the same factor at all pixels.
         power = (np.square(np.abs(found)) - 2 * self._frame_variance / repeats).mean(1)
-        power = np.clip(power, 0.0, 0.24)
-        mean = np.where(
-            power > 1e-9, (1 - 2 * power - np.sqrt(1 - 4 * power)) / np.maximum(2 * power, 1e-12), power
-        )
+        mean = unsquared(power)
         return found * (1 + mean)[:, None], rate / (2 * repeats * len(runs))
 
     def _bright(self, runs: Runs, light: float) -> float:
@@ -414,14 +426,14 @@ class FieldProbe:
                 runs[start : start + step], "single mirrors", light, repeats
             )
             rate = max(rate, float(rates.max()))
-        shown = fields @ inverse.T
-        mean = shown.mean(0)
+        solved = fields @ inverse.T
+        mean = solved.mean(0)
         variance = self._frame_variance * rate / repeats
         # A complex number's modulus: twice a quadrature's variance.
         errors = np.sqrt(2 * (np.square(np.abs(inverse)) @ variance)) / np.abs(mean)
-        left = fields - fields.mean(0) - (shown - mean) @ part.T
+        left = fields - fields.mean(0) - (solved - mean) @ part.T
         scatter = variance + MOST_JITTER**2 / 4 / repeats * np.square(np.abs(fields)).mean(0)
-        departures = np.abs(shown / mean - 1)
+        departures = np.abs(solved / mean - 1)
         return _Departures(
             largest=departures.max(0),
             length=float(np.linalg.norm(departures, axis=1).max()),

@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from noise_models.calibration.document import DRIFT_ALLOWANCE
-from noise_models.calibration.light import LightCalibration
+from noise_models.calibration.light import LightCalibration, refuse_moved
+from noise_models.calibration.probed_light import ProbedLight
 from noise_models.errors import DeviceError, UsageError
 from noise_models.randomness.generator import NoiseGenerator
 from privacy.accounting.photon import LARGEST_CHANGE
@@ -96,7 +97,7 @@ class ShotNoise(NoiseSource):
         """
         Args:
             device: whose light it is.
-            readout: its light path.
+            readout: its light path, or a part of its pixels.
             bound: D of the whole numbers.
             calibration: what the light path was measured to do at most; None takes what the device says of itself.
             known: digests of dark frames that earlier parts of the run logged.
@@ -173,7 +174,11 @@ class ShotNoise(NoiseSource):
 
     def start_up(self) -> dict[str, Any]:
         self._refuse_other()
-        return self._health.start_up()[1]
+        found = self._health.start_up()[1]
+        if self.calibration is not None:
+            whole = cast(ProbedLight, self._device.photon_readout())
+            found["amplitudes_over_calibration"] = refuse_moved(whole, self.calibration)
+        return found
 
     def vouch(self) -> None:
         self._refuse_other()

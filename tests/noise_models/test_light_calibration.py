@@ -168,7 +168,7 @@ def test_what_it_found_is_said_and_kept(tmp_path: Path) -> None:
     with pytest.raises(DeviceError, match="expired"):
         found.refuse_other(light.fingerprint(), datetime(2026, 1, 3, tzinfo=UTC))
     path.write_text(path.read_text().replace('"least": ', '"least": -'))
-    with pytest.raises(UsageError, match="least are positive"):
+    with pytest.raises(UsageError, match="are positive"):
         LightCalibration.load(path)
 
 

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from noise_models.calibration.document import DRIFT_ALLOWANCE, Calibration
 from noise_models.calibration.light import LightCalibration, calibrate_light
-from noise_models.errors import HealthError, UsageError
+from noise_models.errors import DeviceError, HealthError, UsageError
 from noise_models.randomness.generator import NoiseGenerator
 from optical_dfa import align
 from optical_dfa.backends.simulated_opu import SimulatedOpuBackend
@@ -125,6 +125,18 @@ def test_the_light_is_what_the_calibration_allows_and_beta_is_within_delta() -> 
 def test_another_light_paths_calibration_stops_the_run(words: str, options: dict[str, Any]) -> None:
     with pytest.raises(HealthError, match=words):
         private(calibration(), **options)
+
+
+@pytest.mark.parametrize(
+    ("field", "words"),
+    [("signal_dn", "amplitude of the reference is 0.91"), ("pattern_power", "of the pattern is 0.91")],
+)
+def test_light_that_is_not_as_it_was_stops_the_run(field: str, words: str) -> None:
+    """By a tenth of an amplitude, a fifth of the light; by a hundredth it goes on."""
+    found = calibration()
+    private(replace(found, **{field: getattr(found, field) * 1.02}))
+    with pytest.raises(DeviceError, match=words):
+        private(replace(found, **{field: getattr(found, field) * 1.2}))
 
 
 def test_an_expired_one_stops_it_before_a_release_too() -> None:
