@@ -7,14 +7,14 @@ where a bound passes its claim, or stays below 60 % of it.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.harness.command import exit_code
 from experiments.harness.experiment import RESULTS, TABLE
-from noise_models.errors import DeviceError, UsageError
+from experiments.harness.lines import finished, keep
 from noise_models.randomness.generator import derive_seed
 from optical_dfa.attacks import attack
 from optical_dfa.attacks.setting import Setting
@@ -43,34 +43,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--table-only", action="store_true", help="rebuild table.md from results.jsonl")
     given = parser.parse_args(arguments)
     path = FOLDER / RESULTS
-    try:
+
+    def work() -> int:
         for release in () if given.table_only else given.releases:
             for backend in CELLS[release]:
                 for epsilon in EPSILONS:
-                    if (release, backend, epsilon) not in finished(path):
+                    if (release, backend, epsilon) not in attacked(path):
                         _attack(path, release, backend, epsilon)
-    except KeyboardInterrupt:
-        print("interrupted; finished cells are kept, the same command goes on", file=sys.stderr)
-        return 130
-    except (UsageError, DeviceError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UsageError) else 1
-    cells = finished(path)
-    (FOLDER / TABLE).write_text(table(cells), encoding="utf-8")
-    print(table(cells), end="")
-    return 0 if all(_as_expected(cell) for cell in cells.values()) else 1
+        cells = attacked(path)
+        (FOLDER / TABLE).write_text(table(cells), encoding="utf-8")
+        print(table(cells), end="")
+        return 0 if all(_as_expected(cell) for cell in cells.values()) else 1
+
+    return exit_code(work, "finished cells")
 
 
-def finished(path: Path) -> dict[tuple[str, str, float], dict[str, Any]]:
-    """(release, backend, epsilon asked for) -> finding. A line torn by a crash is no result."""
-    cells: dict[tuple[str, str, float], dict[str, Any]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        try:
-            cell = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        cells[cell["release"], cell["backend"], cell["epsilon"]] = cell
-    return cells
+def attacked(path: Path) -> dict[tuple[str, str, float], dict[str, Any]]:
+    """(release, backend, epsilon asked for) -> finding."""
+    return {(cell["release"], cell["backend"], cell["epsilon"]): cell for cell in finished(path)}
 
 
 def _attack(path: Path, release: str, backend: str, epsilon: float) -> None:
@@ -89,9 +79,7 @@ def _attack(path: Path, release: str, backend: str, epsilon: float) -> None:
         )
     finally:
         progress.finish()
-    whole = not path.is_file() or path.read_bytes()[-1:] in (b"", b"\n")  # not torn by a crash
-    with path.open("a", encoding="utf-8") as file:
-        file.write(("" if whole else "\n") + json.dumps({**finding.to_dict(), "epsilon": epsilon}) + "\n")
+    keep(path, {**finding.to_dict(), "epsilon": epsilon})
 
 
 def _as_expected(cell: Mapping[str, Any]) -> bool:

@@ -20,8 +20,9 @@ from torch.nn.functional import cross_entropy
 
 from experiments.bottleneck.mask import LAUNAY_WIDTHS, mask_gradients
 from experiments.bottleneck.picture import draw_bottleneck
+from experiments.harness.command import exit_code
 from experiments.harness.experiment import RESULTS, TABLE
-from noise_models.errors import UsageError
+from experiments.harness.lines import finished, keep
 from noise_models.randomness.generator import derive_seed
 from optical_dfa import align
 from optical_dfa.data import load, names
@@ -114,22 +115,14 @@ def run(base: Setting, data_dir: Path | None, results: Path, progress: Progress)
         for count, setting in enumerate(missing, start=1):
             found = measure(setting, data)
             done[_key(asdict(setting))] = found
-            with results.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(found) + "\n")
+            keep(results, found)
             progress.update(count, {setting.rule: setting.kept})
     return [done[_key(asdict(setting))] for setting in wanted]
 
 
 def _read(path: Path) -> dict[str, dict[str, Any]]:
-    """The finished runs by setting; a line that a crash has torn is none."""
-    found: dict[str, dict[str, Any]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
-            result = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        found[_key(result["setting"])] = result
-    return found
+    """The finished runs by setting."""
+    return {_key(result["setting"]): result for result in finished(path)}
 
 
 def _key(setting: dict[str, Any]) -> str:
@@ -177,18 +170,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     base = Setting("", 0, dataset=given.dataset)
     progress = progress_for(sys.stderr, "bottleneck")
-    try:
-        results = run(base, given.data_dir, FOLDER / RESULTS, progress)
-    except KeyboardInterrupt:
-        print("interrupted; finished runs are kept, the same command goes on", file=sys.stderr)
-        return 130
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    finally:
-        progress.finish()
-    draw_bottleneck(results, PICTURE)
-    text = table(results, base)
-    (FOLDER / TABLE).write_text(text, encoding="utf-8")
-    print(text, end="")
-    return 0
+
+    def work() -> int:
+        try:
+            results = run(base, given.data_dir, FOLDER / RESULTS, progress)
+        finally:
+            progress.finish()
+        draw_bottleneck(results, PICTURE)
+        text = table(results, base)
+        (FOLDER / TABLE).write_text(text, encoding="utf-8")
+        print(text, end="")
+        return 0
+
+    return exit_code(work)

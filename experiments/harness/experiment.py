@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from experiments.harness.lines import finished, keep
 from noise_models.errors import UsageError
 from optical_dfa.config import TrainConfig, merge
 from optical_dfa.data import DATASETS, names, registered
@@ -182,23 +183,14 @@ def identity(config: TrainConfig) -> dict[str, Any]:
 
 
 class Results:
-    """The finished runs in a `results.jsonl`. A line torn by a crash is no result: that run is done again."""
+    """The finished runs in a `results.jsonl`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def read(self) -> list[dict[str, Any]]:
         """Every finished run, as `append` wrote it; an absent file holds none."""
-        if not self.path.is_file():
-            return []
-        found = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
-            try:
-                result = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            found.append(result)
-        return found
+        return finished(self.path)
 
     def find(self, config: TrainConfig) -> dict[str, Any] | None:
         """The result of the run `config`, the last one if it was run again."""
@@ -206,7 +198,7 @@ class Results:
         return next((result for result in reversed(self.read()) if result["identity"] == wanted), None)
 
     def append(self, config: TrainConfig, summary: Mapping[str, Any], machine: Mapping[str, Any]) -> None:
-        """Keep one finished run, in one write: parts of a table may run side by side."""
+        """Keep one finished run."""
         guarantee = summary["guarantee"]
         shown: dict[str, float] = {name: summary[name] for name in SHOWN if summary.get(name) is not None}
         result = {
@@ -222,9 +214,7 @@ class Results:
             "machine": dict(machine),
             "versions": summary["versions"],
         }
-        whole = not self.path.is_file() or self.path.read_bytes()[-1:] in (b"", b"\n")
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(("" if whole else "\n") + json.dumps(result) + "\n")
+        keep(self.path, result)
 
 
 def runs(

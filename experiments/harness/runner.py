@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 
 import torch
 
+from experiments.harness.command import exit_code
 from experiments.harness.experiment import RESULTS, TABLE, Experiment, Results, kept_run, load, runs
 from experiments.harness.table import write_table
-from noise_models.errors import DeviceError, UsageError
 from optical_dfa.config import TrainConfig
 from optical_dfa.progress import Progress, SilentProgress, progress_for
 from optical_dfa.runs.folder import SUMMARY
@@ -38,7 +38,8 @@ def main(
     Returns:
         0; 1 if a target was missed or a device failed; 2 for a usage mistake; 130 if interrupted.
     """
-    try:
+
+    def work() -> int:
         experiment = load(folder)
         given = _parser(folder, experiment).parse_args(arguments)
         if prepare is not None:
@@ -46,14 +47,10 @@ def main(
         if not given.table_only:
             run(experiment, folder, given.data_dir, given.datasets, given.seeds, given.jobs)
         met = write_table(folder, experiment)
-    except KeyboardInterrupt:
-        print("interrupted; finished runs are kept, the same command goes on", file=sys.stderr)
-        return 130
-    except (UsageError, DeviceError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, UsageError) else 1
-    print((folder / TABLE).read_text(encoding="utf-8"), end="")
-    return 1 if False in met else 0
+        print((folder / TABLE).read_text(encoding="utf-8"), end="")
+        return 1 if False in met else 0
+
+    return exit_code(work)
 
 
 class _Run(NamedTuple):

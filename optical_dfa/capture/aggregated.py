@@ -4,7 +4,8 @@ Under rule `gated-dfa` the update of hidden layer l is `B_l A_l` with `A_l = Σ_
 (p, d_l + 1), p = G c. This capture hands out A: the stack that is clipped record by record and noised holds the A of
 every hidden layer and the gradient of the output layer. `unpack` sends the columns of the noised A through the device:
 frames, digitisation, saturation and the device's own noise are post-processing of what is already released. It is the
-`B B^+`-denoised form besides: the noise of a layer has p, not n_l, components a column.
+`B B^+`-denoised form besides: the noise of a layer has p, not n_l, components a column. Where the network has gates of
+its own a column goes through in G blocks of c, each for the units of its gate.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from optical_dfa.capture.records import Capture
 from optical_dfa.feedback.aligned import AlignedModule
 from optical_dfa.feedback.cuts import OUTPUT, Cut
 from optical_dfa.feedback.points import Point
-from optical_dfa.feedback.rules.gated import GatedFeedbackAlignment
+from optical_dfa.feedback.rules.gated import GatedFeedbackAlignment, GatedState
 
 _COLUMNS = 4096  # projected at a time
 
@@ -45,13 +46,15 @@ class AggregatedCapture(Capture):
         Raises:
             UsageError: as for `Capture`, another rule, or a hidden layer that is not as said above, naming it.
         """
-        rule, backend = aligned.rule, aligned.backend
+        rule, backend, state = aligned.rule, aligned.backend, aligned.state
         if type(rule) is not GatedFeedbackAlignment or backend is None:
             raise UsageError(
                 f"rule {rule.name} does not project a sum over the records; release aggregate needs rule gated-dfa "
                 "and a hidden layer"
             )
         self._rule, self._backend, self._points = rule, backend, aligned.points
+        self._blocks = state.blocks if isinstance(state, GatedState) else 1
+        self._inputs = self._blocks * backend.in_features  # p
         self._lifted: dict[int, Tensor] = {}
         self._placed = False
         trained = aligned.trained_parameters()
@@ -66,7 +69,7 @@ class AggregatedCapture(Capture):
         p = self.parameters[name]
         if name.rpartition(".")[0] not in self.hidden:
             return p.numel()
-        return self._backend.in_features * (p.shape[1] if p.ndim == 2 else 1)
+        return self._inputs * (p.shape[1] if p.ndim == 2 else 1)
 
     @property
     def projects(self) -> bool:
@@ -74,9 +77,10 @@ class AggregatedCapture(Capture):
 
     @property
     def stacked(self) -> list[Sequence[int]]:
-        inputs = self._backend.in_features
         return [
-            p.shape if name.rpartition(".")[0] not in self.hidden else (inputs, self.sizes[name] // inputs)
+            p.shape
+            if name.rpartition(".")[0] not in self.hidden
+            else (self._inputs, self.sizes[name] // self._inputs)
             for name, p in self.parameters.items()
         ]
 
@@ -136,7 +140,7 @@ class AggregatedCapture(Capture):
     # ---- after the release
 
     def projections(self, records: int) -> int:
-        """The columns of the stack, whatever the number of records."""
+        """The columns of the stack, in blocks, whatever the number of records."""
         return sum(
             self.sizes[name] // self._backend.in_features
             for name in self.parameters
@@ -154,20 +158,16 @@ class AggregatedCapture(Capture):
             DeviceError: the device failed.
         """
         blocks = dict(zip(self.parameters, torch.split(released, list(self.sizes.values())), strict=True))
-        inputs = self._backend.in_features
         columns = {
-            name: block.view(inputs, -1).T for name, block in blocks.items() if self._point(name) is not None
+            name: block.view(self._inputs, -1).T
+            for name, block in blocks.items()
+            if self._point(name) is not None
         }
-        stacked = torch.cat(list(columns.values())) if columns else released.new_zeros(0, inputs)
+        stacked = torch.cat(list(columns.values())) if columns else released.new_zeros(0, self._inputs)
         projected: list[list[Tensor]] = [[] for _ in self._points]
-        for chunk in torch.split(stacked, _COLUMNS):
-            for answers, signal in zip(
-                projected,
-                self._rule.feedback(chunk.contiguous(), self._points, self._projection()),
-                strict=True,
-            ):
-                assert signal is not None  # gated-dfa teaches every point
-                answers.append(signal)
+        for chunk in torch.split(stacked, max(1, _COLUMNS // self._blocks)):
+            for part, one in zip(projected, self._project(chunk.contiguous()), strict=True):
+                part.append(one)
         answer = {
             point.name: torch.cat(part) for point, part in zip(self._points, projected, strict=True) if part
         }
@@ -181,6 +181,13 @@ class AggregatedCapture(Capture):
             gradient.append(answer[point.name][start:stop].T.reshape(-1))
             start = stop
         return torch.cat(gradient)
+
+    def _project(self, columns: Tensor) -> list[Tensor]:
+        """What released columns, one a row, are worth to the units of each point."""
+        state = self.aligned.state
+        if isinstance(state, GatedState):
+            return state.of_sums(columns, self._projection())
+        return self._rule.feedback(columns, self._points, self._projection())
 
     def _projection(self) -> ProjectionBackend:
         """What projects the released columns."""

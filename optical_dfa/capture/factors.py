@@ -9,20 +9,22 @@ from torch import Tensor
 
 from optical_dfa.capture.contributions import Contribution, Kernel, Lookup, Outer, OuterSum, RowContribution
 from privacy.contributions.integers import Factors
+from privacy.contributions.protocols import Keeps
 
 _ELEMENTS = 1 << 22  # handed out at a time
 
 
 def factors(
-    contributions: Mapping[str, Contribution], sizes: Mapping[str, int], rows: int, records: int
+    contributions: Mapping[str, Contribution], sizes: Mapping[str, int], rows: int, records: int, keeps: Keeps
 ) -> Iterator[list[Factors]]:
-    """The records' contributions, run by run of records: outer products as such, anything else written out.
+    """The records' contributions, run by run of records: few outer products of a weight as such, else written out.
 
     Args:
         contributions: to every parameter that was reached.
         sizes: coordinates of every parameter, in the order of the flat stack.
         rows: of the contributions; they are taken in runs whose length does not depend on the records.
         records: the first so many rows; the others are left out.
+        keeps: whether a sum of so many products, of so many rows and columns, is handed out as these products.
     """
     if not contributions:
         return
@@ -38,26 +40,33 @@ def factors(
         if isinstance(part, Outer) and id(part.rows) in alone
     }
     apart = {name: part for name, part in contributions.items() if name not in biases.values()}
-    run = max(1, _ELEMENTS // max(1, sum(_elements(part, sizes[name]) for name, part in apart.items())))
+    most = max(
+        1, _ELEMENTS // max(1, sum(_elements(part, sizes[name], keeps) for name, part in apart.items()))
+    )
+    # All runs are of one length: how a record's sums are rounded may depend on it.
+    run = next((run for run in range(min(most, rows), most // 4, -1) if rows % run == 0), most)
     for start in range(0, records, run):
         block = slice(start, min(start + run, rows))
         taken = slice(0, min(records, block.stop) - start)
         yield [
-            _factors(part, block, offsets[name], offsets.get(biases.get(name, ""))).part(taken)
+            _factors(part, block, offsets[name], offsets.get(biases.get(name, "")), keeps).part(taken)
             for name, part in apart.items()
         ]
 
 
-def _elements(part: Contribution, size: int) -> int:
+def _elements(part: Contribution, size: int, keeps: Keeps) -> int:
     """Numbers of a record that are worked on, in units of four bytes: factors become one byte each."""
     if isinstance(part, Outer):
         return (part.rows.shape[1] + part.cols.shape[1]) // 4
+    if isinstance(part, OuterSum) and keeps(*_shape(part)):
+        positions, n, d = _shape(part)
+        return positions * ((n + d) // 4 + 4 * positions)
     if isinstance(part, Lookup):
         return part.tokens.shape[1] * (part.tokens.shape[1] + part.rows.shape[2])
     return size
 
 
-def _factors(part: Contribution, block: slice, offset: int, bias: int | None) -> Factors:
+def _factors(part: Contribution, block: slice, offset: int, bias: int | None, keeps: Keeps) -> Factors:
     if isinstance(part, Outer):
         return Factors(offset, part.rows[block], part.cols[block], bias=bias)
     if isinstance(part, RowContribution):
@@ -70,7 +79,10 @@ def _factors(part: Contribution, block: slice, offset: int, bias: int | None) ->
     if isinstance(part, Kernel):
         return Factors(offset, part.written_out(block.start, block.stop))
     if isinstance(part, OuterSum):
-        return Factors(offset, _summed(part, block))
+        rows, cols = _at_all_positions(part, block)
+        if keeps(*_shape(part)):
+            return Factors.summed(offset, rows, cols)
+        return Factors(offset, torch.bmm(rows.mT, cols).flatten(1))
     return Factors(offset, part.explicit(block.start, block.stop))
 
 
@@ -81,12 +93,16 @@ def _once(tokens: Tensor, rows: Tensor) -> Tensor:
     return torch.bmm((same & first.unsqueeze(2)).to(rows.dtype), rows)
 
 
-def _summed(part: OuterSum, block: slice) -> Tensor:
-    """The sums over positions, shape (m, n · d), as one product a record."""
-    rows, cols = (
-        torch.cat([pair[i][block] for pair in part.parts], dim=1)
-        if len(part.parts) > 1
-        else part.parts[0][i][block]
-        for i in (0, 1)
-    )
-    return torch.bmm(rows.mT, cols).flatten(1)
+def _shape(part: OuterSum) -> tuple[int, int, int]:
+    """Products of a sum, and the rows and columns of one."""
+    rows, cols = part.parts[0]
+    return part.positions, rows.shape[2], cols.shape[2]
+
+
+def _at_all_positions(part: OuterSum, block: slice) -> tuple[Tensor, Tensor]:
+    """Rows and columns, shapes (m, t, n) and (m, t, d)."""
+    if len(part.parts) == 1:
+        rows, cols = part.parts[0]
+        return rows[block], cols[block]
+    rows, cols = (torch.cat([pair[i][block] for pair in part.parts], dim=1) for i in (0, 1))
+    return rows, cols

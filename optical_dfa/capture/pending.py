@@ -22,6 +22,7 @@ from optical_dfa.capture.factors import factors
 from optical_dfa.capture.layers import contributions
 from optical_dfa.capture.layers.pairs import Common
 from privacy.contributions.integers import Factors
+from privacy.contributions.protocols import Keeps
 from privacy.norms import joint_norms, rounded_down
 
 LEAST = 2  # records that a private pass is made of
@@ -226,11 +227,15 @@ class PendingBatch:
                         block.parts[name].add_clipped(shares[block.number], out[start : start + size])
                     start += size
 
-    def factors(self) -> Iterator[list[Factors]]:
-        """The batch's contributions record by record, in runs, as products of factors where they are such."""
+    def factors(self, keeps: Keeps) -> Iterator[list[Factors]]:
+        """The batch's contributions record by record, in runs, as products of factors where they are such.
+
+        Args:
+            keeps: as for `factors`.
+        """
         with self._exactly():
             for block in self._gather():
-                yield from factors(block.parts, self.sizes, self.block_rows, block.count)
+                yield from factors(block.parts, self.sizes, self.block_rows, block.count, keeps)
 
     def _exactly(self) -> AbstractContextManager[None]:
         """The release is not for autocast, which would compute it in bf16."""

@@ -219,12 +219,21 @@ class _Step:
             )
             for number, use in enumerate(capture.uses)
         }
-        runs = [
-            _digests([x for part in run for x in (part.rows, part.cols, part.tokens) if x is not None])
-            for run in capture.factors()
-        ]
+        for what, kept in (("the sum over a record's positions", False), ("the factors of that sum", True)):
+            runs = [
+                _digests(
+                    [
+                        x
+                        for part in run
+                        for x in (part.rows, part.cols, part.tokens, part.norms)
+                        if x is not None
+                    ]
+                )
+                for run in capture.factors(lambda *_, kept=kept: kept)
+            ]
+            found[what] = torch.cat(runs)
         capture.clear()
-        return found | {"the sum over a record's positions": torch.cat(runs)}
+        return found
 
     def _taken(
         self,

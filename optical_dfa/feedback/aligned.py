@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from noise_models.errors import UsageError
 from optical_dfa.backends.base import ProjectionBackend
-from optical_dfa.feedback.cuts import OUTPUT, Trace, leaves
+from optical_dfa.feedback.cuts import OUTPUT, Trace, leaves, shown
 from optical_dfa.feedback.points import ForwardPass, Point, Tape, install
 from optical_dfa.feedback.recorder import Recorder
 from optical_dfa.feedback.rule import Rule
@@ -211,8 +211,8 @@ class AlignedModule(nn.Module):
                 if id(leaf) in names and names[id(leaf)] not in allowed.get(root, set()):
                     raise UsageError(
                         f"the hook of feedback point {missing[0]} did not run, so that {names[id(leaf)]} would learn "
-                        f"by backpropagation from {root}; a part was compiled, replaced or wrapped after align(): "
-                        "unalign() the module, and align the plain one"
+                        f"by backpropagation from {shown(root)}; a part was compiled, replaced or wrapped after "
+                        "align(): unalign() the module, and align the plain one"
                     )
 
     def _check_shape(self, point: Point, h: Tensor, output: Tensor, calls: int) -> None:

@@ -18,7 +18,7 @@ from optical_dfa.feedback.advice import instead, point_between, rewritten
 from optical_dfa.feedback.points import Tape, install
 from optical_dfa.networks.markers import ACTIVATIONS
 
-OUTPUT = "output"
+OUTPUT = ""  # the name of the module itself, which no point has; shown as "output"
 
 # Nodes that apply a nonlinearity element by element, and nodes that end the search for one after a point.
 _NONLINEAR = (
@@ -50,15 +50,20 @@ _NORMS = (
 _MATRIX = ("Addmm", "Mm", "Bmm", "Baddbmm", "Convolution", "Embedding", "Linear", "Mv", "Addmv")
 
 
+def shown(root: str) -> str:
+    """A root's name in messages."""
+    return root or "output"
+
+
 @dataclass(frozen=True)
 class Cut:
     """One root of the backward pass.
 
     Attributes:
-        root: the feedback point's name, or "output".
+        root: the feedback point's name, or `OUTPUT`.
         shape: shape of the tensor at the root, without the record axis.
         parameters: names of the parameters this root trains.
-        teacher: what the root's signal is formed from: "output", the network's error; or another root, that one's.
+        teacher: what the root's signal is formed from: `OUTPUT`, the network's error; or another root, that one's.
     """
 
     root: str
@@ -68,7 +73,7 @@ class Cut:
 
     def __str__(self) -> str:
         source = f" (taught from {self.teacher})" if self.teacher != OUTPUT else ""
-        return f"{self.root} {list(self.shape)}{source} <- {', '.join(self.parameters) or 'nothing to train'}"
+        return f"{shown(self.root)} {list(self.shape)}{source} <- {', '.join(self.parameters) or 'nothing to train'}"
 
 
 @dataclass(frozen=True)
@@ -429,10 +434,11 @@ def _check_separate(graph: _Graph, roots: Sequence[tuple[str, Tensor]]) -> None:
             other = owner.setdefault(node, root)
             if other != root:
                 raise UsageError(
-                    f"autograd still connects {other} and {root} (through {_operation(node)}): a skip connection goes "
-                    "around a feedback point; put the point after the addition, or cut the branch at its start too: "
-                    "activate the sum, h = self.act(h + self.layer(h)), as optical_dfa.networks.building.ResidualBlock "
-                    "does; or in __init__ self.sum = nn.Identity(), in forward h = self.sum(h + ...), and as "
+                    f"autograd still connects {shown(other)} and {shown(root)} (through {_operation(node)}): a skip "
+                    "connection goes around a feedback point; put the point after the addition, or cut the branch at "
+                    "its start too: activate the sum, h = self.act(h + self.layer(h)), as "
+                    "optical_dfa.networks.building.ResidualBlock does; or in __init__ self.sum = nn.Identity(), in "
+                    "forward h = self.sum(h + ...), and as "
                     f"points= such sums, without {root if other == OUTPUT else other}"
                 )
 
@@ -477,7 +483,7 @@ def _check_one_matrix(
     first, second = min(found, key=lambda pair: (pair[0] == pair[1], *(order.get(name, -1) for name in pair)))
     met = f"{first} and {second} are" if first != second else f"two uses of {first} are"
     raise UsageError(
-        f"{met} in one segment below {root}: the gradient would be backpropagated between them; "
+        f"{met} in one segment below {shown(root)}: the gradient would be backpropagated between them; "
         f"{_remedy(advice, first, second)}"
     )
 

@@ -18,8 +18,10 @@ from torch import Tensor, nn
 
 from noise_models.errors import UsageError
 from noise_models.randomness.generator import derive_seed
+from optical_dfa.networks.gated import GatedNetwork, PublicGates
 from optical_dfa.networks.markers import ACTIVATIONS as CUT_ACTIVATIONS
 from optical_dfa.networks.recurrent import GRU, LSTM, RNN, Unrolled
+from optical_dfa.networks.scattering import Scattering
 from optical_dfa.networks.tables import ColumnEmbeddings, embed
 from optical_dfa.networks.text import RecurrentNetwork, Transformer, transformer
 
@@ -28,8 +30,8 @@ MAX_WIDTH = 65536
 MAX_PARAMETERS = 2 * 10**8  # 0.8 GB of weights, and several times that while training
 GRAMMAR = (
     "mlp[:WIDTH,...], cnn[:CHANNELS,...[+WIDTH,...]], resmlp[:WIDTH,WIDTH,...] or "
-    "embed[:DIM,WIDTH,...], or for text transformer[:WIDTH,BLOCKS], then /tanh or /relu if wanted; or gru, lstm or "
-    "rnn[:UNITS,...]"
+    "embed[:DIM,WIDTH,...], or for text transformer[:WIDTH,BLOCKS], then /tanh or /relu if wanted; or "
+    "gated[:WIDTH,...], gru, lstm or rnn[:UNITS,...]"
 )
 
 
@@ -140,11 +142,18 @@ def _recurrent(cell: type[Unrolled]) -> Family:
     return Family(network, (128,), activation=None, text=True)
 
 
+def _gated(
+    shape: Sequence[int], classes: int, widths: Sequence[int], activation: type[nn.Module]
+) -> nn.Module:
+    return GatedNetwork(shape, classes, widths)
+
+
 MODELS: dict[str, Family] = {
     "mlp": Family(mlp, (512,)),
     "cnn": Family(cnn, (16, 32)),
     "resmlp": Family(resmlp, (256, 256, 256)),
     "embed": Family(embed, (8, 128, 128)),
+    "gated": Family(_gated, (512,), activation=None),
     "gru": _recurrent(GRU),
     "lstm": _recurrent(LSTM),
     "rnn": _recurrent(RNN),
@@ -161,7 +170,8 @@ def build(
     cardinalities: Sequence[int] = (),
     text: bool = False,
 ) -> nn.Module:
-    """A network with PyTorch's default initialisation, drawn from the stream "weights" of `seed`.
+    """A network with PyTorch's default initialisation, a larger one in the hidden layers of `gated`, drawn from the
+    stream "weights" of `seed`.
 
     The weights depend on (spec, input_shape, classes, seed, cardinalities) alone: the same for every rule, backend and
     release, and torch's global generator is neither read nor moved.
@@ -206,6 +216,8 @@ def build(
     generator = torch.Generator().manual_seed(derive_seed(seed, "weights"))
     for module in net.modules():
         _draw(module, generator)
+    if isinstance(net, GatedNetwork):
+        net.enlarge()
     return net
 
 
@@ -276,5 +288,7 @@ def _draw(module: nn.Module, generator: torch.Generator) -> None:
             nn.init.uniform_(module.bias, -bound, bound, generator=generator)
     elif isinstance(module, nn.Embedding):
         nn.init.normal_(module.weight, generator=generator)
-    elif isinstance(module, nn.GroupNorm | nn.LayerNorm):
+    elif isinstance(module, PublicGates):
+        module.draw(generator)
+    elif isinstance(module, nn.GroupNorm | nn.LayerNorm | Scattering):
         module.reset_parameters()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from optical_dfa.networks.gated import Gate
+
 ACTIVATIONS: tuple[type[nn.Module], ...] = (
     nn.CELU, nn.ELU, nn.GELU, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.LeakyReLU, nn.LogSigmoid, nn.Mish,
     nn.PReLU, nn.ReLU, nn.ReLU6, nn.RReLU, nn.SELU, nn.SiLU, nn.Sigmoid, nn.Softplus, nn.Softshrink, nn.Softsign,
@@ -22,4 +24,4 @@ class Memory(nn.Identity):
 
 
 # An embedding has no activation, and what follows it would otherwise backpropagate into it.
-DEFAULT_POINTS = (*ACTIVATIONS, nn.Embedding, State)
+DEFAULT_POINTS = (*ACTIVATIONS, Gate, nn.Embedding, State)

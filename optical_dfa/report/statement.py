@@ -25,11 +25,12 @@ def trained(run: Run) -> str:
     noise = "without privacy noise" if release == "none" else f"release {release}"
     if release in RELEASES:
         noise = f"with privacy {RELEASES[release].summary}"
-    projected = (
-        f", its errors projected by the {summary.get('backend')} backend"
-        if _projects(rule, run.config)
-        else ""
-    )
+    projected = ""
+    if _projects(rule, run.config):
+        sums = release in RELEASES and RELEASES[release].sum_projected == rule
+        projected = (
+            f", its {'released sums' if sums else 'errors'} projected by the {summary.get('backend')} backend"
+        )
     return (
         f"The network {summary.get('model')} was trained on {summary.get('dataset')} with "
         f"{RULES[rule].summary if rule in RULES else rule}{projected}, {noise}{length}."

@@ -7,8 +7,10 @@ function of record i is allowed there (T3), so that nothing about it enters the 
 the bound contributes nothing.
 
 The coins are the record's own. They come from a secret generator, because a record that joins shifts which coins those
-after it get. Stochastic rounding: Agarwal, Kairouz, Liu 2021, section 4, without their flattening: a norm above the
-bound is rounded again from a smaller scale, as in their conditional rounding, but checked exactly.
+after it get. Numbers that are no product, n of them, share one coin a record where the sqrt(n)/2 by which that may
+lengthen or turn a record is little beside D. Stochastic rounding: Agarwal, Kairouz, Liu 2021, section 4, without their
+flattening: a norm above the bound is rounded again from a smaller scale, as in their conditional rounding, but checked
+exactly.
 """
 
 from __future__ import annotations
@@ -16,21 +18,29 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from noise_models.randomness.generator import NoiseGenerator
-from privacy.contributions.products import EXACT_FLOAT32, MOST_INT32, add_products, multiplies_int8
+from privacy.contributions.positions import bounds_of_sums, norms_of_sums
+from privacy.contributions.products import EXACT_FLOAT32, MOST_INT8, MOST_INT32, add_products, multiplies_int8
 from privacy.contributions.rounding import Rounding, Task
 
 LEAST_BOUND = 1 << 15  # at which a record at the clip keeps 98 % of it
 _ATTEMPTS = 4
 _MOST_NARROW = 1 << 18  # grids above this have entries that seldom fit int8
+_ALIKE = 1 / 128  # of the bound: what one coin for all of a record's numbers may add to it
+_FACTORED = (
+    4  # times the work on a number of a sum is that on one of its factors, norms and products included
+)
+_GROWTH = 1 / 16  # of the squared bound: what rounding may add to a sum that is rounded product by product
 _PLAIN = 1e-15, 1e15  # float32 norms whose squares are far from the ends of the range
 
 
-_Sizes = tuple[Tensor, Tensor]  # estimates of the norms of rows and of columns, shape (m,), float64
+# Estimates of the norms of rows and of columns, shapes (m, t), and of contributions, shape (m,); all float64.
+_Sizes = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -39,12 +49,15 @@ class Factors:
 
     Attributes:
         offset: the parameter's first coordinate in the flat stack.
-        rows: shape (m, n); without columns the contributions themselves.
-        cols: shape (m, d): the contributions are `rows_i cols_i^T`. None where they are `rows_i`.
+        rows: shape (m, n); without columns the contributions themselves. Of t positions, shape (m, t, n).
+        cols: shape (m, d): the contributions are `rows_i cols_i^T`. None where they are `rows_i`. Of t positions, shape
+            (m, t, d): the contributions are `sum_t rows_it cols_it^T`.
         bias: first coordinate of a bias, whose contributions are `rows_i`; None where there is none, or no columns.
         tokens: of an embedding, shape (m, t): `rows` are what lands in the tokens' entries, shape (m, t · width), and
             each token of a record stands once, wherever its rows are not zero.
-        numel: of the parameter, where tokens do not tell.
+        entries: of the embedding.
+        norms: of contributions that are sums over positions, shape (m,), float64, estimates; taken from a batch whose
+            length does not depend on how many records there are.
     """
 
     offset: int
@@ -53,23 +66,34 @@ class Factors:
     bias: int | None = None
     tokens: Tensor | None = None
     entries: int = 0
+    norms: Tensor | None = None
+
+    @classmethod
+    def summed(cls, offset: int, rows: Tensor, cols: Tensor) -> Self:
+        """Sums over positions of products, of a batch whose length does not depend on how many records there are."""
+        return cls(offset, rows, cols, norms=norms_of_sums(rows, cols))
+
+    @property
+    def positions(self) -> int:
+        """Products that are added up in a record's contribution."""
+        return 1 if self.norms is None else self.rows.shape[1]
 
     @property
     def cols_width(self) -> int:
         """Entries of a row of the parameter, a product."""
-        return 1 if self.cols is None else self.cols.shape[1]
+        return 1 if self.cols is None else self.cols.shape[-1]
 
     @property
     def numel(self) -> int:
         """Coordinates of the parameter."""
         if self.tokens is not None:
             return self.entries * (self.rows.shape[1] // max(1, self.tokens.shape[1]))
-        return self.rows.shape[1] * self.cols_width
+        return self.rows.shape[-1] * self.cols_width
 
     def part(self, chosen: Tensor | slice) -> Factors:
         """The contributions of some records only."""
-        cols, tokens = (None if x is None else x[chosen] for x in (self.cols, self.tokens))
-        return replace(self, rows=self.rows[chosen], cols=cols, tokens=tokens)
+        cols, tokens, norms = (None if x is None else x[chosen] for x in (self.cols, self.tokens, self.norms))
+        return replace(self, rows=self.rows[chosen], cols=cols, tokens=tokens, norms=norms)
 
 
 @dataclass(frozen=True)
@@ -101,7 +125,8 @@ class Whole:
         """
         for x, y in ((self.rows, other.rows), (self.cols, other.cols)):
             if x is not None and y is not None:
-                x[records] = (y if but is None else y.masked_fill(but.unsqueeze(1), 0)).to(x.dtype)
+                kept = y if but is None else y.masked_fill(but.view(-1, *[1] * (y.ndim - 1)), 0)
+                x[records] = kept.to(x.dtype)
         if but is not None:
             other.silence(~but)
 
@@ -123,8 +148,11 @@ def least_bound(shapes: Sequence[Sequence[int]], least: int = LEAST_BOUND, share
 def bound_growth(bound: int, shapes: Sequence[Sequence[int]]) -> float:
     """What rounding adds on average to the squared norm of a record at the bound, at most.
 
-    Parts of norms c_k, whose squares add up to D², grow by c_k sqrt(n_k d_k)/3 + n_k d_k/36 (see `_growth`), so that
-    together they grow most where c_k is as sqrt(n_k d_k).
+    A coin's variance is 1/6 over evenly spread fractions, and factors of equal norm a coordinate take the least harm:
+    `|r|² |c|²` becomes `(|r|² + n/6)(|c|² + d/6)` with |r||c| = norm and |c|² / |r|² = d / n. Parts of norms c_k, whose
+    squares add up to D², grow by c_k sqrt(n_k d_k)/3 + n_k d_k/36, so that together they grow most where c_k is as
+    sqrt(n_k d_k). A sum over t positions grows by what each of its products does: by up to sqrt(t) times as much where
+    these are orthogonal, and more where they cancel.
     """
     products = sum(shape[0] * (shape[1] + 1) for shape in shapes if len(shape) == 2)  # with a bias
     others = sum(math.prod(shape) for shape in shapes if len(shape) != 2)
@@ -168,6 +196,17 @@ class WholeSum:
         self.total.zero_()
         self._records = 0
 
+    def keeps_factors(self, positions: int, n: int, d: int) -> bool:
+        """Whether a sum of so many products, of n rows and d columns, is rounded product by product: where that is less
+        work, and adds little to a record at the bound whose products are orthogonal (see `bound_growth`)."""
+        grown = self._bound * math.sqrt(positions * n * d) / 3 + positions * n * d / 36
+        return (
+            _FACTORED * positions * (n + d) < n * d
+            and grown <= self._bound**2 * _GROWTH
+            and self._bound <= _MOST_NARROW
+            and multiplies_int8(self._device, n, d)
+        )
+
     def wipe(self) -> None:
         """Overwrite what was worked on; the sum stays."""
         self._round.wipe()
@@ -204,10 +243,11 @@ class WholeSum:
             if not bool(again.any()):
                 return found
             chosen = torch.nonzero(again).flatten()
-            over = torch.where(total > self._bound**2, self._lower(total), 1.0)[chosen]
+            # Of a wide record int8 holds nothing that tells its norm.
+            over = torch.where((total > self._bound**2) & ~wide, self._lower(total), 1.0)[chosen]
             shrink, norms = shrink[chosen] * over, norms[chosen]
             stack = [part.part(chosen) for part in stack]
-            sizes = [(rows[chosen], cols[chosen]) for rows, cols in sizes]
+            sizes = _chosen(sizes, chosen)
         others, wide = self._in_float32(stack, sizes, norms, shrink)
         if not found:
             return others
@@ -218,17 +258,22 @@ class WholeSum:
     def _aim(self, stack: Sequence[Factors], sizes: Sequence[_Sizes]) -> tuple[Tensor, Tensor]:
         """The records' norms in grid steps, infinite where they are not finite, and what they are scaled down by."""
         bound = self._bound
-        squares = torch.zeros_like(sizes[0][0])
-        for rows, cols in sizes:  # one after the other, for any number of records
-            squares += (rows * cols).square()
+        squares = torch.zeros_like(sizes[0][2])
+        for _, _, whole in sizes:  # one after the other, for any number of records
+            squares += whole.square()
         norms = torch.where(squares.isfinite(), squares.sqrt() * self._grid, math.inf)
-        # Expected squared norm after rounding = shrink² norms² + growth, to be within the room.
-        clipped = bound / norms.clamp_min(bound)
-        growth = torch.zeros_like(norms)
-        for part, (rows, cols) in zip(stack, sizes, strict=True):
-            growth += _growth(rows * cols * (self._grid * clipped), *_widths(part))
-        room = (_room(bound) * bound**2 - growth).clamp_min(0.0).sqrt()
-        return norms, torch.minimum(torch.ones_like(norms), room / norms)
+        # Expected squared norm after rounding: shrink² norms² + shrink · linear + least, to be within the room.
+        linear, least = torch.zeros_like(norms), 0.0
+        for part, (rows, cols, _) in zip(stack, sizes, strict=True):
+            n, d = _widths(part)
+            if part.cols is None:
+                least += n / 6
+            else:
+                linear += (rows * cols).sum(1) * (self._grid * math.sqrt(n * d) / 3)
+                least += part.positions * n * d / 36
+        room = max(0.0, _room(bound) * bound**2 - least)
+        shrink = 2 * room / (linear + torch.hypot(linear, 2 * math.sqrt(room) * norms))
+        return norms, shrink.clamp_max(1.0)
 
     def _lower(self, total: Tensor) -> Tensor:
         """What a record of this squared norm is scaled down by besides, before it is rounded again."""
@@ -246,7 +291,7 @@ class WholeSum:
             shrink[again] *= self._lower(total[again])
             redone, total[again], wide[again] = self._rounded(
                 [part.part(again) for part in stack],
-                [(rows[again], cols[again]) for rows, cols in sizes],
+                _chosen(sizes, again),
                 shrink[again],
                 torch.float32,
                 "redone",
@@ -269,33 +314,43 @@ class WholeSum:
     ) -> tuple[list[Whole], Tensor, Tensor]:
         """Whole numbers, bounds on the records' squared norms, and whether an entry of a factor was out of range."""
         found, tasks = [], []
-        for number, (part, (rows, cols)) in enumerate(zip(stack, sizes, strict=True)):
+        entries = sum(part.rows.shape[1] for part in stack if part.cols is None)
+        alike = math.sqrt(entries) / 2 <= self._bound * _ALIKE  # a matter of shapes
+        for number, (part, (rows, cols, _)) in enumerate(zip(stack, sizes, strict=True)):
             place, m = (number, dtype, use), len(part.rows)
             if part.cols is None:  # a sum of records, without products
                 out = self._round.memory((*place, 2), (m, part.rows.shape[1]), torch.float32)
-                tasks.append(Task(part.rows, shrink * self._grid, out, factor=False))
+                tasks.append(Task(part.rows, shrink * self._grid, out, alike=alike, factor=False))
                 found.append(Whole(part, out, None))
                 continue
             n, d = _widths(part)
             # |cols · scale|² = |cols| |rows| grid shrink · sqrt(d / n): both factors grow alike by rounding.
-            scale = (rows * (self._grid * math.sqrt(d / max(1, n))) * shrink / cols).sqrt()
-            other = shrink * self._grid / scale
+            scale = (rows * (self._grid * math.sqrt(d / max(1, n))) * shrink.unsqueeze(1) / cols).sqrt()
+            other = (shrink * self._grid).unsqueeze(1) / scale
             nothing = ~(scale.isfinite() & other.isfinite() & (scale > 0))  # a factor that is zero
             if bool(nothing.any()):
                 scale, other = scale.masked_fill(nothing, 0.0), other.masked_fill(nothing, 0.0)
             out, across = (
-                self._round.memory((*place, i), (m, width), dtype) for i, width in enumerate((n, d))
+                self._round.memory((*place, i), (m * part.positions, width), dtype)
+                for i, width in enumerate((n, d))
             )
             tasks += [
-                Task(part.rows, other, out),
-                Task(part.cols, scale, across, one=part.bias is not None),
+                Task(part.rows.flatten(0, -2), other.flatten(), out),
+                Task(part.cols.flatten(0, -2), scale.flatten(), across, one=part.bias is not None),
             ]
+            if part.norms is not None:
+                out, across = (x.view(m, part.positions, -1) for x in (out, across))
             found.append(Whole(part, out, across))
-        squares, wide = self._round(tasks)
+        squares, wide = self._round(len(shrink), tasks)
         total, done = torch.zeros_like(shrink), iter(squares)
-        for part in stack:
+        for whole in found:
             square = next(done)
-            total += square if part.cols is None else square * next(done)
+            if whole.cols is not None:
+                across = next(done)
+                square = (
+                    square * across if whole.stated.norms is None else bounds_of_sums(whole.rows, whole.cols)
+                )
+            total += square
         return found, total, wide
 
     def _add(self, part: Whole) -> None:
@@ -313,9 +368,14 @@ class WholeSum:
             for rows in torch.split(part.rows, max(1, EXACT_FLOAT32 // self._bound)):
                 into += rows.sum(0).to(into.dtype)
             return
-        n = stated.rows.shape[1]
+        n = stated.rows.shape[-1]
         bias = None if stated.bias is None else self.total[stated.bias : stated.bias + n]
-        add_products(part.rows, part.cols, into.view(n, stated.cols_width), bias, self._bound)
+        rows, cols, bound = part.rows, part.cols, self._bound
+        if stated.norms is not None:
+            # Of a position's products, whose sum may be far below them.
+            rows, cols = rows.flatten(0, 1), cols.flatten(0, 1)
+            bound = MOST_INT8**2 if rows.dtype is torch.int8 else _most(rows, cols)
+        add_products(rows, cols, into.view(n, stated.cols_width), bias, bound)
 
     def __getstate__(self) -> dict[str, object]:
         """A copy holds no sum and no record."""
@@ -323,26 +383,41 @@ class WholeSum:
 
 
 def _widths(part: Factors) -> tuple[int, int]:
-    return part.rows.shape[1], part.cols_width + (part.bias is not None)
+    return part.rows.shape[-1], part.cols_width + (part.bias is not None)
+
+
+def _chosen(sizes: Sequence[_Sizes], records: Tensor) -> list[_Sizes]:
+    return [(rows[records], cols[records], whole[records]) for rows, cols, whole in sizes]
+
+
+def _most(rows: Tensor, cols: Tensor) -> int:
+    """A bound of all products of whole-number rows and columns that belong together."""
+    largest = (torch.linalg.vector_norm(x, ord=torch.inf, dim=1).double() for x in (rows, cols))
+    return math.ceil(math.prod(largest, start=torch.ones((), dtype=torch.float64)).max().item())
 
 
 def _sizes(part: Factors) -> _Sizes:
-    """Norms of a record's rows and of its columns, a bias's one among them; float64, estimates."""
+    """Norms of a record's rows and of its columns, a bias's one among them, position by position, and of its whole."""
     rows = _norms(part.rows)
     if part.cols is None:
-        return rows, torch.ones_like(rows)
+        return rows, torch.ones_like(rows), rows.squeeze(1)
     cols = _norms(part.cols)
-    return rows, cols if part.bias is None else (cols.square() + 1).sqrt()
+    if part.bias is not None:
+        cols = (cols.square() + 1).sqrt()
+    return rows, cols, (rows * cols).squeeze(1) if part.norms is None else part.norms
 
 
 def _norms(x: Tensor) -> Tensor:
-    x = x.contiguous()  # a row is summed alike, whatever stands beside it
+    """Of each row, shape (m, t), float64."""
+    shape = (len(x), 1) if x.ndim == 2 else x.shape[:2]
+    # A row is summed alike, whatever stands beside it.
+    x = (x if x.ndim == 2 else x.flatten(0, 1)).contiguous()
     found: Tensor = torch.linalg.vector_norm(x, dim=1).double()
     least, most = _PLAIN
     odd = ~((found > least) & (found < most))
     if bool(odd.any()):
         found[odd] = torch.linalg.vector_norm(x[odd], dim=1, dtype=torch.float64)
-    return found
+    return found.view(shape)
 
 
 def _room(bound: int) -> float:
@@ -352,12 +427,3 @@ def _room(bound: int) -> float:
     rounding: this is about two and a half of the product's.
     """
     return 1 - 3 / math.sqrt(bound) if bound >= 64 else 0.5
-
-
-def _growth(norm: Tensor | float, n: int, d: int) -> Tensor | float:
-    """What rounding adds to a squared norm on average, at most.
-
-    A coin's variance is 1/6 over evenly spread fractions, and factors of equal norm a coordinate take the least harm:
-    `|r|² |c|²` becomes `(|r|² + n/6)(|c|² + d/6)` with |r||c| = norm and |c|² / |r|² = d / n.
-    """
-    return n / 6 if d == 1 else norm * math.sqrt(n * d) / 3 + n * d / 36

@@ -9,6 +9,7 @@ from torch import Tensor
 
 # Integers up to here, and so sums that stay below it in any order, are exact in float32.
 EXACT_FLOAT32 = 1 << 24
+EXACT_FLOAT64 = 1 << 53
 MOST_INT32 = 1 << 30  # of a sum, to which noise of the same size may be added
 MOST_INT8 = 127
 _TRIED = 1, 2, 67  # records, with whose extremes a product is tried
@@ -22,12 +23,19 @@ def add_products(rows: Tensor, cols: Tensor, into: Tensor, bias: Tensor | None, 
         cols: shape (m, d), or (m, d + 1) where there is a bias, whose products are the last column's.
         into: shape (n, d), int32 or int64.
         bias: shape (n,), of the same type.
-        bound: of a record's products, so that this many times the records is a bound of the sum.
+        bound: of a record's products, so that this many times the records is a bound of the sum; float32 that is not
+            exact at it is taken to float64, exact below 2^53.
     """
-    narrow = rows.dtype is torch.int8
-    step = max(1, (MOST_INT32 if narrow else EXACT_FLOAT32) // bound)
+    narrow, most = rows.dtype is torch.int8, EXACT_FLOAT32
+    if narrow:
+        most = MOST_INT32
+    elif bound > EXACT_FLOAT32:
+        rows, cols, most = rows.double(), cols.double(), EXACT_FLOAT64
+    step = max(1, most // max(1, bound))
     for some, others in zip(torch.split(rows, step), torch.split(cols, step), strict=True):
         product = _int8(some, others) if narrow else some.T @ others
+        if product.dtype is torch.float64:
+            product = product.to(torch.int64)  # a part of a record's sum may leave int32, which wraps
         into += product[:, : into.shape[1]].to(into.dtype)
         if bias is not None:
             bias += product[:, -1].to(bias.dtype)

@@ -64,11 +64,18 @@ class Contributions(Protocol):
         """The parameters' flat gradient from the released stack, shape (dimension,): post-processing."""
 
 
+Keeps = Callable[[int, int, int], bool]  # products of a sum, and the rows and columns of one
+
+
 class FactoredContributions(Contributions, Protocol):
     """Contributions that can be had record by record, before any of them was added up."""
 
-    def factors(self) -> Iterator[list[Factors]]:
-        """Of the batch's records, run by run: what they contribute to every parameter that the batch reached."""
+    def factors(self, keeps: Keeps) -> Iterator[list[Factors]]:
+        """Of the batch's records, run by run: what they contribute to every parameter that the batch reached.
+
+        Args:
+            keeps: whether a sum of so many products, of so many rows and columns, is handed out as these products.
+        """
 
 
 class DarkFrames(Protocol):

@@ -29,10 +29,11 @@ class Task:
     """`out = x · scale` in whole numbers, the mean kept: to 2^-16 where it is below 2^7, else to its own last bits.
 
     Attributes:
-        x: shape (m, k), float.
-        scale: shape (m,), float64; a record is silent where it is not positive and finite in x's type.
-        out: shape (m, k), or (m, k + 1) with `one`; int8 keeps what is at most 127 in size.
+        x: shape (m · t, k), float; t rows a record.
+        scale: shape (m · t,), float64; a row is silent where it is not positive and finite in x's type.
+        out: shape (m · t, k), or (m · t, k + 1) with `one`; int8 keeps what is at most 127 in size.
         one: append a column of ones, scaled alike.
+        alike: one coin a row, for all its numbers, instead of one a number; `out` is float32.
         factor: of a product: an entry above 127 matters.
     """
 
@@ -40,6 +41,7 @@ class Task:
     scale: Tensor
     out: Tensor
     one: bool = False
+    alike: bool = False
     factor: bool = True
 
 
@@ -56,15 +58,14 @@ class Rounding:
         self._memory: dict[tuple[object, ...], Tensor] = {}
         self._lanes = [_Lane(lane, device) for lane in coins.lanes(LANES if device.type == "cpu" else 1)]
 
-    def __call__(self, tasks: Sequence[Task]) -> tuple[list[Tensor], Tensor]:
-        """Round what belongs to the same records.
+    def __call__(self, m: int, tasks: Sequence[Task]) -> tuple[list[Tensor], Tensor]:
+        """Round what belongs to the same m records.
 
         Returns:
-            upper bounds on every task's sums of squares, of each record, shapes (m,), float64: infinite or NaN where
-            they are no whole numbers; and whether an entry of a factor was above 127, shape (m,).
+            upper bounds on every task's sums of squares, of each row, shapes (m · t,), float64: infinite or NaN where
+            they are no whole numbers; and whether an entry of a factor was above 127, of each record, shape (m,).
         """
-        m = len(tasks[0].out)
-        squares = [torch.zeros(m, dtype=torch.float64, device=self._device) for _ in tasks]
+        squares = [torch.zeros(len(task.out), dtype=torch.float64, device=self._device) for task in tasks]
         wide = torch.zeros(m, dtype=torch.bool, device=self._device)
         size = max(_LEAST, -(-m // len(self._lanes)))
         in_lanes(
@@ -109,30 +110,35 @@ class _Lane:
 
     def _round(self, task: Task, square: Tensor, wide: Tensor, share: slice) -> None:
         x, out = task.x, task.out
-        k, width = x.shape[1], out.shape[1]
-        if not width:
+        (rows, width), k = out.shape, x.shape[1]
+        if not out.numel():
             return
-        scale = task.scale[share].to(x.dtype).unsqueeze(1)
+        each = rows // len(wide)  # of a record
+        scale = task.scale[share.start * each : share.stop * each].to(x.dtype).unsqueeze(1)
         silent = ~((scale > 0) & scale.isfinite())
         any_silent = bool(silent.any())
-        step = max(1, _ENTRIES // width)
+        step = max(1, _ENTRIES // (each * width))
         for start in range(share.start, share.stop, step):
-            block = slice(start, min(start + step, share.stop))
-            own = scale[start - share.start : block.stop - share.start]
-            work = self._kept("work", (len(own), width))
+            records = slice(start, min(start + step, share.stop))
+            block = slice(records.start * each, records.stop * each)
+            here = slice(block.start - share.start * each, block.stop - share.start * each)
+            own = scale[here]
+            work = out[block] if task.alike else self._kept("work", (len(own), width))
             torch.mul(x[block], own, out=work[:, :k])
             if task.one:
                 work[:, k:] = own
-            work.add_(self._drawn((len(own), width)), alpha=2.0**-16).round_()
+            work.add_(self._drawn((len(own), 1 if task.alike else width)), alpha=2.0**-16).round_()
             if any_silent:
                 # Whatever the record holds.
-                work.masked_fill_(silent[start - share.start : block.stop - share.start], 0.0)
+                work.masked_fill_(silent[here], 0.0)
             norms = _bounds(work)
             torch.square(norms, out=square[block])
             # What is no number is not within anything.
             if task.factor and not float(norms.max()) <= MOST_INT8 and not _fits(work):
-                wide[block] |= ~(torch.maximum(work.amax(1), -work.amin(1)) <= MOST_INT8)
-            out[block] = work
+                large = ~(torch.maximum(work.amax(1), -work.amin(1)) <= MOST_INT8)
+                wide[records] |= large.view(-1, each).any(1)
+            if not task.alike:
+                out[block] = work
 
     def _kept(self, place: str, shape: tuple[int, int]) -> Tensor:
         return _memory(self._memory, (place,), shape, torch.float32, self._device)

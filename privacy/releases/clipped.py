@@ -100,7 +100,7 @@ class ClippedRelease(StepRelease):
         """
         refuse_norm(max_grad_norm)
         shapes = [p.shape for p in contributions.parameters.values()]
-        steps = self._least_bound(shapes) if grid_steps is None else grid_steps
+        steps = self.least_steps(shapes) if grid_steps is None else grid_steps
         if not 2 <= steps <= EXACT_FLOAT32 // 16 or steps & (steps - 1):
             raise UsageError(
                 f"the clipping norm is {steps} grid steps; it must be a power of two from 2 to {EXACT_FLOAT32 // 16}"
@@ -125,7 +125,7 @@ class ClippedRelease(StepRelease):
         self._records = 0
 
     @staticmethod
-    def _least_bound(shapes: Sequence[Sequence[int]]) -> int:
+    def least_steps(shapes: Sequence[Sequence[int]]) -> int:
         """D, unless the user gives it."""
         return least_bound(shapes)
 
@@ -184,7 +184,7 @@ class ClippedRelease(StepRelease):
         refuse_excess(self._records, self._cap, self.expected_batch_size)
         try:
             with torch.autocast(self._sum.total.device.type, enabled=False):
-                for stack in self._factored.factors():
+                for stack in self._factored.factors(self._sum.keeps_factors):
                     self._sum.add(stack)
         finally:
             self._sum.wipe()

@@ -7,9 +7,9 @@ noise may be credited. One record moves all amplitudes of a step by at most κ M
 Rényi's order a. What follows the photo-electrons (amplifier, dark counts, converter, the pseudo-inverse that reads the
 columns back) is post-processing. The attenuator κ is set from the noise that is asked for.
 
-Under rule `gated-dfa` the columns are those of A, B is the medium itself, and `B B⁺` of what was read is the update:
-the projection that protects is the rule's own. Every other rule's sum goes through the medium as columns of any p
-entries and is read back (corollary of T10).
+Under rule `gated-dfa` the columns are those of A (blocks of them where the network has gates of its own), B is the
+medium itself, and `B B⁺` of what was read is the update: the projection that protects is the rule's own. Every other
+rule's sum goes through the medium as columns of any p entries and is read back (corollary of T10).
 """
 
 from __future__ import annotations
@@ -246,7 +246,7 @@ class PhotonRelease(ClippedRelease):
             calibration: what it was measured to do at most; None takes what the device says of itself.
             known: digests of dark frames that earlier parts of the run logged.
         """
-        steps = self._least_bound(contributions.stacked)
+        steps = self.least_steps(contributions.stacked)
         super().__init__(
             contributions,
             ShotNoise(device, readout, steps, calibration, known),
@@ -259,12 +259,14 @@ class PhotonRelease(ClippedRelease):
         self._setting = 0.0
         self._rate = device.frame_rate_hz
         self._columns = math.ceil(self.dimension / readout.inputs)
-        self._order = _in_columns(contributions.stacked, readout.inputs)
+        self._order = np.arange(self.dimension)
+        if contributions.projects:
+            self._order = _in_columns(contributions.stacked, readout.inputs)
         self.exposures = self._columns * readout.exposures
         self._read: NDArray[np.float64] | None = None
 
     @staticmethod
-    def _least_bound(shapes: Sequence[Sequence[int]]) -> int:
+    def least_steps(shapes: Sequence[Sequence[int]]) -> int:
         """A coarse grid: mirrors count its steps."""
         return least_bound(shapes, 1 << 8, 1 / 20)
 
@@ -341,14 +343,16 @@ class PhotonRelease(ClippedRelease):
 
 
 def _in_columns(shapes: Sequence[Sequence[int]], inputs: int) -> NDArray[np.int64]:
-    """The entries of the flat stack in the order in which columns of `inputs` entries show them.
+    """The entries of a stack that the rule projects, in the order in which columns of `inputs` entries show them.
 
-    A block of as many rows is shown by its own columns, any other as it stands.
+    A block of as many rows, or of several times as many, is shown by its own columns, any other as it stands.
     """
     order, start = [], 0
     for shape in shapes:
         block = np.arange(start, start := start + math.prod(shape))
-        order.append(block.reshape(inputs, -1).T.reshape(-1) if shape and shape[0] == inputs else block)
+        if shape and shape[0] % inputs == 0:
+            block = block.reshape(shape[0] // inputs, inputs, -1).transpose(0, 2, 1).reshape(-1)
+        order.append(block)
     return np.concatenate(order)
 
 
@@ -363,6 +367,7 @@ def _in_columns(shapes: Sequence[Sequence[int]], inputs: int) -> NDArray[np.int6
     dark_frames=True,
     calibration="noise_models.calibration.light:LightCalibration",
     light=True,
+    sum_projected="gated-dfa",
     backend="simulated-opu",
     backend_options=(("method", "homodyne"),),
 )

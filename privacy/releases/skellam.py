@@ -75,7 +75,7 @@ class SkellamRelease(ClippedRelease):
     mechanism = "skellam"
 
     @staticmethod
-    def _least_bound(shapes: Sequence[Sequence[int]]) -> int:
+    def least_steps(shapes: Sequence[Sequence[int]]) -> int:
         """A coarser grid, of which the sampler's table has fewer values."""
         return least_bound(shapes, 1 << 13, 1 / 20)
 

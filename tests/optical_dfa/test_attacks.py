@@ -273,8 +273,8 @@ ABOVE = {
     *(("span", "aggregate"), ("lattice", "dark-frame")),
 }  # what is looked at closely above
 LONG = "device-entropy"  # a source is tested for a long time before it is believed
-# Other attacks on a camera's releases are among the slow combinations: what they share is what other releases have.
-WITH_A_CAMERA = {"dark-frame": ("lattice", "distinguish"), "photon": ("lattice", "distinguish")}
+# Other attacks on these are among the slow combinations: what they share is what other releases have.
+NEAR = dict.fromkeys(("dark-frame", "photon", "skellam", "aggregate"), ("lattice", "distinguish"))
 
 
 @pytest.mark.usefixtures("few_batches")
@@ -285,16 +285,16 @@ WITH_A_CAMERA = {"dark-frame": ("lattice", "distinguish"), "photon": ("lattice",
         for a in ATTACKS
         if a != "canary"
         for r in RELEASES
-        if r != LONG and a in WITH_A_CAMERA.get(r, ATTACKS) and (a, r) not in ABOVE
+        if r != LONG and a in NEAR.get(r, ATTACKS) and (a, r) not in ABOVE
     ],
 )
 def test_every_release_is_attacked_or_refused_in_one_line(name: str, release: str) -> None:
     answered(name, release, None)
 
 
-KINDS = ("gated-dfa", "fa", "shallow")  # other attacks on other rules are among the slow combinations
+KINDS = ("gated-dfa", "shallow")  # other attacks on other rules are among the slow combinations
 # Projections of the error like dfa's, of another law or another form: among the slow combinations.
-AKIN = ("bdfa", "frsf", "grouped", "sign-dfa", "ssdfa", "ternary", "usf")
+AKIN = ("bdfa", "cdfa", "dilated", "frsf", "grouped", "sign-dfa", "ssdfa", "ternary", "usf")
 
 
 @pytest.mark.usefixtures("few_batches")

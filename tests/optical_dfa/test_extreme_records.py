@@ -166,7 +166,7 @@ def squared(total: np.ndarray) -> int:
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize("case", list(MODULES))
 @given(data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_one_record_moves_the_sum_by_the_sensitivity_at_most(
     case: str, dtype: torch.dtype, data: st.DataObject
 ) -> None:

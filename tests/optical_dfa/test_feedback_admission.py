@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 from noise_models.errors import UsageError
 from optical_dfa import align
 from optical_dfa.feedback.advice import own_class
+from optical_dfa.feedback.cuts import OUTPUT
 from optical_dfa.networks.recurrent import LSTM
 from privacy import PrivacyEngine
 
@@ -388,7 +389,7 @@ def test_a_residual_addition_names_the_point_after_it_and_that_works() -> None:
     for words in ("skip connection goes around", "ResidualBlock", "self.sum = nn.Identity()"):
         assert words in message
     aligned = align(Residual(follow=True), points=["sum1", "sum2"], example=X, show=None)
-    assert {cut.root for cut in aligned.cuts} == {"output", "sum1", "sum2"}
+    assert {cut.root for cut in aligned.cuts} == {OUTPUT, "sum1", "sum2"}
 
 
 def in_a_row() -> nn.Sequential:

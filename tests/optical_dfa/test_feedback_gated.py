@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -124,6 +125,19 @@ def test_teaching_signals_keep_their_size_for_any_number_of_gates() -> None:
         sizes.append(float((signal.norm(dim=1) / error.norm(dim=1)).square().mean()))
     assert sizes[0] == pytest.approx(1.0, rel=0.2)
     assert sizes[1] == pytest.approx(sizes[0], rel=0.2)
+
+
+def test_a_last_layer_called_output_is_taught_by_the_error() -> None:
+    """Its name is not that of the root of the backward pass; it was taught by a projection."""
+    gradients = []
+    for name in ("output", "last"):
+        net = mlp()
+        part = nn.Sequential(OrderedDict([*list(net.named_children())[:-1], (name, net[-1])]))
+        aligned = align(part, rule="gated-dfa", show=None)
+        assert [point.name for point in aligned.points] == ["0", "2"]
+        cross_entropy(aligned(X), Y).backward()
+        gradients.append(part.get_submodule(name).weight.grad)
+    assert torch.equal(gradients[0], gradients[1])
 
 
 def test_it_learns() -> None:

@@ -20,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from noise_models.errors import UsageError
 from optical_dfa import AlignedModule, align, unalign
 from optical_dfa.feedback import make_rule
+from optical_dfa.feedback.cuts import OUTPUT
 
 X = torch.randn(7, 5, generator=torch.Generator().manual_seed(0))
 Y = torch.randint(0, 4, (7,), generator=torch.Generator().manual_seed(1))
@@ -267,7 +268,7 @@ def test_cuts_are_returned_and_printed(capsys: pytest.CaptureFixture[str]) -> No
     lines = capsys.readouterr().out.splitlines()
     assert lines == [str(cut) for cut in aligned.cuts]
     assert [(cut.root, cut.parameters) for cut in aligned.cuts] == [
-        ("output", ("4.weight", "4.bias")),
+        (OUTPUT, ("4.weight", "4.bias")),
         ("1", ("0.weight", "0.bias")),
         ("3", ("2.weight", "2.bias")),
     ]

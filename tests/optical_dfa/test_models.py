@@ -28,7 +28,7 @@ SPECS = [
 ]
 
 
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("spec", [*SPECS, "gated:7,5"])
 @pytest.mark.parametrize("rows", [0, 1, 3])
 def test_maps_records_to_logits(spec: str, rows: int) -> None:
     net = build(spec, IMAGE, classes=4, seed=0)
@@ -87,7 +87,7 @@ def test_fully_connected_layers_follow_a_cnns_channels_in_their_order() -> None:
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("spec", [*SPECS, "gated:7,5"])
 def test_weights_follow_the_seed_and_nothing_else(spec: str) -> None:
     torch.manual_seed(3)
     state = torch.get_rng_state()
@@ -113,7 +113,7 @@ def test_cutting_at_the_activations_cuts_everything(spec: str) -> None:
     assert reached == last
 
 
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("spec", [*SPECS, "gated:7,5"])
 def test_records_are_not_mixed(spec: str) -> None:
     """Replacing one record leaves the logits of the others as they were (docs/threat-model.md)."""
     net = build(spec, IMAGE, 4, 0).double()

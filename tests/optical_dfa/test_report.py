@@ -243,12 +243,31 @@ def test_page_says_whether_there_was_hardware(
     assert not_said not in text
 
 
-@pytest.mark.parametrize("rule", sorted(RULES))
+# By their kinds: errors projected, projected in part, sent back, not sent, targets projected.
+KINDS = ("dfa", "gated-dfa", "hybrid", "recurrent-hybrid", "fa", "bp", "shallow", "drtp")
+
+
+@pytest.mark.parametrize(
+    "rule", [rule if rule in KINDS else pytest.param(rule, marks=pytest.mark.slow) for rule in sorted(RULES)]
+)
 def test_page_names_a_projection_where_the_rule_makes_one(rule: str, tmp_path: Path) -> None:
     made = make_rule(rule)
     projects = isinstance(made, ProjectingRule) and getattr(made, "between", "dfa") == "dfa"
     text = Outline(page_of(write_run(tmp_path / "run", rule=rule))).text
     assert ("its errors projected by the" in text) == projects
+
+
+@pytest.mark.parametrize(
+    ("rule", "release", "what"),
+    [
+        ("gated-dfa", "aggregate", "released sums"),
+        ("gated-dfa", "photon", "released sums"),
+        ("dfa", "photon", "errors"),
+    ],
+)
+def test_page_says_what_the_device_projected(rule: str, release: str, what: str, tmp_path: Path) -> None:
+    text = Outline(page_of(write_run(tmp_path / "run", rule=rule, release=release))).text
+    assert f"its {what} projected by the" in text
 
 
 def test_run_without_privacy_has_no_epsilon_plot(tmp_path: Path) -> None:

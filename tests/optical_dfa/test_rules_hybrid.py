@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy
 
 from noise_models.errors import UsageError
 from optical_dfa import AlignedModule, align, unalign
+from optical_dfa.feedback.cuts import OUTPUT
 from optical_dfa.feedback.rules.cdfa import ConvolutionalFeedbackAlignment
 from optical_dfa.measure.costs import cost
 
@@ -91,7 +92,7 @@ def test_cdfa_is_its_equation(bias: bool) -> None:
 
 def test_cdfa_lists_what_it_backpropagates_into() -> None:
     aligned = align(seeded(cnn), rule="cdfa", example=IMAGES, show=None)
-    assert {cut.root: len(cut.parameters) for cut in aligned.cuts} == {"output": 2, "8": 8, "11": 2}
+    assert {cut.root: len(cut.parameters) for cut in aligned.cuts} == {OUTPUT: 2, "8": 8, "11": 2}
 
 
 def test_cdfa_takes_residual_convolutions_whole() -> None:

@@ -7,7 +7,8 @@ import pytest
 from experiments.defaults.study import CASES, draw, trained
 
 
-@pytest.mark.parametrize("categorical", [pytest.param(0, marks=pytest.mark.slow), 8])
+@pytest.mark.slow  # a small table stands for it
+@pytest.mark.parametrize("categorical", [0, 8])
 def test_a_private_table_of_adults_size_beats_a_constant_prediction_clearly(categorical: int) -> None:
     table = draw(32_561, 14, 2, categorical)
     summary = trained(table, epsilon=1.0, backend="digital")

@@ -17,6 +17,7 @@ from noise_models.errors import UsageError
 from optical_dfa import AlignedModule, align
 from optical_dfa.config import TrainConfig, merge
 from optical_dfa.data import load
+from optical_dfa.feedback.cuts import OUTPUT
 from optical_dfa.networks.building import build
 from optical_dfa.training.trainer import train
 from privacy.releases.clipped import clip_factors
@@ -74,13 +75,13 @@ def test_every_default_point_is_cut_and_macro_points_leave_the_tables_to_the_fir
     output = ("5.weight", "5.bias")
     upper = ("3.weight", "3.bias")
     assert micro == {
-        "output": output,
+        OUTPUT: output,
         **{name: (f"{name}.weight",) for name in TABLES},
         "2": ("1.weight", "1.bias"),
         "4": upper,
     }
     assert macro == {
-        "output": output,
+        OUTPUT: output,
         "2": (*(f"{name}.weight" for name in TABLES), "1.weight", "1.bias"),
         "4": upper,
     }

@@ -210,7 +210,7 @@ class Given:
         self.chosen = torch.arange(records)
         self.expected_records: Callable[[], int | None] = lambda: len(self.chosen)
 
-    def factors(self) -> Iterator[list[Factors]]:
+    def factors(self, keeps: object) -> Iterator[list[Factors]]:
         yield [part.part(self.chosen) for part in self.all]
 
     def unpack(self, flat: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ class Stacks:
         self.rows = torch.zeros(0, dimension)
         self.cleared = 0
 
-    def factors(self) -> Iterator[list[Factors]]:
+    def factors(self, keeps: object) -> Iterator[list[Factors]]:
         yield [Factors(0, self.rows)]
 
     def unpack(self, released: Tensor) -> Tensor:
@@ -134,20 +134,14 @@ def test_parts_of_a_step_are_one_sum() -> None:
     torch.testing.assert_close(10 * noised(release, 1.0), torch.tensor([0.0, 1.0, 0.0]), rtol=0, atol=STEP)
 
 
-def test_a_release_is_unbiased_and_within_a_grid_step_of_a_record_inside_the_clip() -> None:
-    """Means of 4000 roundings; 5.5 standard errors of three coordinates, of a coin's at most half a step (1e-7)."""
-    stacks, times = Stacks(3), 4000
+def test_a_release_is_within_half_a_grid_step_of_a_record_inside_the_clip() -> None:
+    stacks = Stacks(3)
     release = make(stacks, Silence())
     row = torch.tensor([0.1234567, -0.8765432, 0.7654321])
-    found = []
-    for _ in range(times):
-        stacks.rows = row.unsqueeze(0)
-        release.absorb(first=True)
-        found.append(noised(release, 1.0) * 10)
-    drawn = torch.stack(found).double()
-    assert float((drawn - row).abs().max()) < STEP * (1 + 1e-5)
-    assert float(drawn.std(0).min()) > 0.1 * STEP  # by coins: none of the coordinates lies on the grid
-    assert float((drawn.mean(0) - row).abs().max()) < 5.5 * STEP / 2 / math.sqrt(times) + 1e-7
+    stacks.rows = row.unsqueeze(0)
+    release.absorb(first=True)
+    error = (noised(release, 1.0) * 10 - row).double().abs()
+    assert 0.01 * STEP < float(error.max()) < STEP / 2 * (1 + 1e-3)
 
 
 def test_digital_noise_has_the_stated_law() -> None:

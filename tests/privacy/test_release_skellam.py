@@ -88,7 +88,7 @@ def sizes(net: nn.Module) -> list[torch.Size]:
 @pytest.mark.parametrize("noise_multiplier", [SILENT, 0.05])
 def test_what_is_released_is_whole_numbers_of_the_grid(net: Any, noise_multiplier: float) -> None:
     """Whatever the records are: the released average is an integer times C / (D · batch)."""
-    unit = C / SkellamRelease._least_bound(sizes(net())) / N
+    unit = C / SkellamRelease.least_steps(sizes(net())) / N
     for data in (records(), records(scale=1e4), records(scale=1e-4)):
         released = step(make(net(), data=data, noise_multiplier=noise_multiplier)) / unit
         torch.testing.assert_close(
@@ -102,7 +102,7 @@ def test_it_stands_for_the_clipped_average(net: Any) -> None:
     """Against release `digital` without noise, up to rounding: a grid's standard deviation a record and coordinate."""
     found = step(make(net()))
     exact = step(make(net(), release="digital", noise_multiplier=1e-9))
-    bound = SkellamRelease._least_bound(sizes(net()))
+    bound = SkellamRelease.least_steps(sizes(net()))
     # Rounding adds at most a twentieth of C² to a record's squared norm, its room takes up to 3 % off a norm.
     assert (found - exact).norm() <= C * math.sqrt(0.05 / N) * 3 + 0.04 * exact.norm()
     assert found.norm() <= C

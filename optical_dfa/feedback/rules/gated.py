@@ -2,10 +2,14 @@
 
     delta_l = B_l (r(x) ⊗ e),    r(x) in {0, 1}^G,    B_l of shape (n_l, G c)
 
-The derivative φ' is dropped, so that the layer's update `B_l Σ_i (r(x_i) ⊗ e_i) h_i^T` is linear in a sum over the
-records that is small: that sum may be clipped, noised and sent through the device column by column (release
-`aggregate`). The gates are public functions of the input alone: r_0 = 1, and the others tell on which side of a random
-hyperplane the input lies, as in gated linear networks (Veness et al. 2019, arXiv 1910.01526). G = 1 is no gates.
+so that the layer's update `B_l Σ_i (r(x_i) ⊗ e_i) h_i^T` is linear in a sum over the records that is small: that sum
+may be clipped, noised and sent through the device column by column (release `aggregate`). The gates are public
+functions of the input alone: r_1 = 1, and the others tell on which side of a random hyperplane the input lies, as in
+gated linear networks (Veness et al. 2019, arXiv 1910.01526).
+
+- A network with `PublicGates` of its own (`optical_dfa.networks.gated`): the gates are the network's. The row of B_l of
+  unit k is 0 outside the block of its gate, `delta_k = r_g(k)(x) B_k e` with B_l of shape (n_l, c): exactly DFA.
+- Any other: the derivative φ' is dropped, B_l is dense, and G is the option `gates`; 1 is no gates.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +26,11 @@ from noise_models.errors import UsageError
 from noise_models.randomness.generator import NoiseGenerator
 from optical_dfa.backends.base import ProjectionBackend
 from optical_dfa.feedback.card import RuleCard
-from optical_dfa.feedback.points import ForwardPass
-from optical_dfa.feedback.rule import Taught
+from optical_dfa.feedback.points import ForwardPass, Point
+from optical_dfa.feedback.rule import ProjectingState, Taught
 from optical_dfa.feedback.rules.dfa import DirectFeedbackAlignment
+from optical_dfa.feedback.state import Placement
+from optical_dfa.networks.gated import GatedNetwork, PublicGates
 
 MOST_GATES = 4096
 _WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d)
@@ -33,8 +40,9 @@ _WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d)
 class GatedFeedbackAlignment(DirectFeedbackAlignment):
     """`gated-dfa`: each layer is cut before its activation and taught by a projection of `r(x) ⊗ e`.
 
-    The device projects G·c components. Entries of B_l have standard deviation `scale / sqrt(n_l (G + 1) / 2)`, so that
-    |delta_l| ~ scale |e| for any G (half of the gates beside the first are open on average).
+    The device projects G·c components, or c where the network has gates of its own. Entries of B_l have standard
+    deviation `scale / sqrt(n_l (G + 1) / 2)`, so that |delta_l| ~ scale |e| for any G (half of the gates beside the
+    first are open on average); where the network has gates, `scale / sqrt(n_l)`, as for `dfa`.
     """
 
     name = "gated-dfa"
@@ -79,6 +87,29 @@ class GatedFeedbackAlignment(DirectFeedbackAlignment):
         open_ = flat @ hyperplanes(self.gates - 1, flat.shape[1], self.gate_seed).to(flat).T > 0
         return torch.cat([open_.new_ones(len(flat), 1), open_], dim=1).to(flat.dtype)
 
+    def state(self, placed: Placement) -> ProjectingState:
+        """
+        Raises:
+            UsageError: gates were asked for where the network has its own, or it has several sets of them, or a point
+                is no layer that they let through.
+        """
+        own = _own_gates(placed.module)
+        if own is None:
+            return super().state(placed)
+        if self.gates > 1 or self.gate_seed:
+            raise UsageError(
+                f"rule options gates={self.gates}, gate_seed={self.gate_seed}, but the network has {own.gates} public "
+                f"gates of its own, which rule {self.name} takes; leave the options out"
+            )
+        layers = _gated_layers(placed.module)
+        other = next((point.name for point in placed.points if point.name not in layers), None)
+        if other is not None:
+            raise UsageError(
+                f"feedback point {other} is no layer that the network's gates let through; rule {self.name} teaches "
+                f"{', '.join(layers) or 'those of a GatedNetwork'}"
+            )
+        return GatedState(self, placed.points, own)
+
     def lift(self, error: Tensor, context: Tensor | None) -> Tensor:
         if context is None:
             return error
@@ -86,6 +117,80 @@ class GatedFeedbackAlignment(DirectFeedbackAlignment):
 
     def entry_scale(self, addends: int, backend: ProjectionBackend) -> float:
         return super().entry_scale(addends, backend) / math.sqrt((self.gates + 1) / 2)
+
+
+class GatedState(ProjectingState):
+    """The rule on a network with gates of its own.
+
+    Attributes:
+        blocks: G, of c components each that a column of the sum is projected in.
+    """
+
+    def __init__(self, rule: GatedFeedbackAlignment, points: Sequence[Point], own: PublicGates) -> None:
+        """
+        Args:
+            rule: whose equation it is.
+            points: the layers.
+            own: the network's gates.
+        """
+        super().__init__(rule, points)
+        self.blocks = own.gates
+        for place, point in enumerate(points):
+            opens = own.of_units(torch.eye(own.gates, device=own.normals.device), point.width)
+            self.register_buffer(f"opens{place}", opens, persistent=False)
+
+    def observe(self, passed: ForwardPass) -> Tensor | None:
+        own = _own_gates(passed.module)
+        assert own is not None  # the module is what the state was made for
+        opened: Tensor = own(passed.args[0])
+        return opened
+
+    def teach(self, error: Tensor, noted: Any, device: ProjectionBackend | None) -> Sequence[Tensor | None]:
+        opened = noted.to(error.dtype)
+        return [
+            signal * (opened @ self._opens(place, signal))
+            for place, signal in enumerate(self.signals(error, device))
+            if signal is not None
+        ]
+
+    def of_sums(self, sums: Tensor, device: ProjectionBackend) -> list[Tensor]:
+        """What sums over the records of r ⊗ e, shape (columns, G c), are worth to the units of each point.
+
+        By one projection a block; a block moves the units of its gate.
+        """
+        answers = self.rule.feedback(sums.reshape(len(sums) * self.blocks, -1), self.points, device)
+        return [
+            (torch.unflatten(answer, 0, (-1, self.blocks)) * self._opens(place, answer)).sum(1)
+            for place, answer in enumerate(answers)
+        ]
+
+    def _opens(self, place: int, like: Tensor) -> Tensor:
+        """Which units of a point each gate opens, shape (blocks, n)."""
+        return self.get_buffer(f"opens{place}").to(like)
+
+
+def _own_gates(module: nn.Module) -> PublicGates | None:
+    """The gates that a network has of its own.
+
+    Raises:
+        UsageError: it has several sets of them.
+    """
+    found = [part for part in module.modules() if isinstance(part, PublicGates)]
+    if len(found) > 1:
+        raise UsageError(
+            f"the network has {len(found)} sets of public gates; give it one, of which all its layers take theirs"
+        )
+    return found[0] if found else None
+
+
+def _gated_layers(module: nn.Module) -> list[str]:
+    """Names of the layers whose units the network's own gates let through."""
+    return [
+        ".".join([*([path] if path else []), "layers", str(number)])
+        for path, part in module.named_modules()
+        if isinstance(part, GatedNetwork)
+        for number in range(len(part.layers))
+    ]
 
 
 @cache  # a private pass that draws is none that does not
