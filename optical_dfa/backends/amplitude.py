@@ -1,4 +1,4 @@
-"""Light whose AMPLITUDE carries whole numbers: columns in single exposures, by homodyne detection (THEORY T10).
+"""Light whose AMPLITUDE carries whole numbers: columns in single exposures, beside a reference (THEORY T10).
 
 A column a of p whole numbers, each from -K to K, is shown by 2p macro-pixels of K mirrors: of the macro-pixel of entry
 and sign the first |a_j| mirrors are open, in a fixed order, low-passed into one amplitude (superpixels: Goorden,
@@ -7,8 +7,9 @@ two cameras behind a half mirror count
 
     N±_k ~ Poisson(f±_k ω |r_k ± E_k|² / 2 + dark),
 
-r the reference, f a pixel's own response, ω what is common to all of an exposure. What the cameras do with their
-photo-electrons afterwards is theirs.
+r the reference, f a pixel's own response, ω what is common to all of an exposure. One camera with a reference at an
+angle does without the half mirror: fringes put ±r and ±ir on the four pixels of a speckle grain, and each counts
+Poisson(f ω |r_k + E|² + dark). What the cameras do with their photo-electrons afterwards is theirs.
 
 Mirrors are not alike: mirror m of a macro-pixel counts 1 + s_m, |s_m| <= `mirror_spread`, a public fixed pattern. Two
 columns then differ in the field by κ T D (a - a') with D diagonal, of entries within 1 ± `mirror_spread`, so that every
@@ -33,14 +34,17 @@ from noise_models.errors import UsageError
 from noise_models.randomness.generator import NoiseGenerator, derive_seed
 from noise_models.randomness.poisson_counts import COUNT_MASS, MOST_MEAN, exact_poisson
 from optical_dfa.backends.base import digest
+from optical_dfa.backends.interferometry import Interferometry
 from privacy.contributions.protocols import PhotonLimits
 
 Reals = npt.NDArray[np.float64]
 
 # Float64 arithmetic of fields and rates against the reals, relative; every limit is this much larger than computed.
 ROUNDING: Final = 1e-6
-# Phases of the reference that a column is exposed with, by interferometry method: rows of T are stacked (T10).
-QUADRATURES: Final[dict[str, tuple[complex, ...]]] = {"homodyne": (1.0,), "balanced": (1.0, 1j)}
+# Phases of the reference that a column meets, by interferometry method: rows of T are stacked (T10).
+QUADRATURES: Final[dict[str, tuple[complex, ...]]] = {
+    "homodyne": (1.0,), "balanced": (1.0, 1j), "off-axis": (1.0, 1j),
+}  # fmt: skip
 # A medium that ages has other norms tomorrow: this much more is allowed for, and looked at before every step. The norm
 # of a random matrix varies by a few in √rows + √inputs, those of single rows by more, and these cost little.
 _NORM_AGES: Final = 4.0
@@ -55,7 +59,7 @@ class AmplitudeReadout:
 
     Attributes:
         inputs: p, entries of a column.
-        rows: camera pixels that are read, an entry of the answer each.
+        rows: entries of an answer; each is the difference of two counts, where the reference is opposite.
         most: K, the largest whole number of a macro-pixel.
         mirrors: of the modulator that are used, 2 p K.
         response: R, shape (rows, inputs), float64: an answer is `R a` on average.
@@ -72,8 +76,8 @@ class AmplitudeReadout:
         self,
         field: npt.NDArray[np.complex128],
         *,
+        method: type[Interferometry],
         reference: float,
-        exposures: int,
         cameras: Sequence[PhysicalCamera],
         physics: bool,
         mirrors: int,
@@ -87,10 +91,10 @@ class AmplitudeReadout:
     ) -> None:
         """
         Args:
-            field: T at the pixels that are read, shape (rows, p).
+            field: T beside each phase of the reference, shape (rows, p).
+            method: how it is detected, one of `QUADRATURES`.
             reference: |r|, in √photo-electrons, the same at every pixel.
-            exposures: of a column.
-            cameras: one behind each port of the half mirror.
+            cameras: one behind each port of the half mirror; without one, the first.
             physics: whether patterns, dark current and converter are simulated; else photo-electrons and read noise.
             mirrors: of the modulator.
             mirror_spread: largest relative departure of a mirror from the mean.
@@ -122,21 +126,27 @@ class AmplitudeReadout:
                 f"mirrors is {mirrors}; a modulator may have {MOST_MIRRORS * 1000:,}, or {MOST_MIRRORS:,} "
                 "that are unequal"
             )
-        self.counts, self.exposures = 2 * self.rows, exposures
-        self._reference, self._cameras, self._physics = reference, cameras, physics
+        self.counts, self.exposures = 2 * self.rows, method.frames
+        self._method, self._share = method, method.light
+        self._reference, self._physics = reference, physics
         self._identity = identity
         self.step, self.top = (1.0, float(cameras[0].camera.top)) if physics else (0.0, inf)
         self._spread, self._phase, self._intensity = mirror_spread, phase_drift, intensity_noise
         self._ages, self._generator = ages, generator
-        self._pixels = ceil(self.rows / exposures)
+        self._pixels = ceil(self.rows / self.exposures)  # of an arm
+        # Of both arms: camera, and its pixels; one camera has them side by side.
+        self._arms = (cameras[0], cameras[0 if method.side_by_side else 1])
+        self._firsts = (0, self._pixels if method.side_by_side else 0)
         self._response = np.ones((2, self.rows))
         self._dark = 0.0
         if physics:
-            patterns = [np.tile(camera.prnu_pattern[: self._pixels], exposures) for camera in cameras]
-            self._response = np.stack(patterns)[:, : self.rows].astype(np.float64)
+            self._response = np.stack([self._of_arm(arm, "prnu_pattern") for arm in (0, 1)])
             self._dark = cameras[0].camera.dark_electrons(Frame.DATA)
         brightest = (
-            (reference * (1 + MOST_RATIO)) ** 2 / 2 * float(self._response.max()) * (1 + intensity_noise)
+            (reference * (1 + MOST_RATIO)) ** 2
+            * self._share
+            * float(self._response.max())
+            * (1 + intensity_noise)
         )
         if not brightest + self._dark < MOST_MEAN:
             raise UsageError(
@@ -191,18 +201,23 @@ class AmplitudeReadout:
         return self._known[key]
 
     def _computed(self, ratio: float) -> PhotonLimits:
-        gamma = ratio / sqrt(1 + ratio**2)
+        # What a field in phase with the reference counts, and one in quadrature: both arms of one field, or each count
+        # by itself. The latter asks nothing of how alike the field is at the pixels of a fringe.
+        phase, quadrature = (
+            (sqrt(1 + ratio), sqrt(ratio)) if self._method.side_by_side else (1.0, ratio / sqrt(1 + ratio**2))
+        )
         re, im = self._field.real, self._field.imag
         free = _norm(np.concatenate([re, im]))
-        aligned = _norm(np.concatenate([re, gamma * im]))
+        aligned = _norm(np.concatenate([phase * re, quadrature * im]))
         if self._phase > 0:
-            # Turning by φ: cos φ [Re; γ Im] + sin φ [Im; -γ Re].
-            aligned += np.sin(min(self._phase, np.pi / 2)) * _norm(np.concatenate([im, gamma * re]))
+            # Turning by φ: cos φ [c Re; d Im] + sin φ [c Im; -d Re].
+            turned = _norm(np.concatenate([phase * im, quadrature * re]))
+            aligned += np.sin(min(self._phase, np.pi / 2)) * turned
         scale = (1 + self._spread) * (1 + ROUNDING)
         bright = sqrt((1 + self._intensity) * float(self._response.max()))
         faint = sqrt((1 - self._intensity) * float(self._response.min()))
         return PhotonLimits(
-            norm=min(free, aligned) * scale * bright,
+            norm=min(free, aligned) * sqrt(2 * self._share) * scale * bright,
             row=float(np.linalg.norm(self._field, axis=1).max()) * scale * bright,
             reach=float(np.abs(self._field).sum(axis=1).max()) * scale,
             reference=self._reference,
@@ -228,14 +243,12 @@ class AmplitudeReadout:
     def _exposed(self, columns: npt.NDArray[np.int64], light: float) -> Reals:
         total = np.zeros((len(columns), self.rows))
         counted = self._counted(self._amplitudes(columns) * light, 1.0, 0.0)
-        for sign, electrons, camera, response in zip(
-            (1, -1), counted, self._cameras, self._response, strict=True
-        ):
-            total += sign * (self._read(electrons, camera) - self._dark) / response
-        return total / (2 * self._reference * light)
+        for arm, (sign, electrons) in enumerate(zip((1, -1), counted, strict=True)):
+            total += sign * (self._read(electrons, arm) - self._dark) / self._response[arm]
+        return total / (4 * self._share * self._reference * light)
 
     def _counted(self, amplitudes: Reals, reference: float, phase: float) -> Iterator[npt.NDArray[np.int64]]:
-        """Photo-electrons behind one port and then the other, shape (m, rows) each.
+        """Photo-electrons beside the reference and then beside its opposite, shape (m, rows) each.
 
         Args:
             amplitudes: of every entry's macro-pixels, in √photo-electrons, shape (m, p).
@@ -253,7 +266,9 @@ class AmplitudeReadout:
         if angle.any():
             re, im = np.cos(angle) * re + np.sin(angle) * im, np.cos(angle) * im - np.sin(angle) * re
         for sign, response in zip((1, -1), self._response, strict=True):
-            rates = ((self._reference * reference + sign * re) ** 2 + im**2) / 2 * (response * common)
+            rates = (
+                ((self._reference * reference + sign * re) ** 2 + im**2) * self._share * (response * common)
+            )
             yield exact_poisson(rates + self._dark, self._generator)
 
     def probe(
@@ -272,23 +287,24 @@ class AmplitudeReadout:
         Returns:
             shape (m, 2, rows), in DN.
         Raises:
-            UsageError: a column takes several exposures, or the medium ages.
+            UsageError: light is not detected by homodyne, or the medium ages.
         """
+        if self._method.name != "homodyne":
+            raise UsageError(
+                f"method is {self._method.name}; a light path is calibrated behind a half mirror, in one exposure a "
+                "column: use method=homodyne"
+            )
         if self._ages:
             raise UsageError(
                 "decorrelation_seconds is set: a calibration does not last while the medium ages; leave it out"
-            )
-        if self.exposures > 1:
-            raise UsageError(
-                f"a column takes {self.exposures} exposures; a light path is calibrated with one: use method=homodyne"
             )
         codes = np.empty((len(runs), 2, self.rows))
         step = max(1, _PIXELS // self.counts)
         for start in range(0, len(runs), step):
             part = slice(start, start + step)
             counted = self._counted(self._opened_runs(runs[part]) * light, sqrt(reference), phase)
-            for arm, (electrons, camera) in enumerate(zip(counted, self._cameras, strict=True)):
-                codes[part, arm] = self._codes(electrons, camera)
+            for arm, electrons in enumerate(counted):
+                codes[part, arm] = self._codes(electrons, arm)
         return codes
 
     def _opened_runs(self, runs: npt.NDArray[np.int64]) -> Reals:
@@ -311,20 +327,26 @@ class AmplitudeReadout:
         found: Reals = opened[entries, np.maximum(columns, 0)] - shut[entries, np.maximum(-columns, 0)]
         return found
 
-    def _read(self, electrons: npt.NDArray[np.int64], camera: PhysicalCamera) -> Reals:
-        """What a camera answers to photo-electrons, in photo-electrons."""
-        codes = self._codes(electrons, camera)
+    def _of_arm(self, arm: int, pattern: str) -> Reals:
+        """A public pattern of an arm's camera, at the pixels of its counts, shape (rows,)."""
+        first = self._firsts[arm]
+        found: Reals = getattr(self._arms[arm], pattern)[first : first + self._pixels].astype(np.float64)
+        return np.tile(found, self.exposures)[: self.rows]
+
+    def _read(self, electrons: npt.NDArray[np.int64], arm: int) -> Reals:
+        """What an arm's camera answers to photo-electrons, in photo-electrons."""
+        codes, camera = self._codes(electrons, arm), self._arms[arm].camera
         if not self._physics:
             return codes
-        gain = camera.camera.data_gain_dn_per_electron
-        fixed = np.tile(camera.dsnu_pattern[: self._pixels], self.exposures)[: self.rows]  # a public pattern
-        return (codes - camera.camera.data_black_dn) / gain - fixed
+        dark = self._of_arm(arm, "dsnu_pattern")
+        return (codes - camera.data_black_dn) / camera.data_gain_dn_per_electron - dark
 
-    def _codes(self, electrons: npt.NDArray[np.int64], camera: PhysicalCamera) -> Reals:
-        """What a camera hands out; without one, photo-electrons with its read noise."""
+    def _codes(self, electrons: npt.NDArray[np.int64], arm: int) -> Reals:
+        """What an arm's camera hands out; without one, photo-electrons with its read noise."""
+        camera, first = self._arms[arm], self._firsts[arm]
         if self._physics:
             parts = torch.split(torch.from_numpy(electrons), self._pixels, dim=1)  # an exposure each
-            codes = [camera.read_out(part, self._generator, Frame.DATA).numpy() for part in parts]
+            codes = [camera.read_out(part, self._generator, Frame.DATA, first).numpy() for part in parts]
             return np.concatenate(codes, axis=1).astype(np.float64)
         noise = torch.empty(electrons.size, dtype=torch.float32)
         self._generator.normal_(noise)
@@ -338,6 +360,7 @@ class AmplitudeReadout:
     def describe(self) -> dict[str, Any]:
         """Public constants (JSON types)."""
         return {
+            "method": self._method.name,
             "macro_pixels": 2 * self.inputs,
             "mirrors_each": self.most,
             "mirror_spread": self._spread,
@@ -352,13 +375,13 @@ class AmplitudeReadout:
 def field_of(
     columns: Tensor, pixels: int, rows: int, quadratures: Sequence[complex]
 ) -> npt.NDArray[np.complex128]:
-    """T of a medium, its pixels once for each exposure of a column: by reference r, and by i r.
+    """T of a medium, its pixels once for each phase of the reference: by r, and by i r.
 
     Args:
         columns: √2 [Re T; Im T]ᵀ, shape (p, 2 pixels).
         pixels: of the medium.
         rows: of the answer.
-        quadratures: phases of the reference that a column is exposed with.
+        quadratures: phases of the reference that a column meets.
     """
     both = columns.numpy().astype(np.float64) / sqrt(2)
     field = (both[:, :pixels] + 1j * both[:, pixels:]).T[: ceil(rows / len(quadratures))]

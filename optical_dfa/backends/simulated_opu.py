@@ -23,6 +23,7 @@ from optical_dfa.backends.base import ProjectionBackend
 from optical_dfa.backends.card import BackendCard
 from optical_dfa.backends.encoding import EncodingOptions
 from optical_dfa.backends.faults import Fault
+from optical_dfa.backends.interferometry import method_class
 from optical_dfa.backends.optics import EFFECTIVE_SATURATION, REFERENCE_SHARE, Optics
 
 FIDELITIES: Final = ("effective", "physics")
@@ -38,7 +39,7 @@ class OpticsOptions(EncodingOptions):
 
     Attributes:
         camera: a named parameter set of `noise_models.camera`.
-        method: how the field is measured: "phase-4", "phase-3", "anchor" or "balanced".
+        method: how the field is measured: a name of `interferometry.METHODS`.
         full_scale: |B x| that fills the well; None is 3.909 sqrt(in_features): with all mirrors on 1 pixel in
             15 000 saturates.
         contrast: intensity of an on mirror over an off one; None is perfect mirrors.
@@ -199,9 +200,9 @@ class SimulatedOpuBackend(ProjectionBackend):
                 f"full_scale is {self.optics.full_scale}: {found} of the pixels could saturate, which the effective "
                 f"model leaves out (up to {most}): use fidelity=physics, or more"
             )
-        if self.fidelity == "physics" and self.optics.pixels > camera.pixels:
+        if self.fidelity == "physics" and self.optics.camera_pixels > camera.pixels:
             raise UsageError(
-                f"{self.out_features} outputs need {self.optics.pixels} camera pixels, and dark_pixels is "
+                f"{self.out_features} outputs need {self.optics.camera_pixels} camera pixels, and dark_pixels is "
                 f"{camera.pixels}; give at least that many"
             )
 
@@ -212,7 +213,7 @@ class SimulatedOpuBackend(ProjectionBackend):
         return self.optics.effective(frames, self.noise, self._generator)
 
     def photon_readout(self, rows: int | None = None) -> AmplitudeReadout:
-        """As of any device; by `homodyne` a column takes one exposure, by `balanced` two.
+        """As of any device; a column takes one exposure, by `balanced` two.
 
         Raises:
             UsageError: another method, mirrors that are not dark when off, or more rows than there are.
@@ -237,11 +238,10 @@ class SimulatedOpuBackend(ProjectionBackend):
                 f"a column of {self.in_features} entries is read back from as many pixels or more, and this device has "
                 f"{most}, one for each hidden unit; take wider hidden layers"
             )
-        quadratures = QUADRATURES[chosen.method]
         readout = AmplitudeReadout(
             self._field(rows or most),
+            method=method_class(chosen.method),
             reference=self.optics.reference,
-            exposures=len(quadratures),
             cameras=(self.noise, self._second),
             physics=self.fidelity == "physics",
             mirrors=chosen.mirrors,

@@ -44,8 +44,10 @@ from privacy.releases.clipped import ClippedRelease
 from privacy.releases.device_health import FAULT_LASTS, DeviceHealth, refuse_other
 from privacy.releases.source import Departure, NoiseSource, Parts
 
-# Of a field to its reference, at most: the clamp follows from it, and M is a few percent above its least.
+# Of a field to its reference, at most: the clamp follows from it. M grows with it, by two arms a few percent, by one
+# arm more: it is less where M would be beyond this much above its least.
 RATIO: Final = 0.25
+NORM_GROWTH: Final = 1.1
 ROWS: Final = 16  # entries of an answer for each of a column, where the projection is not the rule's own
 _COLUMNS: Final = 8192  # shown at a time
 
@@ -107,6 +109,7 @@ class ShotNoise(NoiseSource):
         self._health = DeviceHealth(device, known=known)
         self._limits = lru_cache(maxsize=64)(self._known_limits)
         self.beta = self._limits(RATIO).beta
+        self._ratio = self._largest_ratio()
         self.assumptions = (
             "the counts of photo-electrons are independent Poisson ones, given the fields: the light is coherent, no "
             "more regular than that; what is common to an exposure (intensity, phase) does not depend on records"
@@ -148,12 +151,22 @@ class ShotNoise(NoiseSource):
         limits = self._limits(0.0)
         # M grows with ρ, so that the ρ which the smallest M asks for covers the κ which its own M allows.
         ratio = target / limits.norm * limits.reach * self.readout.most / limits.reference * (1 + 1e-9)
-        ratio = min(ratio, RATIO)
+        ratio = min(ratio, self._ratio)
         limits = self._limits(ratio)
         light = target / limits.norm
         most = min(self.readout.most, math.floor(ratio * limits.reference / (light * limits.reach)))
         change = light * self._bound * limits.row / ((1 - ratio) * limits.least)
         return Level(light, most, ratio, min(change, LARGEST_CHANGE))
+
+    def _largest_ratio(self) -> float:
+        """ρ that an entry may fill, from below."""
+        most, low, high = NORM_GROWTH * self._limits(0.0).norm, 0.0, RATIO
+        if self._limits(high).norm <= most:
+            return high
+        for _ in range(12):
+            middle = (low + high) / 2
+            low, high = (middle, high) if self._limits(middle).norm <= most else (low, middle)
+        return low
 
     def norm(self, ratio: float) -> float:
         """M, upper limit, where |E| is at most `ratio` of |r|."""
