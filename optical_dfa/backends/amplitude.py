@@ -13,7 +13,8 @@ Poisson(f ω |r_k + E|² + dark). What the cameras do with their photo-electrons
 
 Mirrors are not alike: mirror m of a macro-pixel counts 1 + s_m, |s_m| <= `mirror_spread`, a public fixed pattern. Two
 columns then differ in the field by κ T D (a - a') with D diagonal, of entries within 1 ± `mirror_spread`, so that every
-limit below grows by that much (condition c of T10).
+limit below grows by that much (condition c of T10). A pixel of a grey-level modulator is `levels` mirrors, its steps
+from one level to the next: pixels are filled one after the other, and no more is asked of a step than of a mirror.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ QUADRATURES: Final[dict[str, tuple[complex, ...]]] = {
 _NORM_AGES: Final = 4.0
 _ROW_AGES: Final = 1.6
 MOST_MIRRORS: Final = 10**8
+MOST_LEVELS: Final = 1 << 12
 MOST_RATIO: Final = 0.5  # of a field to its reference for which there is room above
 _PIXELS: Final = 1 << 18  # simulated at a time
 
@@ -60,8 +62,8 @@ class AmplitudeReadout:
     Attributes:
         inputs: p, entries of a column.
         rows: entries of an answer; each is the difference of two counts, where the reference is opposite.
-        most: K, the largest whole number of a macro-pixel.
-        mirrors: of the modulator that are used, 2 p K.
+        most: K, the largest whole number of a macro-pixel, its pixels times their levels.
+        mirrors: pixels of the modulator that are used, 2 p K over `levels`.
         response: R, shape (rows, inputs), float64: an answer is `R a` on average.
         count_mass: total variation of one simulated count.
         counts: photo-electron counts of one column.
@@ -81,6 +83,7 @@ class AmplitudeReadout:
         cameras: Sequence[PhysicalCamera],
         physics: bool,
         mirrors: int,
+        levels: int,
         mirror_spread: float,
         phase_drift: float,
         intensity_noise: float,
@@ -96,8 +99,9 @@ class AmplitudeReadout:
             reference: |r|, in √photo-electrons, the same at every pixel.
             cameras: one behind each port of the half mirror; without one, the first.
             physics: whether patterns, dark current and converter are simulated; else photo-electrons and read noise.
-            mirrors: of the modulator.
-            mirror_spread: largest relative departure of a mirror from the mean.
+            mirrors: pixels of the modulator.
+            levels: of a pixel's amplitude above dark; 1 is a mirror.
+            mirror_spread: largest relative departure of a mirror, or of the step to a level, from the mean.
             phase_drift: largest angle, in radians, by which the reference's phase may be off in an exposure.
             intensity_noise: largest relative departure of an exposure's light from the mean.
             ages: whether the medium moves.
@@ -114,9 +118,13 @@ class AmplitudeReadout:
             if not 0.0 <= value <= top:
                 raise UsageError(f"{label} is {value}; it must be from 0 to {top}")
         self.rows, self.inputs = field.shape
-        self.most = mirrors // (2 * self.inputs)
-        self.mirrors = 2 * self.inputs * self.most
-        if self.most < 1:
+        if not 1 <= levels <= MOST_LEVELS:
+            raise UsageError(
+                f"levels is {levels}; a pixel of a modulator may have 1 (a mirror) to {MOST_LEVELS:,}"
+            )
+        each = mirrors // (2 * self.inputs)
+        self.most, self.mirrors = each * levels, 2 * self.inputs * each
+        if each < 1:
             raise UsageError(
                 f"mirrors is {mirrors}; {self.inputs} entries of a column need {2 * self.inputs} macro-pixels of a "
                 "mirror or more"
@@ -132,7 +140,7 @@ class AmplitudeReadout:
         self._identity = identity
         self.step, self.top = (1.0, float(cameras[0].camera.top)) if physics else (0.0, inf)
         self._spread, self._phase, self._intensity = mirror_spread, phase_drift, intensity_noise
-        self._ages, self._generator = ages, generator
+        self._ages, self._generator, self._levels = ages, generator, levels
         self._pixels = ceil(self.rows / self.exposures)  # of an arm
         # Of both arms: camera, and its pixels; one camera has them side by side.
         self._arms = (cameras[0], cameras[0 if method.side_by_side else 1])
@@ -153,15 +161,24 @@ class AmplitudeReadout:
                 f"a pixel may receive {brightest:.3g} photo-electrons and their counts are simulated up to "
                 f"{MOST_MEAN:,.0f}; take a camera with a smaller full well (full_well_electrons)"
             )
-        self._opened = self._mirror_sums(serial) if mirror_spread > 0 else None
+        self._pattern = self._modulator(serial) if mirror_spread > 0 else None
         self.take(field)
 
-    def _mirror_sums(self, serial: int) -> Reals:
-        """Amplitude of the first m mirrors of every macro-pixel, in mirrors, shape (2, p, K + 1)."""
-        departures = np.random.default_rng(derive_seed(serial, "mirrors")).uniform(
-            -self._spread, self._spread, (2, self.inputs, self.most)
+    def _modulator(self, serial: int) -> tuple[Reals, Reals]:
+        """A modulator whose every step is within its spread.
+
+        Returns:
+            the first m pixels of every macro-pixel together, shape (2, p, pixels + 1), and a pixel at its levels from
+            dark on, shape (levels + 1,): the drivers' curve, the same for all. In mean pixels, and mean steps.
+        """
+        rng = np.random.default_rng(derive_seed(serial, "mirrors"))
+        own = self._spread if self._levels == 1 else self._spread / 3  # (1 + s/3)² <= 1 + s
+        pixels = rng.uniform(-own, own, (2, self.inputs, self.most // self._levels))
+        steps = rng.uniform(-own, own, self._levels) if self._levels > 1 else np.zeros(1)
+        first = np.zeros((2, self.inputs, 1))
+        return np.concatenate([first, np.cumsum(1 + pixels, axis=2)], axis=2), np.append(
+            0, np.cumsum(1 + steps)
         )
-        return np.concatenate([np.zeros((2, self.inputs, 1)), np.cumsum(1 + departures, axis=2)], axis=2)
 
     def take(self, field: npt.NDArray[np.complex128]) -> None:
         """T is this from now on."""
@@ -294,6 +311,11 @@ class AmplitudeReadout:
                 f"method is {self._method.name}; a light path is calibrated behind a half mirror, in one exposure a "
                 "column: use method=homodyne"
             )
+        if self._levels > 1:
+            raise UsageError(
+                f"levels is {self._levels}; a calibration looks at mirrors one by one, and finds nothing of the steps "
+                "between levels: use levels=1"
+            )
         if self._ages:
             raise UsageError(
                 "decorrelation_seconds is set: a calibration does not last while the medium ages; leave it out"
@@ -309,23 +331,23 @@ class AmplitudeReadout:
 
     def _opened_runs(self, runs: npt.NDArray[np.int64]) -> Reals:
         """Amplitude of every entry's two macro-pixels, in mirrors, shape (m, p)."""
-        entries = np.arange(self.inputs)
-        each = [
-            runs[:, sign, :, 1] - runs[:, sign, :, 0]
-            if self._opened is None
-            else self._opened[sign, entries, runs[:, sign, :, 1]]
-            - self._opened[sign, entries, runs[:, sign, :, 0]]
-            for sign in (0, 1)
-        ]
-        return np.asarray(each[0] - each[1], np.float64)
+        first, last = runs[..., 0], runs[..., 1]
+        each = [self._filled(sign, last[:, sign]) - self._filled(sign, first[:, sign]) for sign in (0, 1)]
+        return each[0] - each[1]
 
     def _amplitudes(self, columns: npt.NDArray[np.int64]) -> Reals:
-        if self._opened is None:
-            return columns.astype(np.float64)
+        return self._filled(0, np.maximum(columns, 0)) - self._filled(1, np.maximum(-columns, 0))
+
+    def _filled(self, sign: int, numbers: npt.NDArray[np.int64]) -> Reals:
+        """Amplitude of macro-pixels that show whole numbers, in mean steps; shape (m, p)."""
+        if self._pattern is None:
+            return numbers.astype(np.float64)
+        pixels, curve = self._pattern
+        full, level = np.divmod(numbers, self._levels)
         entries = np.arange(self.inputs)
-        opened, shut = self._opened
-        found: Reals = opened[entries, np.maximum(columns, 0)] - shut[entries, np.maximum(-columns, 0)]
-        return found
+        below = pixels[sign, entries, full]
+        above = pixels[sign, entries, np.minimum(full + 1, pixels.shape[2] - 1)]
+        return np.asarray(below * curve[-1] + (above - below) * curve[level])
 
     def _of_arm(self, arm: int, pattern: str) -> Reals:
         """A public pattern of an arm's camera, at the pixels of its counts, shape (rows,)."""
@@ -362,7 +384,8 @@ class AmplitudeReadout:
         return {
             "method": self._method.name,
             "macro_pixels": 2 * self.inputs,
-            "mirrors_each": self.most,
+            "mirrors_each": self.most // self._levels,
+            "levels": self._levels,
             "mirror_spread": self._spread,
             "answers": self.rows,
             "exposures_a_column": self.exposures,

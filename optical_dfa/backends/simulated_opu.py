@@ -48,7 +48,8 @@ class OpticsOptions(EncodingOptions):
         drift_per_hour: relative drift of the camera's gain (`LinearDrift`) in public time; 0 is none.
         serial: which specimen of the camera: its fixed patterns.
         dark_pixels: pixels of the camera's region of interest.
-        frame_rate_hz: at which hardware times are projected; None is the camera's.
+        frame_rate_hz: at which hardware times are projected, of the slower of modulator and camera; None is the
+            camera's.
     """
 
     camera: str = DEFAULT_CAMERA
@@ -73,8 +74,9 @@ class SimulatedOpuOptions(OpticsOptions):
         adc_bits, full_well_electrons, read_noise_electrons, dark_current_electrons_per_second, prnu,
         dsnu_electrons, dnl_lsb, dark_amplification: see `Camera`; None is the named camera's.
         dark_black: black level of dark frames in DN; None keeps the named camera's place in the range.
-        mirrors: of the modulator, for whole numbers shown as amplitudes (`amplitude`).
-        mirror_spread: largest relative departure of a mirror's amplitude from the mean.
+        mirrors: pixels of the modulator, for whole numbers shown as amplitudes (`amplitude`).
+        levels: of such a pixel's amplitude above dark; 1 is a mirror, 255 an 8-bit liquid crystal.
+        mirror_spread: largest relative departure of a mirror's amplitude, or of the step to a level, from the mean.
         phase_drift: largest angle, in radians, by which the reference's phase is off in such an exposure.
         intensity_noise: largest relative departure of the light of such an exposure from the mean.
         fault: one of `faults.FAULTS`, on purpose; None is a sound device.
@@ -93,6 +95,7 @@ class SimulatedOpuOptions(OpticsOptions):
     dark_amplification: float | None = None
     dark_black: float | None = None
     mirrors: int = 1_000_000
+    levels: int = 1
     mirror_spread: float = 0.0
     phase_drift: float = 0.0
     intensity_noise: float = 0.0
@@ -245,6 +248,7 @@ class SimulatedOpuBackend(ProjectionBackend):
             cameras=(self.noise, self._second),
             physics=self.fidelity == "physics",
             mirrors=chosen.mirrors,
+            levels=chosen.levels,
             mirror_spread=chosen.mirror_spread,
             phase_drift=chosen.phase_drift,
             intensity_noise=chosen.intensity_noise,

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 
 from noise_models.errors import UsageError
@@ -157,6 +159,8 @@ def test_a_reference_that_drifts_has_larger_limits_and_one_that_is_lost_those_of
         ({"mirrors": 10**12}, "mirrors is 1000000000000"),
         ({"mirrors": 10**9, "mirror_spread": 0.1}, "mirrors is 1000000000"),
         ({"mirror_spread": 0.9}, "mirror_spread is 0.9"),
+        ({"levels": 0}, "levels is 0"),
+        ({"levels": 4097}, "levels is 4097"),
         ({"phase_drift": -0.1}, "phase_drift is -0.1"),
         ({"intensity_noise": float("nan")}, "intensity_noise is nan"),
     ],
@@ -191,6 +195,45 @@ def test_a_column_exposed_twice_falls_on_the_same_pixels() -> None:
     first, second = light_path._response[:, :2048], light_path._response[:, 2048:]
     assert (first == second).all()
     assert light_path.show(np.array([[5, -7]]), 1e-3).shape == (1, 4096)
+
+
+@given(spread=st.floats(0.01, 0.5), levels=st.sampled_from([1, 2, 15, 255]), seed=st.integers(0, 10**6))
+@settings(max_examples=30)
+def test_what_one_unit_moves_is_within_the_spread(spread: float, levels: int, seed: int) -> None:
+    """Of every number that a macro-pixel of four pixels shows, either sign; from dark on, and to all of it."""
+    inputs = 3
+    light_path = device(
+        inputs, 8, mirrors=8 * inputs, levels=levels, mirror_spread=spread, serial=seed
+    ).photon_readout()
+    assert light_path.most == 4 * levels
+    assert light_path.mirrors == 8 * inputs
+    numbers = np.arange(-light_path.most, light_path.most + 1)
+    shown = light_path._amplitudes(np.tile(numbers[:, None], (1, inputs)))
+    steps = np.diff(shown, axis=0)
+    assert np.abs(steps - 1).max() <= spread * (1 + 1e-9)
+    assert np.abs(steps - 1).max() > spread / 20
+    assert (shown[light_path.most] == 0).all()
+
+
+def test_a_spread_of_steps_is_charged_in_m() -> None:
+    """Levels that are off by a hundredth of the range, in steps that are a quarter off: M pays for the steps."""
+    even, uneven = (
+        device(levels=255, mirrors=8, mirror_spread=spread).photon_readout() for spread in (0.0, 0.25)
+    )
+    curve = uneven._pattern[1]  # type: ignore[index]
+    assert np.abs(curve / curve[-1] - np.arange(256) / 255).max() < 0.01
+    for ratio in (0.0, 0.2):
+        assert uneven.limits(ratio).norm == pytest.approx(1.25 * even.limits(ratio).norm)
+        assert uneven.limits(ratio).reach == pytest.approx(1.25 * even.limits(ratio).reach)
+
+
+def test_pixels_of_many_levels_show_larger_numbers_in_as_many_exposures() -> None:
+    mirrors, grey = (device(mirrors=80_000, levels=levels).photon_readout() for levels in (1, 255))
+    assert grey.most == 255 * mirrors.most
+    assert grey.mirrors == mirrors.mirrors
+    assert grey.fingerprint() != mirrors.fingerprint()
+    answers = grey.show(np.array([[grey.most, 0, 0, -7]]), 1e-6)
+    np.testing.assert_allclose(answers[0], grey.response @ [grey.most, 0, 0, -7], atol=6 / (2e-6) * 1.1)
 
 
 def test_fringes_take_pixels_of_their_own_of_one_camera() -> None:

@@ -185,7 +185,12 @@ def test_its_assumptions_are_explained() -> None:
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"method": "balanced"}, "method is balanced"), ({"decorrelation_seconds": 10.0}, "the medium ages")],
+    [
+        ({"method": "balanced"}, "method is balanced"),
+        ({"method": "off-axis"}, "method is off-axis"),
+        ({"levels": 255}, "levels is 255"),
+        ({"decorrelation_seconds": 10.0}, "the medium ages"),
+    ],
 )
 def test_light_paths_that_no_calibration_serves_are_refused(options: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
