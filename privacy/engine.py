@@ -42,7 +42,7 @@ from privacy.norms import refuse_norm
 from privacy.notions import Kind
 from privacy.optimizer import PrivateOptimizer
 from privacy.releases import RELEASES, calibrations, refuse_unknown_options, terms
-from privacy.releases.source import NoiseSource, Parts
+from privacy.releases.source import Parts, Source
 from privacy.releases.step import StepRelease
 from privacy.sampling import PoissonLoader, PrivateLoader, PublicLoader, SamplingPlan
 from privacy.secrecy import draws_from_the_process, foreign, unsecret
@@ -142,7 +142,7 @@ class PrivacyEngine(Fixed):
         return self._step_release
 
     @property
-    def source(self) -> NoiseSource | None:
+    def source(self) -> Source | None:
         """Where its noise comes from; None before `make_private`."""
         return None if self._step_release is None else self._step_release.source
 

@@ -10,12 +10,12 @@ from typing import Any
 from noise_models.calibration.document import Document
 from noise_models.errors import DeviceError, HealthError
 from privacy.ledger import Ledger
-from privacy.releases.source import NoiseSource
+from privacy.releases.source import Source
 
 FRAMES = "frames"  # kind of the rows that name frames by their digests
 
 
-def start_up(source: NoiseSource, ledger: Ledger) -> None:
+def start_up(source: Source, ledger: Ledger) -> None:
     """Test a source's device; a row says what was found, good or bad.
 
     Raises:
@@ -29,7 +29,7 @@ def start_up(source: NoiseSource, ledger: Ledger) -> None:
     note_frames(source, ledger)
 
 
-def note_frames(source: NoiseSource, ledger: Ledger) -> None:
+def note_frames(source: Source, ledger: Ledger) -> None:
     """The digests of all frames that a device showed since it was last asked: a later part of the run knows them."""
     if digests := source.shown():
         ledger.append_event(FRAMES, {"digests": list(digests)})
@@ -47,7 +47,7 @@ def noting_failures(ledger: Ledger, phase: str) -> Iterator[None]:
         raise
 
 
-def register_new_keys(source: NoiseSource, ledger: Ledger) -> None:
+def register_new_keys(source: Source, ledger: Ledger) -> None:
     """Keys that a source took from its device since it was last asked.
 
     Raises:

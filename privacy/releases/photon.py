@@ -40,9 +40,9 @@ from privacy.contributions.protocols import (
 )
 from privacy.ledger import ReleaseEvent
 from privacy.releases.card import ReleaseCard
-from privacy.releases.clipped import ClippedRelease
+from privacy.releases.clipped import ClippedSum
 from privacy.releases.device_health import FAULT_LASTS, DeviceHealth, refuse_other
-from privacy.releases.source import Departure, NoiseSource, Parts
+from privacy.releases.source import Departure, Parts, Source
 
 # Of a field to its reference, at most: the clamp follows from it. M grows with it, by two arms a few percent, by one
 # arm more: it is less where M would be beyond this much above its least.
@@ -81,7 +81,7 @@ class Level(NamedTuple):
     change: float
 
 
-class ShotNoise(NoiseSource):
+class ShotNoise(Source):
     """The light path, and the light level at which its shot noise is what was asked for."""
 
     name = "photon"
@@ -224,11 +224,8 @@ class ShotNoise(NoiseSource):
         columns = math.ceil(dimension / self.readout.inputs)
         return Departure(0.0, 0.0, columns * self.readout.counts * self.readout.count_mass)
 
-    def add_noise(self, total: Tensor, std: float) -> None:
-        raise NotImplementedError("light does not add noise to a sum: it carries the sum (`PhotonRelease`)")
 
-
-class PhotonRelease(ClippedRelease):
+class PhotonRelease(ClippedSum[ShotNoise]):
     """The clipped sum as light carries it: columns read back by the pseudo-inverse of what the device answers.
 
     Attributes:
@@ -236,8 +233,7 @@ class PhotonRelease(ClippedRelease):
     """
 
     mechanism = "photon"
-    source: ShotNoise
-    _changing = ClippedRelease._changing | {"_read"}
+    _changing = ClippedSum._changing | {"_read"}
 
     def __init__(
         self,
@@ -253,7 +249,7 @@ class PhotonRelease(ClippedRelease):
     ) -> None:
         """
         Args:
-            contributions, coins, max_grad_norm, expected_batch_size: as for `ClippedRelease`.
+            contributions, coins, max_grad_norm, expected_batch_size: as for `ClippedSum`.
             device: whose light it is.
             readout: its light path.
             calibration: what it was measured to do at most; None takes what the device says of itself.

@@ -33,7 +33,7 @@ class Parts:
         steps_an_epoch: logical batches an epoch.
         calibration: of the camera, or of the light path; None where none was given.
         known: digests of dark frames that earlier parts of the run logged; seeing one again is a replay.
-        resumed: what the release wrote into the ledger (`NoiseSource.describe`) when the run began; None at its
+        resumed: what the release wrote into the ledger (`Source.describe`) when the run began; None at its
             beginning.
         diagnoses: figures computed from private records are shown; the run then has no guarantee.
         options: the release's own settings.
@@ -62,8 +62,8 @@ class Departure:
     mass: float
 
 
-class NoiseSource(Fixed, ABC):
-    """Supplies Z, dominated by N(0, std² I) up to its stated cost.
+class Source(Fixed, ABC):
+    """Where a release's noise comes from, dominated by N(0, std² I) up to its stated cost.
 
     Attributes:
         name: the release's registered name.
@@ -102,6 +102,28 @@ class NoiseSource(Fixed, ABC):
         """
         return {}
 
+    def vouch(self) -> None:
+        """Test the device once more between a step's noise and its release.
+
+        Raises:
+            DeviceError: what was drawn may not be released.
+        """
+
+    def shown(self) -> tuple[str, ...]:
+        """Digests of the device's frames since this was last asked; they are logged before the release.
+
+        A digest of 160 bits tells nothing of a frame that nobody can guess.
+        """
+        return ()
+
+    def rekeyed(self) -> tuple[NoiseGenerator, ...]:
+        """Generators whose key changed since this was last asked; they are registered before the release."""
+        return ()
+
+
+class NoiseSource(Source):
+    """Supplies Z, which is added to a sum."""
+
     def prepare(self, std: float) -> None:
         """Make ready for noise of standard deviation `std`, before anything is released or written.
 
@@ -119,24 +141,6 @@ class NoiseSource(Fixed, ABC):
         Raises:
             DeviceError: what was drawn may not be released.
         """
-
-    def vouch(self) -> None:
-        """Test the device once more between the last `add_noise` and its release.
-
-        Raises:
-            DeviceError: what was drawn may not be released.
-        """
-
-    def shown(self) -> tuple[str, ...]:
-        """Digests of the device's frames since this was last asked; they are logged before the release.
-
-        A digest of 160 bits tells nothing of a frame that nobody can guess.
-        """
-        return ()
-
-    def rekeyed(self) -> tuple[NoiseGenerator, ...]:
-        """Generators whose key changed since this was last asked; they are registered before the release."""
-        return ()
 
 
 def with_camera(device: DarkFrames | None) -> DarkFrames:

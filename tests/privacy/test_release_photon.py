@@ -34,6 +34,7 @@ from privacy.attacks.likelihood_ratio import Distinguished, Knowledge, distingui
 from privacy.auditing.audit import audit
 from privacy.contributions.protocols import PhotonLimits
 from privacy.releases.photon import NORM_GROWTH, RATIO, PhotonRelease, ShotNoise
+from privacy.releases.source import NoiseSource
 
 DELTA = 1e-5
 COPIES, UNITS = 64, 32
@@ -189,6 +190,7 @@ def test_the_noise_is_that_of_the_light_and_no_generators() -> None:
     assert header["device_share"] == 1.0
     assert header["sensitivity"] == level.change
     assert [generator.name for generator in release.source.generators] == ["device"]
+    assert not isinstance(release.source, NoiseSource)  # nothing is added to the sum
     assert any("shot" in text or "photo-electrons" in text for text in header["assumptions"])
 
 

@@ -139,6 +139,11 @@ class GatedState(ProjectingState):
             opens = own.of_units(torch.eye(own.gates, device=own.normals.device), point.width)
             self.register_buffer(f"opens{place}", opens, persistent=False)
 
+    def acting(self, options: dict[str, Any]) -> dict[str, Any]:
+        """The network's gates in place of the rule's own, which were left out."""
+        own = {name: value for name, value in options.items() if name not in ("gates", "gate_seed")}
+        return {**own, "gates_of_the_network": self.blocks}
+
     def observe(self, passed: ForwardPass) -> Tensor | None:
         own = _own_gates(passed.module)
         assert own is not None  # the module is what the state was made for
