@@ -105,8 +105,8 @@ class GatedFeedbackAlignment(DirectFeedbackAlignment):
         other = next((point.name for point in placed.points if point.name not in layers), None)
         if other is not None:
             raise UsageError(
-                f"feedback point {other} is no layer that the network's gates let through; rule {self.name} teaches "
-                f"{', '.join(layers) or 'those of a GatedNetwork'}"
+                f"feedback point {other} is no layer whose units the network's own gates let through; rule {self.name} "
+                f"teaches {', '.join(layers) or 'those of a GatedNetwork'}, which it finds where no points are given"
             )
         return GatedState(self, placed.points, own)
 
