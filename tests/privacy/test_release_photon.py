@@ -211,11 +211,12 @@ def test_the_noise_is_that_of_the_light_and_no_generators() -> None:
 def test_the_attack_stays_below_the_claim_and_close_to_what_renyi_leaves(
     sigma: float, steps: int, method: str
 ) -> None:
-    """Ceiling: epsilon of the Gaussian of the same multiplier, which Rényi accounting cannot reach."""
+    """Ceiling: epsilon of the Gaussian of the same multiplier, which Rényi accounting cannot reach. By one arm M is a
+    tenth above its least (`NORM_GROWTH`), and so much is lost."""
     found, claim = attack(sigma, steps, method)
     ceiling = gaussian_epsilon(1 / sigma, DELTA)
     assert found.worst_case.epsilon <= claim
-    assert 0.6 * ceiling < found.gaussian_family.epsilon <= ceiling < claim
+    assert (0.5 if method == "off-axis" else 0.6) * ceiling < found.gaussian_family.epsilon <= ceiling < claim
 
 
 def test_a_light_level_that_is_understated_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
