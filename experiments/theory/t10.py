@@ -130,6 +130,14 @@ def one_arm_as_two() -> tuple[float, float]:
     return light.allowed(2, 4.0), alone.divergence(np.full(1, 16.0), np.full(1, 20.0), 2)
 
 
+def uneven_levels(step: float = 1.5) -> tuple[float, float, float]:
+    """A pixel whose level 16 is half a step too bright, 3 % of its amplitude: what one unit may cost where steps are
+    taken for even, where they are charged, and D_2 from 15 to 16."""
+    light = Light(np.array([[1.0 + 0.0j]]), 70.0, 0.05, 20.0)
+    found = light.divergence(np.array([15.0]), np.array([15.0 + step]), 2)
+    return light.allowed(2, 1.0), light.allowed(2, step), found
+
+
 def without_quadrature() -> tuple[float, float]:
     """The same medium, the phase still, and γ = 0: at a large sum what is in quadrature shows."""
     light = Light(np.array([[0.02 + 1.0j]]), 70.0, 2.0, 20.0)
@@ -159,6 +167,7 @@ def demonstrations() -> list[Demonstration]:
     """Conditions kept, then dropped."""
     even, bits = bit_planes()
     still, turned = in_quadrature()
+    even_steps, charged, uneven = uneven_levels()
     paired, alone = one_arm_as_two()
     blind, shown = without_quadrature()
     once, heat = heated()
@@ -204,6 +213,19 @@ def demonstrations() -> list[Demonstration]:
             blind,
             shown,
             dropped="γ counts what is in quadrature",
+        ),
+        Demonstration(
+            "a grey level that is half a step too bright, charged",
+            "D_2 of one step of the grid",
+            charged,
+            uneven,
+        ),
+        Demonstration(
+            "a grey level that is half a step too bright",
+            "D_2 of one step of the grid",
+            even_steps,
+            uneven,
+            dropped="unequal mirrors and steps between levels are charged",
         ),
         Demonstration(
             "one arm, field between phase and quadrature, ρ = 0.32",

@@ -71,7 +71,7 @@ def test_random_devices_keep_the_bound(arms: int) -> None:
 def test_each_condition_is_needed() -> None:
     found = t10.demonstrations()
     assert all(d.as_it_should_be for d in found)
-    assert sum(bool(d.dropped) for d in found) == 7
+    assert sum(bool(d.dropped) for d in found) == 8
 
 
 def test_a_photon_transfer_gain_under_common_noise_finds_a_third_of_the_light() -> None:
