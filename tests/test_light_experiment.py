@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from experiments.harness.experiment import TABLE
 from experiments.light import study
 from noise_models.camera import CAMERAS
@@ -21,6 +23,7 @@ def test_the_table_has_what_a_gated_step_takes() -> None:
     assert found["columns_a_step"] == 4 * (width + 1) + hidden + 1
 
 
+@pytest.mark.slow
 def test_the_table_has_what_a_sum_that_is_read_back_loses() -> None:
     text = (study.FOLDER / TABLE).read_text(encoding="utf-8")
     assert all(line in text for line in study.lost())
