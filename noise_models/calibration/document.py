@@ -85,14 +85,20 @@ class Document(ABC):
         """Raise unless this is a calibration of that device and still holds.
 
         Raises:
-            DeviceError: another one's, or expired.
+            DeviceError: another one's, expired, or of a time to come.
         """
         if fingerprint != self.fingerprint:
             raise DeviceError(
                 f"calibration {self.digest[:16]} is of {self.of} {self.fingerprint}, not of this one "
                 f"({fingerprint}); {self.again}"
             )
-        if (now or datetime.now(UTC)) >= datetime.fromisoformat(self.expires_at):
+        now = now or datetime.now(UTC)
+        if now < datetime.fromisoformat(self.taken_at):
+            raise DeviceError(
+                f"calibration {self.digest[:16]} was taken at {self.taken_at}, and it is {now.isoformat()}; set the "
+                "clock, or take a new one: optical-dfa calibrate"
+            )
+        if now >= datetime.fromisoformat(self.expires_at):
             raise DeviceError(
                 f"calibration {self.digest[:16]} expired at {self.expires_at}; take a new one: "
                 "optical-dfa calibrate"

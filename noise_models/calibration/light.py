@@ -14,26 +14,28 @@ from typing import ClassVar, Final, Literal
 
 import numpy as np
 from pydantic import ConfigDict
+from scipy import special
 
 from noise_models.calibration.document import BETA_RANGE, DRIFT_ALLOWANCE, FORMAT, Document, Interval, moment
 from noise_models.calibration.electrons import INTENSITY_REACH, Electrons, measure_electrons
+from noise_models.calibration.field_bounds import Fields, bounds
 from noise_models.calibration.light_fields import (
+    PATTERNS,
     QUARTER,
-    Complex,
     FieldProbe,
-    Fields,
-    bounds,
-    pattern,
+    opened,
+    patterns,
     shown,
     unsquared,
 )
-from noise_models.calibration.probed_light import PatternFrames, ProbedLight
+from noise_models.calibration.probed_light import Complex, PatternFrames, ProbedLight, Reals
 from noise_models.errors import DeviceError, UsageError
 
 FRAMES: Final = 16_384
 BETA: Final = 1e-6
 VALID_DAYS: Final = 30.0
-_LOOKS: Final = 256  # frames of each of four, when a run begins
+_LOOKS: Final = 256  # frames of each pattern and phase, when a run begins
+_ALARM: Final = 1e-6  # of a run's first look, where nothing moved
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,10 @@ class LightCalibration(Document):
         reach: upper limit of |E| for entries of 1 at most, likewise.
         least: lower limit of |r|.
         attenuator: settings, rising, and upper limits of κ over the setting.
-        signal_dn: mean code of the reference above black.
-        pattern_light, pattern_power: of the public pattern that a run looks at first: κ as set, and mean |E/r|².
+        reference_dn: mean code of the reference above black, of both cameras' pixels.
+        pattern_light: κ as set, of the public patterns that a run looks at first.
+        pattern_real, pattern_imaginary: their E/r, a row each.
+        spread: Frobenius norm of the fields of all macro-pixels over their spectral norm.
         inputs, rows, most: p; pixels of a camera; K, whole numbers from -K to K.
         assumptions: what has to hold besides.
         kind, format: of the document.
@@ -83,9 +87,11 @@ class LightCalibration(Document):
     reach: float
     least: float
     attenuator: tuple[tuple[float, float], ...]
-    signal_dn: float
+    reference_dn: tuple[tuple[float, ...], ...]
     pattern_light: float
-    pattern_power: float
+    pattern_real: tuple[tuple[float, ...], ...]
+    pattern_imaginary: tuple[tuple[float, ...], ...]
+    spread: float
     inputs: int
     rows: int
     most: int
@@ -100,8 +106,16 @@ class LightCalibration(Document):
                 f"beta lies in {BETA_RANGE[0]:g} … {BETA_RANGE[1]:g}",
             ),
             (
-                min(self.norm, self.row, self.reach, self.least, self.signal_dn, self.pattern_power) > 0,
-                "norm, row, reach, least, signal and pattern are positive",
+                min(self.norm, self.row, self.reach, self.least, self.pattern_light, self.spread - 1 + 1e-9)
+                > 0,
+                "norm, row, reach, least and light are positive, and a spread is 1 or more",
+            ),
+            (
+                [len(one) for one in self.reference_dn] == [self.rows] * 2
+                and min(min(one) for one in self.reference_dn) > 0
+                and [len(one) for one in (*self.pattern_real, *self.pattern_imaginary)]
+                == [self.rows] * 2 * PATTERNS,
+                "every pixel has a reference and patterns",
             ),
             (bool(self.attenuator) and _rises(self.attenuator), "settings rise, and all is positive"),
             (
@@ -118,6 +132,22 @@ class LightCalibration(Document):
     def fingerprint(self) -> str:
         return self.device_fingerprint
 
+    def refuse_larger(self, inputs: int, rows: int, most: int) -> None:
+        """Raise unless what is to be used was measured: the macro-pixels as they are, and no pixel more.
+
+        Raises:
+            DeviceError: it was not.
+        """
+        for what, value, measured, holds in (
+            ("entries of a column", inputs, self.inputs, inputs == self.inputs),
+            ("mirrors of a macro-pixel", most, self.most, most == self.most),
+            ("pixels of a camera", rows, self.rows, rows <= self.rows),
+        ):
+            if not holds:
+                raise DeviceError(
+                    f"calibration {self.digest[:16]} is of {measured} {what}, and the run uses {value}; {self.again}"
+                )
+
     def setting(self, light: float) -> float | None:
         """The largest setting of the attenuator at which κ is at most `light`; None where there is none.
 
@@ -133,7 +163,7 @@ class LightCalibration(Document):
 
 
 def planned(path: ProbedLight, frames: int) -> int:
-    """PatternFrames that a calibration takes, about."""
+    """Frames that a calibration takes, about."""
     mirrors = 4 * path.most * max(16, frames // path.most) if path.most > 1 else 0
     return 24 * frames + mirrors
 
@@ -177,35 +207,61 @@ def calibrate_light(
 
 
 def refuse_moved(path: ProbedLight, calibration: LightCalibration) -> dict[str, float]:
-    """Whether the reference and one public pattern are as bright as they were, before a run relies on it.
+    """Whether the reference and public patterns are at every pixel what they were, before a run relies on it.
+
+    The reference may have another phase, in each quadrature. A pattern of random signs moves by the Frobenius norm of
+    what the macro-pixels' fields moved by, on average, and that is not below its spectral norm.
 
     Returns:
-        their amplitudes over those of the calibration.
+        what was found, by name.
     Raises:
         DeviceError: one is off by more than is allowed for.
     """
     frames = PatternFrames(path, lambda taken, what: None)
     dark, lit = (
-        np.concatenate(list(frames.steady(_LOOKS, "a look", reference=power))).mean(0) for power in (0.0, 1.0)
+        np.concatenate(list(frames.steady(_LOOKS, "a look", reference=power))) for power in (0.0, 1.0)
     )
-    signal = lit - dark
-    runs = np.repeat(shown(path, pattern(path)[None] * path.most), _LOOKS, axis=0)
-    power = 0.0
-    for phase in (0.0, QUARTER):
-        rates = (frames.exposed(runs, "a look", light=calibration.pattern_light, phase=phase) - dark) / signal
-        z = (rates[:, 0] - rates[:, 1]) / 4 / rates.mean((1, 2))[:, None]
-        power += float((np.square(z.mean(0)) - z.var(0, ddof=1) / _LOOKS).mean())
-    found = {
-        "reference": sqrt(max(0.0, float(signal.mean())) / calibration.signal_dn),
-        "pattern": sqrt(float(unsquared(np.asarray(power))) / calibration.pattern_power),
-    }
-    for name, value in found.items():
-        if not abs(value - 1) <= DRIFT_ALLOWANCE:
+    black, then = dark.mean(0), np.asarray(calibration.reference_dn)
+    reference = (lit.mean(0) - black) / then
+    error = np.sqrt((lit.var(0) + dark.var(0)) / _LOOKS) / then * -special.ndtri(_ALARM / then.size)
+    farthest = np.sqrt(reference.flat[np.argmax(np.abs(reference - 1) - error)])
+    if not (np.abs(reference - 1) - error <= 2 * DRIFT_ALLOWANCE).all():
+        raise _moved("amplitude of the reference at a pixel", float(farthest), DRIFT_ALLOWANCE)
+    known = np.asarray(calibration.pattern_real) + 1j * np.asarray(calibration.pattern_imaginary)
+    pairs, noise = [], 0.0
+    for column, field in zip(patterns(path), known, strict=True):
+        runs = np.repeat(shown(path, column[None] * path.most), _LOOKS, axis=0)
+        for phase in (0.0, QUARTER):
+            rates = (
+                frames.exposed(runs, "a look", light=calibration.pattern_light, phase=phase) - black
+            ) / then
+            z = (rates[:, 0] - rates[:, 1]) / 4 / rates.mean((1, 2))[:, None]
+            power = 2 * np.square(z.mean(0)).mean()  # both quadratures are alike, near enough
+            now = z.mean(0) * (1 + unsquared(np.asarray(power)))
+            noise += float(z.var(0, ddof=1).sum()) / _LOOKS
+            cosine, sine = np.linalg.lstsq(np.stack([field.real, field.imag], axis=1), now, rcond=None)[0]
+            pairs.append((now, (field * np.exp(-1j * np.arctan2(sine, cosine))).real))
+    shown_now, before = (np.stack(one) for one in zip(*pairs, strict=True))
+    brightness = float((shown_now * before).sum() / np.square(before).sum())
+    size = float(np.square(before).sum())
+    left = float(np.square(shown_now - brightness * before).sum()) - noise
+    chance = noise * sqrt(2 / before.size) * -float(special.ndtri(_ALARM))
+    moved = sqrt(max(0.0, left - chance) / size) * calibration.spread
+    if not abs(brightness - 1) + moved <= DRIFT_ALLOWANCE:
+        if moved > DRIFT_ALLOWANCE / 2:
             raise DeviceError(
-                f"the amplitude of the {name} is {value:.3g} of what it was at the calibration; allowed is "
-                f"{1 - DRIFT_ALLOWANCE:g} to {1 + DRIFT_ALLOWANCE:g}: {LightCalibration.again}"
+                f"fields of the public patterns moved by {moved:.3g} of the largest since the calibration; allowed is "
+                f"{DRIFT_ALLOWANCE:g}: {LightCalibration.again}"
             )
-    return found
+        raise _moved("amplitude of the public patterns", brightness, DRIFT_ALLOWANCE - moved)
+    return {"reference": float(farthest), "patterns": brightness, "moved": moved}
+
+
+def _moved(what: str, value: float, allowed: float) -> DeviceError:
+    return DeviceError(
+        f"the {what} is {value:.3g} of what it was at the calibration; allowed is {1 - allowed:.3g} to "
+        f"{1 + allowed:.3g}: {LightCalibration.again}"
+    )
 
 
 def _rises(pairs: tuple[tuple[float, float], ...]) -> bool:
@@ -230,6 +286,8 @@ def _document(
     reach = INTENSITY_REACH * electrons.common
     # What light of mirrors that are off adds to the reference moves its amplitude by no more than itself.
     scale = (1 + 2 * electrons.signal_error) * (1 + fields.leak) / (fields.light * path.most)
+    scale *= fields.share * sqrt(fields.oblique)
+    seen = opened(patterns(path)) @ fields.columns.T
     bright, spread = sqrt(1 + reach), 1 + fields.mirrors
     counts = electrons.signal * (1 - electrons.signal_error) / electrons.gain_upper
     least = sqrt(2 * float(counts.min()) * (1 - reach)) * (1 - fields.leak)
@@ -256,7 +314,10 @@ def _document(
         upper_limits={
             "common_intensity_noise": electrons.common,
             "excess_noise": electrons.excess,
+            "multiplied_noise": electrons.multiplied,
             "mirror_departure": fields.mirrors,
+            "share_of_single_mirrors": fields.share,
+            "square_over_quadratures": fields.oblique,
             "field_of_mirrors_off": fields.leak,
             "phase_drift_radians": fields.drift,
             "phase_jitter_radians": fields.jitter,
@@ -268,9 +329,11 @@ def _document(
         reach=scale * spread * field.reach * least / (1 - fields.leak),
         least=least,
         attenuator=fields.attenuator,
-        signal_dn=float(electrons.signal.mean()),
+        reference_dn=_table(electrons.signal),
         pattern_light=fields.light,
-        pattern_power=fields.power,
+        pattern_real=_table(seen.real),
+        pattern_imaginary=_table(seen.imag),
+        spread=float(np.linalg.norm(fields.columns) / np.linalg.norm(fields.columns, 2)),
         inputs=path.inputs,
         rows=path.rows,
         most=path.most,
@@ -278,18 +341,22 @@ def _document(
     )
 
 
+def _table(values: Reals) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(float(f"{value:.5g}") for value in row) for row in values)
+
+
 def _assumptions(electrons: Electrons, fields: Fields, expires: datetime) -> tuple[str, ...]:
     return (
-        "each photo-electron of a pixel is worth the same, and light is neither multiplied nor thermal (it would have "
-        f"shown from {electrons.unseen:.2g} times the variance on); what rises as the square of the light and is not "
-        "common to a frame is alike in all pixels of a camera",
+        "each photo-electron of a pixel is worth the same, and light is not multiplied or thermal beyond what "
+        f"the third moment leaves open ({electrons.multiplied:.3g} times the variance, charged); what rises as the "
+        "square of the light and is not common to a frame is alike in all pixels of a camera",
         "errors of sample variances and of fields are those of Gaussian noise, independent from frame to frame",
-        "both cameras see one field behind a half mirror, pixel by pixel; the reference was turned by π/2 and moved no "
-        f"further than was seen (by {fields.drift:.2g} rad)",
+        "both cameras see one field behind a half mirror, pixel by pixel; between looks the reference moved no further "
+        f"than was seen (by {fields.drift:.2g} rad)",
         "the mirrors of a macro-pixel excite one mode, and fields of parts add up, which nothing that was shown "
         f"contradicts (a departure of {fields.affine:.2g} would have)",
         "between the lights that were measured the attenuator is as at them, and the common intensity stays within "
         f"{INTENSITY_REACH:g} standard deviations",
-        f"the light path is within {100 * DRIFT_ALLOWANCE:g} % of its calibration (reference and a pattern are looked "
-        f"at when a part of a run begins; it holds until {expires.date().isoformat()})",
+        f"the light path is within {100 * DRIFT_ALLOWANCE:g} % of its calibration (reference and public patterns are "
+        f"looked at, pixel by pixel, when a part of a run begins; it holds until {expires.date().isoformat()})",
     )

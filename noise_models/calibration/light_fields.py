@@ -3,13 +3,13 @@
 Fields are measured relative to the reference's, by the difference of both cameras over the mean of all pixels, so that
 neither gain nor what is common to a frame is in them: with C/S a code over that of the reference alone,
 `z = (C₊/S₊ - C₋/S₋) / (4 mean C/S)` is Re(E/r) / (1 + mean |E/r|²), and with the reference turned by π/2 the same of
-Im(E/r). Macro-pixels are shown in the patterns of a Hadamard matrix and their complements. The bounds are proved in
-docs/theory.md (T10, calibration).
+Im(E/r), the reference's power at that phase measured by itself. The mean of both cameras is 1 + |E/r|², which says
+whether these are two quadratures of one field. Macro-pixels are shown in the patterns of a Hadamard matrix and their
+complements. The bounds are proved in docs/theory.md (T10, calibration).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import ceil, log, pi, sin, sqrt
 from typing import Final
 
@@ -18,10 +18,11 @@ import numpy.typing as npt
 from scipy import linalg, special, stats
 
 from noise_models.calibration.electrons import ALARM, INTENSITY_REACH, Electrons
-from noise_models.calibration.probed_light import PatternFrames, ProbedLight, Reals, Runs
+from noise_models.calibration.field_bounds import Fields, average_of_single, complex_norm_of_noise
+from noise_models.calibration.mirrors import Departures
+from noise_models.calibration.probed_light import Complex, PatternFrames, ProbedLight, Reals, Runs
+from noise_models.calibration.quadratures import Quadratures
 from noise_models.errors import DeviceError
-
-Complex = npt.NDArray[np.complex128]
 
 QUARTER: Final = pi / 2
 BRIGHT: Final = 0.25  # of the largest field to the reference, in patterns
@@ -32,75 +33,24 @@ _SEEN: Final = 0.03  # a field relative to the reference that is no noise
 _LEAST_PARTS: Final = 16  # of the measurement, between which the same pattern is shown again
 _CERTAIN, _FINE = 0.5, 0.0125  # relative errors of an attenuator's level: the largest of use, and enough
 _CHAINED: Final = 0.0025  # of a level against the next one
-_DIM_LEVELS, _BRIGHT_LEVELS = 16, 10
-_CHECKS: Final = 32  # columns that are shown in two parts
+_DIM_LEVELS: Final = 16
+_CHECKS: Final = 32  # columns that are shown in two parts, at every size
+_SIZES: Final = 4  # between two sizes of such parts
+PATTERNS: Final = 8  # public ones, that a run looks at first
+MOST_TURNED: Final = 0.1  # by which the reference's power may depend on its phase
 MOST_LEAK: Final = 0.02  # of a field to the reference, with all mirrors off
 MOST_UNLINEAR: Final = 0.02  # of a field, besides what chance does
 _BETA_PARTS: Final = 40
 
 
-@dataclass(frozen=True)
-class Fields:
-    """Numbers are relative to the reference at a pixel, for all mirrors of a macro-pixel at light `light`.
-
-    Attributes:
-        light: κ as it was set.
-        columns: estimates of the fields of every macro-pixel, the positive ones first, shape (rows, 2 p).
-        noise: standard deviation of Re and Im of one of them, limit, shape (rows,).
-        together: field of all macro-pixels at once, by itself, shape (rows,).
-        slow: largest relative error that is common to a part of the measurement: phase, brightness.
-        fast: standard deviation of that of single frames.
-        size, repeats: patterns, and frames of each.
-        attenuator: settings of κ, rising, and how much κ may be over the setting, times that at `light`; limits.
-        mirrors: largest departure of a mirror from the mean of its macro-pixel, complex, relative.
-        power: mean |E/r|² of `pattern` at `light`.
-        drift: largest angle of the reference over the measurement, in radians.
-        jitter: standard deviation of the angle from frame to frame.
-        leak: largest field that passes mirrors which are off, at the brightest light, limit.
-        affine: how far fields of parts may be off that of the whole, relative, without showing.
-        beta: of each of the bounds that are made of these.
-    """
-
-    light: float
-    columns: Complex
-    noise: Reals
-    together: Complex
-    slow: float
-    fast: float
-    size: int
-    repeats: int
-    attenuator: tuple[tuple[float, float], ...]
-    mirrors: float
-    power: float
-    drift: float
-    jitter: float
-    leak: float
-    affine: float
-    beta: float
+def patterns(path: ProbedLight) -> npt.NDArray[np.int64]:
+    """Public columns of -1 and 1, shape (PATTERNS, p); the first is shown again and again."""
+    return np.random.default_rng(0).choice([-1, 1], (PATTERNS, path.inputs))
 
 
-@dataclass(frozen=True)
-class Bounds:
-    """Of a matrix of fields, rows weighted: what is measured, and the most it may be off.
-
-    Attributes:
-        norm, norm_error: of [Re; Im] of the mean of both signs, and of half their difference, added.
-        full, full_error: the same as a map of complex columns.
-        row: largest norm of a row of either sign, limit.
-        reach: largest sum of moduli along a row, limit.
-    """
-
-    norm: float
-    norm_error: float
-    full: float
-    full_error: float
-    row: float
-    reach: float
-
-
-def pattern(path: ProbedLight) -> npt.NDArray[np.int64]:
-    """The one column of -1 and 1 that is shown again and again, shape (p,)."""
-    return np.random.default_rng(0).choice([-1, 1], path.inputs)
+def opened(columns: npt.NDArray[np.int64]) -> Reals:
+    """How much of its macro-pixels each column of -1, 0 and 1 opens, shape (m, 2 p)."""
+    return np.concatenate([np.maximum(columns, 0), np.maximum(-columns, 0)], axis=-1).astype(np.float64)
 
 
 def shown(path: ProbedLight, columns: npt.NDArray[np.int64]) -> Runs:
@@ -132,12 +82,13 @@ class FieldProbe:
         path = frames.path
         self._size = 1 << (2 * path.inputs).bit_length()  # > 2 p: the constant pattern is none of theirs
         self._repeats = max(4, ceil(count / (2 * self._size)))
-        self._signs = np.random.default_rng(0).choice([-1, 1], (8, path.inputs))
-        self._anchor = pattern(path)
+        self._signs = patterns(path)
+        self._anchor = self._signs[0]
+        self._quadratures = Quadratures()
         self._seen: list[tuple[Reals, Reals]] = []
         self._z = float(-special.ndtri(self._beta / 2))
         # Of a frame: of z at a pixel, and of what z is divided by.
-        variance = electrons.noise_upper.sum(0) / 16
+        variance = (1 + MOST_TURNED) * electrons.noise_upper.sum(0) / 16
         self._frame_variance = variance / (1 - INTENSITY_REACH * electrons.common) ** 2
         # A tenth more for the error of 1 + mean |E/r|².
         self._common_variance = 1.1 * float(electrons.noise_upper.mean(1).sum()) / (4 * path.rows)
@@ -148,33 +99,37 @@ class FieldProbe:
             DeviceError: patterns change nothing, fields are not affine, the medium or the phase moves too much.
         """
         path = self._path
+        self._turned = self._turn()
         self._light = light = self._bright(self._full(self._signs), _DIMMEST)
         columns, together, rate = self._hadamard(light)
         noise = np.sqrt(2 * self._frame_variance * rate / (self._size * self._repeats))
-        prediction = columns @ self._indicator(self._anchor)
+        prediction = columns @ opened(self._anchor)
         attenuator = self._attenuator(light, prediction, rate)
         leak = self._leak(attenuator[-1][0])
-        mirrors = [self._mirrors(columns, noise, sign) for sign in (0, 1)] if path.most > 1 else []
-        unlinear = self._unlinear(columns, noise, rate)
+        mirrors = (
+            [self._mirrors(columns, noise, sign, attenuator) for sign in (0, 1)] if path.most > 1 else []
+        )
+        unlinear = self._unlinear()
         self._look()
         offset = self._z * float(noise.max()) * sqrt(path.inputs) / float(np.linalg.norm(prediction))
         drift, jitter, moved = self._steadiness(prediction, rate, offset)
         for one in mirrors:
             one.refuse_modes()
-        if unlinear[0] > unlinear[1]:
-            raise DeviceError(
-                f"fields of two parts of the mirrors add up to {unlinear[0]:.3g} off the field of all (allowed is "
-                f"{unlinear[1]:.3g}): it is not affine in the numbers shown; let no light return to the mirrors, and "
-                "show each number as an amplitude"
-            )
         slow = 2 * sin(drift / 2) + moved + jitter**2 / 2
         fast = sqrt(jitter**2 + self._common_variance)
+        affine = self._refuse_unlinear(unlinear, fast)
+        oblique = self._quadratures.limit(self._z)
         whole = float(np.linalg.norm(columns, 2))
+        averaged = average_of_single(fast, path.rows, 2 * path.inputs, self._repeats, self._beta)
+        departures, shares = (
+            zip(*(one.limits(slow, fast, averaged, moved, whole) for one in mirrors), strict=True)
+            if mirrors
+            else ((0.0,), (1.0,))
+        )
         return Fields(
             light, columns, noise, together, slow, fast, self._size, self._repeats,
-            tuple((setting, factor * (1 + 2 * slow)) for setting, factor in attenuator),
-            max((one.departure(slow, fast, whole) for one in mirrors), default=0.0),
-            float(np.square(np.abs(prediction)).mean()), drift, jitter, leak, unlinear[1], self._beta,
+            tuple((setting, most * (1 + 2 * slow)) for setting, _, most in attenuator),
+            max(departures), max(1.0, *shares), oblique, drift, jitter, leak, affine, self._beta,
         )  # fmt: skip
 
     # ---- patterns
@@ -183,10 +138,6 @@ class FieldProbe:
         """Runs that show columns of -1, 0 and 1 times so many mirrors, or all."""
         return shown(self._path, columns * (self._path.most if mirrors is None else mirrors))
 
-    def _indicator(self, column: npt.NDArray[np.int64]) -> Reals:
-        """Which macro-pixels a column opens, and how much of them, of 2 p."""
-        return np.concatenate([np.maximum(column, 0), np.maximum(-column, 0)], axis=-1).astype(np.float64)
-
     def _fields(
         self, runs: Runs, what: str, light: float, phase: float, repeats: int = 1
     ) -> tuple[Reals, Reals]:
@@ -194,26 +145,45 @@ class FieldProbe:
         codes = self._frames.exposed(
             np.repeat(runs, repeats, axis=0) if repeats > 1 else runs, what, light=light, phase=phase
         )
-        rates = (codes - self._electrons.black) / self._electrons.signal
-        return (rates[:, 0] - rates[:, 1]) / 4 / (rates.mean((1, 2)))[:, None], rates
+        turned = self._turned if phase else np.ones_like(self._turned)
+        rates = (codes - self._electrons.black) / (self._electrons.signal * turned)
+        z = (rates[:, 0] - rates[:, 1]) / 4 / (rates.mean((1, 2)))[:, None]
+        return z * np.sqrt(turned.mean(0)), rates
 
     def _complex(self, runs: Runs, what: str, light: float, repeats: int) -> tuple[Complex, Reals]:
-        """E/r of patterns, from so many frames of each phase, shape (m, rows), and the mean rate of pixels."""
+        """E/r of patterns, from so many frames of each phase, shape (m, rows), and their rates, shape (m, 2, rows)."""
         step = self._frames.chunk(repeats)
         found = np.empty((len(runs), self._path.rows), np.complex128)
-        rate = np.zeros((2, self._path.rows))
+        rate = np.empty((len(runs), 2, self._path.rows))
         for start in range(0, len(runs), step):
-            part = runs[start : start + step]
-            parts = []
+            part = slice(start, start + step)
+            both = []
             for phase in (0.0, QUARTER):
-                z, rates = self._fields(part, what, light, phase, repeats)
-                parts.append(z.reshape(len(part), repeats, -1).mean(1))
-                rate += rates.sum(0)
-            found[start : start + step] = parts[0] + 1j * parts[1]
+                z, rates = self._fields(runs[part], what, light, phase, repeats)
+                both.append([one.reshape(-1, repeats, *one.shape[1:]).mean(1) for one in (z, rates)])
+            (real, first), (imaginary, second) = both
+            found[part], rate[part] = real + 1j * imaginary, (first + second) / 2
         # z is E/r over 1 + mean |E/r|², the same factor at all pixels.
         power = (np.square(np.abs(found)) - 2 * self._frame_variance / repeats).mean(1)
-        mean = unsquared(power)
-        return found * (1 + mean)[:, None], rate / (2 * repeats * len(runs))
+        return found * (1 + unsquared(power))[:, None], rate
+
+    def _turn(self) -> Reals:
+        """The turned reference's power over its power at phase 0, shape (2, rows).
+
+        Raises:
+            DeviceError: they are far from each other.
+        """
+        total = np.zeros((2, self._path.rows))
+        for codes in self._frames.steady(self._count, "the turned reference", reference=1.0, phase=QUARTER):
+            total += codes.sum(0)
+        found = (total / self._count - self._electrons.black) / self._electrons.signal
+        off = found.flat[np.argmax(np.abs(found - 1))]
+        if not abs(off - 1) <= MOST_TURNED:
+            raise DeviceError(
+                f"the reference has {off:.3g} of its power once it is turned by π/2; allowed is {1 - MOST_TURNED:g} to "
+                f"{1 + MOST_TURNED:g}: turn its phase alone"
+            )
+        return np.asarray(found)
 
     def _bright(self, runs: Runs, light: float) -> float:
         """The light at which such patterns' largest field is `BRIGHT` of the reference.
@@ -259,7 +229,8 @@ class FieldProbe:
             if start == 0:
                 together = on[0]
             columns += (on - off).T @ signs
-            rate += rates * len(signs) / size
+            self._quadratures.take(fields, rates.mean(1))
+            rate += rates.sum(0) / (2 * size)
         return columns / size, together, max(1.0, float(rate.max()))
 
     def _look(self) -> None:
@@ -352,10 +323,11 @@ class FieldProbe:
             done += take
         return abs(total / done), single / sqrt(repeats)
 
-    def _attenuator(self, light: float, prediction: Complex, rate: float) -> list[tuple[float, float]]:
-        """Settings and the most that κ over its setting is there, over what it is at `light`."""
+    def _attenuator(self, light: float, prediction: Complex, rate: float) -> list[tuple[float, float, float]]:
+        """Settings, and the least and the most that κ over its setting is there, over what it is at `light`."""
         most = self._path.most
-        z = sqrt(2 * log(4 * (_DIM_LEVELS + _BRIGHT_LEVELS) / self._beta))  # of a complex number's modulus
+        levels = most.bit_length() - 1
+        z = sqrt(2 * log(4 * (_DIM_LEVELS + 2 * levels + 1) / self._beta))  # of a complex number's modulus
         scaled = prediction / (light * most)
 
         def seen(level: float, mirrors: int, precision: float) -> tuple[float, float]:
@@ -363,21 +335,20 @@ class FieldProbe:
             return value / (level * mirrors), z * error / (level * mirrors)
 
         base, error = seen(light, most, _CHAINED)
-        found = [(light, 1.0)]
+        found = [(light, 1.0, 1.0)]
         for step in range(1, _DIM_LEVELS + 1):
             level = light / 2**step
             value, wide = seen(level, most, _FINE)
             if wide > _CERTAIN * base:
                 break
-            found.append((level, (value + wide) / (base - error)))
-        chained = 1.0
-        for step in range(1, _BRIGHT_LEVELS + 1):
+            found.append((level, (value - wide) / (base + error), (value + wide) / (base - error)))
+        low = high = 1.0
+        for step in range(1, levels + 1):
             level, mirrors = light * 2**step, most >> step
-            if mirrors < 1:
-                break
             (above, wide), (below, narrow) = (seen(one, mirrors, _CHAINED) for one in (level, level / 2))
-            chained *= (above + wide) / (below - narrow)
-            found.append((level, chained))
+            low *= (above - wide) / (below + narrow)
+            high *= (above + wide) / (below - narrow)
+            found.append((level, low, high))
         return sorted(found)
 
     def _leak(self, light: float) -> float:
@@ -403,7 +374,9 @@ class FieldProbe:
 
     # ---- mirrors
 
-    def _mirrors(self, columns: Complex, noise: Reals, sign: int) -> _Departures:
+    def _mirrors(
+        self, columns: Complex, noise: Reals, sign: int, attenuator: list[tuple[float, float, float]]
+    ) -> Departures:
         """Of the macro-pixels of a sign: all open one mirror at a time; what each of them shows is solved for.
 
         Raises:
@@ -416,7 +389,9 @@ class FieldProbe:
         runs = np.zeros((path.most, 2, path.inputs, 2), np.int64)
         runs[:, sign, :, 0] = np.arange(path.most)[:, None]
         runs[:, sign, :, 1] = np.arange(path.most)[:, None] + 1
-        light = self._bright(runs[: min(4, path.most)], self._light)
+        brightest = self._bright(runs[: min(4, path.most)], self._light)
+        # A setting that is known, so that fields can be compared with those of all mirrors.
+        light, low, high = max(one for one in attenuator if one[0] <= max(brightest, self._light))
         fields = np.empty((path.most, path.rows), np.complex128)
         rate = 1.0
         step = ceil(path.most / _LEAST_PARTS)
@@ -425,7 +400,7 @@ class FieldProbe:
             fields[start : start + step], rates = self._complex(
                 runs[start : start + step], "single mirrors", light, repeats
             )
-            rate = max(rate, float(rates.max()))
+            rate = max(rate, float(rates.mean(0).max()))
         solved = fields @ inverse.T
         mean = solved.mean(0)
         variance = self._frame_variance * rate / repeats
@@ -434,150 +409,68 @@ class FieldProbe:
         left = fields - fields.mean(0) - (solved - mean) @ part.T
         scatter = variance + MOST_JITTER**2 / 4 / repeats * np.square(np.abs(fields)).mean(0)
         departures = np.abs(solved / mean - 1)
-        return _Departures(
+        part_of_all = np.abs(mean) * path.most * self._light / light
+        return Departures(
+            shares=(float((part_of_all / high).min()), float((part_of_all / low).max())),
+            mirrors=path.most,
             largest=departures.max(0),
             length=float(np.linalg.norm(departures, axis=1).max()),
             errors=errors,
             repeats=repeats,
             reach=sqrt(log(4 * path.inputs * path.most / self._beta)),
             inverse=float(np.linalg.norm(inverse, 2)),
-            noise=_complex_norm_of_noise(float(noise.max()), path.rows, path.inputs, self._beta),
+            noise=complex_norm_of_noise(float(noise.max()), path.rows, path.inputs, self._beta),
             left=float((np.square(np.abs(left)) / scatter).sum()),
             free=2 * (path.most - 1) * (path.rows - path.inputs),
         )
 
     # ---- is it so
 
-    def _unlinear(self, columns: Complex, noise: Reals, rate: float) -> tuple[float, float]:
-        """How far fields of two parts of the mirrors, each shown by itself, are off that of all when they are added,
-        over the largest field; and how far they may be."""
-        path = self._path
-        rng = np.random.default_rng(1)
-        signs = rng.choice([-1, 1], (_CHECKS, path.inputs))
-        whole = self._full(signs)
-        cut = np.minimum(rng.integers(0, path.most + 1, whole.shape[:-1]), whole[..., 1])
-        first, second = whole.copy(), whole.copy()
-        first[..., 1], second[..., 0] = cut, cut
-        fields, _ = self._complex(
-            np.concatenate([first, second]), "affine fields", self._light, self._repeats
-        )
-        expected = self._indicator(signs) @ columns.T
-        off = np.linalg.norm(fields[:_CHECKS] + fields[_CHECKS:] - expected, axis=1)
-        variance = float((2 * self._frame_variance * rate / self._repeats + path.inputs * noise**2).max())
-        chance = sqrt(float(stats.chi2.isf(ALARM / _CHECKS, 2 * path.rows)) * variance)
-        length = float(np.linalg.norm(expected, axis=1).max())
-        return float(off.max()) / length, chance / length + MOST_UNLINEAR
+    def _unlinear(self) -> list[tuple[int, float, float]]:
+        """Of some sizes of parts, from a macro-pixel to two mirrors: the size; how far fields of two halves, each shown
+        by itself, are off the field of both when they are added, squared, over the field's square; what noise makes
+        of that."""
+        path, rng, found = self._path, np.random.default_rng(1), []
+        size = path.most
+        while size >= 2:
+            open_ = rng.integers(0, 2, (_CHECKS, 1, path.inputs))
+            open_ = np.concatenate([open_, 1 - open_], axis=1)
+            length = rng.integers(ceil(size / 2), size + 1, open_.shape) * open_
+            start = rng.integers(0, path.most - length + 1)
+            cut, end = start + rng.integers(0, length + 1), start + length
+            runs = np.stack(
+                [np.stack(ends, axis=-1) for ends in ((start, cut), (cut, end), (start, end))], axis=1
+            )
+            runs = runs.reshape(-1, 2, path.inputs, 2)
+            light = self._bright(runs[2::3], self._light)
+            fields, rates = self._complex(runs, "affine fields", light, self._repeats)
+            first, second, whole = (fields[part::3] for part in range(3))
+            lit = float(np.square(np.abs(whole)).sum())
+            noise = (
+                3 * 2 * _CHECKS * float((self._frame_variance * max(1.0, float(rates.mean(0).max()))).sum())
+            )
+            off = float(np.square(np.abs(first + second - whole)).sum())
+            found.append((size, off / lit, noise / self._repeats / lit))
+            size = -(-size // _SIZES) if size > _SIZES else size // 2
+        return found
 
-
-@dataclass(frozen=True)
-class _Departures:
-    """What the mirrors of one sign showed.
-
-    Attributes:
-        largest: |s| of each macro-pixel's mirrors, shape (p,).
-        length: largest norm of a mirror's s over macro-pixels.
-        errors: standard deviation of a complex s, of the light's noise, shape (p,).
-        repeats: frames of a mirror.
-        reach: standard deviations that no error exceeds.
-        inverse: norm of the columns' pseudo-inverse.
-        noise: norm of the columns' noise, limit.
-        left, free: squares of what no factor of a macro-pixel's field explains, over their variance, and their number.
-    """
-
-    largest: Reals
-    length: float
-    errors: Reals
-    repeats: int
-    reach: float
-    inverse: float
-    noise: float
-    left: float
-    free: int
-
-    def refuse_modes(self) -> None:
-        """Each mirror's field must be its macro-pixel's times a number: what is left is noise.
+    def _refuse_unlinear(self, found: list[tuple[int, float, float]], fast: float) -> float:
+        """How far fields may be off being affine without showing.
 
         Raises:
-            DeviceError: it is not.
+            DeviceError: they are off.
         """
-        if self.free > 0 and self.left > 1.05 * float(stats.chi2.isf(ALARM, self.free)):
-            raise DeviceError(
-                "the mirrors of a macro-pixel do not excite one and the same mode (what is left of their fields is "
-                f"{self.left / self.free:.3g} of the noise): close the aperture that makes one amplitude of each"
-            )
-
-    def departure(self, slow: float, fast: float, whole: float) -> float:
-        """The largest |s| of a mirror's amplitude 1 + s over the mean of its macro-pixel, upper limit.
-
-        Args:
-            slow, fast: of `Fields`.
-            whole: norm of all columns.
-        Raises:
-            DeviceError: macro-pixels cannot be told apart.
-        """
-        blur = self.inverse * (self.noise + 2 * (slow + fast) * whole)
-        if blur > 0.5:
-            raise DeviceError(
-                f"macro-pixels cannot be told apart by the pixels (what is solved for is off by {blur:.2g} of itself): "
-                "read more pixels, or take more frames"
-            )
-        errors = np.sqrt(self.errors**2 + 2 * fast**2 / self.repeats)
-        return float((self.largest + self.reach * errors).max() + blur / (1 - blur) * self.length + 2 * slow)
-
-
-def bounds(found: Fields, weights: Reals) -> Bounds:
-    """Of the fields with their rows weighted, all mirrors open, at the light they were measured at.
-
-    Args:
-        found: fields.
-        weights: upper limits, shape (rows,).
-    """
-    inputs = found.columns.shape[1] // 2
-    rows = len(weights)
-    measured = found.columns * weights[:, None]
-    first, second = measured[:, :inputs], -measured[:, inputs:]
-    mean, half = (first + second) / 2, (first - second) / 2
-    spread = float((found.noise * weights).max())
-    whole = float(np.linalg.norm(measured, 2)) + _complex_norm_of_noise(spread, rows, 2 * inputs, found.beta)
-    t = sqrt(2 * log(1 / found.beta))
-    random = found.fast * sqrt(log(2 * (rows + 2 * inputs) / found.beta) / found.repeats)
-    constant = found.fast * (sqrt(2 * inputs / found.size) + t / sqrt(found.size)) / sqrt(2 * found.repeats)
-    # ‖P‖ <= 2 (slow + random) (whole + ‖P‖) + 2 (slow + constant) lit
-    share, rest = 2 * (found.slow + random), 2 * (found.slow + constant)
-    if share > 0.25:
-        raise DeviceError(
-            f"phase and brightness leave an error of {share:.3g} of the fields; take more frames, or steady the light"
-        )
-    # All macro-pixels together are half of each pattern; shown by themselves, with √(N/2) the noise of a column.
-    lit = float(np.linalg.norm(found.together * weights)) + sqrt(found.size / 2) * spread * (
-        sqrt(2 * rows) + t
-    )
-    off = (share * whole + rest * lit / (1 - 2 * share)) / (1 - share)
-    part = _complex_norm_of_noise(spread / sqrt(2), rows, inputs, found.beta)
-    stacked = [np.concatenate([one.real, one.imag]) for one in (mean, half)]
-    # Halves of sum and difference: a factor 1/√2 of the matrix of both signs.
-    single = _norm_of_noise(spread / sqrt(2), 2 * rows, inputs, found.beta) + off / sqrt(2)
-    widest = np.abs(measured) ** 2
-    both = np.maximum(widest[:, :inputs], widest[:, inputs:])
-    largest = np.sqrt(both)
-    t_rows = sqrt(2 * log(rows / found.beta))
-    row = np.sqrt(both.sum(1)) + found.noise * weights * (sqrt(4 * inputs) + t_rows)
-    reach = largest.sum(1) + found.noise * weights * (sqrt(pi / 2) * 2 * inputs + sqrt(2 * inputs) * t_rows)
-    return Bounds(
-        norm=sum(float(np.linalg.norm(one, 2)) for one in stacked),
-        norm_error=2 * single,
-        full=sum(float(np.linalg.norm(one, 2)) for one in (mean, half)),
-        full_error=2 * (part + off / sqrt(2)),
-        row=float(row.max()) + off,
-        reach=float(reach.max()) + off * sqrt(2 * inputs),
-    )
-
-
-def _norm_of_noise(std: float, rows: int, columns: int, beta: float) -> float:
-    """Of independent normal numbers of this deviation or less, except with probability β (Davidson, Szarek 2001)."""
-    return std * (sqrt(rows) + sqrt(columns) + sqrt(2 * log(1 / beta)))
-
-
-def _complex_norm_of_noise(std: float, rows: int, columns: int, beta: float) -> float:
-    """The same of complex numbers, Re and Im of this deviation each."""
-    return 2 * _norm_of_noise(std, rows, columns, beta / 2)
+        scatter = float(-special.ndtri(ALARM)) * sqrt(2 / (2 * _CHECKS * self._path.rows))
+        shaken = 3 * fast**2 / self._repeats
+        # What all pixels share scatters by the number of fields that were shown.
+        common = float(-special.ndtri(ALARM)) * sqrt(2 / _CHECKS) * shaken
+        limits = [MOST_UNLINEAR + sqrt(scatter * noise + common) for _, _, noise in found]
+        for (size, off, noise), limit in zip(found, limits, strict=True):
+            departure = sqrt(max(0.0, off - noise - shaken))
+            if departure > limit:
+                raise DeviceError(
+                    f"fields of two parts of up to {size} mirrors add up to {departure:.3g} off the field of both "
+                    f"(allowed is {limit:.3g}): it is not affine in the numbers shown; let no light return to the "
+                    "mirrors, keep them from moving one another, and show each number as an amplitude"
+                )
+        return max(limits, default=0.0)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from noise_models.errors import DeviceError
 
 Reals = npt.NDArray[np.float64]
+Complex = npt.NDArray[np.complex128]
 Runs = npt.NDArray[np.int64]
 
 _HELD: Final = 1 << 21  # pixels at a time
@@ -84,14 +85,14 @@ class PatternFrames:
         self._tell(self.taken, what)
         return codes
 
-    def steady(self, frames: int, what: str, *, reference: float) -> Iterator[Reals]:
+    def steady(self, frames: int, what: str, *, reference: float, phase: float = 0.0) -> Iterator[Reals]:
         """So many frames without a column, in even chunks; shape (m, 2, rows)."""
         path = self.path
         step = max(2, _HELD // (2 * path.rows) // 2 * 2)
         dark = np.zeros((step, 2, path.inputs, 2), np.int64)
         for start in range(0, frames, step):
             count = min(step, frames - start)
-            yield self.exposed(dark[:count], what, light=0.0, reference=reference)
+            yield self.exposed(dark[:count], what, light=0.0, phase=phase, reference=reference)
 
     def chunk(self, frames: int = 1) -> int:
         """Patterns of so many frames each that are held at a time."""

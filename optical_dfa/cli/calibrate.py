@@ -40,7 +40,7 @@ def calibrate(
         int | None,
         typer.Option(
             help="Dark frames, 1536 if not given; about 200 others are taken besides. With --photon: frames of each of "
-            "some 16 parts, 16384 if not given."
+            "some 30 parts, 16384 if not given."
         ),
     ] = None,
     photon: Annotated[
@@ -51,10 +51,14 @@ def calibrate(
         ),
     ] = False,
     confidence: Annotated[
-        float, typer.Option(help="Probability with which all limits hold together.")
-    ] = 0.99,
+        float | None,
+        typer.Option(help="Probability with which all limits of a camera hold together, 0.99 if not given."),
+    ] = None,
     beta: Annotated[
-        float, typer.Option(help="Probability that the credit is wrong; is added to delta.")
+        float,
+        typer.Option(
+            help="Probability that the credit, or a limit of --photon, is wrong; is added to delta."
+        ),
     ] = 1e-6,
     valid_days: Annotated[float, typer.Option(help="Days that the calibration holds.")] = 30.0,
     ideal_converter: Annotated[
@@ -101,7 +105,7 @@ def calibrate(
     elif matrix and out is None:
         raise UsageError("--matrix keeps the matrix beside the calibration; name that with --out FILE")
     if photon:
-        _refuse("photon", plot=plot, ideal_converter=ideal_converter or None)
+        _refuse("photon", plot=plot, ideal_converter=ideal_converter or None, confidence=confidence)
     for flag, count, most in (
         ("--in-features", in_features, 2**24),
         ("--out-features", out_features, 2**24),
@@ -125,6 +129,7 @@ def calibrate(
             return
         started = time.perf_counter()
         with notes_to_stderr(as_json):
+            confidence = 0.99 if confidence is None else confidence
             result = _measure(
                 device, 1536 if frames is None else frames, confidence, beta, valid_days, ideal_converter
             )

@@ -49,6 +49,10 @@ def check_device(
     findings = _untested(history) + _check_digits(header, releases_made) + _check_light(header, releases_made)
     calibration = header["calibration"]
     if isinstance(calibration, dict):
+        if not isinstance(header.get("calibration_beta"), int | float):
+            findings.append(
+                "the header names a calibration, and does not say with which probability its limits may be wrong"
+            )
         findings += _check_validity(calibration, health, notes)
         findings += _check_document(calibration, header, ledger.count(), folder, notes, unreadable)
     elif header.get("calibration_beta"):
@@ -180,11 +184,12 @@ def _check_validity(named: Mapping[str, Any], health: list[dict[str, Any]], note
     findings = []
     for row in health:
         try:
-            valid = datetime.fromisoformat(str(row["at"])) < datetime.fromisoformat(str(expires))
+            began = datetime.fromisoformat(str(row["at"]))
+            valid = datetime.fromisoformat(str(taken)) <= began < datetime.fromisoformat(str(expires))
         except (KeyError, ValueError, TypeError):
             valid = False
         if row.get("passed") is True and not valid:
-            findings.append(f"a part of the run began at {row.get('at')}, not before its calibration expired")
+            findings.append(f"a part of the run began at {row.get('at')}, when its calibration did not hold")
     return findings
 
 
@@ -252,6 +257,8 @@ def _check_limits(calibration: LightCalibration, credit: object) -> list[str]:
     given = _light_level(credit)
     if given is None:
         return []  # said elsewhere
+    path = credit.get("light_path") if isinstance(credit, Mapping) else None
+    used = path if isinstance(path, Mapping) else {}
     limits, light = measured_limits(calibration), math.sqrt(given["photo_electrons_a_mirror"])
     ratio = given["largest_field_over_reference"]
     setting = calibration.setting(light)
@@ -260,6 +267,17 @@ def _check_limits(calibration: LightCalibration, credit: object) -> list[str]:
     return [
         f"the header has {what}, by the calibration it names {allowed}"
         for holds, what, allowed in (
+            (
+                given["counts_a_column"] <= 2 * calibration.rows,
+                f"{given['counts_a_column']:g} counts a column",
+                f"there are {2 * calibration.rows}",
+            ),
+            (
+                (used.get("macro_pixels"), used.get("mirrors_each"))
+                == (2 * calibration.inputs, calibration.most),
+                f"{used.get('macro_pixels')!r} macro-pixels of {used.get('mirrors_each')!r} mirrors",
+                f"there are {2 * calibration.inputs} of {calibration.most}",
+            ),
             (
                 setting is not None and given["attenuator"] <= setting * slack,
                 f"the attenuator at {given['attenuator']:.6g}",

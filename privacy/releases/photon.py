@@ -189,8 +189,8 @@ class ShotNoise(Source):
         self._refuse_other()
         found = self._health.start_up()[1]
         if self.calibration is not None:
-            whole = cast(ProbedLight, self._device.photon_readout())
-            found["amplitudes_over_calibration"] = refuse_moved(whole, self.calibration)
+            path = cast(ProbedLight, self._device.photon_readout(self.calibration.rows))
+            found["light_since_calibration"] = refuse_moved(path, self.calibration)
         return found
 
     def vouch(self) -> None:
@@ -200,6 +200,7 @@ class ShotNoise(Source):
     def _refuse_other(self) -> None:
         if self.calibration is not None:
             refuse_other(self.calibration, self.readout.fingerprint())
+            self.calibration.refuse_larger(self.readout.inputs, self.readout.rows, self.readout.most)
 
     def setting(self, light: float) -> float:
         """Of the attenuator, at which κ is at most `light`.

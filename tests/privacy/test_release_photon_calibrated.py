@@ -80,8 +80,8 @@ def test_limits_of_the_device_are_inside_those_that_were_measured() -> None:
     """The device's own, for a reference of any phase; those measured are not far from them."""
     own, found = device().photon_readout().limits(RATIO), calibration()
     free = device(phase_drift=1.57).photon_readout().limits(RATIO)
-    assert free.norm < found.norm < 2.2 * free.norm
-    assert own.row < found.row < 2.5 * own.row
+    assert free.norm < found.norm < 3.2 * free.norm
+    assert own.row < found.row < 3.5 * own.row
     assert own.reach / own.least < found.reach / found.least < 4 * own.reach / own.least
     assert 0.7 * own.least < found.least < own.least
 
@@ -127,16 +127,44 @@ def test_another_light_paths_calibration_stops_the_run(words: str, options: dict
         private(calibration(), **options)
 
 
-@pytest.mark.parametrize(
-    ("field", "words"),
-    [("signal_dn", "amplitude of the reference is 0.91"), ("pattern_power", "of the pattern is 0.91")],
-)
-def test_light_that_is_not_as_it_was_stops_the_run(field: str, words: str) -> None:
-    """By a tenth of an amplitude, a fifth of the light; by a hundredth it goes on."""
+def test_light_that_is_not_as_it_was_stops_the_run() -> None:
+    """By a tenth of an amplitude, at one pixel of one camera or everywhere; by a hundredth it goes on."""
     found = calibration()
-    private(replace(found, **{field: getattr(found, field) * 1.02}))
-    with pytest.raises(DeviceError, match=words):
-        private(replace(found, **{field: getattr(found, field) * 1.2}))
+
+    def changed(name: str, factor: float, pixels: slice = slice(None), rows: slice = slice(None)) -> Any:
+        table = np.array(getattr(found, name))
+        table[rows, pixels] *= factor
+        return tuple(tuple(row) for row in table.tolist())
+
+    private(replace(found, reference_dn=changed("reference_dn", 1.02)))
+    for pixels, rows in ((slice(None), slice(None)), (slice(3, 4), slice(1, 2))):
+        with pytest.raises(DeviceError, match=r"amplitude of the reference at a pixel is 0\.91"):
+            private(replace(found, reference_dn=changed("reference_dn", 1.2, pixels, rows)))
+    names = ("pattern_real", "pattern_imaginary")
+    private(replace(found, **{name: changed(name, 1.01) for name in names}))
+    with pytest.raises(DeviceError, match=r"amplitude of the public patterns is 0\.91"):
+        private(replace(found, **{name: changed(name, 1.1) for name in names}))
+    # A fifth of the pixels see another medium of the same brightness.
+    with pytest.raises(DeviceError, match="fields of the public patterns moved by"):
+        private(replace(found, **{name: changed(name, -1.0, slice(0, 6)) for name in names}))
+
+
+def test_a_calibration_of_fewer_pixels_serves_no_more() -> None:
+    """All mirrors and inputs as they are, and the first pixels only."""
+    found = calibration()
+    fewer = replace(
+        found, rows=16, **{
+            name: tuple(row[:16] for row in getattr(found, name))
+            for name in ("reference_dn", "pattern_real", "pattern_imaginary")
+        },
+    )  # fmt: skip
+    with pytest.raises(DeviceError, match="is of 16 pixels of a camera, and the run uses 32"):
+        private(fewer)
+    with pytest.raises(DeviceError, match="mirrors of a macro-pixel"):
+        private(replace(found, most=found.most - 1))
+    with pytest.raises(DeviceError, match="entries of a column"):
+        private(replace(found, inputs=found.inputs + 1))
+    fewer.refuse_larger(found.inputs, 16, found.most)
 
 
 def test_an_expired_one_stops_it_before_a_release_too() -> None:
@@ -205,6 +233,7 @@ def test_a_calibrated_run_is_audited_against_its_calibration(
 ) -> None:
     out, run = tmp_path / "cal.json", tmp_path / "run"
     backend = ["--backend-option", "mirrors=10000", "--backend-option", "fidelity=physics"]
+    backend += ["--backend-option", "adc_bits=12"]
     arguments = ["calibrate", "--photon", "--backend", "simulated-opu", *backend, "--out-features", "32"]
     arguments += ["--frames", "4096", "--beta", "1e-5", "--matrix", "--out", str(out), "--json"]
     assert main(arguments) == 0
@@ -236,10 +265,14 @@ def test_what_a_header_has_beyond_its_calibration_is_found() -> None:
         ("attenuator", 2.0, "attenuator at"),
         ("largest_change_of_an_amplitude", 0.5, "change of an amplitude"),
         ("largest_field_over_reference", 0.5, "fields of"),
+        ("counts_a_column", 2.0, "counts a column"),
     ):
         (finding, *_) = _check_limits(found, credit | {name: credit[name] * factor})
         assert words in finding
         assert "\n" not in finding
+    others = credit["light_path"] | {"mirrors_each": found.most + 1}
+    (finding,) = _check_limits(found, credit | {"light_path": others})
+    assert "macro-pixels of" in finding
     assert math.isclose(credit["norm"], found.norm * (1 + DRIFT_ALLOWANCE))
 
 
@@ -259,6 +292,7 @@ def test_more_light_than_the_level_says_is_found() -> None:
         (["--photon", "--ideal-converter"], "--ideal-converter belongs to a camera's calibration"),
         (["--photon", "--plot", "x.png"], "--plot belongs to a camera's calibration"),
         (["--photon", "--health"], "--photon belongs to a camera's calibration"),
+        (["--photon", "--confidence", "0.9"], "--confidence belongs to a camera's calibration"),
         (["--photon", "--frames", "100"], "frames of the reference are 100"),
         (["--photon", "--backend-option", "method=phase-4"], "method is phase-4"),
     ],
