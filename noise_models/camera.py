@@ -164,26 +164,30 @@ class PhysicalCamera(NoiseModel):
         draw_poisson(x, x, child)
         self._read(x, shape, pixels, frame, child)
 
-    def read_out(self, electrons: Tensor, generator: NoiseGenerator, frame: Frame) -> Tensor:
+    def read_out(self, electrons: Tensor, generator: NoiseGenerator, frame: Frame, first: int = 0) -> Tensor:
         """Codes of frames whose photo-electrons, dark ones included, were counted elsewhere.
 
         Args:
-            electrons: counts, shape (frames, n), n at most `pixels`: entry k of a row is pixel k.
+            electrons: counts, shape (frames, n): entry k of a row is pixel `first` + k.
             generator, frame: as in `sample`.
+            first: pixel of a row's first entry.
         Returns:
             codes, black level included, float32 of electrons' shape.
         Raises:
-            UsageError: a row is longer than the camera has pixels.
+            UsageError: a row ends beyond the camera's pixels.
         """
+        pixels = slice(first, first + electrons.shape[-1])
         width = electrons.shape[-1]
-        if width > self.camera.pixels:
-            raise UsageError(f"a frame of {width} pixels does not fit on a camera of {self.camera.pixels}")
+        if pixels.stop > self.camera.pixels:
+            raise UsageError(
+                f"a frame of {pixels.stop} pixels does not fit on a camera of {self.camera.pixels}"
+            )
         codes = electrons.to(torch.float32, copy=True).contiguous().numpy()
         rows = max(1, CHUNK // max(1, width))
 
         def read(i: int, child: np.random.Generator) -> None:
             part = codes[i * rows : (i + 1) * rows]
-            self._read(part.reshape(-1), part.shape, slice(0, width), frame, child)
+            self._read(part.reshape(-1), part.shape, pixels, frame, child)
 
         draw_in_chunks(-(-len(codes) // rows), generator, read)
         return torch.from_numpy(codes)

@@ -150,10 +150,10 @@ class TrainConfig(Settings, BaseModel):
                     f"features is {self.features!r}, computed from training inputs that release {self.release} keeps "
                     "private; drop features, or use release label, whose inputs are public"
                 )
-        if self.calibration is not None and self.release != "dark-frame":
+        if self.calibration is not None and (not self.private or RELEASES[self.release].calibration is None):
             raise ValueError(
                 f"calibration is {str(self.calibration)!r} but release is {self.release}, which credits none of the "
-                "device's noise; drop calibration or use release dark-frame"
+                "device's noise; drop calibration or use release dark-frame or photon"
             )
         if self.optimizer == "adam" and self.momentum is not None:
             raise ValueError(

@@ -28,7 +28,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from noise_models.calibration.document import Calibration
+from noise_models.calibration.document import Document
 from noise_models.errors import UsageError
 from noise_models.randomness.generator import NoiseGenerator, derive_seed
 from privacy import accounting, checkpoint, health_log
@@ -41,8 +41,8 @@ from privacy.ledger import SETTINGS, Ledger, ReleaseEvent
 from privacy.norms import refuse_norm
 from privacy.notions import Kind
 from privacy.optimizer import PrivateOptimizer
-from privacy.releases import RELEASES, refuse_unknown_options, terms
-from privacy.releases.source import NoiseSource, Parts
+from privacy.releases import RELEASES, calibrations, refuse_unknown_options, terms
+from privacy.releases.source import Parts, Source
 from privacy.releases.step import StepRelease
 from privacy.sampling import PoissonLoader, PrivateLoader, PublicLoader, SamplingPlan
 from privacy.secrecy import draws_from_the_process, foreign, unsecret
@@ -82,7 +82,7 @@ class PrivacyEngine(Fixed):
         reproducible_seed: int | None = None,
         unsafe_diagnostics: bool = False,
         accountant: str | None = None,
-        calibration: Calibration | None = None,
+        calibration: Document | None = None,
         before_writing: Callable[[], None] | None = None,
         assumptions: Sequence[str] = (),
         settings: Mapping[str, Any] | None = None,
@@ -142,7 +142,7 @@ class PrivacyEngine(Fixed):
         return self._step_release
 
     @property
-    def source(self) -> NoiseSource | None:
+    def source(self) -> Source | None:
         """Where its noise comes from; None before `make_private`."""
         return None if self._step_release is None else self._step_release.source
 
@@ -534,6 +534,11 @@ class PrivacyEngine(Fixed):
         resumed: Ledger | None,
         options: Mapping[str, Any],
     ) -> StepRelease:
+        if self._calibration is not None and not isinstance(self._calibration, calibrations(release)):
+            raise UsageError(
+                f"the calibration is of a {self._calibration.of}, which is not what release {release} relies on; give "
+                "the one that calibrate (for release photon: calibrate --photon) wrote"
+            )
         parts = Parts(
             device=face.backend,
             generator=lambda name: self._generator(name, resumed),
@@ -551,11 +556,6 @@ class PrivacyEngine(Fixed):
             options=options,
         )
         made: StepRelease = RELEASES.load(release)(parts)
-        if self._calibration is not None and made.source.calibration is None:
-            raise UsageError(
-                f"a calibration was given, but release {release} credits none of the device's noise; drop it, or use "
-                "release dark-frame"
-            )
         return made
 
     def _batches_seed(self, resumed: Ledger | None) -> int:

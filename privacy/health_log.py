@@ -7,15 +7,15 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-from noise_models.calibration.document import Calibration
+from noise_models.calibration.document import Document
 from noise_models.errors import DeviceError, HealthError
 from privacy.ledger import Ledger
-from privacy.releases.source import NoiseSource
+from privacy.releases.source import Source
 
 FRAMES = "frames"  # kind of the rows that name frames by their digests
 
 
-def start_up(source: NoiseSource, ledger: Ledger) -> None:
+def start_up(source: Source, ledger: Ledger) -> None:
     """Test a source's device; a row says what was found, good or bad.
 
     Raises:
@@ -29,7 +29,7 @@ def start_up(source: NoiseSource, ledger: Ledger) -> None:
     note_frames(source, ledger)
 
 
-def note_frames(source: NoiseSource, ledger: Ledger) -> None:
+def note_frames(source: Source, ledger: Ledger) -> None:
     """The digests of all frames that a device showed since it was last asked: a later part of the run knows them."""
     if digests := source.shown():
         ledger.append_event(FRAMES, {"digests": list(digests)})
@@ -47,7 +47,7 @@ def noting_failures(ledger: Ledger, phase: str) -> Iterator[None]:
         raise
 
 
-def register_new_keys(source: NoiseSource, ledger: Ledger) -> None:
+def register_new_keys(source: Source, ledger: Ledger) -> None:
     """Keys that a source took from its device since it was last asked.
 
     Raises:
@@ -63,16 +63,9 @@ def known_digests(ledger: Ledger) -> tuple[str, ...]:
     return tuple(dict.fromkeys(digest for row in rows for digest in row.get("digests", ())))
 
 
-def identity(calibration: Calibration | None) -> dict[str, str] | None:
+def identity(calibration: Document | None) -> dict[str, str] | None:
     """By which a ledger's header names a calibration."""
-    if calibration is None:
-        return None
-    return {
-        "digest": calibration.digest,
-        "camera_fingerprint": calibration.camera_fingerprint,
-        "taken_at": calibration.taken_at,
-        "expires_at": calibration.expires_at,
-    }
+    return None if calibration is None else calibration.identity()
 
 
 def refuse_other_calibration(ledger: Ledger, header: Mapping[str, Any]) -> None:

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from experiments.harness.experiment import RESULTS, TABLE
 from experiments.photonic_dp import study
 from experiments.photonic_dp.plan import EPSILON, Plan, key, read, step_claim
-from experiments.photonic_dp.training import DELTA, Training, cosine, measure, own_noise
+from experiments.photonic_dp.training import DELTA, Training, measure, own_noise
 from optical_dfa import align
 from optical_dfa.data import load
 from optical_dfa.networks.building import build
@@ -58,12 +57,6 @@ def test_a_devices_own_noise_is_what_two_answers_to_one_error_differ_by() -> Non
     noisy = noise("ternary", "simulated-opu", full_well_electrons=2500.0, read_noise_electrons=0.0)
     assert 0 < quiet < noisy
     assert noise("dfa", "digital") == 0.0
-
-
-def test_a_cosine_has_a_sign_and_that_of_nothing_is_zero() -> None:
-    a = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    assert cosine(-3 * a, a) == pytest.approx(-1.0)
-    assert cosine(torch.zeros(2, 2), a) == 0.0
 
 
 def stub(monkeypatch: pytest.MonkeyPatch, most: int | None = None) -> list[str]:

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,9 +16,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from noise_models.randomness.generator import NoiseGenerator, derive_seed
 from optical_dfa import PrivacyEngine, align
-from optical_dfa.aligning import unalign
 from optical_dfa.data.dataset import Dataset
 from optical_dfa.feedback.aligned import AlignedModule
+from optical_dfa.measure.alignment import direction, exact_gradients
 from optical_dfa.networks.building import build
 from optical_dfa.progress import Progress, SilentProgress
 from optical_dfa.training.evaluation import accuracy_and_loss
@@ -151,36 +152,22 @@ def _train(
         cosines = []
         for step, (x, y) in enumerate(loader, start=1):
             looked = len(x) > 0 and step > len(loader) - LOOKED
-            exact = gradient(module, second, x, y) if looked else None
+            exact = (
+                exact_gradients(module, x, partial(cross_entropy, targets=y))[f"{second}.weight"]
+                if looked
+                else None
+            )
             optimizer.zero_grad()
             torch.autograd.backward(loss(module(x), y))
             optimizer.step()
             if exact is not None:
-                # The release took the gradient's place; a frozen layer has none.
-                cosines.append(0.0 if weight.grad is None else cosine(weight.grad, exact))
+                # The release took the gradient's place; a frozen layer has none, which points nowhere.
+                update = torch.zeros_like(exact) if weight.grad is None else weight.grad
+                way = direction(update, exact).cosine
+                cosines.append(0.0 if math.isnan(way) else way)
         found["alignment"].append(math.fsum(cosines) / max(1, len(cosines)))
         found["test_accuracy"].append(accuracy_and_loss(module, data.x_test, data.y_test)[0])
         shown.update(epoch + 1, {"test accuracy": found["test_accuracy"][-1]})
-
-
-def gradient(module: AlignedModule, layer: str, x: Tensor, y: Tensor) -> Tensor:
-    """Backpropagation's gradient of a layer's weight at a module's present weights; the module is left as it is."""
-    twin = module.twin()
-    twin.stop_capture()
-    plain = unalign(twin)
-    plain.zero_grad()
-    torch.autograd.backward(cross_entropy(plain(x), y))
-    weight = plain.get_submodule(layer).weight
-    assert isinstance(weight, nn.Parameter)
-    assert weight.grad is not None
-    return weight.grad
-
-
-def cosine(update: Tensor, exact: Tensor) -> float:
-    """Of two tensors of one shape as vectors; 0 where one is zero."""
-    a, b = update.detach().double().flatten(), exact.double().flatten()
-    norms = float(a.norm() * b.norm())
-    return float(a @ b) / norms if norms > 0 else 0.0
 
 
 def own_noise(aligned: AlignedModule, data: Dataset) -> float:

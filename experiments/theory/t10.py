@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,12 +18,17 @@ BOUND = 4.0  # D of the random devices
 
 @dataclass(frozen=True)
 class Light:
-    """A light path: E = κ T a beside a reference of amplitude r, |E| <= ρ r for |a_j| <= clamp."""
+    """A light path: E = κ T a beside a reference of amplitude r, |E| <= ρ r for |a_j| <= clamp.
+
+    Attributes:
+        arms: behind a half mirror, 2, or one camera's pixels by themselves, 1.
+    """
 
     field: Array
     reference: float
     light: float
     clamp: float
+    arms: int = 2
 
     @property
     def ratio(self) -> float:
@@ -32,9 +37,16 @@ class Light:
 
     def norm(self, gamma: float | None = None) -> float:
         """M; γ follows from ρ unless it is given."""
-        if gamma is None:
+        return float(np.linalg.norm(self.stacked(gamma), 2))
+
+    def stacked(self, gamma: float | None = None) -> Array:
+        """L, whose norm M is: what the field in phase and the one in quadrature may count, pixel by pixel."""
+        phase = 1.0
+        if gamma is None and self.arms == 1:
+            phase, gamma = math.sqrt(1 + self.ratio), math.sqrt(self.ratio)
+        elif gamma is None:
             gamma = self.ratio / math.sqrt(1 + self.ratio**2)
-        return float(np.linalg.norm(np.concatenate([self.field.real, gamma * self.field.imag]), 2))
+        return np.concatenate([phase * self.field.real, gamma * self.field.imag])
 
     def allowed(self, order: float, bound: float, gamma: float | None = None) -> float:
         """Φ κ² M² D²."""
@@ -43,10 +55,11 @@ class Light:
         return factor(order, change) * (self.light * self.norm(gamma) * bound) ** 2
 
     def rates(self, column: Array, turned: float = 0.0) -> Array:
-        """Expected counts of both arms, the reference's phase `turned` by so many radians."""
+        """Expected counts of all arms, the reference's phase `turned` by so many radians."""
         reference = self.reference * np.exp(1j * turned)
         field = self.light * (self.field @ column)
-        return np.concatenate([np.abs(reference + sign * field) ** 2 / 2 for sign in (1, -1)])
+        signs = (1, -1)[: self.arms]
+        return np.concatenate([np.abs(reference + sign * field) ** 2 / self.arms for sign in signs])
 
     def divergence(self, first: Array, second: Array, order: float, turned: float = 0.0) -> float:
         """The larger direction of D_order between the counts of two columns, exactly."""
@@ -64,22 +77,21 @@ def attained(order: float, change: float) -> float:
     return found
 
 
-def random_light(rng: np.random.Generator) -> Light:
+def random_light(rng: np.random.Generator, arms: int) -> Light:
     """A device of up to 12 pixels and 8 entries, dim or bright."""
     shape = (int(rng.integers(1, 13)), int(rng.integers(1, 9)))
     field = rng.normal(size=shape) + 1j * rng.normal(size=shape)
     reference, ratio, clamp = float(rng.uniform(5, 200)), float(rng.uniform(0.001, 0.7)), 40.0
-    return Light(field, reference, ratio * reference / float(np.abs(field).sum(1).max() * clamp), clamp)
+    light = ratio * reference / float(np.abs(field).sum(1).max() * clamp)
+    return Light(field, reference, light, clamp, arms)
 
 
-def worst_share() -> float:
+def worst_share(arms: int) -> float:
     """Largest share of the bound over random devices, columns and orders, the worst record shown."""
     rng, found = np.random.default_rng(0), 0.0
     for _ in range(DEVICES):
-        light = random_light(rng)
-        gamma = light.ratio / math.sqrt(1 + light.ratio**2)
-        stacked = np.concatenate([light.field.real, gamma * light.field.imag])
-        worst: Array = np.linalg.svd(stacked)[2][0] * BOUND
+        light = random_light(rng, arms)
+        worst: Array = np.linalg.svd(light.stacked())[2][0] * BOUND
         inputs = int(light.field.shape[1])
         starts: tuple[Array, ...] = (np.zeros(inputs), rng.uniform(-light.clamp, light.clamp, inputs))
         for start in starts:
@@ -108,6 +120,22 @@ def in_quadrature() -> tuple[float, float]:
     """A medium whose field is in quadrature: the bound with γ, and D_2 once the reference has turned by π/2."""
     light = Light(np.array([[1.0j]]), 70.0, 0.05, 20.0)
     return light.allowed(2, 4.0), light.divergence(np.zeros(1), np.full(1, 4.0), 2, turned=math.pi / 2)
+
+
+def one_arm_as_two() -> tuple[float, float]:
+    """One camera's pixel with the light of two arms: the bound of two arms, and D_2. Nothing takes away what the field
+    in quadrature adds to one count."""
+    light = Light(np.array([[0.5 + 1.0j]]), 70.0, 1.0, 20.0)
+    alone = replace(light, arms=1)
+    return light.allowed(2, 4.0), alone.divergence(np.full(1, 16.0), np.full(1, 20.0), 2)
+
+
+def uneven_levels(step: float = 1.5) -> tuple[float, float, float]:
+    """A pixel whose level 16 is half a step too bright, 3 % of its amplitude: what one unit may cost where steps are
+    taken for even, where they are charged, and D_2 from 15 to 16."""
+    light = Light(np.array([[1.0 + 0.0j]]), 70.0, 0.05, 20.0)
+    found = light.divergence(np.array([15.0]), np.array([15.0 + step]), 2)
+    return light.allowed(2, 1.0), light.allowed(2, step), found
 
 
 def without_quadrature() -> tuple[float, float]:
@@ -139,6 +167,8 @@ def demonstrations() -> list[Demonstration]:
     """Conditions kept, then dropped."""
     even, bits = bit_planes()
     still, turned = in_quadrature()
+    even_steps, charged, uneven = uneven_levels()
+    paired, alone = one_arm_as_two()
     blind, shown = without_quadrature()
     once, heat = heated()
     coherent, squeezed = regular()
@@ -155,7 +185,13 @@ def demonstrations() -> list[Demonstration]:
             f"{DEVICES} random devices, worst record, sums inside the clamp, orders 2 to 19",
             "largest exact divergence over Φ κ² M² D²",
             1.0,
-            worst_share(),
+            worst_share(2),
+        ),
+        Demonstration(
+            "the same with one arm: every pixel of one camera counts for itself",
+            "largest exact divergence over Φ κ² M² D²",
+            1.0,
+            worst_share(1),
         ),
         Demonstration(
             "ten bit planes of one exposure each, 511 to 512",
@@ -177,6 +213,26 @@ def demonstrations() -> list[Demonstration]:
             blind,
             shown,
             dropped="γ counts what is in quadrature",
+        ),
+        Demonstration(
+            "a grey level that is half a step too bright, charged",
+            "D_2 of one step of the grid",
+            charged,
+            uneven,
+        ),
+        Demonstration(
+            "a grey level that is half a step too bright",
+            "D_2 of one step of the grid",
+            even_steps,
+            uneven,
+            dropped="unequal mirrors and steps between levels are charged",
+        ),
+        Demonstration(
+            "one arm, field between phase and quadrature, ρ = 0.32",
+            "D_2 against the bound of two arms",
+            paired,
+            alone,
+            dropped="one arm counts √(1 + ρ) Re and √ρ Im",
         ),
         Demonstration(
             "1 % common intensity noise at 20,000 electrons, gain from the photon-transfer line",

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, ClassVar, Final, Literal
+from typing import Any, ClassVar, Final, Literal, Self, cast
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -38,8 +39,102 @@ class Interval:
     upper: float
 
 
+class Document(ABC):
+    """A calibration that is kept in a file; its subclasses are frozen dataclasses.
+
+    Attributes:
+        of: what it is a calibration of, in a word.
+        again: what to do with another one.
+        taken_at, expires_at: UTC, ISO 8601.
+        beta: probability that what it says is wrong; enters delta (THEORY T8).
+        assumptions: what has to hold besides.
+    """
+
+    of: ClassVar[str]
+    again: ClassVar[str]
+    taken_at: str
+    expires_at: str
+    beta: float
+    assumptions: tuple[str, ...]
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Identity of what was calibrated."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON types only."""
+        return asdict(cast(Any, self))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the document: what the ledger names."""
+        text = json.dumps(self.to_dict(), sort_keys=True, allow_nan=False, default=list)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def identity(self) -> dict[str, str]:
+        """By which a ledger's header names it."""
+        return {
+            "digest": self.digest,
+            f"{self.of.replace(' ', '_')}_fingerprint": self.fingerprint,
+            "taken_at": self.taken_at,
+            "expires_at": self.expires_at,
+        }
+
+    def refuse_other(self, fingerprint: str, now: datetime | None = None) -> None:
+        """Raise unless this is a calibration of that device and still holds.
+
+        Raises:
+            DeviceError: another one's, expired, or of a time to come.
+        """
+        if fingerprint != self.fingerprint:
+            raise DeviceError(
+                f"calibration {self.digest[:16]} is of {self.of} {self.fingerprint}, not of this one "
+                f"({fingerprint}); {self.again}"
+            )
+        now = now or datetime.now(UTC)
+        if now < datetime.fromisoformat(self.taken_at):
+            raise DeviceError(
+                f"calibration {self.digest[:16]} was taken at {self.taken_at}, and it is {now.isoformat()}; set the "
+                "clock, or take a new one: optical-dfa calibrate"
+            )
+        if now >= datetime.fromisoformat(self.expires_at):
+            raise DeviceError(
+                f"calibration {self.digest[:16]} expired at {self.expires_at}; take a new one: "
+                "optical-dfa calibrate"
+            )
+
+    def save(self, path: Path) -> None:
+        """Write the document."""
+        path.write_text(json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a document.
+
+        Raises:
+            UsageError: no file, or not a calibration.
+        """
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is no text"
+            raise UsageError(
+                f"calibration {path} cannot be read ({reason}); give --out of calibrate"
+            ) from error
+        try:
+            return TypeAdapter(cls).validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            reason = " ".join(f"{where} {first['msg']}".split())
+            raise UsageError(
+                f"{path} is no calibration ({reason}); give the file that calibrate wrote"
+            ) from error
+
+
 @dataclass(frozen=True)
-class Calibration:
+class Calibration(Document):
     """What photon-transfer frames of one camera showed. All of it is public: no frame carried data.
 
     Attributes:
@@ -68,6 +163,8 @@ class Calibration:
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(strict=True, allow_inf_nan=False, extra="forbid")
+    of: ClassVar[str] = "camera"
+    again: ClassVar[str] = "calibrate this device: optical-dfa calibrate"
 
     camera: str
     camera_fingerprint: str
@@ -104,20 +201,14 @@ class Calibration:
             (0 <= self.light_level_dn <= self.saturation_dn, "the light level is a code"),
             (self.passed == (not self.findings), "it passed where there are no findings, and only there"),
             (bool(self.assumptions) or not self.passed, "what passed has assumptions"),
-            (_moment(self.taken_at) < _moment(self.expires_at), "it expires after it was taken"),
+            (moment(self.taken_at) < moment(self.expires_at), "it expires after it was taken"),
         ):
             if not holds:
                 raise ValueError(f"contradiction: {what}")
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON types only."""
-        return asdict(self)
-
     @property
-    def digest(self) -> str:
-        """SHA-256 of the document: what the ledger names."""
-        text = json.dumps(self.to_dict(), sort_keys=True, allow_nan=False, default=list)
-        return hashlib.sha256(text.encode()).hexdigest()
+    def fingerprint(self) -> str:
+        return self.camera_fingerprint
 
     def credit(self) -> Credit:
         """The credit of a dark frame's pixel: the lower limit, less what may drift away unseen (THEORY T8)."""
@@ -139,53 +230,8 @@ class Calibration:
             assumptions=self.assumptions,
         )
 
-    def refuse_other(self, camera_fingerprint: str, now: datetime | None = None) -> None:
-        """Raise unless this is a calibration of that camera and still holds.
 
-        Raises:
-            DeviceError: another camera's, or expired.
-        """
-        if camera_fingerprint != self.camera_fingerprint:
-            raise DeviceError(
-                f"calibration {self.digest[:16]} is of camera {self.camera_fingerprint}, not of this one "
-                f"({camera_fingerprint}); calibrate this device: optical-dfa calibrate"
-            )
-        if (now or datetime.now(UTC)) >= datetime.fromisoformat(self.expires_at):
-            raise DeviceError(
-                f"calibration {self.digest[:16]} expired at {self.expires_at}; take a new one: "
-                "optical-dfa calibrate"
-            )
-
-    def save(self, path: Path) -> None:
-        """Write the document."""
-        path.write_text(json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-
-    @classmethod
-    def load(cls, path: Path) -> Calibration:
-        """Read a document.
-
-        Raises:
-            UsageError: no file, or not a calibration.
-        """
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is no text"
-            raise UsageError(
-                f"calibration {path} cannot be read ({reason}); give --out of calibrate"
-            ) from error
-        try:
-            return TypeAdapter(cls).validate_json(text)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            reason = " ".join(f"{where} {first['msg']}".split())
-            raise UsageError(
-                f"{path} is no calibration ({reason}); give the file that calibrate wrote"
-            ) from error
-
-
-def _moment(text: str) -> datetime:
+def moment(text: str) -> datetime:
     """An ISO 8601 time with its zone; ValueError for anything else."""
     moment = datetime.fromisoformat(text)
     if moment.tzinfo is None:

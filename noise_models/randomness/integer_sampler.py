@@ -86,17 +86,26 @@ class SymmetricSampler:
         first = cell.astype(np.uint32)
         own = place < first
         for draw in np.flatnonzero(place == first):
-            own[draw] = self._own(int(index[draw]), generator)
+            high, low = (int(word) for word in self._late[int(index[draw])])
+            own[draw] = late_bits_below(high << 64 | low, _FRACTION_BITS - _FIRST_BITS, generator)
         magnitude = np.where(own, index, cell >> np.uint64(_FIRST_BITS)).view(np.int64)
         minus = -((words >> np.uint64(63 - self._bits)) & np.uint64(1)).view(np.int64)
         np.bitwise_xor(magnitude, minus, out=out)  # two's complement: x or -x
         out -= minus
 
-    def _own(self, index: int, generator: NoiseGenerator) -> bool:
-        """Whether a draw whose first 32 bits equal the threshold's is on the cell's own side."""
-        high, low = (int(word) for word in generator.uint64(2))
-        limit = (int(self._late[index, 0]) << 64) | int(self._late[index, 1])
-        return (high << 64) | low < limit
+
+def late_bits_below(limit: int, bits: int, generator: NoiseGenerator) -> bool:
+    """Whether so many fresh bits are below the threshold's, of a draw whose first ones equal them.
+
+    Args:
+        limit: the threshold's last bits.
+        bits: how many.
+    """
+    words = -(-bits // 64)
+    drawn = 0
+    for word in generator.uint64(words):
+        drawn = drawn << 64 | int(word)
+    return drawn >> (64 * words - bits) < limit
 
 
 def cells_for(weights: Sequence[int]) -> int:

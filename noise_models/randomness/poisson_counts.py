@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from noise_models.errors import UsageError
 from noise_models.randomness.generator import BLOCK, NoiseGenerator
-from noise_models.randomness.integer_sampler import alias
+from noise_models.randomness.integer_sampler import alias, late_bits_below
 
 # Total variation of one draw: tails and roundings of the tables (below 2^-130 each), and r in units of 2^-64, which
 # matters with the probability of a point.
@@ -70,7 +70,8 @@ class _Tables:
         other = np.array([index if first[index] >= full else others[index] for index in range(cells)]) + least
         self._thresholds[digit] = np.minimum(first, full - 1)
         self._own[digit], self._other[digit] = own, other
-        self._late[digit] = [min(threshold, (1 << _FRACTION) - 1) for threshold in thresholds]
+        last = (1 << late) - 1
+        self._late[digit] = [last if threshold >> _FRACTION else threshold & last for threshold in thresholds]
         self._made[digit] = True
 
     def add(
@@ -87,18 +88,9 @@ class _Tables:
         place = words & np.uint32((1 << (_WORD - self.bits)) - 1)
         own = place < threshold
         for draw in np.flatnonzero(place == threshold):
-            own[draw] = self._decide(int(digits[draw]), int(index[draw]), int(place[draw]), generator)
+            late = self._late[int(digits[draw])][int(index[draw]) & ((1 << self.bits) - 1)]
+            own[draw] = late_bits_below(late, _FRACTION - (_WORD - self.bits), generator)
         out += np.where(own, np.take(self._own, index), np.take(self._other, index))
-
-    def _decide(self, digit: int, index: int, place: int, generator: NoiseGenerator) -> bool:
-        """Whether a draw whose first bits equal the threshold's is on the cell's own side, by all the bits."""
-        late = _FRACTION - (_WORD - self.bits)
-        drawn = place << late
-        words = (late + 63) // 64
-        for word in generator.uint64(words):
-            late -= 64
-            drawn |= int(word) << late if late >= 0 else int(word) >> -late
-        return drawn < self._late[digit][index & ((1 << self.bits) - 1)]
 
 
 def poisson_weights(mean: Fraction) -> tuple[list[int], int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import ceil, sqrt
 from typing import Any, Final
 
@@ -55,7 +55,8 @@ class Optics:
         leak: ε.
         reference: R, in √electrons.
         medium: T.
-        pixels: camera pixels that are read.
+        pixels: points of the field that are read.
+        camera_pixels: that read them, of each camera.
         anchor_mirrors: mirrors of the anchor; 0 without one.
     """
 
@@ -88,6 +89,7 @@ class Optics:
         self.amplitude = (1 - REFERENCE_SHARE) * self._well * sqrt(2) / self.full_scale
         self.reference = REFERENCE_SHARE * self._well
         self.pixels = ceil(out_features / self._method.quadratures)
+        self.camera_pixels = self.pixels * (len(self._method.cameras) if self._method.side_by_side else 1)
         self._anchor_scale = 0.0
         anchored = issubclass(self._method, Anchor)
         self.medium = Medium(
@@ -172,14 +174,13 @@ class Optics:
         records = len(frames.scale)
         factor = self.unit / cameras[0].camera.data_gain_dn_per_electron
         out = torch.empty(records, self.out_features)
-        rows = max(1, _PIXELS // pixels)
+        rows = max(1, _PIXELS // self.camera_pixels)
         for start in range(0, records, rows):
             part = slice(start, min(start + rows, records))
             total = torch.zeros(part.stop - start, method.quadratures * pixels)
             for plane, weight in zip(frames.planes, frames.weights, strict=True):
                 re, im = self.fields(plane[part])
-                for index, image in enumerate(method.intensities(re, im)):
-                    codes = cameras[method.cameras[index]].sample(image, generator, Frame.DATA)
+                for index, codes in enumerate(self._exposed(re, im, cameras, generator)):
                     for q, share in enumerate(method.coefficients(index)):
                         answer = total[:, q * pixels : (q + 1) * pixels]
                         if isinstance(share, Tensor):
@@ -188,6 +189,20 @@ class Optics:
                             answer.add_(codes, alpha=weight * factor * share)
             out[part] = total[:, : self.out_features]
         return out.to(frames.scale).mul_(frames.scale[:, None])
+
+    def _exposed(
+        self, re: Tensor, im: Tensor, cameras: Sequence[PhysicalCamera], generator: NoiseGenerator
+    ) -> Iterator[Tensor]:
+        """Codes of the images of a field, one by one."""
+        method = self.interferometer
+        images = method.intensities(re, im)
+        if method.side_by_side:
+            together = torch.cat(list(images), dim=-1)
+            codes = cameras[0].sample(together, generator, Frame.DATA)
+            yield from torch.split(codes, self.pixels, dim=-1)
+            return
+        for image, camera in zip(images, method.cameras, strict=True):
+            yield cameras[camera].sample(image, generator, Frame.DATA)
 
     def effective(self, frames: ModulatorFrames, camera: PhysicalCamera, generator: NoiseGenerator) -> Tensor:
         """The law of `physics` with an ideal camera, but for saturation and the part of a pixel's noise that
@@ -238,5 +253,5 @@ class Optics:
             "reference_share": REFERENCE_SHARE,
             "off_mirror_amplitude": self.leak,
             "anchor_mirrors": self.anchor_mirrors,
-            "pixels": self.pixels,
+            "pixels": self.camera_pixels,
         }

@@ -23,6 +23,7 @@ from optical_dfa.backends.base import ProjectionBackend
 from optical_dfa.backends.card import BackendCard
 from optical_dfa.backends.encoding import EncodingOptions
 from optical_dfa.backends.faults import Fault
+from optical_dfa.backends.interferometry import method_class
 from optical_dfa.backends.optics import EFFECTIVE_SATURATION, REFERENCE_SHARE, Optics
 
 FIDELITIES: Final = ("effective", "physics")
@@ -38,7 +39,7 @@ class OpticsOptions(EncodingOptions):
 
     Attributes:
         camera: a named parameter set of `noise_models.camera`.
-        method: how the field is measured: "phase-4", "phase-3", "anchor" or "balanced".
+        method: how the field is measured: a name of `interferometry.METHODS`.
         full_scale: |B x| that fills the well; None is 3.909 sqrt(in_features): with all mirrors on 1 pixel in
             15 000 saturates.
         contrast: intensity of an on mirror over an off one; None is perfect mirrors.
@@ -47,7 +48,8 @@ class OpticsOptions(EncodingOptions):
         drift_per_hour: relative drift of the camera's gain (`LinearDrift`) in public time; 0 is none.
         serial: which specimen of the camera: its fixed patterns.
         dark_pixels: pixels of the camera's region of interest.
-        frame_rate_hz: at which hardware times are projected; None is the camera's.
+        frame_rate_hz: at which hardware times are projected, of the slower of modulator and camera; None is the
+            camera's.
     """
 
     camera: str = DEFAULT_CAMERA
@@ -72,8 +74,9 @@ class SimulatedOpuOptions(OpticsOptions):
         adc_bits, full_well_electrons, read_noise_electrons, dark_current_electrons_per_second, prnu,
         dsnu_electrons, dnl_lsb, dark_amplification: see `Camera`; None is the named camera's.
         dark_black: black level of dark frames in DN; None keeps the named camera's place in the range.
-        mirrors: of the modulator, for whole numbers shown as amplitudes (`amplitude`).
-        mirror_spread: largest relative departure of a mirror's amplitude from the mean.
+        mirrors: pixels of the modulator, for whole numbers shown as amplitudes (`amplitude`).
+        levels: of such a pixel's amplitude above dark; 1 is a mirror, 255 an 8-bit liquid crystal.
+        mirror_spread: largest relative departure of a mirror's amplitude, or of the step to a level, from the mean.
         phase_drift: largest angle, in radians, by which the reference's phase is off in such an exposure.
         intensity_noise: largest relative departure of the light of such an exposure from the mean.
         fault: one of `faults.FAULTS`, on purpose; None is a sound device.
@@ -92,6 +95,7 @@ class SimulatedOpuOptions(OpticsOptions):
     dark_amplification: float | None = None
     dark_black: float | None = None
     mirrors: int = 1_000_000
+    levels: int = 1
     mirror_spread: float = 0.0
     phase_drift: float = 0.0
     intensity_noise: float = 0.0
@@ -199,9 +203,9 @@ class SimulatedOpuBackend(ProjectionBackend):
                 f"full_scale is {self.optics.full_scale}: {found} of the pixels could saturate, which the effective "
                 f"model leaves out (up to {most}): use fidelity=physics, or more"
             )
-        if self.fidelity == "physics" and self.optics.pixels > camera.pixels:
+        if self.fidelity == "physics" and self.optics.camera_pixels > camera.pixels:
             raise UsageError(
-                f"{self.out_features} outputs need {self.optics.pixels} camera pixels, and dark_pixels is "
+                f"{self.out_features} outputs need {self.optics.camera_pixels} camera pixels, and dark_pixels is "
                 f"{camera.pixels}; give at least that many"
             )
 
@@ -212,7 +216,7 @@ class SimulatedOpuBackend(ProjectionBackend):
         return self.optics.effective(frames, self.noise, self._generator)
 
     def photon_readout(self, rows: int | None = None) -> AmplitudeReadout:
-        """As of any device; by `homodyne` a column takes one exposure, by `balanced` two.
+        """As of any device; a column takes one exposure, by `balanced` two.
 
         Raises:
             UsageError: another method, mirrors that are not dark when off, or more rows than there are.
@@ -237,19 +241,20 @@ class SimulatedOpuBackend(ProjectionBackend):
                 f"a column of {self.in_features} entries is read back from as many pixels or more, and this device has "
                 f"{most}, one for each hidden unit; take wider hidden layers"
             )
-        quadratures = QUADRATURES[chosen.method]
         readout = AmplitudeReadout(
             self._field(rows or most),
+            method=method_class(chosen.method),
             reference=self.optics.reference,
-            exposures=len(quadratures),
             cameras=(self.noise, self._second),
             physics=self.fidelity == "physics",
             mirrors=chosen.mirrors,
+            levels=chosen.levels,
             mirror_spread=chosen.mirror_spread,
             phase_drift=chosen.phase_drift,
             intensity_noise=chosen.intensity_noise,
             ages=chosen.decorrelation_seconds is not None,
             serial=chosen.serial,
+            identity=self.fingerprint(),
             generator=self._generator,
         )
         self._readouts.add(readout)

@@ -6,16 +6,17 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from noise_models.errors import DeviceError, UsageError
 from optical_dfa.cli.output import JsonOption, notes_to_stderr, print_facts, print_json, print_table, show
 from optical_dfa.cli.train import parse_options
+from privacy.releases import terms
 
 if TYPE_CHECKING:
-    from noise_models.calibration.document import Calibration
+    from noise_models.calibration.document import Calibration, Interval
     from optical_dfa.backends.base import ProjectionBackend
 
 # What a network's error looks like by default; a camera's calibration does not depend on it.
@@ -35,12 +36,29 @@ def calibrate(
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Picture to write (PNG); default: beside --out.")
     ] = None,
-    frames: Annotated[int, typer.Option(help="Dark frames; about 200 others are taken besides.")] = 1536,
+    frames: Annotated[
+        int | None,
+        typer.Option(
+            help="Dark frames, 1536 if not given; about 200 others are taken besides. With --photon: frames of each of "
+            "some 30 parts, 16384 if not given."
+        ),
+    ] = None,
+    photon: Annotated[
+        bool,
+        typer.Option(
+            "--photon",
+            help="Measure the light path instead, for release photon: from public patterns, no dark frames.",
+        ),
+    ] = False,
     confidence: Annotated[
-        float, typer.Option(help="Probability with which all limits hold together.")
-    ] = 0.99,
+        float | None,
+        typer.Option(help="Probability with which all limits of a camera hold together, 0.99 if not given."),
+    ] = None,
     beta: Annotated[
-        float, typer.Option(help="Probability that the credit is wrong; is added to delta.")
+        float,
+        typer.Option(
+            help="Probability that the credit, or a limit of --photon, is wrong; is added to delta."
+        ),
     ] = 1e-6,
     valid_days: Annotated[float, typer.Option(help="Days that the calibration holds.")] = 30.0,
     ideal_converter: Annotated[
@@ -51,7 +69,7 @@ def calibrate(
         ),
     ] = False,
     matrix: Annotated[
-        bool, typer.Option("--matrix", help="Measure the projection's matrix too, and keep it (.npz).")
+        bool, typer.Option("--matrix", help="Keep the projection's matrix too (.npz).")
     ] = False,
     in_features: Annotated[
         int, typer.Option(help="Inputs of the projection whose gains are measured.")
@@ -71,22 +89,29 @@ def calibrate(
 
     Limits hold together at --confidence. Exit code 1 when a check failed (no credit), or a health test did.
 
+    With --photon, of a light path that carries whole numbers: limits of what a record moves its photo-electrons by.
+
     Example: optical-dfa calibrate --backend simulated-opu --backend-option fidelity=physics --out cal.json
     """
     if health:
-        _refuse(out=out, plot=plot, matrix=matrix or None, ideal_converter=ideal_converter or None)
+        _refuse(
+            "health", out=out, plot=plot, matrix=matrix or None, ideal_converter=ideal_converter or None,
+            photon=photon or None,
+        )  # fmt: skip
     elif calibration is not None:
         raise UsageError(
             f"--calibration {calibration} is compared with by --health; add --health, or drop it"
         )
     elif matrix and out is None:
         raise UsageError("--matrix keeps the matrix beside the calibration; name that with --out FILE")
+    if photon:
+        _refuse("photon", plot=plot, ideal_converter=ideal_converter or None, confidence=confidence)
     for flag, count, most in (
         ("--in-features", in_features, 2**24),
         ("--out-features", out_features, 2**24),
         ("--frames", frames, 10**9),
     ):
-        if not 1 <= count <= most:
+        if count is not None and not 1 <= count <= most:
             raise UsageError(f"{flag} is {count}; it must be a whole number from 1 to {most:,}")
     if not 0 <= seed < 2**63:
         raise UsageError(f"--seed is {seed}; it must be a whole number from 0 to 2^63 - 1")
@@ -94,14 +119,20 @@ def calibrate(
         if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
             raise UsageError(f"{flag} is {path}; name a file in a folder that exists")
     with notes_to_stderr(as_json):
-        device = _device(backend, backend_option, in_features, out_features, seed)
+        device = _device(backend, backend_option, in_features, out_features, seed, photon)
     with device:
         if health:
             _health(device, calibration, as_json)
             return
+        if photon:
+            _photon(device, frames, beta, valid_days, out, matrix, as_json)
+            return
         started = time.perf_counter()
         with notes_to_stderr(as_json):
-            result = _measure(device, frames, confidence, beta, valid_days, ideal_converter)
+            confidence = 0.99 if confidence is None else confidence
+            result = _measure(
+                device, 1536 if frames is None else frames, confidence, beta, valid_days, ideal_converter
+            )
             projection = _projection(device, out, matrix, confidence)
         seconds = time.perf_counter() - started
     files = _write(result, out, plot)
@@ -113,27 +144,33 @@ def calibrate(
         raise typer.Exit(1)
 
 
-def _refuse(**given: object) -> None:
+def _refuse(mode: str, **given: object) -> None:
     for name, value in given.items():
         if value is not None:
             raise UsageError(
-                f"--{name.replace('_', '-')} belongs to a calibration, and --health takes none; drop one of them"
+                f"--{name.replace('_', '-')} belongs to a camera's calibration, and --{mode} takes none; drop one of "
+                "them"
             )
 
 
 def _device(
-    name: str, options: list[str] | None, in_features: int, out_features: int, seed: int
+    name: str, options: list[str] | None, in_features: int, out_features: int, seed: int, photon: bool
 ) -> ProjectionBackend:
-    from noise_models.randomness.generator import NoiseGenerator
+    from noise_models.randomness.generator import NoiseGenerator, derive_seed
     from optical_dfa.backends import create
 
+    chosen = parse_options("--backend-option", options) or {}
+    if photon:
+        card = terms("photon")
+        if name == card.backend:
+            chosen = dict(card.backend_options) | chosen
     return create(
         name,
         in_features=in_features,
         out_features=out_features,
-        seed=seed,
+        seed=derive_seed(seed, "feedback"),  # as a training run of that seed has it
         noise=NoiseGenerator.secure("device"),
-        options=parse_options("--backend-option", options),
+        options=chosen,
     )
 
 
@@ -171,6 +208,86 @@ def _measure(
         )
     finally:
         progress.finish()
+
+
+def _photon(
+    device: ProjectionBackend,
+    frames: int | None,
+    beta: float,
+    valid_days: float,
+    out: Path | None,
+    matrix: bool,
+    as_json: bool,
+) -> None:
+    """Measure the light path; the document, and what it says."""
+    import numpy as np
+
+    from noise_models.calibration import light
+    from noise_models.calibration.probed_light import ProbedLight
+    from optical_dfa.progress import progress_for
+
+    progress = progress_for(sys.stderr, "calibrating")
+    count = light.FRAMES if frames is None else frames
+    path = cast(ProbedLight, device.photon_readout())
+    if not hasattr(path, "probe"):
+        raise UsageError(
+            f"backend {device.name} shows no public patterns of mirrors; it needs `probe` "
+            "(noise_models.calibration.probed_light)"
+        )
+    responses: list[Any] = []
+    total, begun, shown = light.planned(path, count), time.perf_counter(), False
+
+    def tell(taken: int, what: str) -> None:
+        nonlocal shown
+        if not shown:
+            progress.start(total)
+            shown = True
+        progress.update(min(taken, total), {"now": what})
+
+    try:
+        with notes_to_stderr(as_json):
+            result = light.calibrate_light(
+                path, frames=count, beta=beta, valid_days=valid_days, tell=tell, keep=responses.append
+            )
+    finally:
+        progress.finish()
+    if out is not None:
+        result.save(out)
+    files = {} if out is None else {"calibration": str(out)}
+    if out is not None and matrix:
+        files["matrix"] = str(out.with_suffix(".npz"))
+        np.savez(files["matrix"], response=responses[0])
+    seconds = time.perf_counter() - begun
+    if as_json:
+        print_json(
+            {**result.to_dict(), "digest": result.digest, "files": files, "seconds": round(seconds, 3)}
+        )
+        return
+    _show_limits(result.parameters, f"limits, together except with probability {result.beta:g}")
+    print()
+    print_facts(
+        {
+            "light path": f"{result.device} {result.device_fingerprint}",
+            "frames": f"{result.frames:,} in {seconds:.1f} s",
+            "attenuator": f"known from {result.attenuator[0][0]:.3g} to {result.attenuator[-1][0]:.3g}, κ at most "
+            f"{max(factor for _, factor in result.attenuator):.3g} of its setting",
+            "norm": f"at most {result.norm:.4g} √photo-electrons a unit of light",
+            "reference": f"at least {result.least:.4g} √photo-electrons",
+            **{name.replace("_", " "): f"at most {value:.3g}" for name, value in result.upper_limits.items()},
+        }
+    )
+    print(f"\nit holds until {result.expires_at}")
+    print("\n".join(f"assumes: {text}" for text in result.assumptions))
+    for name, file in files.items():
+        print(f"{name}: {file}")
+
+
+def _show_limits(parameters: Mapping[str, Interval], title: str) -> None:
+    rows = [
+        (name.replace("_", " "), f"{one.value:.5g}", f"{one.lower:.5g} … {one.upper:.5g}")
+        for name, one in parameters.items()
+    ]
+    print_table(("quantity", "value", title), rows)
 
 
 def _projection(
@@ -244,11 +361,7 @@ def _document(
 def _show(
     result: Calibration, projection: Mapping[str, Any], files: Mapping[str, str], seconds: float
 ) -> None:
-    rows = [
-        (name.replace("_", " "), f"{one.value:.5g}", f"{one.lower:.5g} … {one.upper:.5g}")
-        for name, one in result.parameters.items()
-    ]
-    print_table(("quantity", "value", f"limits, {100 * result.confidence:g} % together"), rows)
+    _show_limits(result.parameters, f"limits, {100 * result.confidence:g} % together")
     facts = {
         "camera": f"{result.camera} {result.camera_fingerprint}",
         "frames": f"{result.frames:,} in {seconds:.1f} s",

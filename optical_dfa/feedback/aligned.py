@@ -339,7 +339,7 @@ class AlignedModule(nn.Module):
         """Rule, device and points (JSON types), for checkpoints and the ledger."""
         return {
             "rule": self.rule.name,
-            "rule_options": self.rule.describe(self.points),
+            "rule_options": self.state.acting(self.rule.describe(self.points)),
             "backend": None if self.backend is None else self.backend.describe(),
             "fingerprint": None if self.backend is None else self.backend.fingerprint(),
             "points": [[point.name, list(point.shape)] for point in self.points],

@@ -88,6 +88,10 @@ class FeedbackState(nn.Module):
         if seed is not None:
             self.register_buffer("seed", torch.tensor(seed, dtype=torch.int64))
 
+    def acting(self, options: dict[str, Any]) -> dict[str, Any]:
+        """The rule's options as they act on this module (JSON types), from those that act on its points."""
+        return options
+
     def install(self, module: nn.Module) -> None:
         """Put hooks, each a `StateHook`, on the plain module."""
 

@@ -131,7 +131,7 @@ def alignment(aligned: AlignedModule, inputs: Tensor | Sequence[Tensor], loss: L
             "no hidden output of the module can be compared; it needs an activation module (e.g. nn.Tanh)"
         )
     whole = (torch.cat([g for g, _ in pairs.values()]), torch.cat([g for _, g in pairs.values()]))
-    return Alignment(points, {name: _direction(*pair) for name, pair in pairs.items()}, _direction(*whole))
+    return Alignment(points, {name: direction(*pair) for name, pair in pairs.items()}, direction(*whole))
 
 
 def estimator(
@@ -203,7 +203,7 @@ def feedback_angles(aligned: AlignedModule) -> dict[str, FeedbackAngle]:
     angles = {}
     for point, signal in zip(aligned.points, signals, strict=True):
         if signal is not None and point in located and signal.shape == products[point.name].shape:
-            way = _direction(signal.double().flatten(), products[point.name].flatten())
+            way = direction(signal, products[point.name])
             angles[point.name] = FeedbackAngle(math.degrees(math.acos(way.cosine)), way.norm_ratio)
     return angles
 
@@ -218,9 +218,31 @@ def _layer_angles(aligned: AlignedModule) -> dict[str, FeedbackAngle]:
         weight = aligned.module.get_submodule(name).weight
         assert isinstance(weight, Tensor)
         matrix = state.matrix(name, weight.detach())
-        way = _direction(matrix.double().flatten(), weight.detach().double().flatten())
+        way = direction(matrix, weight)
         angles[name] = FeedbackAngle(math.degrees(math.acos(way.cosine)), way.norm_ratio)
     return angles
+
+
+def exact_gradients(
+    aligned: AlignedModule, inputs: Tensor | Sequence[Tensor], loss: Loss
+) -> dict[str, Tensor]:
+    """Backpropagation's gradient of every parameter that the loss depends on, by name.
+
+    Args:
+        aligned, inputs, loss: as for `alignment`.
+    """
+    plain = _copies(aligned)[1]
+    return _gradients(plain, plain, [], [inputs] if isinstance(inputs, Tensor) else list(inputs), loss)[1]
+
+
+def direction(found: Tensor, exact: Tensor) -> GradientAlignment:
+    """Of two tensors with as many entries, as vectors."""
+    a, b = (x.detach().double().flatten() for x in (found, exact))
+    norms = float(a.norm()), float(b.norm())
+    if not all(norms):
+        return GradientAlignment(math.nan, norms[0] / norms[1] if norms[1] else math.nan)
+    cosine = float((a / norms[0]) @ (b / norms[1]))
+    return GradientAlignment(max(-1.0, min(1.0, cosine)), norms[0] / norms[1])
 
 
 # ---- how it is measured
@@ -310,14 +332,6 @@ def _compare(found: Tensor | None, exact: Tensor) -> PointAlignment:
     a, b = (x[both] / x[both].norm(dim=1, keepdim=True) for x in (g, exact))
     cosines = (a * b).sum(1).clamp(-1, 1)
     return PointAlignment(float(cosines.mean()), float(cosines.std(correction=0)), len(cosines), ratio)
-
-
-def _direction(found: Tensor, exact: Tensor) -> GradientAlignment:
-    norms = float(found.norm()), float(exact.norm())
-    if not all(norms):
-        return GradientAlignment(math.nan, norms[0] / norms[1] if norms[1] else math.nan)
-    cosine = float((found / norms[0]) @ (exact / norms[1]))
-    return GradientAlignment(max(-1.0, min(1.0, cosine)), norms[0] / norms[1])
 
 
 @contextlib.contextmanager

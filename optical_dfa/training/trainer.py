@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, TensorDataset
 
-from noise_models.calibration.document import Calibration
 from noise_models.errors import UsageError
 from noise_models.randomness.generator import NoiseGenerator, derive_seed
 from optical_dfa.aligning import align
@@ -53,7 +52,7 @@ from privacy.guarantee import Guarantee, Kind
 from privacy.health_log import noting_failures
 from privacy.ledger import SETTINGS, Ledger
 from privacy.notions import Adjacency
-from privacy.releases import terms
+from privacy.releases import calibrations, terms
 from privacy.releases.dark_source import DarkFrameSource
 from privacy.releases.per_record import PerRecordRelease
 from privacy.weights import ANNOUNCED
@@ -121,7 +120,7 @@ class _Run:
         if self.folder is not None and resume:
             self.folder.refuse_other(self.config)
         path = self.config.calibration
-        self.calibration = None if path is None else Calibration.load(path)
+        self.calibration = None if path is None else calibrations(self.config.release).load(path)
         seed = self.config.seed
         self._refuse_labels_that_are_inputs()
         network = models.build(
@@ -314,8 +313,8 @@ class _Run:
         self.steps_an_epoch = len(self.loader)
         if self.folder is not None and isinstance(self.engine.source, DarkFrameSource):
             self.folder.write_json(CALIBRATION, self.engine.source.histogram())
-            if self.calibration is not None:
-                self.folder.write_json(CAMERA, self.calibration.to_dict())
+        if self.folder is not None and self.calibration is not None:
+            self.folder.write_json(CAMERA, self.calibration.to_dict())
 
     def _held(self) -> dict[str, Any]:
         """The settings as the ledger holds them: all but those of this machine."""

@@ -79,8 +79,22 @@ def subsampled_either_way(orders: tuple[int, ...], sample_rate: float, plain: Ar
     with_record = subsampled(
         orders, sample_rate, lambda order: float(np.interp(order - 1, slope, moments)) / (order - 1)
     )
-    with np.errstate(over="ignore"):
-        excess = np.expm1(-slope * math.log1p(-sample_rate)) - slope * sample_rate
-        quadratic = np.log1p(np.maximum(excess, 0.0) * np.expm1(plain[0])) / slope
+    with np.errstate(over="ignore", divide="ignore"):
+        squared = plain[0] + np.log(-np.expm1(-plain[0]))  # ln(e^D_2 - 1)
+    quadratic = np.logaddexp(0.0, _log_excess(slope + 1, sample_rate) + squared) / slope
     worse: Array = np.maximum(with_record, np.minimum(quadratic, sample_rate * plain))
     return worse
+
+
+def _log_excess(orders: Array, sample_rate: float) -> Array:
+    """ln((1-q)^(1-a) - 1 - (a-1) q), from above.
+
+    Where the difference would cancel, Taylor's formula bounds it by a (a-1) q² / 2 · (1-q)^(-a-1).
+    """
+    slope, log_rest = orders - 1, math.log1p(-sample_rate)
+    taylor = np.log(orders * slope / 2) + 2 * math.log(sample_rate) - (orders + 1) * log_rest
+    whole = -slope * log_rest
+    with np.errstate(divide="ignore", invalid="ignore"):
+        exact = whole + np.log(-np.expm1(-whole) - slope * sample_rate * np.exp(-whole))
+    found: Array = np.where(slope * sample_rate < 1e-4, taylor, exact) + 1e-11  # more than is rounded away
+    return found

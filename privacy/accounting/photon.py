@@ -156,7 +156,9 @@ def _summed(sample_rate: float, multiplier: float, change: float) -> tuple[float
         near = math.inf
         if loss[2] < 700 and -(order - 1) * math.log1p(-sample_rate) < 700:
             tilt = math.expm1(-(order - 1) * math.log1p(-sample_rate)) - (order - 1) * sample_rate
-            near = math.log1p(max(tilt, 0.0) * math.expm1(loss[2])) / (order - 1)
+            # Its first term holds where the difference cancels; either is off by less than a millionth.
+            tilt = max(tilt, order * (order - 1) / 2 * sample_rate**2) * (1 + 1e-6)
+            near = math.log1p(tilt * math.expm1(loss[2])) / (order - 1)
         found.append(max(with_record, min(near, share), 0.0))
     return tuple(found)
 

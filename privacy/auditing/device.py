@@ -7,13 +7,16 @@ import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from noise_models.errors import UsageError
 from privacy.auditing.files import CALIBRATION_FILE, content
 from privacy.auditing.strict import parsed
 from privacy.ledger import SETTINGS, Ledger, ReleaseEvent
-from privacy.releases import RELEASES
+from privacy.releases import RELEASES, calibrations
+
+if TYPE_CHECKING:
+    from noise_models.calibration.light import LightCalibration
 
 
 def check_device(
@@ -46,6 +49,10 @@ def check_device(
     findings = _untested(history) + _check_digits(header, releases_made) + _check_light(header, releases_made)
     calibration = header["calibration"]
     if isinstance(calibration, dict):
+        if not isinstance(header.get("calibration_beta"), int | float):
+            findings.append(
+                "the header names a calibration, and does not say with which probability its limits may be wrong"
+            )
         findings += _check_validity(calibration, health, notes)
         findings += _check_document(calibration, header, ledger.count(), folder, notes, unreadable)
     elif header.get("calibration_beta"):
@@ -122,23 +129,15 @@ def _check_light(header: Mapping[str, Any], releases: Sequence[ReleaseEvent]) ->
     """Where the light level of the header (THEORY T10) is more than its noise, or its rows, say."""
     if not RELEASES[header["release"]].light:
         return []
-    credit = header.get("credit")
-    names = (
-        "photo_electrons_a_mirror", "norm", "clipping norm in grid steps", "largest_change_of_an_amplitude",
-        "largest_field_over_reference", "clamp", "columns_a_step", "counts_a_column", "count_mass",
-    )  # fmt: skip
-    given = [
-        float(value)
-        for name in names
-        if isinstance(credit, Mapping)
-        and isinstance(value := credit.get(name), int | float)
-        and not isinstance(value, bool)
-        and 0 <= value < math.inf
-    ]
-    if len(given) != len(names):
+    given = _light_level(header.get("credit"))
+    if given is None:
         return ["the header's credit does not say at which light level the device was used"]
-    electrons, norm, bound, change, ratio, clamp, columns, counts, count_mass = given
+    electrons, norm, bound, change, ratio, clamp, columns, counts, count_mass, setting = given.values()
     findings = []
+    if header.get("calibration") is None and setting > math.sqrt(electrons) * (1 + 1e-9):
+        findings.append(
+            f"the attenuator stood at {setting:.6g}, and the light level is {math.sqrt(electrons):.6g}"
+        )
     if header["noise_multiplier"] * 2 * math.sqrt(electrons) * norm * bound > 1 + 1e-6:
         findings.append(
             f"the light level gives a noise multiplier of {1 / (2 * math.sqrt(electrons) * norm * bound):.6g}, the "
@@ -160,6 +159,23 @@ def _check_light(header: Mapping[str, Any], releases: Sequence[ReleaseEvent]) ->
     return findings
 
 
+def _light_level(credit: object) -> dict[str, float] | None:
+    """What a header says of the light; None where a number is missing."""
+    names = (
+        "photo_electrons_a_mirror", "norm", "clipping norm in grid steps", "largest_change_of_an_amplitude",
+        "largest_field_over_reference", "clamp", "columns_a_step", "counts_a_column", "count_mass", "attenuator",
+    )  # fmt: skip
+    given = {
+        name: float(value)
+        for name in names
+        if isinstance(credit, Mapping)
+        and isinstance(value := credit.get(name), int | float)
+        and not isinstance(value, bool)
+        and 0 <= value < math.inf
+    }
+    return given if len(given) == len(names) else None
+
+
 def _check_validity(named: Mapping[str, Any], health: list[dict[str, Any]], notes: list[str]) -> list[str]:
     taken, expires = named.get("taken_at"), named.get("expires_at")
     notes.append(
@@ -168,11 +184,12 @@ def _check_validity(named: Mapping[str, Any], health: list[dict[str, Any]], note
     findings = []
     for row in health:
         try:
-            valid = datetime.fromisoformat(str(row["at"])) < datetime.fromisoformat(str(expires))
+            began = datetime.fromisoformat(str(row["at"]))
+            valid = datetime.fromisoformat(str(taken)) <= began < datetime.fromisoformat(str(expires))
         except (KeyError, ValueError, TypeError):
             valid = False
         if row.get("passed") is True and not valid:
-            findings.append(f"a part of the run began at {row.get('at')}, not before its calibration expired")
+            findings.append(f"a part of the run began at {row.get('at')}, when its calibration did not hold")
     return findings
 
 
@@ -196,12 +213,12 @@ def _check_document(
         notes.append(missing)
         return []
     from noise_models.calibration.document import Calibration  # imports torch
-    from privacy.health_log import identity
+    from noise_models.calibration.light import LightCalibration
 
     if (held := content(path, unreadable)) is None:
         return []
     try:
-        said, found = parsed(held), Calibration.load(path)
+        said, found = parsed(held), calibrations(header["release"]).load(path)
     except (UsageError, ValueError, RecursionError) as error:
         return [f"{path.name} is unreadable ({error})"]
     if said != json.loads(json.dumps(found.to_dict())):
@@ -213,17 +230,74 @@ def _check_document(
         ]
     findings = [
         f"the header gives the calibration's {name} as {named.get(name)!r}, {path.name} as {value!r}"
-        for name, value in (identity(found) or {}).items()
+        for name, value in found.identity().items()
         if named.get(name) != value
     ]
-    worth, credit = found.credit(), header.get("credit")
-    credited = credit.get("gaussian_std_steps") if isinstance(credit, Mapping) else None
-    for what, said, measured in (
-        ("failure probability", header.get("calibration_beta"), worth.beta),
-        ("noise credit in converter steps", credited, worth.std / worth.step),
-    ):
+    credit = header.get("credit")
+    held_to = [("failure probability", header.get("calibration_beta"), found.beta)]
+    if isinstance(found, Calibration):
+        worth = found.credit()
+        credited = credit.get("gaussian_std_steps") if isinstance(credit, Mapping) else None
+        held_to.append(("noise credit in converter steps", credited, worth.std / worth.step))
+    for what, said, measured in held_to:
         if said is not None and not (
             isinstance(said, int | float) and math.isclose(said, measured, rel_tol=1e-9)
         ):
             findings.append(f"the header has {what} {said!r}, the calibration it names {measured:.6g}")
+    if isinstance(found, LightCalibration):
+        findings += _check_limits(found, credit)
     return findings
+
+
+def _check_limits(calibration: LightCalibration, credit: object) -> list[str]:
+    """Where the light level is not within what the calibration allows."""
+    from privacy.accounting.photon import LARGEST_CHANGE
+    from privacy.releases.photon import measured_limits
+
+    given = _light_level(credit)
+    if given is None:
+        return []  # said elsewhere
+    path = credit.get("light_path") if isinstance(credit, Mapping) else None
+    used = path if isinstance(path, Mapping) else {}
+    limits, light = measured_limits(calibration), math.sqrt(given["photo_electrons_a_mirror"])
+    ratio = given["largest_field_over_reference"]
+    setting = calibration.setting(light)
+    change = light * given["clipping norm in grid steps"] * limits.row / ((1 - ratio) * limits.least)
+    slack = 1 + 1e-9
+    return [
+        f"the header has {what}, by the calibration it names {allowed}"
+        for holds, what, allowed in (
+            (
+                given["counts_a_column"] <= 2 * calibration.rows,
+                f"{given['counts_a_column']:g} counts a column",
+                f"there are {2 * calibration.rows}",
+            ),
+            (
+                (used.get("macro_pixels"), used.get("mirrors_each"))
+                == (2 * calibration.inputs, calibration.most),
+                f"{used.get('macro_pixels')!r} macro-pixels of {used.get('mirrors_each')!r} mirrors",
+                f"there are {2 * calibration.inputs} of {calibration.most}",
+            ),
+            (
+                setting is not None and given["attenuator"] <= setting * slack,
+                f"the attenuator at {given['attenuator']:.6g}",
+                f"light {light:.6g} allows {setting or 0:.6g}",
+            ),
+            (
+                given["norm"] * slack >= limits.norm,
+                f"norm {given['norm']:.6g}",
+                f"it is up to {limits.norm:.6g}",
+            ),
+            (
+                light * limits.reach * given["clamp"] <= ratio * limits.reference * slack and ratio < 1,
+                f"fields of {ratio:.6g} of the reference",
+                f"they are up to {light * limits.reach * given['clamp'] / limits.reference:.6g}",
+            ),
+            (
+                given["largest_change_of_an_amplitude"] * slack >= min(change, LARGEST_CHANGE),
+                f"a change of an amplitude of {given['largest_change_of_an_amplitude']:.6g}",
+                f"it is up to {change:.6g}",
+            ),
+        )
+        if not holds
+    ]

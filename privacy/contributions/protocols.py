@@ -116,7 +116,8 @@ class PhotonLimits:
 
     Attributes:
         norm: UPPER limit of M, the norm of the map from columns to all amplitudes of the counts.
-        row: UPPER limit of what a column of unit norm moves one amplitude by, times √2.
+        row: UPPER limit of what a column of unit norm moves one amplitude by, in units in which the reference alone
+            gives it the amplitude |r|.
         reach: UPPER limit of |E| over κ at any pixel, for entries of 1 at most.
         reference: |r|, as nominal.
         least: LOWER limit of |r|, faintest light and least sensitive pixel.
@@ -165,6 +166,9 @@ class PhotonReadout(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """Public constants (JSON types)."""
+
+    def fingerprint(self) -> str:
+        """Identity of device and light path, by which a calibration is matched with them, whatever rows are read."""
 
 
 class PhotonDevice(DarkFrames, Protocol):

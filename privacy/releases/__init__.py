@@ -7,11 +7,15 @@ a function `make(parts: Parts) -> StepRelease` with a `ReleaseCard`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from noise_models.cards import Registry
 from noise_models.errors import UsageError
 from privacy.releases.card import ReleaseCard
+
+if TYPE_CHECKING:
+    from noise_models.calibration.document import Document
 
 RELEASES: Registry[ReleaseCard] = Registry(
     "release",
@@ -44,6 +48,24 @@ def refuse_unknown_options(release: str, options: Mapping[str, Any]) -> None:
         if name not in known:
             allowed = f"it has {', '.join(known)}" if known else "it has none"
             raise UsageError(f"{name!r} is no option of release {release}; {allowed}")
+
+
+def calibrations(release: str) -> type[Document]:
+    """The class of the calibrations that a release relies on.
+
+    Raises:
+        UsageError: it relies on none.
+    """
+    named = terms(release).calibration
+    if named is None:
+        others = " or ".join(name for name, card in RELEASES.items() if card.calibration is not None)
+        raise UsageError(
+            f"release {release} credits nothing that is measured of a device; drop the calibration, or use release "
+            f"{others}"
+        )
+    module, _, name = named.partition(":")
+    found: type[Document] = getattr(import_module(module), name)
+    return found
 
 
 def terms(release: str) -> ReleaseCard:

@@ -22,6 +22,7 @@ class ReleaseCard(Card):
         public_batches: batches are a public shuffle, every record once an epoch, instead of Poisson samples.
         clips: a record's update is clipped to `max_grad_norm`.
         dark_frames: its noise needs the device's dark frames, so that the device is tested.
+        calibration: what a calibration of its device is, a `Document` as "module:name"; None: it relies on none.
         light: its noise is that of light which carries the sum, and is read back from it.
         isotropic: its noise is N(0, std² I) in the very coordinates that are released.
         noise_by_records: its noise depends on which records there are.
@@ -38,6 +39,7 @@ class ReleaseCard(Card):
     public_batches: bool = False
     clips: bool = True
     dark_frames: bool = False
+    calibration: str | None = None
     light: bool = False
     isotropic: bool = False
     noise_by_records: bool = False

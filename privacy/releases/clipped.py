@@ -13,7 +13,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Self, cast
+from typing import Any, Generic, Self, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ from privacy.contributions.products import EXACT_FLOAT32
 from privacy.contributions.protocols import FactoredContributions
 from privacy.ledger import ReleaseEvent
 from privacy.norms import refuse_norm
-from privacy.releases.source import NoiseSource, Parts
+from privacy.releases.source import NoiseSource, Parts, Source
 from privacy.releases.step import FLOATING_POINT, RECORD_ASSUMPTIONS, StepRelease
 from privacy.sampling import SIZE_SLACK
 
@@ -56,17 +56,20 @@ _ENVIRONMENT = {
 # A step has more than `record_cap` records with at most this probability; it enters delta.
 CAP_MASS = 2.0**-60
 
+S = TypeVar("S", bound=Source)
 
-class ClippedRelease(StepRelease):
-    """`(sum_i whole(clip(X_i, C)) + Z) · C / (D · expected batch size)`, Z of standard deviation noise_multiplier · D.
+
+class ClippedSum(StepRelease, Generic[S]):
+    """`sum_i whole(clip(X_i, C))`, exact; how its noise reaches it is the release's.
 
     Attributes:
+        source: where the noise comes from.
         steps: D, the clipping norm in steps of the grid: the exact l2 bound of one record's whole numbers.
         sensitivity: how far one record moves the sum, C.
         dimension: released coordinates.
     """
 
-    mechanism = "gaussian"
+    source: S
     assumptions = (
         *(text for text in RECORD_ASSUMPTIONS if text != FLOATING_POINT),
         "a record's numbers are the same to the bit in every place of the blocks, of a public number of rows, in which "
@@ -80,7 +83,7 @@ class ClippedRelease(StepRelease):
     def __init__(
         self,
         contributions: FactoredContributions,
-        source: NoiseSource,
+        source: S,
         coins: NoiseGenerator,
         *,
         max_grad_norm: float,
@@ -90,7 +93,7 @@ class ClippedRelease(StepRelease):
         """
         Args:
             contributions: the trainer's per-record contributions.
-            source: where Z comes from.
+            source: where the noise comes from.
             coins: of the rounding.
             max_grad_norm: C, from LEAST_NORM to MOST_NORM.
             expected_batch_size: q·N with the public N; the realised size is never used.
@@ -136,14 +139,12 @@ class ClippedRelease(StepRelease):
         self._sum = WholeSum(self.dimension, first.device, grid=self._grid, bound=steps, coins=self._coins)
 
     @classmethod
-    def of(
-        cls, parts: Parts, source: NoiseSource, capture: str = "records", grid_steps: int | None = None
-    ) -> Self:
+    def of(cls, parts: Parts, source: S, capture: str = "records", grid_steps: int | None = None) -> Self:
         """The release of what an engine offers, with this noise.
 
         Args:
             parts: the engine's.
-            source: where Z comes from.
+            source: where the noise comes from.
             capture: form of the contributions.
             grid_steps: D.
         """
@@ -167,14 +168,6 @@ class ClippedRelease(StepRelease):
     def describe(self) -> dict[str, Any]:
         return {**super().describe(), "clipping norm in grid steps": self.steps}
 
-    def prepare(self, noise_multiplier: float) -> None:
-        """Beside noise that no sampler reaches on this grid a coarser one does, where none was asked for."""
-        while not self._given and noise_multiplier * self.steps > MOST_STD:
-            if not leaves_half(self.steps // 2, self._shapes):
-                break  # the source refuses what it cannot draw
-            self._take_grid(self.steps // 2)
-        self.source.prepare(noise_multiplier * self.steps)
-
     def _absorb(self, *, first: bool) -> None:
         refuse_imprecise_products(self._sum.total.device)
         if first:
@@ -189,6 +182,23 @@ class ClippedRelease(StepRelease):
         finally:
             self._sum.wipe()
 
+    def _forget(self) -> None:
+        self._sum.clear()
+
+
+class ClippedRelease(ClippedSum[NoiseSource]):
+    """`(sum_i whole(clip(X_i, C)) + Z) · C / (D · expected batch)`, Z of standard deviation noise_multiplier · D."""
+
+    mechanism = "gaussian"
+
+    def prepare(self, noise_multiplier: float) -> None:
+        """Beside noise that no sampler reaches on this grid a coarser one does, where none was asked for."""
+        while not self._given and noise_multiplier * self.steps > MOST_STD:
+            if not leaves_half(self.steps // 2, self._shapes):
+                break  # the source refuses what it cannot draw
+            self._take_grid(self.steps // 2)
+        self.source.prepare(noise_multiplier * self.steps)
+
     def _add_noise(self, noise_multiplier: float) -> None:
         # The product is exact: a power of two.
         self.source.add_noise(self._sum.total, noise_multiplier * self.steps)
@@ -196,9 +206,6 @@ class ClippedRelease(StepRelease):
     def _released(self) -> Tensor:
         unit = 1 / (self._grid * self.expected_batch_size)
         return self.contributions.unpack(self._sum.total.to(self._dtype).mul_(unit))
-
-    def _forget(self) -> None:
-        self._sum.clear()
 
 
 def refuse_imprecise_products(device: torch.device | str = "cpu") -> None:

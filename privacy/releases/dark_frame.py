@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -136,6 +136,7 @@ class DarkFrameNoise(DarkFrameSource):
     statement="{drawn}. To the sum, noise {size}{each}: the device's dark frames, and a digital dither for what they "
     "leave of it. What it lacks of a normal law is counted in epsilon{only}",
     dark_frames=True,
+    calibration="noise_models.calibration.document:Calibration",
     isotropic=True,
     options=("digits",),
 )
@@ -146,12 +147,11 @@ def make(parts: Parts) -> ClippedRelease:
         UsageError: `digits` out of range, or a device that it does not serve.
     """
     digits = parts.options.get("digits")
+    calibration = cast("Calibration | None", parts.calibration)  # the engine saw to it
     if digits is None:
         source: DarkFrameSource = DarkFrameNoise(
-            parts.device, parts.generator("dither"), parts.calibration, parts.known
+            parts.device, parts.generator("dither"), calibration, parts.known
         )
     else:
-        source = DarkFrameDigits(
-            parts.device, parts.generator("places"), digits, parts.calibration, parts.known
-        )
+        source = DarkFrameDigits(parts.device, parts.generator("places"), digits, calibration, parts.known)
     return ClippedRelease.of(parts, source)

@@ -27,6 +27,7 @@ class DarkFrameSource(NoiseSource):
     """
 
     name = "dark-frame"
+    calibration: Calibration | None
 
     def __init__(
         self,

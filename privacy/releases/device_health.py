@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from noise_models.base import Frame
-from noise_models.calibration.document import Calibration
+from noise_models.calibration.document import Calibration, Document
 from noise_models.calibration.frame_statistics import shape_of
 from noise_models.errors import DeviceError, HealthError, UsageError
 from noise_models.health.limits import Reference
@@ -27,6 +27,18 @@ FAULT_LASTS = (
     "a fault of the device lasts to the end of the step it begins in, where it is tested on frames that are "
     "not released"
 )
+
+
+def refuse_other(calibration: Document, fingerprint: str) -> None:
+    """
+    Raises:
+        HealthError: the calibration is another device's, or expired.
+    """
+    try:
+        calibration.refuse_other(fingerprint)
+    except DeviceError as error:
+        finding = {"test": "calibration", "value": fingerprint, "limit": calibration.fingerprint}
+        raise HealthError(f"{error} (nothing more is released)", finding) from error
 
 
 class DeviceHealth:
@@ -108,14 +120,8 @@ class DeviceHealth:
         return self._monitor.describe()
 
     def _refuse_other_camera(self) -> None:
-        if self._calibration is None:
-            return
-        camera = self._device.camera_fingerprint()
-        try:
-            self._calibration.refuse_other(camera)
-        except DeviceError as error:
-            finding = {"test": "calibration", "value": camera, "limit": self._calibration.camera_fingerprint}
-            raise HealthError(f"{error} (nothing more is released)", finding) from error
+        if self._calibration is not None:
+            refuse_other(self._calibration, self._device.camera_fingerprint())
 
     def _lamp(self, light: float) -> Tensor | None:
         """A frame of the lamp alone; None from a device that cannot show it."""

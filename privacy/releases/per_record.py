@@ -94,7 +94,7 @@ class PerRecordRelease(StepRelease):
                 raise UsageError(f"release option {option}={value!r}: it must be a positive number")
         self.activation_floor, self.derivative_floor = float(activation_floor), float(derivative_floor)
         self.contributions: SeparatedContributions = contributions
-        self.source = source
+        self.source: ProjectionNoise = source
         self.sensitivity = max_grad_norm
         self.expected_batch_size = expected_batch_size
         self.dimension = contributions.dimension

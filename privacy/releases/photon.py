@@ -25,6 +25,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from noise_models.calibration.document import DRIFT_ALLOWANCE
+from noise_models.calibration.light import LightCalibration, refuse_moved
+from noise_models.calibration.probed_light import ProbedLight
 from noise_models.errors import DeviceError, UsageError
 from noise_models.randomness.generator import NoiseGenerator
 from privacy.accounting.photon import LARGEST_CHANGE
@@ -32,25 +35,41 @@ from privacy.contributions.integers import least_bound
 from privacy.contributions.protocols import (
     FactoredContributions,
     PhotonDevice,
+    PhotonLimits,
     PhotonReadout,
 )
 from privacy.ledger import ReleaseEvent
 from privacy.releases.card import ReleaseCard
-from privacy.releases.clipped import ClippedRelease
-from privacy.releases.device_health import FAULT_LASTS, DeviceHealth
-from privacy.releases.source import Departure, NoiseSource, Parts
+from privacy.releases.clipped import ClippedSum
+from privacy.releases.device_health import FAULT_LASTS, DeviceHealth, refuse_other
+from privacy.releases.source import Departure, Parts, Source
 
-# Of a field to its reference, at most: the clamp follows from it, and M is a few percent above its least.
+# Of a field to its reference, at most: the clamp follows from it. M grows with it, by two arms a few percent, by one
+# arm more: it is less where M would be beyond this much above its least.
 RATIO: Final = 0.25
+NORM_GROWTH: Final = 1.1
 ROWS: Final = 16  # entries of an answer for each of a column, where the projection is not the rule's own
 _COLUMNS: Final = 8192  # shown at a time
+
+
+def measured_limits(calibration: LightCalibration) -> PhotonLimits:
+    """What a calibration allows to count on: its limits, less what the light path may drift unseen (THEORY T8)."""
+    wider, fainter = 1 + DRIFT_ALLOWANCE, 1 - DRIFT_ALLOWANCE
+    return PhotonLimits(
+        norm=calibration.norm * wider,
+        row=calibration.row * wider,
+        reach=calibration.reach * wider,
+        reference=calibration.least * fainter,
+        least=calibration.least * fainter,
+        beta=calibration.beta,
+    )
 
 
 class Level(NamedTuple):
     """A light level.
 
     Attributes:
-        light: κ, √photo-electrons a mirror.
+        light: κ, √photo-electrons a mirror; of a calibrated light path its upper limit.
         most: K, at which entries of the sum are clamped.
         ratio: ρ, upper limit of a field over the reference.
         change: η, largest relative change of an amplitude by a record.
@@ -62,26 +81,35 @@ class Level(NamedTuple):
     change: float
 
 
-class ShotNoise(NoiseSource):
+class ShotNoise(Source):
     """The light path, and the light level at which its shot noise is what was asked for."""
 
     name = "photon"
     device_share = 1.0
+    calibration: LightCalibration | None
 
     def __init__(
-        self, device: PhotonDevice, readout: PhotonReadout, bound: int, known: tuple[str, ...] = ()
+        self,
+        device: PhotonDevice,
+        readout: PhotonReadout,
+        bound: int,
+        calibration: LightCalibration | None = None,
+        known: tuple[str, ...] = (),
     ) -> None:
         """
         Args:
             device: whose light it is.
-            readout: its light path.
+            readout: its light path, or a part of its pixels.
             bound: D of the whole numbers.
+            calibration: what the light path was measured to do at most; None takes what the device says of itself.
             known: digests of dark frames that earlier parts of the run logged.
         """
         self.readout, self._device, self._bound = readout, device, bound
+        self.calibration = calibration
         self._health = DeviceHealth(device, known=known)
-        self._limits = lru_cache(maxsize=64)(readout.limits)
-        self.beta = readout.limits(RATIO).beta
+        self._limits = lru_cache(maxsize=64)(self._known_limits)
+        self.beta = self._limits(RATIO).beta
+        self._ratio = self._largest_ratio()
         self.assumptions = (
             "the counts of photo-electrons are independent Poisson ones, given the fields: the light is coherent, no "
             "more regular than that; what is common to an exposure (intensity, phase) does not depend on records"
@@ -90,7 +118,15 @@ class ShotNoise(NoiseSource):
             "static while it is exposed",
             "M and ρ are upper limits and the reference's amplitude a lower one, in photo-electrons, mirrors' "
             "inequality, drift of intensity and phase included"
-            + ("" if device.physical else " (in the simulated device: computed from its matrix)"),
+            + (
+                f" (measured: calibration {calibration.digest[:16]} of {calibration.taken_at}, whatever the "
+                f"reference's phase, except with probability {calibration.beta:g})"
+                if calibration is not None
+                else ""
+                if device.physical
+                else " (in the simulated device: computed from its matrix)"
+            ),
+            *(() if calibration is None else calibration.assumptions),
             "no light returns to the mirrors: the field is linear in them",
             FAULT_LASTS,
             *(
@@ -106,18 +142,31 @@ class ShotNoise(NoiseSource):
     def generators(self) -> tuple[NoiseGenerator, ...]:
         return self._device.generators
 
+    def _known_limits(self, ratio: float) -> PhotonLimits:
+        return self.readout.limits(ratio) if self.calibration is None else measured_limits(self.calibration)
+
     def level(self, noise_multiplier: float) -> Level:
         """The light level at which 1 / (2 κ M D) is this noise multiplier or more."""
         target = 1 / (2 * noise_multiplier * self._bound)  # κ M
         limits = self._limits(0.0)
         # M grows with ρ, so that the ρ which the smallest M asks for covers the κ which its own M allows.
         ratio = target / limits.norm * limits.reach * self.readout.most / limits.reference * (1 + 1e-9)
-        ratio = min(ratio, RATIO)
+        ratio = min(ratio, self._ratio)
         limits = self._limits(ratio)
         light = target / limits.norm
         most = min(self.readout.most, math.floor(ratio * limits.reference / (light * limits.reach)))
         change = light * self._bound * limits.row / ((1 - ratio) * limits.least)
         return Level(light, most, ratio, min(change, LARGEST_CHANGE))
+
+    def _largest_ratio(self) -> float:
+        """ρ that an entry may fill, from below."""
+        most, low, high = NORM_GROWTH * self._limits(0.0).norm, 0.0, RATIO
+        if self._limits(high).norm <= most:
+            return high
+        for _ in range(12):
+            middle = (low + high) / 2
+            low, high = (middle, high) if self._limits(middle).norm <= most else (low, middle)
+        return low
 
     def norm(self, ratio: float) -> float:
         """M, upper limit, where |E| is at most `ratio` of |r|."""
@@ -129,17 +178,45 @@ class ShotNoise(NoiseSource):
         Raises:
             DeviceError: it is not.
         """
-        if not self.readout.keeps(self._limits(ratio), ratio):
+        own = self._limits(ratio) if self.calibration is None else self.readout.limits(ratio)
+        if not self.readout.keeps(own, ratio):
             raise DeviceError(
                 "the medium or the light has moved beyond what the light level was set for; nothing more is released "
                 "(a run of fewer steps, or a medium that ages more slowly, stays within it)"
             )
 
     def start_up(self) -> dict[str, Any]:
-        return self._health.start_up()[1]
+        self._refuse_other()
+        found = self._health.start_up()[1]
+        if self.calibration is not None:
+            path = cast(ProbedLight, self._device.photon_readout(self.calibration.rows))
+            found["light_since_calibration"] = refuse_moved(path, self.calibration)
+        return found
 
     def vouch(self) -> None:
+        self._refuse_other()
         self._health.vouch()
+
+    def _refuse_other(self) -> None:
+        if self.calibration is not None:
+            refuse_other(self.calibration, self.readout.fingerprint())
+            self.calibration.refuse_larger(self.readout.inputs, self.readout.rows, self.readout.most)
+
+    def setting(self, light: float) -> float:
+        """Of the attenuator, at which κ is at most `light`.
+
+        Raises:
+            UsageError: the light path was not measured in so little light.
+        """
+        if self.calibration is None:
+            return light
+        found = self.calibration.setting(light)
+        if found is None:
+            raise UsageError(
+                f"light {light:.3g} is asked for, and the calibration knows of {self.calibration.attenuator[0][0]:.3g} "
+                "and more; take a larger epsilon, or calibrate with more frames (--frames)"
+            )
+        return found
 
     def shown(self) -> tuple[str, ...]:
         return self._health.shown()
@@ -148,11 +225,8 @@ class ShotNoise(NoiseSource):
         columns = math.ceil(dimension / self.readout.inputs)
         return Departure(0.0, 0.0, columns * self.readout.counts * self.readout.count_mass)
 
-    def add_noise(self, total: Tensor, std: float) -> None:
-        raise NotImplementedError("light does not add noise to a sum: it carries the sum (`PhotonRelease`)")
 
-
-class PhotonRelease(ClippedRelease):
+class PhotonRelease(ClippedSum[ShotNoise]):
     """The clipped sum as light carries it: columns read back by the pseudo-inverse of what the device answers.
 
     Attributes:
@@ -160,8 +234,7 @@ class PhotonRelease(ClippedRelease):
     """
 
     mechanism = "photon"
-    source: ShotNoise
-    _changing = ClippedRelease._changing | {"_read"}
+    _changing = ClippedSum._changing | {"_read"}
 
     def __init__(
         self,
@@ -172,25 +245,28 @@ class PhotonRelease(ClippedRelease):
         *,
         max_grad_norm: float,
         expected_batch_size: float,
+        calibration: LightCalibration | None = None,
         known: tuple[str, ...] = (),
     ) -> None:
         """
         Args:
-            contributions, coins, max_grad_norm, expected_batch_size: as for `ClippedRelease`.
+            contributions, coins, max_grad_norm, expected_batch_size: as for `ClippedSum`.
             device: whose light it is.
             readout: its light path.
+            calibration: what it was measured to do at most; None takes what the device says of itself.
             known: digests of dark frames that earlier parts of the run logged.
         """
         steps = self.least_steps(contributions.stacked)
         super().__init__(
             contributions,
-            ShotNoise(device, readout, steps, known),
+            ShotNoise(device, readout, steps, calibration, known),
             coins,
             max_grad_norm=max_grad_norm,
             expected_batch_size=expected_batch_size,
             grid_steps=steps,
         )
         self._level: Level | None = None
+        self._setting = 0.0
         self._rate = device.frame_rate_hz
         self._columns = math.ceil(self.dimension / readout.inputs)
         self._order = np.arange(self.dimension)
@@ -220,6 +296,7 @@ class PhotonRelease(ClippedRelease):
                 f"of the sum, and one record may fill {self.steps}; take a smaller epsilon, more mirrors (backend "
                 "option mirrors) or a camera with a larger full well"
             )
+        self._setting = self.source.setting(level.light)
         self._level = level
 
     def describe(self) -> dict[str, Any]:
@@ -237,6 +314,7 @@ class PhotonRelease(ClippedRelease):
         if self._level is not None:
             found |= {
                 "photo_electrons_a_mirror": self._level.light**2,
+                "attenuator": self._setting,
                 "clamp": self._level.most,
                 "largest_field_over_reference": self._level.ratio,
                 "norm": self.source.norm(self._level.ratio),
@@ -258,7 +336,7 @@ class PhotonRelease(ClippedRelease):
         read = np.empty((self._columns, readout.inputs))
         for start in range(0, self._columns, _COLUMNS):
             part = slice(start, start + _COLUMNS)
-            np.matmul(readout.show(columns[part], level.light), inverse, out=read[part])
+            np.matmul(readout.show(columns[part], self._setting), inverse, out=read[part])
         self._read = read
 
     def _released(self) -> Tensor:
@@ -297,6 +375,7 @@ def _in_columns(shapes: Sequence[Sequence[int]], inputs: int) -> NDArray[np.int6
     "counted reached the weights.",
     mechanism="photon",
     dark_frames=True,
+    calibration="noise_models.calibration.light:LightCalibration",
     light=True,
     sum_projected="gated-dfa",
     backend="simulated-opu",
@@ -306,7 +385,7 @@ def make(parts: Parts) -> PhotonRelease:
     """This release.
 
     Raises:
-        UsageError: the rule has no device, or one that shows no amplitudes.
+        UsageError: the rule has no device, or one that shows no amplitudes, or a real one that nobody calibrated.
     """
     if parts.device is None:
         raise UsageError(
@@ -315,6 +394,11 @@ def make(parts: Parts) -> PhotonRelease:
         )
     device = cast(PhotonDevice, parts.device)
     whole = device.photon_readout()  # refuses before anything is recorded
+    if device.physical and parts.calibration is None:
+        raise UsageError(
+            f"the light of backend {device.name} is real, and what it does at most is not known; measure it: "
+            "optical-dfa calibrate --photon, and give --calibration FILE"
+        )
     contributions = cast(FactoredContributions, parts.start_capture("light"))
     rows = whole.rows if contributions.projects else min(whole.rows, ROWS * whole.inputs)
     return PhotonRelease(
@@ -324,5 +408,6 @@ def make(parts: Parts) -> PhotonRelease:
         parts.generator("rounding"),
         max_grad_norm=parts.max_grad_norm,
         expected_batch_size=parts.expected_batch_size,
+        calibration=cast("LightCalibration | None", parts.calibration),  # the engine saw to it
         known=parts.known,
     )

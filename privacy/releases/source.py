@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from noise_models.calibration.document import Calibration
+from noise_models.calibration.document import Document
 from noise_models.errors import UsageError
 from noise_models.randomness.generator import NORMAL_TAIL_MASS, NoiseGenerator
 from noise_models.randomness.rounded_gaussian import RoundedGaussianSampler
@@ -31,9 +31,9 @@ class Parts:
         expected_batch_size: q·N with the public N.
         max_physical_batch_size: records handed out at a time; None is all of a step's.
         steps_an_epoch: logical batches an epoch.
-        calibration: of the camera, None where none was given.
+        calibration: of the camera, or of the light path; None where none was given.
         known: digests of dark frames that earlier parts of the run logged; seeing one again is a replay.
-        resumed: what the release wrote into the ledger (`NoiseSource.describe`) when the run began; None at its
+        resumed: what the release wrote into the ledger (`Source.describe`) when the run began; None at its
             beginning.
         diagnoses: figures computed from private records are shown; the run then has no guarantee.
         options: the release's own settings.
@@ -46,7 +46,7 @@ class Parts:
     expected_batch_size: float = 1.0
     max_physical_batch_size: int | None = None
     steps_an_epoch: int = 1
-    calibration: Calibration | None = None
+    calibration: Document | None = None
     known: tuple[str, ...] = ()
     resumed: dict[str, Any] | None = None
     diagnoses: bool = False
@@ -62,8 +62,8 @@ class Departure:
     mass: float
 
 
-class NoiseSource(Fixed, ABC):
-    """Supplies Z, dominated by N(0, std² I) up to its stated cost.
+class Source(Fixed, ABC):
+    """Where a release's noise comes from, dominated by N(0, std² I) up to its stated cost.
 
     Attributes:
         name: the release's registered name.
@@ -76,7 +76,7 @@ class NoiseSource(Fixed, ABC):
     name: ClassVar[str]
     device_share: float = 0.0
     beta: float = 0.0
-    calibration: Calibration | None = None
+    calibration: Document | None = None
     assumptions: tuple[str, ...] = ()
 
     @property
@@ -102,6 +102,28 @@ class NoiseSource(Fixed, ABC):
         """
         return {}
 
+    def vouch(self) -> None:
+        """Test the device once more between a step's noise and its release.
+
+        Raises:
+            DeviceError: what was drawn may not be released.
+        """
+
+    def shown(self) -> tuple[str, ...]:
+        """Digests of the device's frames since this was last asked; they are logged before the release.
+
+        A digest of 160 bits tells nothing of a frame that nobody can guess.
+        """
+        return ()
+
+    def rekeyed(self) -> tuple[NoiseGenerator, ...]:
+        """Generators whose key changed since this was last asked; they are registered before the release."""
+        return ()
+
+
+class NoiseSource(Source):
+    """Supplies Z, which is added to a sum."""
+
     def prepare(self, std: float) -> None:
         """Make ready for noise of standard deviation `std`, before anything is released or written.
 
@@ -119,24 +141,6 @@ class NoiseSource(Fixed, ABC):
         Raises:
             DeviceError: what was drawn may not be released.
         """
-
-    def vouch(self) -> None:
-        """Test the device once more between the last `add_noise` and its release.
-
-        Raises:
-            DeviceError: what was drawn may not be released.
-        """
-
-    def shown(self) -> tuple[str, ...]:
-        """Digests of the device's frames since this was last asked; they are logged before the release.
-
-        A digest of 160 bits tells nothing of a frame that nobody can guess.
-        """
-        return ()
-
-    def rekeyed(self) -> tuple[NoiseGenerator, ...]:
-        """Generators whose key changed since this was last asked; they are registered before the release."""
-        return ()
 
 
 def with_camera(device: DarkFrames | None) -> DarkFrames:

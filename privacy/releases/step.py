@@ -12,7 +12,7 @@ from noise_models.randomness.generator import NoiseGenerator
 from privacy.contributions.protocols import Contributions
 from privacy.fixed import Fixed
 from privacy.ledger import ReleaseEvent
-from privacy.releases.source import NoiseSource
+from privacy.releases.source import Source
 
 _PUBLIC = "the size N of the data set, the sample rate and the number of steps are public"
 _ROWS = (
@@ -55,7 +55,7 @@ class StepRelease(Fixed, ABC):
 
     mechanism: ClassVar[str]
     contributions: Contributions
-    source: NoiseSource
+    source: Source
     dimension: int
     sensitivity: float
     assumptions: tuple[str, ...] = RECORD_ASSUMPTIONS

@@ -22,6 +22,7 @@ from noise_models.randomness.integer_sampler import (
     alias,
     cells_for,
     largest_magnitude,
+    late_bits_below,
     masses,
     skellam_weights,
 )
@@ -108,6 +109,21 @@ def test_a_word_on_the_boundary_takes_two_more_and_any_other_takes_none() -> Non
     assert sampler.sample(1, words)[0] == 1
     words = Words([(boundary + 1) << 30])
     assert sampler.sample(1, words)[0] == 1
+
+
+@given(st.integers(1, 200), st.data())
+def test_late_bits_are_the_first_of_their_words_and_compared_as_one_number(
+    bits: int, data: st.DataObject
+) -> None:
+    """At the limit and beside it, whatever the bits that are left over."""
+    limit = data.draw(st.integers(0, (1 << bits) - 1))
+    drawn = min(max(limit + data.draw(st.sampled_from([-1, 0, 1])), 0), (1 << bits) - 1)
+    words = -(-bits // 64)
+    spare = 64 * words - bits
+    told = drawn << spare | data.draw(st.integers(0, (1 << spare) - 1))
+    given_words = Words([told >> 64 * place & (2**64 - 1) for place in reversed(range(words))])
+    assert late_bits_below(limit, bits, given_words) == (drawn < limit)
+    assert len(given_words.told) == 0
 
 
 # ---- what is drawn

@@ -25,9 +25,10 @@ from experiments.bottleneck.mask import mask_gradients
 from noise_models.errors import UsageError
 from noise_models.randomness.generator import NoiseGenerator
 from optical_dfa import AlignedModule, align
+from optical_dfa.aligning import unalign
 from optical_dfa.config import merge
 from optical_dfa.feedback.rules.dfa import DirectFeedbackAlignment
-from optical_dfa.measure.alignment import alignment, estimator, feedback_angles
+from optical_dfa.measure.alignment import alignment, direction, estimator, exact_gradients, feedback_angles
 from optical_dfa.measure.costs import cost
 from optical_dfa.networks.building import build
 from optical_dfa.progress import SilentProgress
@@ -111,6 +112,24 @@ def test_the_sign_of_an_alignment_is_kept(factor: float, sign: float) -> None:
     for angle in feedback_angles(aligned).values():
         assert angle.degrees == pytest.approx(0.0 if sign > 0 else 180.0, abs=1e-2)
         assert angle.norm_ratio == pytest.approx(factor, rel=1e-5)
+
+
+def test_exact_gradients_are_those_of_the_plain_network_and_leave_it_alone() -> None:
+    """Under a rule that teaches otherwise, and whatever gradients stand there."""
+    aligned = align(build("mlp:6,5", (4,), 4, 0), rule="dfa", show=None)
+    x, y = normal(7, 4, seed=1).float(), labels(7)
+    for p in aligned.parameters():
+        p.grad = torch.ones_like(p)
+    found = exact_gradients(aligned, x, lambda logits: cross_entropy(logits, y))
+    assert all(bool((p.grad == 1).all()) for p in aligned.parameters() if p.grad is not None)
+    plain = unalign(copy.deepcopy(aligned))
+    plain.zero_grad()
+    cross_entropy(plain(x), y).backward()
+    assert found.keys() == dict(plain.named_parameters()).keys()
+    for name, p in plain.named_parameters():
+        assert p.grad is not None
+        torch.testing.assert_close(found[name], p.grad)
+        assert direction(-3 * found[name], p.grad).cosine == pytest.approx(-1)
 
 
 def test_frozen_layers_have_no_direction() -> None:

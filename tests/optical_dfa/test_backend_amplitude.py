@@ -9,12 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 
 from noise_models.errors import UsageError
 from noise_models.randomness.generator import NoiseGenerator
 from optical_dfa.backends import amplitude as module
 from optical_dfa.backends import create
+from optical_dfa.backends.amplitude import QUADRATURES
+from optical_dfa.backends.interferometry import METHODS
 from optical_dfa.backends.simulated_opu import SimulatedOpuBackend
 
 ALARM = 1e-6
@@ -31,24 +35,27 @@ def device(inputs: int = 4, outputs: int = 40, seed: int = 0, **options: Any) ->
 
 
 @pytest.mark.parametrize("fidelity", ["effective", "physics"])
-@pytest.mark.parametrize("method", ["homodyne", "balanced"])
+@pytest.mark.parametrize("method", QUADRATURES)
 def test_columns_come_back_with_the_noise_of_the_light(fidelity: str, method: str) -> None:
-    """Mean `R a`; variance that of the counts: (|r|² + |E|² + twice what the camera adds) / (4 κ² |r|²)."""
+    """Mean `R a`; variance that of the counts, (s (|r|² + |E|²) + what the camera adds) / (8 s² κ² |r|²), s the share
+    of the light that a count has. |E|², which a count by itself would add to the mean a hundredfold, is gone."""
     opu = device(fidelity=fidelity, method=method)
     light_path = opu.photon_readout()
-    light = 0.02
+    light, share = 0.02, METHODS[method].light
     column = np.array([900, -350, 0, 77])
     answers = light_path.show(np.tile(column, (4000, 1)), light)
     mean = light_path.response @ column
     error = answers.std(0) / np.sqrt(len(answers))
     assert np.abs((answers.mean(0) - mean) / error).max() < stats.norm.isf(ALARM / 80)
+    squared = np.abs(light * light_path._field @ column) ** 2 / (2 * opu.optics.reference * light)
+    assert squared.max() > 100 * error.max()
     reference = opu.optics.reference
     camera = opu.noise.camera
-    floor = 1 / (4 * light**2)  # of the light alone
+    floor = 1 / (8 * share * light**2)  # of the light alone
     field = light * np.abs(light_path._field @ column)
-    added = (float((field**2).mean()) + 2 * camera.read_noise_electrons**2) / reference**2
+    added = (float((field**2).mean()) + camera.read_noise_electrons**2 / share) / reference**2
     if fidelity == "physics":
-        added += (1 / camera.data_gain_dn_per_electron) ** 2 / 6 / reference**2
+        added += (1 / camera.data_gain_dn_per_electron) ** 2 / 12 / share / reference**2
     assert answers.var(0).mean() == pytest.approx(floor * (1 + added), rel=0.05)
     assert answers.var(0).mean() > floor
 
@@ -62,11 +69,14 @@ def test_the_projection_is_the_devices_own(fidelity: str) -> None:
     )
 
 
-def test_physics_and_effective_have_the_same_law() -> None:
+@pytest.mark.parametrize("method", QUADRATURES)
+def test_physics_and_effective_have_the_same_law(method: str) -> None:
     """Two samples of one pixel's answers (Kolmogorov and Smirnov); an ideal camera, so that nothing else differs."""
     ideal = {"prnu": 0.0, "dsnu_electrons": 0.0, "dark_current_electrons_per_second": 0.0, "dnl_lsb": 0.0}
     found = [
-        device(fidelity=fidelity, seed=3, adc_bits=16, **(ideal if fidelity == "physics" else {}))
+        device(
+            fidelity=fidelity, seed=3, adc_bits=16, method=method, **(ideal if fidelity == "physics" else {})
+        )
         .photon_readout()
         .show(np.tile([500, -20, 3, 0], (6000, 1)), 0.02)[:, 0]
         for fidelity in ("effective", "physics")
@@ -74,14 +84,15 @@ def test_physics_and_effective_have_the_same_law() -> None:
     assert stats.ks_2samp(*found).pvalue > ALARM
 
 
+@pytest.mark.parametrize("method", QUADRATURES)
 @pytest.mark.parametrize("spread", [0.0, 0.05])
 @pytest.mark.parametrize("phase", [0.0, 0.3])
 @pytest.mark.parametrize("intensity", [0.0, 0.02])
 @pytest.mark.parametrize("fidelity", ["effective", "physics"])
 def test_no_two_columns_move_the_amplitudes_further_than_the_limits(
-    spread: float, phase: float, intensity: float, fidelity: str, monkeypatch: pytest.MonkeyPatch
+    spread: float, phase: float, intensity: float, fidelity: str, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The rates that are drawn from, both arms: changes of their square roots against M, row and |r|."""
+    """The rates that are drawn from, of all counts: changes of their square roots against M, row and |r|."""
     shown: list[np.ndarray] = []
 
     def rates(mean: np.ndarray, generator: NoiseGenerator) -> np.ndarray:
@@ -93,12 +104,12 @@ def test_no_two_columns_move_the_amplitudes_further_than_the_limits(
     for seed in range(4):
         opu = device(
             seed=seed, fidelity=fidelity, serial=seed, mirror_spread=spread, phase_drift=phase,
-            intensity_noise=intensity, dark_current_electrons_per_second=0.0,
+            intensity_noise=intensity, dark_current_electrons_per_second=0.0, method=method,
         )  # fmt: skip
         light_path = opu.photon_readout()
         most = light_path.most
         ratio = 0.4
-        limits = light_path.limits(ratio)
+        limits, unit = light_path.limits(ratio), np.sqrt(METHODS[method].light)
         light = ratio * limits.reference / (limits.reach * most)
         gamma_free = np.linalg.svd(np.concatenate([light_path._field.real, 0.37 * light_path._field.imag]))[
             2
@@ -119,8 +130,8 @@ def test_no_two_columns_move_the_amplitudes_further_than_the_limits(
             norm = np.linalg.norm(first - second)
             change = np.abs(amplitudes[0] - amplitudes[1])
             assert np.linalg.norm(change) <= light * limits.norm * norm
-            assert change.max() <= light * limits.row * norm / np.sqrt(2)
-            assert amplitudes.min() >= (1 - ratio) * limits.least / np.sqrt(2)
+            assert change.max() <= light * limits.row * norm * unit
+            assert amplitudes.min() >= (1 - ratio) * limits.least * unit
 
 
 def test_a_reference_that_drifts_has_larger_limits_and_one_that_is_lost_those_of_no_phase() -> None:
@@ -148,6 +159,8 @@ def test_a_reference_that_drifts_has_larger_limits_and_one_that_is_lost_those_of
         ({"mirrors": 10**12}, "mirrors is 1000000000000"),
         ({"mirrors": 10**9, "mirror_spread": 0.1}, "mirrors is 1000000000"),
         ({"mirror_spread": 0.9}, "mirror_spread is 0.9"),
+        ({"levels": 0}, "levels is 0"),
+        ({"levels": 4097}, "levels is 4097"),
         ({"phase_drift": -0.1}, "phase_drift is -0.1"),
         ({"intensity_noise": float("nan")}, "intensity_noise is nan"),
     ],
@@ -182,6 +195,66 @@ def test_a_column_exposed_twice_falls_on_the_same_pixels() -> None:
     first, second = light_path._response[:, :2048], light_path._response[:, 2048:]
     assert (first == second).all()
     assert light_path.show(np.array([[5, -7]]), 1e-3).shape == (1, 4096)
+
+
+@given(spread=st.floats(0.01, 0.5), levels=st.sampled_from([1, 2, 15, 255]), seed=st.integers(0, 10**6))
+@settings(max_examples=30)
+def test_what_one_unit_moves_is_within_the_spread(spread: float, levels: int, seed: int) -> None:
+    """Of every number that a macro-pixel of four pixels shows, either sign; from dark on, and to all of it."""
+    inputs = 3
+    light_path = device(
+        inputs, 8, mirrors=8 * inputs, levels=levels, mirror_spread=spread, serial=seed
+    ).photon_readout()
+    assert light_path.most == 4 * levels
+    assert light_path.mirrors == 8 * inputs
+    numbers = np.arange(-light_path.most, light_path.most + 1)
+    shown = light_path._amplitudes(np.tile(numbers[:, None], (1, inputs)))
+    steps = np.diff(shown, axis=0)
+    assert np.abs(steps - 1).max() <= spread * (1 + 1e-9)
+    assert np.abs(steps - 1).max() > spread / 20
+    assert (shown[light_path.most] == 0).all()
+
+
+def test_a_spread_of_steps_is_charged_in_m() -> None:
+    """Levels that are off by a hundredth of the range, in steps that are a quarter off: M pays for the steps."""
+    even, uneven = (
+        device(levels=255, mirrors=8, mirror_spread=spread).photon_readout() for spread in (0.0, 0.25)
+    )
+    curve = uneven._pattern[1]  # type: ignore[index]
+    assert np.abs(curve / curve[-1] - np.arange(256) / 255).max() < 0.01
+    for ratio in (0.0, 0.2):
+        assert uneven.limits(ratio).norm == pytest.approx(1.25 * even.limits(ratio).norm)
+        assert uneven.limits(ratio).reach == pytest.approx(1.25 * even.limits(ratio).reach)
+
+
+def test_pixels_of_many_levels_show_larger_numbers_in_as_many_exposures() -> None:
+    mirrors, grey = (device(mirrors=80_000, levels=levels).photon_readout() for levels in (1, 255))
+    assert grey.most == 255 * mirrors.most
+    assert grey.mirrors == mirrors.mirrors
+    assert grey.fingerprint() != mirrors.fingerprint()
+    answers = grey.show(np.array([[grey.most, 0, 0, -7]]), 1e-6)
+    np.testing.assert_allclose(answers[0], grey.response @ [grey.most, 0, 0, -7], atol=6 / (2e-6) * 1.1)
+
+
+def test_fringes_take_pixels_of_their_own_of_one_camera() -> None:
+    """Four of a point of the field, so twice as many as entries of an answer; and no less."""
+    options = {"inputs": 2, "outputs": 400, "method": "off-axis", "fidelity": "physics", "serial": 4}
+    with pytest.raises(UsageError, match="400 outputs need 800 camera pixels"):
+        device(**options, dark_pixels=799)
+    opu = device(**options, dark_pixels=800)
+    light_path = opu.photon_readout()
+    np.testing.assert_array_equal(light_path._response.reshape(-1), opu.noise.prnu_pattern.astype(float))
+    assert light_path.exposures == 1
+    np.testing.assert_allclose(light_path.response * np.sqrt(2), opu.matrix().double().numpy(), rtol=1e-6)
+
+
+def test_one_arm_pays_for_no_more_than_the_field_in_phase_where_it_is_weak() -> None:
+    """M² between what two arms of one field would count, and 1 + 2ρ times it; never above that of no phase."""
+    light_path = device(outputs=60, method="off-axis").photon_readout()
+    whole = np.linalg.norm(light_path.response, 2)  # both quadratures are rows
+    for ratio in (0.0, 0.01, 0.1, 0.25, 0.5):
+        norm = light_path.limits(ratio).norm / (1 + 1e-6)
+        assert 2 * whole**2 * (1 - 1e-9) <= norm**2 <= 2 * whole**2 * min(1 + 2 * ratio, 2) * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("outputs", [12, 64, 400])

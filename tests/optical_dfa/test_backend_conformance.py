@@ -68,6 +68,7 @@ _METHODS: dict[str, dict[str, Any]] = {
     "anchor": {"drift_per_hour": 0.01, "prnu": 0.003},
     "balanced": {"camera": "scientific-cmos"},
     "homodyne": {"camera": "industrial"},
+    "off-axis": {"contrast": 500.0, "dark_pixels": 8192},
 }
 
 

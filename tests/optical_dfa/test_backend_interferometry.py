@@ -66,7 +66,7 @@ def test_differences_of_fields_are_recovered_exactly(name: str, seed: int, scale
         assert float(difference.abs().max()) <= 1e-9 * (scale**2 / REFERENCE + scale + REFERENCE)
 
 
-@pytest.mark.parametrize("name", ["phase-4", "phase-3", "balanced"])
+@pytest.mark.parametrize("name", ["phase-4", "phase-3", "balanced", "off-axis"])
 def test_a_plane_reference_leaves_no_constant(name: str) -> None:
     how, _ = method(name)
     e = field(2, 3)
@@ -90,7 +90,10 @@ def test_images_are_the_physics(name: str) -> None:
     elif name == "phase-3":
         waves = [(1.0, torch.tensor(REFERENCE * np.exp(2j * pi * k / 3))) for k in range(3)]
     else:
-        order = {"phase-4": (1, 1j, -1, -1j), "balanced": (1, -1, 1j, -1j), "homodyne": (1, -1)}[name]
+        steps = (1, 1j, -1, -1j)
+        order = {
+            "phase-4": steps, "off-axis": steps, "balanced": (1, -1, 1j, -1j), "homodyne": (1, -1),
+        }[name]  # fmt: skip
         waves = [(how.light, torch.tensor(REFERENCE * phase)) for phase in order]
     for image, (share, wave) in zip(how.intensities(e.real, e.imag), waves, strict=True):
         torch.testing.assert_close(image, share * (e + wave).abs().square())
@@ -100,7 +103,7 @@ def test_light_is_shared_and_frames_are_counted() -> None:
     counts = {name: (cls.frames, len(cls.cameras), cls.quadratures) for name, cls in METHODS.items()}
     assert counts == {
         "phase-4": (4, 4, 2), "phase-3": (3, 3, 2), "anchor": (2, 2, 1), "balanced": (2, 4, 2),
-        "homodyne": (1, 2, 1),
+        "homodyne": (1, 2, 1), "off-axis": (1, 4, 2),
     }  # fmt: skip
     plus, minus = list(method("balanced")[0].intensities(*_parts(field(4, 5))))[:2]
     whole = list(method("phase-4")[0].intensities(*_parts(field(4, 5))))
@@ -205,5 +208,5 @@ def test_brightest_leaves_out_the_top_tenth() -> None:
 
 
 def test_unknown_method() -> None:
-    with pytest.raises(UsageError, match="phase-4, phase-3, anchor, balanced"):
+    with pytest.raises(UsageError, match="phase-4, phase-3, off-axis, anchor, balanced"):
         method_class("holography")

@@ -141,6 +141,7 @@ def test_camera_and_network_have_their_own_identities() -> None:
     [
         ("phase-4", "bit-planes", 32), ("phase-3", "bit-planes", 24), ("anchor", "bit-planes", 16),
         ("balanced", "bit-planes", 16), ("phase-4", "ternary", 8), ("balanced", "ternary", 4),
+        ("off-axis", "bit-planes", 8), ("homodyne", "ternary", 2),
     ],
 )  # fmt: skip
 def test_frames_and_hardware_time(method: str, encoding: str, frames: int) -> None:

@@ -136,6 +136,24 @@ def test_scattering_tells_directions_and_forgets_brightness() -> None:
     assert colours(torch.randn(2, 3, 17, 16)).shape == (2, C)
 
 
+def test_a_run_says_whose_gates_taught_it() -> None:
+    """The network's, where it has some; the rule's own where not, of which 1 is none."""
+    aligned = align(network("gated:6,8").float(), rule="gated-dfa", example=X.float(), show=None)
+    plain = align(
+        build("mlp:6,8", (5,), C, 0).float(),
+        rule="gated-dfa",
+        rule_options={"gates": 3},
+        example=X.float(),
+        show=None,
+    )
+    own, other = (made.describe()["rule_options"] for made in (aligned, plain))
+    assert own.keys() - other.keys() == {"gates_of_the_network"}
+    assert own["gates_of_the_network"] == GATES
+    assert {name: other[name] for name in other.keys() - own.keys()} == {"gates": 3, "gate_seed": 0}
+    with pytest.raises(UsageError, match="gates_of_the_network"):
+        aligned.set_extra_state(plain.get_extra_state())
+
+
 # ---- private
 
 
@@ -254,7 +272,7 @@ def test_only_layers_that_the_gates_let_through_are_taught() -> None:
         UsageError, match=r"feedback point logits is no layer .* teaches layers\.0, layers\.1"
     ):
         align(net, rule="gated-dfa", points=["logits"], example=example, show=None)
-    with pytest.raises(UsageError, match="is no layer that the network's gates let through"):
+    with pytest.raises(UsageError, match=r"layers\.0 is no layer .* teaches those of a GatedNetwork"):
         align(Ungated(), rule="gated-dfa", points=["layers.0"], example=torch.randn(2, 5), show=None)
     with pytest.raises(UsageError, match="gate_seed=7"):
         align(net, rule="gated-dfa", rule_options={"gate_seed": 7}, example=example, show=None)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from noise_models.errors import UsageError
 from privacy import accounting
+from privacy.accounting.amplification import _log_excess
 from privacy.accounting.photon import ORDERS, epsilon, factor
 from privacy.accounting.poisson import renyi
 from privacy.ledger import ReleaseEvent
@@ -149,6 +150,29 @@ def _log_factorial(count: np.ndarray) -> np.ndarray:
     from scipy.special import gammaln
 
     return np.asarray(gammaln(count + 1.0))
+
+
+@pytest.mark.parametrize("sample_rate", [1e-3, 1e-12, 1e-15, 1e-16, 1e-17, 1e-20, 1e-160, 1e-300])
+@pytest.mark.parametrize("multiplier", [1e-3, 0.05, 1.0])
+def test_records_that_are_hardly_ever_drawn_have_a_number_too(sample_rate: float, multiplier: float) -> None:
+    """Where e^D is beyond double precision and q below its rounding; more seldom is never dearer."""
+    tally = {row(sample_rate, multiplier, 1e-3): 1000}
+    first, second = (
+        accounting.epsilon(tally, DELTA, accountant=name) for name in ("photon-rdp", "photon-integral")
+    )
+    assert second == pytest.approx(first, rel=0.02, abs=1e-6)
+    dearer = accounting.epsilon({row(min(2 * sample_rate, 1.0), multiplier, 1e-3): 1000}, DELTA)
+    assert 0 <= first <= dearer < math.inf
+
+
+@given(st.integers(2, 2048), st.floats(-300, -0.01))
+def test_what_sampling_leaves_of_the_other_direction_is_rounded_up(order: int, digits: float) -> None:
+    """(1-q)^(1-a) - 1 - (a-1) q to 700 digits: never above what is charged, and above it by little."""
+    q = 10.0**digits
+    with mpmath.workdps(700):
+        truth = (1 - mpmath.mpf(q)) ** (1 - order) - 1 - (order - 1) * mpmath.mpf(q)
+        over = mpmath.mpf(float(_log_excess(np.array([float(order)]), q)[0])) - mpmath.log(truth)
+        assert 0 <= over <= 1e-3
 
 
 def test_no_light_level_means_no_guarantee() -> None:

@@ -105,8 +105,8 @@ class GatedFeedbackAlignment(DirectFeedbackAlignment):
         other = next((point.name for point in placed.points if point.name not in layers), None)
         if other is not None:
             raise UsageError(
-                f"feedback point {other} is no layer that the network's gates let through; rule {self.name} teaches "
-                f"{', '.join(layers) or 'those of a GatedNetwork'}"
+                f"feedback point {other} is no layer whose units the network's own gates let through; rule {self.name} "
+                f"teaches {', '.join(layers) or 'those of a GatedNetwork'}, which it finds where no points are given"
             )
         return GatedState(self, placed.points, own)
 
@@ -138,6 +138,11 @@ class GatedState(ProjectingState):
         for place, point in enumerate(points):
             opens = own.of_units(torch.eye(own.gates, device=own.normals.device), point.width)
             self.register_buffer(f"opens{place}", opens, persistent=False)
+
+    def acting(self, options: dict[str, Any]) -> dict[str, Any]:
+        """The network's gates in place of the rule's own, which were left out."""
+        own = {name: value for name, value in options.items() if name not in ("gates", "gate_seed")}
+        return {**own, "gates_of_the_network": self.blocks}
 
     def observe(self, passed: ForwardPass) -> Tensor | None:
         own = _own_gates(passed.module)
