@@ -5,9 +5,10 @@ from __future__ import annotations
 import inspect
 import sys
 import tomllib
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +16,10 @@ from noise_models.errors import UsageError
 from optical_dfa.cli.app import UserInterruptError
 from optical_dfa.cli.output import JsonOption, notes_to_stderr, print_facts, print_json
 from optical_dfa.settings import SETTINGS
+
+if TYPE_CHECKING:
+    from optical_dfa.config import TrainConfig
+    from privacy.workers import Workers
 
 
 def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
@@ -57,23 +62,23 @@ def train(
     """
     from optical_dfa.config import merge, read
     from optical_dfa.runs.folder import CONFIG, REPORT
+    from privacy.workers import joined
 
-    folder = _folder(out, resume=resume, overwrite=overwrite)
-    given = {name: _value(name, flag) for name, flag in flags.items()}
-    source = folder / CONFIG if resume and folder is not None and config is None else config
-    merged = merge(read(source) if source is not None else {}, given)
+    asked: list[tuple[Path | None, TrainConfig]] = []
 
-    from optical_dfa.progress import progress_for
-    from optical_dfa.training import trainer
+    def ask() -> dict[str, Any]:
+        folder = _folder(out, resume=resume, overwrite=overwrite)
+        given = {name: _value(name, flag) for name, flag in flags.items()}
+        source = folder / CONFIG if resume and folder is not None and config is None else config
+        asked.append((folder, merge(read(source) if source is not None else {}, given)))
+        return asked[0][1].model_dump(mode="json", exclude_none=True)
 
-    progress = progress_for(sys.stderr)
-    try:
-        with notes_to_stderr(as_json):
-            summary = trainer.train(merged, folder, resume=resume, overwrite=overwrite, progress=progress)
-    except KeyboardInterrupt as error:
-        raise UserInterruptError(_how_to_resume(folder)) from error
-    finally:
-        progress.finish()
+    with joined() as workers:
+        settings = workers.told(ask)
+        folder, merged = asked[0] if asked else (None, merge(settings, {}))
+        summary = _trained(merged, folder, resume, overwrite, as_json, workers)
+        if not workers.first:  # which says, and writes, for all
+            return
     if folder is not None:
         from optical_dfa.report.page import write_report
 
@@ -84,6 +89,30 @@ def train(
         _show(summary, folder)
     if merged.diagnose and folder is not None:
         _tell_of_tensorboard(folder)
+
+
+def _trained(
+    config: TrainConfig,
+    folder: Path | None,
+    resume: bool,
+    overwrite: bool,
+    as_json: bool,
+    workers: Workers,
+) -> dict[str, Any]:
+    """The summary of the run."""
+    from optical_dfa.progress import SilentProgress, progress_for
+    from optical_dfa.training import trainer
+
+    progress = progress_for(sys.stderr) if workers.first else SilentProgress()
+    try:
+        with notes_to_stderr(as_json), warnings.catch_warnings():
+            if not workers.first:
+                warnings.simplefilter("ignore")
+            return trainer.train(config, folder, resume=resume, overwrite=overwrite, progress=progress)
+    except KeyboardInterrupt as error:
+        raise UserInterruptError(_how_to_resume(folder)) from error
+    finally:
+        progress.finish()
 
 
 def _tell_of_tensorboard(folder: Path) -> None:

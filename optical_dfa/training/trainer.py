@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -49,6 +50,7 @@ from optical_dfa.training.transfer import take_convolutions
 from privacy import checkpoint
 from privacy.auditing.beyond import refuse_beyond
 from privacy.engine import PrivacyEngine
+from privacy.errors import WorkerLostError
 from privacy.guarantee import Guarantee, Kind
 from privacy.health_log import noting_failures
 from privacy.ledger import SETTINGS, Ledger
@@ -57,6 +59,7 @@ from privacy.releases import terms
 from privacy.releases.dark_source import DarkFrameSource
 from privacy.releases.per_record import PerRecordRelease
 from privacy.weights import ANNOUNCED
+from privacy.workers import Workers
 
 # What one training step offers a rule; a rule that requires more is refused.
 OFFERS = frozenset({Requires.ROOT_ERROR, Requires.BACKWARD, Requires.FORWARD_MODE, Requires.SECOND_FORWARD})
@@ -72,6 +75,9 @@ def train(
 ) -> dict[str, Any]:
     """Train a network and say what its guarantee is.
 
+    Of several workers (`privacy.workers`) the first reads and writes the folder and evaluates; `config` is the same on
+    all.
+
     Args:
         config: what to train; missing values take the shipped defaults of the data set.
         out: run folder; None keeps nothing.
@@ -86,15 +92,16 @@ def train(
         KeyboardInterrupt: interrupted; a checkpoint of the last whole step was kept.
     """
     started = time.perf_counter()
-    folder = None if out is None else RunFolder(out)
+    workers = Workers.here()
+    folder = None if out is None or not workers.first else RunFolder(out)
     with nullcontext() if folder is None else closing(folder):
         if folder is not None and resume:
             folder.take()  # before anything of the run is read
-        run = _Run(config, folder, resume=resume, overwrite=overwrite)
+        run = _Run(config, folder, resume=resume, overwrite=overwrite, workers=workers)
         before = run.position.seconds  # of the parts before, as far as the checkpoint goes
         try:
             run.train(progress or SilentProgress())
-            return run.summarise(before + time.perf_counter() - started)
+            return workers.told(lambda: run.summarise(before + time.perf_counter() - started))
         finally:
             run.close()
 
@@ -103,10 +110,20 @@ class _Run:
     """One run: data, aligned network, optimizer, and in a private run the engine."""
 
     def __init__(
-        self, config: TrainConfig, folder: RunFolder | None, *, resume: bool, overwrite: bool
+        self,
+        config: TrainConfig,
+        folder: RunFolder | None,
+        *,
+        resume: bool,
+        overwrite: bool,
+        workers: Workers,
     ) -> None:
+        self.workers = workers
+        _refuse_workers(config, workers)
         device = _device(config.device)
-        self.data: Dataset = load_data(config.dataset, config.data_dir, progress=True)
+        loaded: list[Dataset] = []
+        workers.told(lambda: loaded.append(_data(config)))  # downloaded once
+        self.data: Dataset = loaded[0] if loaded else _data(config)
         self.config: ResolvedConfig = resolve(
             config,
             len(self.data.x_train),
@@ -136,10 +153,12 @@ class _Run:
             take_convolutions(network, self.config.transfer)
         secret = self.config.private and not self.config.reproducible
         self.resumed = self._ledger_before(resume)
+        self._goes_on = workers.told(lambda: self.resumed is not None)
+        own = workers.name("device")
         self.noise = (
-            NoiseGenerator.secure("device")
+            NoiseGenerator.secure(own)
             if secret
-            else NoiseGenerator.seeded(seed, f"device from release {self._count_before()}")
+            else NoiseGenerator.seeded(seed, f"{own} from release {workers.told(self._count_before)}")
         )
         rule = make_rule(self.config.rule, self.config.rule_options)
         self.module: AlignedModule = align(
@@ -177,7 +196,7 @@ class _Run:
         self._losses: list[Tensor] = []
         self._records: list[int] = []
         try:
-            self._open(resume)
+            self._open(workers.told(lambda: resume and folder is not None))
         except BaseException:
             self.close()
             raise
@@ -207,10 +226,10 @@ class _Run:
 
         A folder whose ledger says why the device was refused stays.
         """
-        if resume and self.folder is not None:
-            self._refuse_other_settings()
+        if resume:
+            self.workers.told(self._refuse_other_settings)
             self._take_up()
-            refuse_beyond(self.folder.path)
+            self.workers.told(self._refuse_beyond)
         try:
             self._make_private(lambda: self._begin(resume))
         except BaseException:
@@ -230,14 +249,38 @@ class _Run:
         except UsageError:
             return True
 
+    def _refuse_beyond(self) -> None:
+        assert self.folder is not None  # a run that is resumed has one
+        refuse_beyond(self.folder.path)
+
     def _take_up(self) -> None:
         """Load the checkpoint of the run that is resumed, if it got that far."""
-        if self.folder is None or not (path := self.folder.path / CHECKPOINT).is_file():
-            return
-        with nullcontext() if self.resumed is None else Ledger.open(self.resumed, read_only=True) as ledger:
+        with self._kept() as (path, ledger):
+            if path is None:
+                return
             self.position = checkpoint.load(path, self.module, self.optimizer, ledger)
         if not self.config.private:  # its noise goes on where it was; a private run draws under new keys
             self.noise.seek(self.position.noise_position)
+
+    @contextmanager
+    def _kept(self) -> Iterator[tuple[Path | None, Ledger | None]]:
+        """Checkpoint and ledger of the part before, or copies of the first worker's; None where there is none."""
+        workers = self.workers
+        own = None if self.folder is None else self.folder.path / CHECKPOINT
+        path = own if own is not None and own.is_file() else None
+        with nullcontext() if self.resumed is None else Ledger.open(self.resumed, read_only=True) as ledger:
+            if workers.count == 1:
+                yield path, ledger
+                return
+            rows = workers.told(lambda: None if ledger is None else ledger.rows())
+            kept = workers.sent(lambda: b"" if path is None else path.read_bytes())
+            if workers.first:
+                yield path, ledger
+                return
+        with TemporaryDirectory() as folder, nullcontext() if rows is None else Ledger.copy(rows) as ledger:
+            path = Path(folder) / CHECKPOINT
+            path.write_bytes(kept)
+            yield path if kept else None, ledger
 
     def _refuse_other_settings(self) -> None:
         """Refuse to go on under settings that make it another run: the ledger's, for a file is soon edited."""
@@ -279,7 +322,7 @@ class _Run:
             return
         self.engine = PrivacyEngine(
             ledger=path,
-            resume=self.resumed is not None,
+            resume=self._goes_on,
             reproducible_seed=config.seed if config.reproducible else None,
             unsafe_diagnostics=config.unsafe_diagnostics,
             calibration=self.calibration,
@@ -300,9 +343,8 @@ class _Run:
             "target_delta": config.delta,
         }
         sigma = config.noise_multiplier
-        if sigma is None and self.resumed is not None:  # calibrated when the run began
-            with Ledger.open(self.resumed, read_only=True) as before:
-                sigma = float(before.header()["noise_multiplier"])
+        if sigma is None and self._goes_on:  # calibrated when the run began
+            sigma = self.workers.told(self._noise_before)
         if sigma is None:
             assert config.epsilon is not None  # resolve() sets one of the two
             made = self.engine.make_private_with_epsilon(
@@ -317,6 +359,12 @@ class _Run:
             if self.calibration is not None:
                 self.folder.write_json(CAMERA, self.calibration.to_dict())
 
+    def _noise_before(self) -> float:
+        """The noise multiplier of the run that is resumed."""
+        assert self.resumed is not None
+        with Ledger.open(self.resumed, read_only=True) as before:
+            return float(before.header()["noise_multiplier"])
+
     def _held(self) -> dict[str, Any]:
         """The settings as the ledger holds them: all but those of this machine."""
         return self.config.model_dump(mode="json", exclude_none=True, exclude=LOCAL)
@@ -324,7 +372,19 @@ class _Run:
     # ---- training
 
     def train(self, progress: Progress) -> None:
-        """Take the remaining steps, evaluating and checkpointing once an epoch."""
+        """Take the remaining steps, evaluating and checkpointing once an epoch.
+
+        Of several workers the first decides when an interruption ends them all: between two steps, with a checkpoint.
+        """
+        with _interrupt_between_steps() as interrupted:
+            try:
+                self._train(progress, interrupted)
+            except WorkerLostError:
+                if interrupted.is_set():
+                    raise KeyboardInterrupt from None
+                raise
+
+    def _train(self, progress: Progress, interrupted: threading.Event) -> None:
         planned = self.config.epochs * self.steps_an_epoch
         progress.start(planned)
         step, begun, before = self.position.step, time.perf_counter(), self.position.seconds
@@ -332,28 +392,28 @@ class _Run:
         for _ in range(step):
             self._pass_time()
         self.module.train()
-        with _interrupt_between_steps() as interrupted:
-            for x, y in self._batches(step):
-                if taken >= planned or (self.engine is not None and self.engine.steps_left() == 0):
-                    break
-                self._set_rate(taken / planned)
-                self.optimizer.zero_grad()
-                loss = self._loss(self.module(x), y)
-                torch.autograd.backward(loss)
-                self.optimizer.step()
-                if self._diagnoses and len(x):
-                    self._losses.append(loss.detach() / (len(x) if self.config.private else 1))
-                    self._records.append(len(x))
-                if self.engine is not None and self._releases() == taken:
-                    continue  # a part of a logical batch
-                step, taken = step + 1, taken + 1
-                self._pass_time()
-                progress.update(taken, {})
-                if step % self.steps_an_epoch == 0 or taken == planned or interrupted.is_set():
-                    self._keep(step, before + time.perf_counter() - begun)
-                    progress.update(taken, self._shown())
-                if interrupted.is_set():
-                    raise KeyboardInterrupt
+        for x, y in self._batches(step):
+            if taken >= planned or (self.engine is not None and self.engine.steps_left() == 0):
+                break
+            self._set_rate(taken / planned)
+            self.optimizer.zero_grad()
+            loss = self._loss(self.module(x), y)
+            torch.autograd.backward(loss)
+            self.optimizer.step()
+            if self._diagnoses and len(x):
+                self._losses.append(loss.detach() / (len(x) if self.config.private else 1))
+                self._records.append(len(x))
+            if self.engine is not None and self._releases() == taken:
+                continue  # a part of a logical batch
+            step, taken = step + 1, taken + 1
+            self._pass_time()
+            progress.update(taken, {})
+            ends = interrupted.is_set() and self.workers.first
+            if step % self.steps_an_epoch == 0 or taken == planned or ends:
+                self._keep(step, before + time.perf_counter() - begun)
+                progress.update(taken, self._shown())
+            if ends:
+                raise KeyboardInterrupt
         if self.position.step != step or math.isnan(self.accuracy):
             self._keep(step, before + time.perf_counter() - begun)
 
@@ -409,7 +469,9 @@ class _Run:
         return self.engine.ledger.count() if self.engine is not None and self.engine.ledger is not None else 0
 
     def _keep(self, step: int, seconds: float) -> None:
-        """Evaluate, note a row of metrics, write a checkpoint."""
+        """Evaluate, note a row of metrics, write a checkpoint: the first worker does."""
+        if not self.workers.first:
+            return
         drawn = 0 if self.noise.secret else self.noise.position
         self.position = checkpoint.Position(step, self._releases(), "", seconds, drawn)
         self.accuracy, self.test_loss = accuracy_and_loss(self.module, self.x_test, self.y_test)
@@ -442,6 +504,8 @@ class _Run:
 
     def _shown(self) -> dict[str, float | str]:
         """What the progress line may show of a private run: public figures only, unless the user insists."""
+        if not self.workers.first:
+            return {}
         names = ("test_accuracy", *_EPSILON.values())
         shown = {name.replace("_", " "): self._last[name] for name in names if name in self._last}
         return shown if self.diagnosis is None else {**shown, **self.diagnosis.shown()}
@@ -516,6 +580,26 @@ class _Run:
             self.ledger.close()
         if self.module.backend is not None:
             self.module.backend.close()
+
+
+def _refuse_workers(config: TrainConfig, workers: Workers) -> None:
+    """What several workers do not do."""
+    if workers.count == 1:
+        return
+    if not config.private:
+        raise UsageError(
+            f"release none on {workers.count} workers is not served, which add up whole numbers that are released with "
+            "noise; train in one process, or with torch's DistributedDataParallel in a script of your own"
+        )
+    if config.unsafe_diagnostics:
+        raise UsageError(
+            f"unsafe_diagnostics on {workers.count} workers would show figures of one worker's records for all; drop "
+            "it, or train in one process"
+        )
+
+
+def _data(config: TrainConfig) -> Dataset:
+    return load_data(config.dataset, config.data_dir, progress=True)
 
 
 # Under which name a row of metrics gives epsilon: one that is no worst-case guarantee is never a bare one.

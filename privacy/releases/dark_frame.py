@@ -137,6 +137,7 @@ class DarkFrameNoise(DarkFrameSource):
     "leave of it. What it lacks of a normal law is counted in epsilon{only}",
     dark_frames=True,
     isotropic=True,
+    workers=True,
     options=("digits",),
 )
 def make(parts: Parts) -> ClippedRelease:

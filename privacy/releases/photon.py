@@ -298,6 +298,7 @@ def _in_columns(shapes: Sequence[Sequence[int]], inputs: int) -> NDArray[np.int6
     mechanism="photon",
     dark_frames=True,
     light=True,
+    workers=True,
     sum_projected="gated-dfa",
     backend="simulated-opu",
     backend_options=(("method", "homodyne"),),

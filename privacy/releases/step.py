@@ -13,6 +13,7 @@ from privacy.contributions.protocols import Contributions
 from privacy.fixed import Fixed
 from privacy.ledger import ReleaseEvent
 from privacy.releases.source import NoiseSource
+from privacy.workers import Workers
 
 _PUBLIC = "the size N of the data set, the sample rate and the number of steps are public"
 _ROWS = (
@@ -40,8 +41,17 @@ RECORD_ASSUMPTIONS = (
 )
 
 
+def refusal_of_workers(release: str, count: int) -> str:
+    """Why a release is not made by several workers."""
+    return (
+        f"release {release} on {count} workers is not served: what a worker takes in is no sum of whole numbers, which "
+        "alone comes out the same however it is shared; train in one process, or use release digital"
+    )
+
+
 class StepRelease(Fixed, ABC):
-    """One way of releasing a step. The engine calls absorb (once a physical batch), add_noise, release.
+    """One way of releasing a step. The engine calls absorb (once a physical batch), add_up (of several workers),
+    add_noise, release.
 
     Attributes:
         mechanism: of its rows in the ledger, a name of `privacy.mechanisms.MECHANISMS`.
@@ -117,6 +127,14 @@ class StepRelease(Fixed, ABC):
         self._noised = False
         self._absorb(first=first)
         self.contributions.clear()
+
+    def add_up(self, workers: Workers) -> None:
+        """Let the first worker hold what all of them took in, before it adds the noise.
+
+        Raises:
+            UsageError: what is taken in is no sum of whole numbers, or too many records.
+        """
+        raise UsageError(refusal_of_workers(self.source.name, workers.count))
 
     def add_noise(self, noise_multiplier: float) -> None:
         """Noise the step.
