@@ -183,6 +183,7 @@ class Ledger:
             if not read_only and not findings:
                 ledger_file.make_durable(connection)
                 ledger._file = (path, number)
+                ledger._ending = weakref.finalize(ledger, ledger_file.end_unwritten, connection, path, number)
         except (sqlite3.Error, UsageError, OSError) as error:
             if connection is not None:
                 connection.close()
@@ -271,6 +272,8 @@ class Ledger:
             if self._file is not None and self._watch is None:
                 self._watch = ledger_file.begin_writing(self._connection, *self._file)
                 # A program that ends without close(), as scripts do, leaves the file closed all the same.
+                if self._ending is not None:
+                    self._ending.detach()
                 self._ending = weakref.finalize(self, ledger_file.end_writing, self._connection, self._watch)
             if self._watch is not None:
                 self._watch.refuse_moved()
