@@ -6,20 +6,20 @@ import inspect
 import sys
 import tomllib
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from noise_models.errors import UsageError
-from optical_dfa.cli.app import UserInterruptError
+from optical_dfa.cli.app import AUTO, UserInterruptError
 from optical_dfa.cli.output import JsonOption, notes_to_stderr, print_facts, print_json
 from optical_dfa.settings import SETTINGS
 
 if TYPE_CHECKING:
     from optical_dfa.config import TrainConfig
-    from privacy.workers import Workers
 
 
 def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
@@ -48,8 +48,26 @@ def train(
     out: Annotated[
         str | None, typer.Option(metavar="DIR", help="Run folder; none is kept without it.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --out; `--resume auto`: if there is one.")
+    ] = False,
+    resume_auto: Annotated[bool, typer.Option(AUTO, hidden=True)] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
+    checkpoint_every: Annotated[
+        str | None,
+        typer.Option(
+            metavar="INTERVAL",
+            help="A checkpoint as often too: steps (500) or minutes (10min); always once an epoch.",
+        ),
+    ] = None,
+    max_minutes: Annotated[
+        float | None,
+        typer.Option(help="End after so many, between two steps, with a checkpoint and exit code 75."),
+    ] = None,
+    progress_lines: Annotated[
+        bool,
+        typer.Option("--progress-lines", help="Progress as JSON, a line each, on standard error; no bar."),
+    ] = False,
     as_json: JsonOption = False,
     **flags: Any,
 ) -> None:
@@ -62,11 +80,16 @@ def train(
     """
     from optical_dfa.config import merge, read
     from optical_dfa.runs.folder import CONFIG, REPORT
+    from optical_dfa.training.ending import Interval
     from privacy.workers import joined
 
+    every = None if checkpoint_every is None else Interval.parsed(checkpoint_every)
     asked: list[tuple[Path | None, TrainConfig]] = []
 
     def ask() -> dict[str, Any]:
+        nonlocal resume
+        if resume_auto:
+            resume = _goes_on(out, overwrite=overwrite)
         folder = _folder(out, resume=resume, overwrite=overwrite)
         given = {name: _value(name, flag) for name, flag in flags.items()}
         source = folder / CONFIG if resume and folder is not None and config is None else config
@@ -76,7 +99,17 @@ def train(
     with joined() as workers:
         settings = workers.told(ask)
         folder, merged = asked[0] if asked else (None, merge(settings, {}))
-        summary = _trained(merged, folder, resume, overwrite, as_json, workers)
+        lines = progress_lines if workers.first else None
+        with notes_to_stderr(as_json), _quiet_unless(workers.first):
+            summary = _trained(
+                merged,
+                folder,
+                lines,
+                resume=resume,
+                overwrite=overwrite,
+                checkpoint_every=every,
+                max_minutes=max_minutes,
+            )
         if not workers.first:  # which says, and writes, for all
             return
     if folder is not None:
@@ -91,28 +124,36 @@ def train(
         _tell_of_tensorboard(folder)
 
 
-def _trained(
-    config: TrainConfig,
-    folder: Path | None,
-    resume: bool,
-    overwrite: bool,
-    as_json: bool,
-    workers: Workers,
-) -> dict[str, Any]:
-    """The summary of the run."""
-    from optical_dfa.progress import SilentProgress, progress_for
-    from optical_dfa.training import trainer
+def _trained(config: TrainConfig, folder: Path | None, lines: bool | None, **how: Any) -> dict[str, Any]:
+    """The summary of the run.
 
-    progress = progress_for(sys.stderr) if workers.first else SilentProgress()
+    Args:
+        lines: whether progress is shown as lines of JSON; None shows none.
+    """
+    from optical_dfa.progress import LineProgress, SilentProgress, progress_for
+    from optical_dfa.training import trainer
+    from optical_dfa.training.ending import EndedError
+
+    progress = (
+        SilentProgress() if lines is None else LineProgress(sys.stderr) if lines else progress_for(sys.stderr)
+    )
     try:
-        with notes_to_stderr(as_json), warnings.catch_warnings():
-            if not workers.first:
-                warnings.simplefilter("ignore")
-            return trainer.train(config, folder, resume=resume, overwrite=overwrite, progress=progress)
+        return trainer.train(config, folder, progress=progress, **how)
+    except EndedError as error:
+        raise UserInterruptError(f"{error.reason}; {_how_to_resume(folder)}", error.exit_code) from error
     except KeyboardInterrupt as error:
-        raise UserInterruptError(_how_to_resume(folder)) from error
+        raise UserInterruptError(f"interrupted; {_how_to_resume(folder)}") from error
     finally:
         progress.finish()
+
+
+@contextmanager
+def _quiet_unless(first: bool) -> Iterator[None]:
+    """No warnings of workers that are not the first: it says what all have to say."""
+    with warnings.catch_warnings():
+        if not first:
+            warnings.simplefilter("ignore")
+        yield
 
 
 def _tell_of_tensorboard(folder: Path) -> None:
@@ -192,8 +233,19 @@ def _folder(out: str | None, *, resume: bool, overwrite: bool) -> Path | None:
 
 def _how_to_resume(out: Path | None) -> str:
     if out is None:
-        return "interrupted; nothing was kept, because no --out folder was named"
-    return f"interrupted; go on with: optical-dfa train --resume --out {out}"
+        return "nothing was kept, because no --out folder was named"
+    return f"go on with: optical-dfa train --resume --out {out}"
+
+
+def _goes_on(out: str | None, *, overwrite: bool) -> bool:
+    """Whether `--resume auto` finds a run in its folder."""
+    from optical_dfa.runs.folder import RunFolder
+
+    if overwrite:
+        raise UsageError("--resume auto goes on with a run and --overwrite deletes it; give one of the two")
+    if not out:
+        raise UsageError("--resume auto needs the run's folder; add --out DIR")
+    return RunFolder(Path(out)).holds_run()
 
 
 def _show(summary: Mapping[str, Any], out: Path | None) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import platform
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
@@ -44,6 +42,7 @@ from optical_dfa.runs.folder import (
     RunFolder,
 )
 from optical_dfa.training.diagnosis import Diagnosis
+from optical_dfa.training.ending import Ending, Interval
 from optical_dfa.training.evaluation import accuracy_and_loss, area_under_curve
 from optical_dfa.training.loss import cross_entropy, private_loss, refuse_by_number
 from optical_dfa.training.transfer import take_convolutions
@@ -72,6 +71,8 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
+    checkpoint_every: Interval | None = None,
+    max_minutes: float | None = None,
 ) -> dict[str, Any]:
     """Train a network and say what its guarantee is.
 
@@ -84,14 +85,18 @@ def train(
         resume: go on with the run in `out`, to the same budget.
         overwrite: replace the run in `out`.
         progress: told of every step.
+        checkpoint_every: a checkpoint is written as often too, besides those of whole epochs.
+        max_minutes: the run ends after these, between two steps, its checkpoint kept.
     Returns:
         the summary (JSON types), as written to `summary.json`.
     Raises:
         UsageError: a configuration that cannot be run, before anything is written.
         DeviceError: the device is absent or unhealthy.
-        KeyboardInterrupt: interrupted; a checkpoint of the last whole step was kept.
+        EndedError: a KeyboardInterrupt; by a signal (interrupt, SIGTERM, SIGUSR1) or after its minutes; a checkpoint of
+            the last whole step was kept.
     """
     started = time.perf_counter()
+    ending = Ending(checkpoint_every, max_minutes)
     workers = Workers.here()
     folder = None if out is None or not workers.first else RunFolder(out)
     with nullcontext() if folder is None else closing(folder):
@@ -100,7 +105,7 @@ def train(
         run = _Run(config, folder, resume=resume, overwrite=overwrite, workers=workers)
         before = run.position.seconds  # of the parts before, as far as the checkpoint goes
         try:
-            run.train(progress or SilentProgress())
+            run.train(progress or SilentProgress(), ending)
             return workers.told(lambda: run.summarise(before + time.perf_counter() - started))
         finally:
             run.close()
@@ -371,20 +376,20 @@ class _Run:
 
     # ---- training
 
-    def train(self, progress: Progress) -> None:
-        """Take the remaining steps, evaluating and checkpointing once an epoch.
+    def train(self, progress: Progress, ending: Ending) -> None:
+        """Take the remaining steps, evaluating once an epoch and keeping a checkpoint then, and when one is due.
 
-        Of several workers the first decides when an interruption ends them all: between two steps, with a checkpoint.
+        Of several workers the first decides when they all end.
         """
-        with _interrupt_between_steps() as interrupted:
+        with ending.watching():
             try:
-                self._train(progress, interrupted)
+                self._train(progress, ending)
             except WorkerLostError:
-                if interrupted.is_set():
-                    raise KeyboardInterrupt from None
+                if ending.signalled and (reason := ending.reason()) is not None:
+                    raise reason from None
                 raise
 
-    def _train(self, progress: Progress, interrupted: threading.Event) -> None:
+    def _train(self, progress: Progress, ending: Ending) -> None:
         planned = self.config.epochs * self.steps_an_epoch
         progress.start(planned)
         step, begun, before = self.position.step, time.perf_counter(), self.position.seconds
@@ -408,12 +413,18 @@ class _Run:
             step, taken = step + 1, taken + 1
             self._pass_time()
             progress.update(taken, {})
-            ends = interrupted.is_set() and self.workers.first
-            if step % self.steps_an_epoch == 0 or taken == planned or ends:
+            reason = ending.reason() if self.workers.first and taken < planned else None
+            due = ending.checkpoint_due(step)
+            if step % self.steps_an_epoch == 0 or taken == planned or reason is not None:
                 self._keep(step, before + time.perf_counter() - begun)
                 progress.update(taken, self._shown())
-            if ends:
-                raise KeyboardInterrupt
+            elif due:
+                self._save(step, before + time.perf_counter() - begun)
+            else:
+                continue
+            ending.kept()
+            if reason is not None:
+                raise reason
         if self.position.step != step or math.isnan(self.accuracy):
             self._keep(step, before + time.perf_counter() - begun)
 
@@ -468,12 +479,24 @@ class _Run:
     def _releases(self) -> int:
         return self.engine.ledger.count() if self.engine is not None and self.engine.ledger is not None else 0
 
-    def _keep(self, step: int, seconds: float) -> None:
-        """Evaluate, note a row of metrics, write a checkpoint: the first worker does."""
+    def _save(self, step: int, seconds: float) -> None:
+        """Write a checkpoint: the first worker does."""
         if not self.workers.first:
             return
         drawn = 0 if self.noise.secret else self.noise.position
         self.position = checkpoint.Position(step, self._releases(), "", seconds, drawn)
+        if self.folder is not None:
+            inner = getattr(self.optimizer, "original", self.optimizer)
+            ledger = self.engine.ledger if self.engine is not None else self.ledger
+            assert ledger is not None  # a run with a folder has one
+            self.position = checkpoint.save(
+                self.folder.path / CHECKPOINT, self.module, inner, self.position, ledger
+            )
+
+    def _keep(self, step: int, seconds: float) -> None:
+        """Evaluate, write a checkpoint, note a row of metrics: the first worker does."""
+        if not self.workers.first:
+            return
         self.accuracy, self.test_loss = accuracy_and_loss(self.module, self.x_test, self.y_test)
         row: dict[str, Any] = {
             "step": step,
@@ -491,12 +514,8 @@ class _Run:
             stated = self._guarantee().to_dict()
             name = _EPSILON[stated["kind"]]
             row[name] = stated["nominal_epsilon" if name == "nominal_epsilon" else "epsilon"]
+        self._save(step, seconds)
         if self.folder is not None:
-            inner = getattr(self.optimizer, "original", self.optimizer)
-            ledger = self.engine.ledger if self.engine is not None else self.ledger
-            assert ledger is not None  # a run with a folder has one
-            path = self.folder.path / CHECKPOINT
-            self.position = checkpoint.save(path, self.module, inner, self.position, ledger)
             self.folder.add_metrics(row)
             if self.engine is not None and isinstance(self.engine.step, PerRecordRelease):
                 self.folder.write_json(CERTIFICATE, self.engine.step.certificate.to_dict())
@@ -645,23 +664,3 @@ def _device(name: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise UsageError(f"device {name!r} cannot be used here ({reason}); use --device cpu") from None
     return device
-
-
-@contextmanager
-def _interrupt_between_steps() -> Iterator[threading.Event]:
-    """Ctrl-C sets the event instead of tearing a step apart; a second one interrupts at once."""
-    interrupted = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield interrupted
-        return
-
-    def note(number: int, frame: Any) -> None:
-        if interrupted.is_set():
-            raise KeyboardInterrupt
-        interrupted.set()
-
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield interrupted
-    finally:
-        signal.signal(signal.SIGINT, before)
