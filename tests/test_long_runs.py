@@ -23,20 +23,9 @@ from optical_dfa.training.ending import EndedError, Ending, Interval
 from privacy import checkpoint
 from privacy.auditing.audit import audit
 
-RUN = [
-    "train",
-    "--dataset",
-    "digits",
-    "--model",
-    "mlp:16",
-    "--epsilon",
-    "8",
-    "--epochs",
-    "2",
-    "--batch-size",
-    "256",
-]
-CONFIG = TrainConfig(dataset="digits", model="mlp:16", epsilon=8.0, epochs=2, batch_size=256)
+RUN = ["train", "--dataset", "digits", "--model", "mlp:16", "--noise-multiplier", "1", "--epochs", "2"]
+RUN += ["--batch-size", "256"]
+CONFIG = TrainConfig(dataset="digits", model="mlp:16", noise_multiplier=1.0, epochs=2, batch_size=256)
 
 
 class Signalling(SilentProgress):
