@@ -222,12 +222,17 @@ def joined() -> Iterator[Workers]:
         yield Workers()
         return
     from torch import distributed
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
 
     if distributed.is_initialized():
         yield Workers.here()
         return
     try:
-        distributed.init_process_group("gloo")
+        store, rank, count = next(rendezvous("env://"))
+        # Started again by torchrun, workers meet in the store where the addresses of those before still stand.
+        start = PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        distributed.init_process_group("gloo", store=start, rank=rank, world_size=count)
     except (ValueError, RuntimeError) as error:
         raise UsageError(
             f"the workers do not reach each other ({_line(error)}); start them with torchrun, or give every one RANK, "

@@ -12,9 +12,12 @@ import json
 import os
 import pickle
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,6 +28,7 @@ from processes import together
 from scipy import stats
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils.data import DataLoader, TensorDataset
 
 from noise_models.errors import UsageError
@@ -35,6 +39,7 @@ from privacy.auditing.audit import audit
 from privacy.contributions.rounding import _Lane
 from privacy.ledger import Ledger
 from privacy.releases import RELEASES
+from privacy.releases.step import StepRelease
 from privacy.sampling import PoissonLoader
 from privacy.workers import Workers, joined
 
@@ -390,6 +395,125 @@ def test_a_launchers_incomplete_variables_are_one_line(
         monkeypatch.setenv(name, value)
     with pytest.raises(UsageError, match="start them with torchrun"), joined():
         pass
+
+
+def test_a_release_that_adds_up_nothing_is_made_by_one_process() -> None:
+    with pytest.raises(UsageError, match="release own on 2 workers is not served"):
+        StepRelease.add_up(SimpleNamespace(source=SimpleNamespace(name="own")), Workers(0, 2))  # type: ignore[arg-type]
+
+
+def test_a_group_that_comes_after_make_private_is_refused() -> None:
+    """Each process would go on by itself, with a ledger of its own."""
+    made = Made()
+    x, y = next(iter(made.loader))
+    cross_entropy(made.module(x), y, reduction="sum").backward()
+    torch.distributed.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
+    try:
+        with pytest.raises(UsageError, match="2 processes train where 1 made the module private"):
+            made.optimizer.step()
+    finally:
+        torch.distributed.destroy_process_group()
+    made.optimizer.step()
+
+
+# ---- longer: four workers, devices, torchrun, Ctrl-C
+
+
+@pytest.mark.slow
+def test_four_workers_release_what_one_does(tmp_path: Path) -> None:
+    (alone,) = together(play, 1, tmp_path / "alone", COMPARED)
+    for found in together(play, 4, tmp_path / "together", COMPARED):
+        for scene in COMPARED:
+            assert all(map(np.array_equal, found[scene][0], alone[scene][0]))
+            assert found[scene][2:] == alone[scene][2:]
+
+
+def trained(folder: Path, *arguments: str) -> Any:
+    return command(
+        folder, "train", "--dataset", "digits", "--model", "mlp:16", "--batch-size", "300", *arguments
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("release", [name for name in RELEASES.built_in if RELEASES[name].workers])
+def test_every_release_of_a_sum_is_served(release: str, tmp_path: Path) -> None:
+    """A device's noise is the first worker's device's."""
+    given = ("--epochs", "1", "--release", release, "--epsilon", "8", "--delta", "1e-4", "--out", "run")
+    outcomes = together(trained, 2, tmp_path / "group", tmp_path, *given)
+    assert [code for code, _, _ in outcomes] == [0, 0], outcomes
+    report = audit(tmp_path / "run")
+    assert report.findings == ()
+    assert report.releases == 5
+
+
+@pytest.mark.slow
+def test_torchrun_starts_workers_again_and_they_resume(tmp_path: Path) -> None:
+    """Worker 1 is killed once, by itself, after three releases of its first life."""
+    code, _, errors = command(tmp_path, *BEGIN)
+    assert code == 0, errors
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import os, signal, sys\nfrom privacy.ledger import Ledger\nfrom optical_dfa.cli import main\n"
+        "follow, seen = Ledger.follow, []\n"
+        "def counted(ledger, rows):\n"
+        "    follow(ledger, rows)\n"
+        "    seen.append(ledger.count())\n"
+        "    if os.environ['TORCHELASTIC_RESTART_COUNT'] == '0' and ledger.count() == 8:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "Ledger.follow = counted\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        "--max-restarts=1",
+    ]
+    done = subprocess.run(
+        [*launcher, str(script), *GO_ON, "3"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("guarantee: (ε, δ)") == 1
+    report = audit(tmp_path / "run")
+    assert report.findings == ()
+    assert report.releases == 3 * 5
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["steps"] < summary["releases"]  # what was lost was paid for
+
+
+def interrupted(folder: Path) -> Any:
+    """Ctrl-C reaches all workers at once, in their seventh batch."""
+    absorb, seen = StepRelease.absorb, []
+
+    def counted(release: StepRelease, *, first: bool) -> None:
+        seen.append(first)
+        if len(seen) == 7:
+            os.kill(os.getpid(), signal.SIGINT)
+        absorb(release, first=first)
+
+    StepRelease.absorb = counted  # type: ignore[method-assign]
+    return command(folder, *BEGIN, "--epochs", "40")
+
+
+@pytest.mark.slow
+def test_ctrl_c_of_all_workers_keeps_the_last_step(tmp_path: Path) -> None:
+    outcomes = together(interrupted, 2, tmp_path / "group", tmp_path)
+    assert [code for code, _, _ in outcomes] == [130, 130], outcomes
+    assert "--resume" in outcomes[0][2]
+    report = audit(tmp_path / "run")
+    assert report.findings == ()
+    code, _, errors = command(tmp_path, *GO_ON, "2")
+    assert code == 0, errors
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["steps"] == summary["releases"] == 2 * 5
 
 
 # ---- shares and coins

@@ -33,7 +33,8 @@ _SIDE = "timing, memory and power are side channels outside the guarantee"
 # What every statement about records rests on, besides its noise.
 RECORD_ASSUMPTIONS = (
     _PUBLIC,
-    "the sampling coins and the noise are secret",
+    "the sampling coins and the noise are secret (several workers of a run hold the same records in the same order, "
+    "and nobody else hears what they tell each other)",
     *_ROWS,
     "one record is one person's whole contribution (duplicates need a group notion)",
     FLOATING_POINT,
