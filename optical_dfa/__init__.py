@@ -24,7 +24,13 @@ if TYPE_CHECKING:
     from optical_dfa.aligning import align, unalign
     from optical_dfa.backends import create
     from optical_dfa.data import load
-    from optical_dfa.errors import BudgetExhaustedError, DeviceError, LedgerUnreadableError, UsageError
+    from optical_dfa.errors import (
+        BudgetExhaustedError,
+        DeviceError,
+        LedgerUnreadableError,
+        UsageError,
+        WorkerLostError,
+    )
     from optical_dfa.feedback.aligned import AlignedModule
     from optical_dfa.version import __version__
     from privacy.engine import PrivacyEngine
@@ -32,7 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AlignedModule", "BudgetExhaustedError", "DeviceError", "Guarantee", "LedgerUnreadableError", "PrivacyEngine",
-    "UsageError", "__version__", "align", "create", "load", "unalign",
+    "UsageError", "WorkerLostError", "__version__", "align", "create", "load", "unalign",
 ]  # fmt: skip
 
 __getattr__, __dir__ = front_door(
@@ -45,6 +51,7 @@ __getattr__, __dir__ = front_door(
         "LedgerUnreadableError": "optical_dfa.errors",
         "PrivacyEngine": "privacy.engine",
         "UsageError": "optical_dfa.errors",
+        "WorkerLostError": "optical_dfa.errors",
         "__version__": "optical_dfa.version",
         "align": "optical_dfa.aligning",
         "create": "optical_dfa.backends",

@@ -5,7 +5,10 @@ Only public quantities may be passed here: what a progress line shows of a priva
 
 from __future__ import annotations
 
+import json
+import math
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol, TextIO
@@ -79,6 +82,37 @@ class BarProgress:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+class LineProgress:
+    """A JSON object a line on `stream`, for schedulers: `step`, `steps`, `seconds` since the start, the latest fields.
+
+    At most one a second, besides those with new fields and the last.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._total: int | None = None
+        self._step, self._begun, self._said = 0, 0.0, -math.inf
+        self._fields: dict[str, float | str] = {}
+
+    def start(self, total_steps: int) -> None:
+        self._total, self._begun = total_steps, time.monotonic()
+
+    def update(self, step: int, fields: Mapping[str, float | str]) -> None:
+        self._step = step
+        self._fields.update(fields)
+        if fields or step == self._total or time.monotonic() - self._said >= 1:
+            self._say()
+
+    def finish(self) -> None:
+        self._total = None
+
+    def _say(self) -> None:
+        self._said = time.monotonic()
+        seconds = round(self._said - self._begun, 3)
+        line = {"step": self._step, "steps": self._total, "seconds": seconds, **self._fields}
+        print(json.dumps(line), file=self._stream, flush=True)
 
 
 def progress_for(stream: TextIO, what: str = "training") -> Progress:

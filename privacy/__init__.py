@@ -24,14 +24,20 @@ if TYPE_CHECKING:
     from privacy.auditing.audit import audit
     from privacy.batch_memory_manager import BatchMemoryManager
     from privacy.engine import PrivacyEngine
-    from privacy.errors import BudgetExhaustedError, DeviceError, LedgerUnreadableError, UsageError
+    from privacy.errors import (
+        BudgetExhaustedError,
+        DeviceError,
+        LedgerUnreadableError,
+        UsageError,
+        WorkerLostError,
+    )
     from privacy.guarantee import Guarantee
     from privacy.ledger import Ledger
     from privacy.validation import validate
 
 __all__ = [
     "BatchMemoryManager", "BudgetExhaustedError", "DeviceError", "Guarantee", "Ledger", "LedgerUnreadableError",
-    "PrivacyEngine", "UsageError", "audit", "validate",
+    "PrivacyEngine", "UsageError", "WorkerLostError", "audit", "validate",
 ]  # fmt: skip
 
 __getattr__, __dir__ = front_door(
@@ -45,6 +51,7 @@ __getattr__, __dir__ = front_door(
         "LedgerUnreadableError": "privacy.errors",
         "PrivacyEngine": "privacy.engine",
         "UsageError": "privacy.errors",
+        "WorkerLostError": "privacy.errors",
         "audit": "privacy.auditing.audit",
         "validate": "privacy.validation",
     },

@@ -14,11 +14,12 @@ import json
 import math
 import secrets
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from importlib.metadata import version
 from inspect import signature
+from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, cast
 
@@ -37,19 +38,37 @@ from privacy.contributions.protocols import PrivateModule
 from privacy.errors import BudgetExhaustedError
 from privacy.fixed import Fixed
 from privacy.guarantee import Guarantee
-from privacy.ledger import SETTINGS, Ledger, ReleaseEvent
+from privacy.ledger import SETTINGS, Ledger, ReleaseEvent, Row
 from privacy.norms import refuse_norm
 from privacy.notions import Kind
 from privacy.optimizer import PrivateOptimizer
 from privacy.releases import RELEASES, calibrations, refuse_unknown_options, terms
 from privacy.releases.source import Parts, Source
-from privacy.releases.step import StepRelease
+from privacy.releases.step import StepRelease, refusal_of_workers
 from privacy.sampling import PoissonLoader, PrivateLoader, PublicLoader, SamplingPlan
 from privacy.secrecy import draws_from_the_process, foreign, unsecret
 from privacy.validation import Validation, validate
 from privacy.weights import ANNOUNCED
+from privacy.workers import Workers, bits
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+# Wrappers for several processes or devices, and what is wrong with them.
+_AVERAGES = "would average gradients that were neither clipped nor noised"
+_SPLITS = "splits records' contributions over devices, where no norm of a whole one is known"
+_PARALLEL = {
+    "DataParallel": _SPLITS,
+    "DistributedDataParallel": _AVERAGES,
+    "DifferentiallyPrivateDistributedDataParallel": "averages what every worker noised by itself",
+    "FullyShardedDataParallel": _SPLITS,
+    "FSDPModule": _SPLITS,
+}
+# What is compared between workers and not shown, and what helps.
+_SIZE, _SAMPLE = "number of records", "sample of the records"
+_UNSHOWN = {
+    _SIZE: "give every worker the whole data set, of which it takes its share",
+    _SAMPLE: "give every worker the same records in the same order (a random_split needs a seeded generator)",
+}
 
 # A bound far from any use (as are those of privacy.norms), within which float32 noise neither overflows nor loses its
 # low bits.
@@ -71,6 +90,8 @@ class PrivacyEngine(Fixed):
             "_rate",
             "_beta",
             "_failed",
+            "_workers",
+            "_told",
         }
     )
 
@@ -129,6 +150,8 @@ class PrivacyEngine(Fixed):
         self._rate = 1.0
         self._beta = 0.0
         self._failed = False
+        self._workers = Workers()
+        self._told = 0  # rows of the ledger that the other workers have
         self._fix()
 
     @property
@@ -320,7 +343,7 @@ class PrivacyEngine(Fixed):
         """Keep the module's weights and the optimizer's state, both released, in one safetensors file.
 
         The ledger names them. A scheduler's own state, and what the optimizer's groups hold (a learning rate), are the
-        script's to keep.
+        script's to keep. Of several workers the first writes, and a call of another does nothing.
 
         Args:
             path: of the file, which is replaced whole.
@@ -331,6 +354,8 @@ class PrivacyEngine(Fixed):
         """
         refuse_arguments("save_checkpoint", opacus, _arguments(self.save_checkpoint))
         ledger = self._kept_ledger()
+        if not self._workers.first:
+            return
         releases = ledger.count()
         position = checkpoint.Position(releases, releases, "", 0.0)
         checkpoint.save(Path(path), module, _private(optimizer), position, ledger)
@@ -394,26 +419,32 @@ class PrivacyEngine(Fixed):
         refuse_unknown_options(release, options)
         norm = _clipping_norm(max_grad_norm, release)
         face = _private_face(module)
-        _refuse_distributed()
+        workers = self._workers = Workers.here()
+        if workers.count > 1 and not self._terms.workers:
+            raise UsageError(refusal_of_workers(release, workers.count))
         self._accountant = accounting.accountant_for(self._terms.mechanism, self._accountant)
         resumed = self._resumed()
         with ExitStack() as undo:
             if resumed is not None:
                 undo.callback(resumed.close)
             undo.callback(face.stop_capture)
-            step = self._release(release, face, plan, norm, resumed, options)
-            source, capture = step.source, step.contributions
-            coins, masks = self._generator("sampling", resumed), self._generator("masks", resumed)
-            self._beta = source.beta
-            self._rate = 1.0 if self._terms.public_batches else plan.sample_rate
-            sigma = noise_multiplier(step)
-            step.prepare(sigma)
-            event = step.event(self._rate, sigma)
-            self._refuse_worthless(event, target_delta)
-            reasons = _not_secret(face, step)
-            header = self._header(
-                face, event, step, plan, max_grad_norm, target_epsilon, target_delta, reasons
-            )
+            with workers.telling():
+                step = self._release(release, face, plan, norm, resumed, options)
+                source, capture = step.source, step.contributions
+                coins, masks = self._generator("sampling", resumed), self._generator("masks", resumed)
+                self._beta = source.beta
+                self._rate = 1.0 if self._terms.public_batches else plan.sample_rate
+            workers.meet()
+            sigma = workers.told(lambda: noise_multiplier(step))
+            with workers.telling():
+                step.prepare(sigma)
+                event = step.event(self._rate, sigma)
+                self._refuse_worthless(event, target_delta)
+                reasons = _not_secret(face, step)
+                header = self._header(
+                    face, event, step, plan, max_grad_norm, target_epsilon, target_delta, reasons
+                )
+            workers.meet()
             if reasons and self._seed is None:
                 warnings.warn(
                     f"the guarantee of this run is of kind none: {reasons[0]}; leave noise= of align out, or give it "
@@ -428,26 +459,37 @@ class PrivacyEngine(Fixed):
                 )
             else:
                 loader = PoissonLoader(
-                    plan.loader, plan.sample_rate, plan.steps, coins, plan.max_physical_batch_size
+                    plan.loader, plan.sample_rate, plan.steps, coins, plan.max_physical_batch_size, workers
                 )
+            self._refuse_unlike(header, loader)
             private = PrivateOptimizer(
                 optimizer,
                 capture,
                 module,
-                lambda: self._step(loader, step, sigma),
+                lambda: self._step(loader, step, sigma, module),
                 noise_multiplier=sigma,
                 max_grad_norm=max_grad_norm,
                 expected_batch_size=plan.expected_batch_size,
             )
             undo.callback(private.hand_back)
-            ledger = self._open(header, resumed)
-            if resumed is None:
-                undo.callback(ledger.close)
-            for generator in (*step.generators, coins, masks):
-                ledger.register_key(generator.fingerprint(), generator.name)
-            health_log.start_up(source, ledger)
-            if target_epsilon is not None and target_delta is not None:
-                allowed = accounting.releases_within(
+            keys = workers.gather(
+                [[g.fingerprint(), g.name, g.secret] for g in (*step.generators, coins, masks)]
+            )
+            opened = [] if resumed is None else [resumed]
+            length = 0 if resumed is None else resumed.length
+
+            def begin() -> tuple[list[Row], int | None]:
+                """The ledger's rows, before which nothing was written, and the releases that the budget allows."""
+                ledger = self._open(header, resumed)
+                if resumed is None:
+                    undo.callback(ledger.close)
+                    opened.append(ledger)
+                for fingerprint, name in _own_keys(keys):
+                    ledger.register_key(fingerprint, name)
+                health_log.start_up(source, ledger)
+                if target_epsilon is None or target_delta is None:
+                    return ledger.rows(length), None
+                return ledger.rows(length), accounting.releases_within(
                     target_epsilon,
                     target_delta,
                     lambda steps: step.planned(self._rate, sigma, steps, epoch=epoch),
@@ -456,6 +498,15 @@ class PrivacyEngine(Fixed):
                     spent=ledger.tally(),
                     beta=self._beta,
                 )
+
+            rows, allowed = workers.told(begin)
+            if workers.first:
+                ledger = opened[0]
+            elif resumed is None:
+                ledger = Ledger.copy(rows)
+            else:
+                (ledger := resumed).follow(rows)
+            if allowed is not None:
                 self._limit = ledger.count() + allowed
                 self._epochs = epoch + math.ceil(allowed / plan.steps)
             undo.pop_all()
@@ -465,12 +516,65 @@ class PrivacyEngine(Fixed):
         self._ledger, self._step_release = ledger, step
         for part in (step, source):
             part._fix()
-        self._fix(frozenset({"_failed"}))
+        self._told = ledger.length
+        self._fix(frozenset({"_failed", "_told"}))
         return module, private, loader
 
-    def _step(self, loader: PrivateLoader, step: StepRelease, noise_multiplier: float) -> Tensor | None:
+    def _refuse_unlike(self, header: Mapping[str, Any], loader: PrivateLoader) -> None:
+        """
+        Raises:
+            UsageError: a worker was given other settings or records than the first.
+        """
+        workers = self._workers
+        if workers.count == 1:
+            return
+        with workers.telling():
+            given = {**json.loads(json.dumps(header)), _SIZE: len(loader.dataset), _SAMPLE: loader.sample()}
+        workers.meet()
+        firsts = workers.told(lambda: given)
+        unlike = next((key for key, value in given.items() if value != firsts.get(key)), None)
+        found = workers.gather(unlike)
+        for number, key in enumerate(found):
+            if key in _UNSHOWN:
+                raise UsageError(f"worker {number} has another {key} than worker 0: {_UNSHOWN[key]}")
+            if key is not None:
+                raise UsageError(
+                    f"worker {number} was given another {key} than worker 0; start all workers with the same settings"
+                )
+
+    def _add_up(self, step: StepRelease, ledger: Ledger, module: nn.Module) -> None:
+        """Meet the other workers at the end of a step's batches, and let the first hold what all took in.
+
+        Raises:
+            UsageError: one of them is at another step or has other weights, or stopped.
+        """
+        workers = self._workers
+        if workers.count == 1:
+            return
+        found = workers.meet(ledger.count(), bits((*module.parameters(), *module.buffers())))
+        for number, (count, weights) in enumerate(found):
+            if count != found[0][0]:
+                raise UsageError(
+                    f"worker {number} is at step {count + 1} and worker 0 at step {found[0][0] + 1}; nothing is "
+                    "released: give every worker the same loop"
+                )
+            if weights != found[0][1]:
+                raise UsageError(
+                    f"worker {number} has other weights than worker 0; nothing is released: build or load the same "
+                    "ones on every worker (torch.manual_seed before the network), and step schedules once a release"
+                )
+        step.add_up(workers)
+
+    def _step(
+        self, loader: PrivateLoader, step: StepRelease, noise_multiplier: float, module: nn.Module
+    ) -> Tensor | None:
         """One `optimizer.step()`: take the batch in; if it completes the step, write the ledger and release."""
-        batch, ledger = loader.pending, self._ledger
+        batch, ledger, workers = loader.pending, self._ledger, self._workers
+        if Workers.here() != workers:
+            raise UsageError(
+                f"{Workers.here().count} processes train where {workers.count} made the module private; initialise the "
+                "process group before make_private, and leave it"
+            )
         if self._failed:
             raise UsageError(
                 "an earlier step failed half-way, so no further one is released; resume from the ledger"
@@ -489,19 +593,32 @@ class PrivacyEngine(Fixed):
                 "no backward pass has reached this batch, or zero_grad() dropped it; never leave one out (a record "
                 "that is not finite already contributes zero)"
             )
-        try:
-            step.absorb(first=batch.first)
-            loader._note_step()
-            if not batch.final:
-                return None
+        released = []
+
+        def release() -> list[Row]:
+            """The rows since the release before, its own the last: on disk before anything is released."""
             with health_log.noting_failures(ledger, "step"):
                 step.add_noise(noise_multiplier)
                 step.source.vouch()
             health_log.register_new_keys(step.source, ledger)
             health_log.note_frames(step.source, ledger)
-            event = step.event(self._rate, noise_multiplier, batch.epoch)
-            ledger.append_release(event)  # on disk before anything is released
-            return step.release()
+            ledger.append_release(step.event(self._rate, noise_multiplier, batch.epoch))
+            released.append(step.release())
+            return ledger.rows(self._told) if workers.count > 1 else []
+
+        try:
+            with workers.telling():
+                step.absorb(first=batch.first)
+                loader._note_step()
+            if not batch.final:
+                return None
+            self._add_up(step, ledger, module)
+            rows = workers.told(release)
+            if not workers.first:
+                ledger.follow(rows)
+                released.append(_empty_gradient(step))
+            self._told = ledger.length
+            return workers.hand_out(released[0])
         except BaseException:
             self._failed = True
             step.discard()
@@ -519,7 +636,12 @@ class PrivacyEngine(Fixed):
             )
 
     def _generator(self, name: str, resumed: Ledger | None) -> NoiseGenerator:
-        """A secret generator, or a seeded one that no earlier part of this run has used."""
+        """A secret generator of this worker's, or a seeded one that no earlier part of this run has used.
+
+        Of a seed all workers draw the same sampling coins, each its own records'.
+        """
+        if self._seed is None or name != "sampling":
+            name = self._workers.name(name)
         if self._seed is None:
             return NoiseGenerator.secure(name)
         part = 0 if resumed is None else resumed.count()
@@ -544,7 +666,8 @@ class PrivacyEngine(Fixed):
             generator=lambda name: self._generator(name, resumed),
             diagnoses=self._unsafe,
             start_capture=partial(
-                face.start_capture, rows=None if self._terms.public_batches else plan.block_rows
+                face.start_capture,
+                rows=None if self._terms.public_batches else plan.block_rows(self._workers.count),
             ),
             max_grad_norm=max_grad_norm,
             expected_batch_size=plan.expected_batch_size,
@@ -565,11 +688,19 @@ class PrivacyEngine(Fixed):
         return secrets.randbits(63) if self._seed is None else derive_seed(self._seed, "public batches")
 
     def _resumed(self) -> Ledger | None:
+        """The ledger that goes on: of several workers the first's, and a copy of it."""
         if not self._resume:
             return None
-        if self._path is None:
-            raise UsageError("there is no ledger to resume; give its path")
-        return Ledger.open(self._path)
+        opened: list[Ledger] = []
+
+        def rows() -> list[Row]:
+            if self._path is None:
+                raise UsageError("there is no ledger to resume; give its path")
+            opened.append(Ledger.open(self._path))
+            return opened[0].rows() if self._workers.count > 1 else []
+
+        found = self._workers.told(rows)
+        return opened[0] if opened else Ledger.copy(found)
 
     def _header(
         self,
@@ -666,8 +797,12 @@ def _wrapped(part: nn.Module) -> str | None:
         return "is scripted or traced (torch.jit); align the plain module"
     if hasattr(part, "_orig_mod") or getattr(part, "_compiled_call_impl", None) is not None:
         return "is compiled (torch.compile); align the plain module, and leave torch.compile out"
-    if isinstance(part, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        return f"is wrapped in {type(part).__name__}; align the plain module, and train in one process on one device"
+    wrapper = next((kind.__name__ for kind in type(part).__mro__ if kind.__name__ in _PARALLEL), None)
+    if wrapper is not None:
+        return (
+            f"is wrapped in {wrapper}, which {_PARALLEL[wrapper]}; align the plain module, and start the script with "
+            "torchrun: the engine adds up what the workers take in"
+        )
     if any(is_lazy(p) for p in (*part.parameters(False), *part.buffers(False))):
         return f"has a lazy {type(part).__name__} without a shape; run it on one example before align"
     return None
@@ -721,10 +856,17 @@ def _pending(loader: PrivateLoader) -> int | None:
     return None if batch is None else batch.records
 
 
-def _refuse_distributed() -> None:
-    distributed = torch.distributed
-    if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
-        raise UsageError(
-            f"private training on {distributed.get_world_size()} processes is not supported (a worker's empty batch "
-            "would lose noise); train in one process"
-        )
+def _own_keys(keys: Sequence[Sequence[Sequence[Any]]]) -> Iterator[tuple[str, str]]:
+    """Fingerprint and name of every worker's keys; one that a seed gives to several workers once."""
+    seeded = set()
+    for fingerprint, name, secret in chain.from_iterable(keys):
+        if not secret and fingerprint in seeded:
+            continue
+        seeded.add(fingerprint)
+        yield fingerprint, name
+
+
+def _empty_gradient(step: StepRelease) -> Tensor:
+    """What a released gradient looks like."""
+    parameters = list(step.contributions.parameters.values())
+    return parameters[0].new_empty(sum(p.numel() for p in parameters))

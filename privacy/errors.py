@@ -13,3 +13,7 @@ class BudgetExhaustedError(RuntimeError):
 
 class LedgerUnreadableError(UsageError):
     """A ledger that is there, and that permissions, a full disk or another program keep out of reach."""
+
+
+class WorkerLostError(UsageError):
+    """Another process of the run stopped or failed; this one releases nothing more."""

@@ -17,7 +17,7 @@ import sqlite3
 import stat
 import weakref
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -47,6 +47,9 @@ _OUT_OF_REACH = (
     *("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_NOMEM", "SQLITE_PROTOCOL"),
 )
 
+
+# A row as it is kept: number, kind, body, nonce and hash.
+Row = Sequence[Any]
 
 # What helps where another account's files are kept from this one.
 GIVE_LEAVE = (
@@ -180,6 +183,7 @@ class Ledger:
             if not read_only and not findings:
                 ledger_file.make_durable(connection)
                 ledger._file = (path, number)
+                ledger._ending = weakref.finalize(ledger, ledger_file.end_unwritten, connection, path, number)
         except (sqlite3.Error, UsageError, OSError) as error:
             if connection is not None:
                 connection.close()
@@ -193,6 +197,18 @@ class Ledger:
             )
         return ledger
 
+    @classmethod
+    def copy(cls, rows: Iterable[Row]) -> Ledger:
+        """A ledger in memory with the rows of another one, the header first (`rows`).
+
+        Raises:
+            UsageError: as `follow`.
+        """
+        ledger = cls(sqlite3.connect(":memory:", isolation_level=None), "in memory")
+        ledger._connection.executescript(_SCHEMA)
+        ledger.follow(rows)
+        return ledger
+
     def _begin(self, header: str) -> None:
         self._connection.executescript(_SCHEMA)
         self._append("header", header)
@@ -203,15 +219,48 @@ class Ledger:
         if not intact:
             return
         for seq, kind, body, _, digest in self._rows():
-            if kind == "release":
-                self._tally[_release(body)] += 1
-            elif kind == "key":
-                self._keys.add(str(json.loads(body)["fingerprint"]))
+            self._note(kind, body)
             self._next, self._head = seq + 1, digest
 
-    def _rows(self) -> Iterator[tuple[int, str, str, str, str]]:
+    def _note(self, kind: str, body: str) -> None:
+        if kind == "release":
+            self._tally[_release(body)] += 1
+        elif kind == "key":
+            self._keys.add(str(json.loads(body)["fingerprint"]))
+
+    def _rows(self, since: int = 0) -> Iterator[tuple[int, str, str, str, str]]:
         # A cursor, no generator: one left half read would complain when the ledger was closed before it.
-        return self._connection.execute("SELECT seq, kind, body, nonce, hash FROM entries ORDER BY seq")
+        query = "SELECT seq, kind, body, nonce, hash FROM entries WHERE seq >= ? ORDER BY seq"
+        return self._connection.execute(query, (since,))
+
+    @property
+    def length(self) -> int:
+        """Number of rows, the header among them."""
+        return self._next
+
+    def rows(self, since: int = 0) -> list[Row]:
+        """The rows from number `since` on as they are kept (JSON types), for `copy` and `follow`."""
+        with self._reading("row"):
+            return [list(row) for row in self._rows(since)]
+
+    def follow(self, rows: Iterable[Row]) -> None:
+        """Take over the next rows of the ledger that this one is a copy of.
+
+        Raises:
+            UsageError: they do not continue this one's chain.
+        """
+        for seq, kind, body, nonce, digest in rows:
+            if seq != self._next or _link(self._head, seq, kind, body, nonce) != digest:
+                raise UsageError(
+                    f"row {seq} of the ledger that this one is a copy of does not continue its chain of {self._next} "
+                    "rows: one of them was changed; nothing more is released"
+                )
+            self._connection.execute(
+                "INSERT INTO entries VALUES (?, ?, ?, ?, ?)", (seq, kind, body, nonce, digest)
+            )
+            self._note(kind, body)
+            self._count += kind == "release"
+            self._next, self._head = seq + 1, digest
 
     def _append(self, kind: str, canonical: str) -> None:
         nonce = secrets.token_hex(
@@ -223,6 +272,8 @@ class Ledger:
             if self._file is not None and self._watch is None:
                 self._watch = ledger_file.begin_writing(self._connection, *self._file)
                 # A program that ends without close(), as scripts do, leaves the file closed all the same.
+                if self._ending is not None:
+                    self._ending.detach()
                 self._ending = weakref.finalize(self, ledger_file.end_writing, self._connection, self._watch)
             if self._watch is not None:
                 self._watch.refuse_moved()

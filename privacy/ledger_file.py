@@ -149,16 +149,43 @@ def end_writing(connection: sqlite3.Connection, watch: Watch) -> None:
         connection.execute(f"PRAGMA user_version={_CLOSED}")
     except sqlite3.Error:  # no room for a row more in the log; the file itself may have room for the log
         connection.close()
-        watch.unmark()
+        unmark(watch.path, watch.number)
     else:
         connection.close()
+
+
+def end_unwritten(connection: sqlite3.Connection, path: Path, number: Number) -> None:
+    """Close a connection of `connect_to_write` through which nothing was written.
+
+    Of the last connection the log of a writer that was killed moves into the file, where its mark is then wrong.
+    """
+    connection.close()
+    unmark(path, number)
+
+
+def unmark(path: Path, number: Number) -> None:
+    """Write in place that the file is closed, once no log is left that it would need.
+
+    Args:
+        path: resolved.
+        number: of the file that is meant.
+    """
+    if os.path.lexists(log_of(path)) or number_of(path) != number:
+        return
+    with contextlib.suppress(OSError), path.open("r+b") as file:
+        file.seek(_USER_VERSION)
+        if file.read(4) != _CLOSED.to_bytes(4, "big"):
+            file.seek(_USER_VERSION)
+            file.write(_CLOSED.to_bytes(4, "big"))
+            file.flush()
+            os.fsync(file.fileno())
 
 
 class Watch:
     """The files that a writer has open, by number: what is written to them stays under their names."""
 
     def __init__(self, path: Path, number: Number) -> None:
-        self._path = path
+        self.path, self.number = path, number
         others = (log_of(path), path.with_name(path.name + "-shm"))
         self._files = {path: number} | {file: number_of(file) for file in others}
 
@@ -168,17 +195,7 @@ class Watch:
             UsageError: one of the files was removed, renamed or replaced.
         """
         if any(number_of(file) != number for file, number in self._files.items()):
-            refuse_gone(self._path)
-
-    def unmark(self) -> None:
-        """Write the mark in place, once no log is left that the file would need."""
-        if os.path.lexists(log_of(self._path)) or number_of(self._path) != self._files[self._path]:
-            return
-        with contextlib.suppress(OSError), self._path.open("r+b") as file:
-            file.seek(_USER_VERSION)
-            file.write(_CLOSED.to_bytes(4, "big"))
-            file.flush()
-            os.fsync(file.fileno())
+            refuse_gone(self.path)
 
 
 def refuse_gone(path: Path) -> NoReturn:

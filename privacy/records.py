@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
+from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, TensorDataset
@@ -18,6 +21,9 @@ _UNUSED = {
     "num_workers": 0, "pin_memory": False, "drop_last": False, "timeout": 0, "worker_init_fn": None,
     "multiprocessing_context": None, "generator": None, "persistent_workers": False,
 }  # fmt: skip
+
+
+_SAMPLE = 64
 
 
 class Records:
@@ -62,6 +68,15 @@ class Records:
             return [tensor[records] for tensor in self.dataset.tensors]
         return self._read(records.tolist()) if len(records) else deepcopy(self._empty)
 
+    def sample(self) -> str | None:
+        """Digest of some records, spread over the data set; None where they do not read alike twice.
+
+        Workers tell by it whether they hold the same records in the same order; nobody else may see it.
+        """
+        some = torch.linspace(0, self.size - 1, min(self.size, _SAMPLE)).round().long()
+        found = {_digest(self.batch(some)) for _ in range(2)}
+        return found.pop() if len(found) == 1 else None
+
     def _read(self, records: list[int]) -> Any:
         try:
             if callable(many := getattr(self.dataset, "__getitems__", None)):  # as a DataLoader would
@@ -74,6 +89,29 @@ class Records:
                 f"a batch cannot be made: the data set or collate_fn raised {type(error).__name__}; try both outside "
                 "the private run (the message is kept back, as it may speak of private records)"
             ) from None
+
+
+def _digest(batch: Any) -> str:
+    digest = hashlib.sha256()
+
+    def add(part: Any) -> None:
+        if isinstance(part, np.ndarray) and not part.dtype.hasobject:
+            digest.update(repr((part.dtype.str, part.shape)).encode() + np.ascontiguousarray(part).tobytes())
+        elif isinstance(part, Tensor):
+            flat = part.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            digest.update(repr((part.dtype, part.shape)).encode() + flat.numpy().tobytes())
+        elif isinstance(part, Mapping):
+            add(list(part.items()))
+        elif isinstance(part, list | tuple):
+            digest.update(f"{len(part)} ".encode())
+            for each in part:
+                add(each)
+        elif isinstance(part, str | int | float | complex | bytes):
+            digest.update(repr(part).encode())
+        # What is none of these says nothing.
+
+    add(batch)
+    return digest.hexdigest()
 
 
 def map_style(loader: DataLoader[Any]) -> Any:

@@ -19,6 +19,7 @@ from noise_models.randomness.generator import NoiseGenerator, derive_seed
 from privacy.arguments import refuse_types
 from privacy.fixed import Fixed
 from privacy.records import Records, map_style, tell_unused
+from privacy.workers import Workers
 
 # A data set may be this much larger than declared, so that no refusal depends on one record.
 SIZE_SLACK = 1.1
@@ -61,13 +62,16 @@ class SamplingPlan:
         self.max_physical_batch_size = max_physical_batch_size
         tell_unused(loader)
 
-    @property
-    def block_rows(self) -> int:
+    def block_rows(self, workers: int) -> int:
         """Rows of the blocks in which batches go through the module, a multiple of 32; seldom are two needed.
 
         Kernels that work element by element take 32 numbers at a time, and the last few in another way.
+
+        Args:
+            workers: which the records are shared among.
         """
-        usual = math.ceil(self.expected_batch_size + 2 * math.sqrt(self.expected_batch_size))
+        expected = self.expected_batch_size / workers
+        usual = math.ceil(expected + 2 * math.sqrt(expected))
         return -(-min(usual, self.max_physical_batch_size or usual) // 32) * 32
 
 
@@ -133,6 +137,10 @@ class PrivateLoader(Fixed, ABC):
     def pending(self) -> Batch | None:
         """The batch that still awaits its step."""
         return None if self._stepped else self._current
+
+    def sample(self) -> str | None:
+        """Digest of some of the records (`Records.sample`)."""
+        return self._records.sample()
 
     @property
     def batch_sampler(self) -> NoReturn:
@@ -207,21 +215,27 @@ class PoissonLoader(PrivateLoader):
         steps: int,
         generator: NoiseGenerator,
         max_physical_batch_size: int | None = None,
+        workers: Workers | None = None,
     ) -> None:
         """
         Args:
             loader, steps, max_physical_batch_size: as of `PrivateLoader`.
             sample_rate: q, 0 < q <= 1.
             generator: the coins.
+            workers: which the records are shared among, each with a generator of its own; None is this process alone.
         """
         super().__init__(loader, steps, max_physical_batch_size)
         self.sample_rate = sample_rate
         self._generator = generator
+        self._workers = Workers() if workers is None else workers
         self._fix()
 
     def _draw(self) -> Iterator[tuple[torch.Tensor, int]]:
         for _ in range(self.steps):
-            yield torch.from_numpy(self._generator.bernoulli(len(self._records), self.sample_rate)), 0
+            # A coin for every record, whoever has it: a seed then draws the same ones for any number of workers.
+            drawn = torch.from_numpy(self._generator.bernoulli(len(self._records), self.sample_rate))
+            begin, end = self._workers.share(len(self._records))
+            yield drawn[(drawn >= begin) & (drawn < end)], 0
 
 
 class PublicLoader(PrivateLoader):

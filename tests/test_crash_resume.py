@@ -43,12 +43,13 @@ _WATCHED = tuple(
         "privacy/optimizer.py",
         "privacy/records.py",
         "privacy/sampling.py",
+        "privacy/workers.py",
         "privacy/releases",
     )
 )
 
 
-def _strike_at(number: int, line: int | None, place: Sequence[str] | None) -> Callable[..., Any]:
+def strike_at(number: int, line: int | None, place: Sequence[str] | None) -> Callable[..., Any]:
     """A trace function that sends the process `number` at the `line`-th line, or at a place (function, event, nth)."""
     known: dict[str, bool] = {}
     left = line if line is not None else int(place[2]) if place is not None else 0
@@ -112,7 +113,7 @@ def serve() -> None:
             code = 99
             try:
                 if job.get("line") or job.get("place"):
-                    sys.settrace(_strike_at(number, job.get("line"), job.get("place")))
+                    sys.settrace(strike_at(number, job.get("line"), job.get("place")))
                 code = main(job["arguments"])
             finally:
                 sys.stderr.flush()

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed
 from scipy.optimize import brentq
 from scipy.stats import norm
 from small_networks import D, N, network, records
@@ -212,24 +211,7 @@ def test_a_size_that_was_not_declared_is_stated_to_be_public() -> None:
     assert "the size N of the data set" in stated
 
 
-# ---- 8. several processes
-
-
-@pytest.fixture
-def two_processes() -> Iterator[None]:
-    """A process group of two, of torch's own kind that needs no second process."""
-    from torch.testing._internal.distributed.fake_pg import FakeStore
-
-    torch.distributed.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
-    try:
-        yield
-    finally:
-        torch.distributed.destroy_process_group()
-
-
-def test_several_processes_are_refused(two_processes: None) -> None:
-    with pytest.raises(UsageError, match="one process"):
-        Made()
+# ---- 8. several processes, of which one has an empty batch (tests/test_workers.py has those of more)
 
 
 def test_an_empty_batch_releases_its_noise_and_is_accounted() -> None:

@@ -1,7 +1,8 @@
 """The program: its commands, and what a command's ending means to the shell.
 
 Exit codes: 0 ok; 1 the answer is no, or a device failed; 2 wrong usage; 3 this machine cannot (a file, a full
-disc, memory); 70 a defect of the program; 130 interrupted; 141 whoever read the output has left. Only 1 is an answer.
+disc, memory); 70 a defect of the program; 75 a run's time is over; 130 interrupted (138 by SIGUSR1, 143 by SIGTERM);
+141 whoever read the output has left. Only 1 is an answer.
 A mistake is one line on standard error; with --json also a document on standard output, fields `error` and
 `exit_code`. Command modules import what is heavy inside their functions, so that `--help` is quick.
 """
@@ -38,6 +39,9 @@ COMMANDS = {
     "reproduce": "optical_dfa.cli.reproduce:reproduce",
 }
 
+# How typer hears `--resume auto`: it knows no option whose value may be left out.
+AUTO = "--resume-auto"
+
 _NO, _USAGE, _MACHINE, _DEFECT, _INTERRUPTED, _READER_LEFT = 1, 2, 3, 70, 130, 141
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
@@ -49,7 +53,11 @@ _CommandLineError: type[Exception] = next(
 
 
 class UserInterruptError(Exception):
-    """The user pressed Ctrl-C; the message says how to go on."""
+    """A command ended before it was done, by Ctrl-C or as `exit_code` says; the message says how to go on."""
+
+    def __init__(self, message: str, exit_code: int = 130) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,6 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Before torch is loaded, whose threads would wait for each other awake: beside busy neighbours, for very long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     chosen = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    for place in range(len(chosen) - 1, 0, -1):
+        if chosen[place - 1 : place + 1] == ["--resume", "auto"]:
+            chosen[place - 1 : place + 1] = [AUTO]
     message: str | None = None
     with streams.readable():
         try:
@@ -101,7 +112,9 @@ def _outcome(chosen: list[str]) -> tuple[int, str | None]:
         if error.filename:
             return _MACHINE, f"{error.filename}: {error.strerror}"
         return _MACHINE, _unwritten(error) if error.errno in _NO_ROOM else str(error)
-    except (UserInterruptError, KeyboardInterrupt, typer.Abort) as error:
+    except UserInterruptError as error:
+        return error.exit_code, str(error)
+    except (KeyboardInterrupt, typer.Abort) as error:
         return _INTERRUPTED, str(error) or "interrupted"
     except Exception as error:
         if _out_of_memory(error):

@@ -5,16 +5,21 @@ from __future__ import annotations
 import inspect
 import sys
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from noise_models.errors import UsageError
-from optical_dfa.cli.app import UserInterruptError
+from optical_dfa.cli.app import AUTO, UserInterruptError
 from optical_dfa.cli.output import JsonOption, notes_to_stderr, print_facts, print_json
 from optical_dfa.settings import SETTINGS
+
+if TYPE_CHECKING:
+    from optical_dfa.config import TrainConfig
 
 
 def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
@@ -43,8 +48,26 @@ def train(
     out: Annotated[
         str | None, typer.Option(metavar="DIR", help="Run folder; none is kept without it.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --out; `--resume auto`: if there is one.")
+    ] = False,
+    resume_auto: Annotated[bool, typer.Option(AUTO, hidden=True)] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
+    checkpoint_every: Annotated[
+        str | None,
+        typer.Option(
+            metavar="INTERVAL",
+            help="A checkpoint as often too: steps (500) or minutes (10min); always once an epoch.",
+        ),
+    ] = None,
+    max_minutes: Annotated[
+        float | None,
+        typer.Option(help="End after so many, between two steps, with a checkpoint and exit code 75."),
+    ] = None,
+    progress_lines: Annotated[
+        bool,
+        typer.Option("--progress-lines", help="Progress as JSON, a line each, on standard error; no bar."),
+    ] = False,
     as_json: JsonOption = False,
     **flags: Any,
 ) -> None:
@@ -57,23 +80,38 @@ def train(
     """
     from optical_dfa.config import merge, read
     from optical_dfa.runs.folder import CONFIG, REPORT
+    from optical_dfa.training.ending import Interval
+    from privacy.workers import joined
 
-    folder = _folder(out, resume=resume, overwrite=overwrite)
-    given = {name: _value(name, flag) for name, flag in flags.items()}
-    source = folder / CONFIG if resume and folder is not None and config is None else config
-    merged = merge(read(source) if source is not None else {}, given)
+    every = None if checkpoint_every is None else Interval.parsed(checkpoint_every)
+    asked: list[tuple[Path | None, TrainConfig]] = []
 
-    from optical_dfa.progress import progress_for
-    from optical_dfa.training import trainer
+    def ask() -> dict[str, Any]:
+        nonlocal resume
+        if resume_auto:
+            resume = _goes_on(out, overwrite=overwrite)
+        folder = _folder(out, resume=resume, overwrite=overwrite)
+        given = {name: _value(name, flag) for name, flag in flags.items()}
+        source = folder / CONFIG if resume and folder is not None and config is None else config
+        asked.append((folder, merge(read(source) if source is not None else {}, given)))
+        return asked[0][1].model_dump(mode="json", exclude_none=True)
 
-    progress = progress_for(sys.stderr)
-    try:
-        with notes_to_stderr(as_json):
-            summary = trainer.train(merged, folder, resume=resume, overwrite=overwrite, progress=progress)
-    except KeyboardInterrupt as error:
-        raise UserInterruptError(_how_to_resume(folder)) from error
-    finally:
-        progress.finish()
+    with joined() as workers:
+        settings = workers.told(ask)
+        folder, merged = asked[0] if asked else (None, merge(settings, {}))
+        lines = progress_lines if workers.first else None
+        with notes_to_stderr(as_json), _quiet_unless(workers.first):
+            summary = _trained(
+                merged,
+                folder,
+                lines,
+                resume=resume,
+                overwrite=overwrite,
+                checkpoint_every=every,
+                max_minutes=max_minutes,
+            )
+        if not workers.first:  # which says, and writes, for all
+            return
     if folder is not None:
         from optical_dfa.report.page import write_report
 
@@ -84,6 +122,38 @@ def train(
         _show(summary, folder)
     if merged.diagnose and folder is not None:
         _tell_of_tensorboard(folder)
+
+
+def _trained(config: TrainConfig, folder: Path | None, lines: bool | None, **how: Any) -> dict[str, Any]:
+    """The summary of the run.
+
+    Args:
+        lines: whether progress is shown as lines of JSON; None shows none.
+    """
+    from optical_dfa.progress import LineProgress, SilentProgress, progress_for
+    from optical_dfa.training import trainer
+    from optical_dfa.training.ending import EndedError
+
+    progress = (
+        SilentProgress() if lines is None else LineProgress(sys.stderr) if lines else progress_for(sys.stderr)
+    )
+    try:
+        return trainer.train(config, folder, progress=progress, **how)
+    except EndedError as error:
+        raise UserInterruptError(f"{error.reason}; {_how_to_resume(folder)}", error.exit_code) from error
+    except KeyboardInterrupt as error:
+        raise UserInterruptError(f"interrupted; {_how_to_resume(folder)}") from error
+    finally:
+        progress.finish()
+
+
+@contextmanager
+def _quiet_unless(first: bool) -> Iterator[None]:
+    """No warnings of workers that are not the first: it says what all have to say."""
+    with warnings.catch_warnings():
+        if not first:
+            warnings.simplefilter("ignore")
+        yield
 
 
 def _tell_of_tensorboard(folder: Path) -> None:
@@ -163,8 +233,19 @@ def _folder(out: str | None, *, resume: bool, overwrite: bool) -> Path | None:
 
 def _how_to_resume(out: Path | None) -> str:
     if out is None:
-        return "interrupted; nothing was kept, because no --out folder was named"
-    return f"interrupted; go on with: optical-dfa train --resume --out {out}"
+        return "nothing was kept, because no --out folder was named"
+    return f"go on with: optical-dfa train --resume --out {out}"
+
+
+def _goes_on(out: str | None, *, overwrite: bool) -> bool:
+    """Whether `--resume auto` finds a run in its folder."""
+    from optical_dfa.runs.folder import RunFolder
+
+    if overwrite:
+        raise UsageError("--resume auto goes on with a run and --overwrite deletes it; give one of the two")
+    if not out:
+        raise UsageError("--resume auto needs the run's folder; add --out DIR")
+    return RunFolder(Path(out)).holds_run()
 
 
 def _show(summary: Mapping[str, Any], out: Path | None) -> None:

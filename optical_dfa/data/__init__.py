@@ -16,6 +16,8 @@ from optical_dfa.data.card import DatasetCard
 if TYPE_CHECKING:
     from optical_dfa.data.dataset import Dataset
 
+FOLDER = ".npy"  # whose files are arrays of one's own, in a folder
+
 DATASETS: Registry[DatasetCard] = Registry(
     "dataset",
     DatasetCard,
@@ -26,6 +28,7 @@ DATASETS: Registry[DatasetCard] = Registry(
         "cifar10": "optical_dfa.data.cifar:load_cifar10",
         "tiny-shakespeare": "optical_dfa.data.text:load_tiny_shakespeare",
         ".npz": "optical_dfa.data.npz:load_npz",
+        ".npy": "optical_dfa.data.npy:load_folder",
         ".txt": "optical_dfa.data.text:load_text",
     },
     group="optical_dfa.datasets",
@@ -39,8 +42,8 @@ def names() -> list[str]:
 
 def choices() -> str:
     """What may be asked for, in words."""
-    suffixes = [name for name in DATASETS if name.startswith(".")]
-    return f"{', '.join(names())} or a path ending in {' or '.join(suffixes)}"
+    suffixes = [name for name in DATASETS if name.startswith(".") and name != FOLDER]
+    return f"{', '.join(names())} or a path ending in {' or '.join(suffixes)}, or a folder of {FOLDER} files"
 
 
 def registered(name_or_path: str) -> str:
@@ -54,6 +57,8 @@ def registered(name_or_path: str) -> str:
         return suffix
     if name_or_path in DATASETS:
         return name_or_path
+    if Path(name_or_path).expanduser().is_dir():
+        return FOLDER
     raise UsageError(f"dataset is {name_or_path!r}; it must be one of {choices()}")
 
 

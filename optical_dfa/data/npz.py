@@ -7,6 +7,7 @@ import struct
 import sys
 import zipfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ MAX_CLASSES = 65536
 MAX_CARDINALITY = 2**24  # float32 has every whole number up to there
 DIM = 127  # no pixel above half of full white
 MOST_INPUT = 100.0  # of a table or of images that are used as they are
+_NUMBERS = 1 << 24  # looked at at a time
 # Pixels become (x/255 - 1/2) / (1/2).
 HALF = 127.5
 
@@ -52,7 +54,16 @@ def load_npz(path: Path) -> Dataset:
     Raises:
         UsageError: one line: what is wrong with which array.
     """
-    arrays = _read(path.expanduser())
+    return of_arrays(_read(path.expanduser()), path)
+
+
+def of_arrays(arrays: Mapping[str, NDArray[np.generic]], path: Path) -> Dataset:
+    """The records of arrays by name, as `load_npz` takes them. Arrays of float32 are not copied.
+
+    Args:
+        arrays: those of `REQUIRED`, and of `OPTIONAL` if they are there.
+        path: where they are from, for messages.
+    """
     for name in REQUIRED:
         if name not in arrays:
             raise UsageError(f"{path} has no array {name}; it must have {', '.join(REQUIRED)}: add it")
@@ -142,10 +153,11 @@ def _records(x: NDArray[np.generic], what: str, cardinalities: tuple[int, ...], 
     if pixels and (x.min() < 0 or x.max() > 255):
         raise UsageError(f"{what} has pixels from {x.min()} to {x.max()}; they must be 0 ... 255, or floats")
     with np.errstate(over="ignore"):  # too large for float32: refused below
-        out = torch.from_numpy(x.astype(np.float32))
+        out = torch.from_numpy(x.astype(np.float32, copy=False))
     if pixels:
         out.div_(HALF).sub_(1.0)
-    if not bool(torch.isfinite(out).all()):
+    rows = max(1, _NUMBERS // max(1, out[0].numel()))
+    if not all(bool(torch.isfinite(part).all()) for part in torch.split(out, rows)):
         raise UsageError(
             f"{what} has values that are not finite (NaN, infinite or beyond float32): correct the file"
         )
@@ -167,7 +179,7 @@ def _out_of_scale(stored: NDArray[np.generic], x: Tensor, what: str, *, pixels: 
     return None
 
 
-def _cardinalities(arrays: dict[str, NDArray[np.generic]], path: Path) -> tuple[int, ...]:
+def _cardinalities(arrays: Mapping[str, NDArray[np.generic]], path: Path) -> tuple[int, ...]:
     """Those of the file, checked against the shape of its records; empty where no column is categorical."""
     if "cardinalities" not in arrays:
         return ()
@@ -208,7 +220,7 @@ def _check_categories(x: NDArray[np.generic], what: str, cardinalities: tuple[in
             )
 
 
-def _classes(arrays: dict[str, NDArray[np.generic]], path: Path) -> tuple[int, tuple[str, ...]]:
+def _classes(arrays: Mapping[str, NDArray[np.generic]], path: Path) -> tuple[int, tuple[str, ...]]:
     if "classes" in arrays:
         stored = arrays["classes"]
         if stored.shape != () or stored.dtype.kind not in "ui" or not 2 <= int(stored) <= MAX_CLASSES:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 import platform
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -42,12 +41,14 @@ from optical_dfa.runs.folder import (
     RunFolder,
 )
 from optical_dfa.training.diagnosis import Diagnosis
+from optical_dfa.training.ending import Ending, Interval
 from optical_dfa.training.evaluation import accuracy_and_loss, area_under_curve
 from optical_dfa.training.loss import cross_entropy, private_loss, refuse_by_number
 from optical_dfa.training.transfer import take_convolutions
 from privacy import checkpoint
 from privacy.auditing.beyond import refuse_beyond
 from privacy.engine import PrivacyEngine
+from privacy.errors import WorkerLostError
 from privacy.guarantee import Guarantee, Kind
 from privacy.health_log import noting_failures
 from privacy.ledger import SETTINGS, Ledger
@@ -56,6 +57,7 @@ from privacy.releases import calibrations, terms
 from privacy.releases.dark_source import DarkFrameSource
 from privacy.releases.per_record import PerRecordRelease
 from privacy.weights import ANNOUNCED
+from privacy.workers import Workers
 
 # What one training step offers a rule; a rule that requires more is refused.
 OFFERS = frozenset({Requires.ROOT_ERROR, Requires.BACKWARD, Requires.FORWARD_MODE, Requires.SECOND_FORWARD})
@@ -68,8 +70,13 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
+    checkpoint_every: Interval | None = None,
+    max_minutes: float | None = None,
 ) -> dict[str, Any]:
     """Train a network and say what its guarantee is.
+
+    Of several workers (`privacy.workers`) the first reads and writes the folder and evaluates; `config` is the same on
+    all.
 
     Args:
         config: what to train; missing values take the shipped defaults of the data set.
@@ -77,23 +84,28 @@ def train(
         resume: go on with the run in `out`, to the same budget.
         overwrite: replace the run in `out`.
         progress: told of every step.
+        checkpoint_every: a checkpoint is written as often too, besides those of whole epochs.
+        max_minutes: the run ends after these, between two steps, its checkpoint kept.
     Returns:
         the summary (JSON types), as written to `summary.json`.
     Raises:
         UsageError: a configuration that cannot be run, before anything is written.
         DeviceError: the device is absent or unhealthy.
-        KeyboardInterrupt: interrupted; a checkpoint of the last whole step was kept.
+        EndedError: a KeyboardInterrupt; by a signal (interrupt, SIGTERM, SIGUSR1) or after its minutes; a checkpoint of
+            the last whole step was kept.
     """
     started = time.perf_counter()
-    folder = None if out is None else RunFolder(out)
+    ending = Ending(checkpoint_every, max_minutes)
+    workers = Workers.here()
+    folder = None if out is None or not workers.first else RunFolder(out)
     with nullcontext() if folder is None else closing(folder):
         if folder is not None and resume:
             folder.take()  # before anything of the run is read
-        run = _Run(config, folder, resume=resume, overwrite=overwrite)
+        run = _Run(config, folder, resume=resume, overwrite=overwrite, workers=workers)
         before = run.position.seconds  # of the parts before, as far as the checkpoint goes
         try:
-            run.train(progress or SilentProgress())
-            return run.summarise(before + time.perf_counter() - started)
+            run.train(progress or SilentProgress(), ending)
+            return workers.told(lambda: run.summarise(before + time.perf_counter() - started))
         finally:
             run.close()
 
@@ -102,10 +114,20 @@ class _Run:
     """One run: data, aligned network, optimizer, and in a private run the engine."""
 
     def __init__(
-        self, config: TrainConfig, folder: RunFolder | None, *, resume: bool, overwrite: bool
+        self,
+        config: TrainConfig,
+        folder: RunFolder | None,
+        *,
+        resume: bool,
+        overwrite: bool,
+        workers: Workers,
     ) -> None:
+        self.workers = workers
+        _refuse_workers(config, workers)
         device = _device(config.device)
-        self.data: Dataset = load_data(config.dataset, config.data_dir, progress=True)
+        loaded: list[Dataset] = []
+        workers.told(lambda: loaded.append(_data(config)))  # downloaded once
+        self.data: Dataset = loaded[0] if loaded else _data(config)
         self.config: ResolvedConfig = resolve(
             config,
             len(self.data.x_train),
@@ -135,10 +157,12 @@ class _Run:
             take_convolutions(network, self.config.transfer)
         secret = self.config.private and not self.config.reproducible
         self.resumed = self._ledger_before(resume)
+        self._goes_on = workers.told(lambda: self.resumed is not None)
+        own = workers.name("device")
         self.noise = (
-            NoiseGenerator.secure("device")
+            NoiseGenerator.secure(own)
             if secret
-            else NoiseGenerator.seeded(seed, f"device from release {self._count_before()}")
+            else NoiseGenerator.seeded(seed, f"{own} from release {workers.told(self._count_before)}")
         )
         rule = make_rule(self.config.rule, self.config.rule_options)
         self.module: AlignedModule = align(
@@ -176,7 +200,7 @@ class _Run:
         self._losses: list[Tensor] = []
         self._records: list[int] = []
         try:
-            self._open(resume)
+            self._open(workers.told(lambda: resume and folder is not None))
         except BaseException:
             self.close()
             raise
@@ -206,10 +230,10 @@ class _Run:
 
         A folder whose ledger says why the device was refused stays.
         """
-        if resume and self.folder is not None:
-            self._refuse_other_settings()
+        if resume:
+            self.workers.told(self._refuse_other_settings)
             self._take_up()
-            refuse_beyond(self.folder.path)
+            self.workers.told(self._refuse_beyond)
         try:
             self._make_private(lambda: self._begin(resume))
         except BaseException:
@@ -229,14 +253,38 @@ class _Run:
         except UsageError:
             return True
 
+    def _refuse_beyond(self) -> None:
+        assert self.folder is not None  # a run that is resumed has one
+        refuse_beyond(self.folder.path)
+
     def _take_up(self) -> None:
         """Load the checkpoint of the run that is resumed, if it got that far."""
-        if self.folder is None or not (path := self.folder.path / CHECKPOINT).is_file():
-            return
-        with nullcontext() if self.resumed is None else Ledger.open(self.resumed, read_only=True) as ledger:
+        with self._kept() as (path, ledger):
+            if path is None:
+                return
             self.position = checkpoint.load(path, self.module, self.optimizer, ledger)
         if not self.config.private:  # its noise goes on where it was; a private run draws under new keys
             self.noise.seek(self.position.noise_position)
+
+    @contextmanager
+    def _kept(self) -> Iterator[tuple[Path | None, Ledger | None]]:
+        """Checkpoint and ledger of the part before, or copies of the first worker's; None where there is none."""
+        workers = self.workers
+        own = None if self.folder is None else self.folder.path / CHECKPOINT
+        path = own if own is not None and own.is_file() else None
+        with nullcontext() if self.resumed is None else Ledger.open(self.resumed, read_only=True) as ledger:
+            if workers.count == 1:
+                yield path, ledger
+                return
+            rows = workers.told(lambda: None if ledger is None else ledger.rows())
+            kept = workers.sent(lambda: b"" if path is None else path.read_bytes())
+            if workers.first:
+                yield path, ledger
+                return
+        with TemporaryDirectory() as folder, nullcontext() if rows is None else Ledger.copy(rows) as ledger:
+            path = Path(folder) / CHECKPOINT
+            path.write_bytes(kept)
+            yield path if kept else None, ledger
 
     def _refuse_other_settings(self) -> None:
         """Refuse to go on under settings that make it another run: the ledger's, for a file is soon edited."""
@@ -278,7 +326,7 @@ class _Run:
             return
         self.engine = PrivacyEngine(
             ledger=path,
-            resume=self.resumed is not None,
+            resume=self._goes_on,
             reproducible_seed=config.seed if config.reproducible else None,
             unsafe_diagnostics=config.unsafe_diagnostics,
             calibration=self.calibration,
@@ -299,9 +347,8 @@ class _Run:
             "target_delta": config.delta,
         }
         sigma = config.noise_multiplier
-        if sigma is None and self.resumed is not None:  # calibrated when the run began
-            with Ledger.open(self.resumed, read_only=True) as before:
-                sigma = float(before.header()["noise_multiplier"])
+        if sigma is None and self._goes_on:  # calibrated when the run began
+            sigma = self.workers.told(self._noise_before)
         if sigma is None:
             assert config.epsilon is not None  # resolve() sets one of the two
             made = self.engine.make_private_with_epsilon(
@@ -316,14 +363,32 @@ class _Run:
         if self.folder is not None and self.calibration is not None:
             self.folder.write_json(CAMERA, self.calibration.to_dict())
 
+    def _noise_before(self) -> float:
+        """The noise multiplier of the run that is resumed."""
+        assert self.resumed is not None
+        with Ledger.open(self.resumed, read_only=True) as before:
+            return float(before.header()["noise_multiplier"])
+
     def _held(self) -> dict[str, Any]:
         """The settings as the ledger holds them: all but those of this machine."""
         return self.config.model_dump(mode="json", exclude_none=True, exclude=LOCAL)
 
     # ---- training
 
-    def train(self, progress: Progress) -> None:
-        """Take the remaining steps, evaluating and checkpointing once an epoch."""
+    def train(self, progress: Progress, ending: Ending) -> None:
+        """Take the remaining steps, evaluating once an epoch and keeping a checkpoint then, and when one is due.
+
+        Of several workers the first decides when they all end.
+        """
+        with ending.watching():
+            try:
+                self._train(progress, ending)
+            except WorkerLostError:
+                if ending.signalled and (reason := ending.reason()) is not None:
+                    raise reason from None
+                raise
+
+    def _train(self, progress: Progress, ending: Ending) -> None:
         planned = self.config.epochs * self.steps_an_epoch
         progress.start(planned)
         step, begun, before = self.position.step, time.perf_counter(), self.position.seconds
@@ -331,28 +396,34 @@ class _Run:
         for _ in range(step):
             self._pass_time()
         self.module.train()
-        with _interrupt_between_steps() as interrupted:
-            for x, y in self._batches(step):
-                if taken >= planned or (self.engine is not None and self.engine.steps_left() == 0):
-                    break
-                self._set_rate(taken / planned)
-                self.optimizer.zero_grad()
-                loss = self._loss(self.module(x), y)
-                torch.autograd.backward(loss)
-                self.optimizer.step()
-                if self._diagnoses and len(x):
-                    self._losses.append(loss.detach() / (len(x) if self.config.private else 1))
-                    self._records.append(len(x))
-                if self.engine is not None and self._releases() == taken:
-                    continue  # a part of a logical batch
-                step, taken = step + 1, taken + 1
-                self._pass_time()
-                progress.update(taken, {})
-                if step % self.steps_an_epoch == 0 or taken == planned or interrupted.is_set():
-                    self._keep(step, before + time.perf_counter() - begun)
-                    progress.update(taken, self._shown())
-                if interrupted.is_set():
-                    raise KeyboardInterrupt
+        for x, y in self._batches(step):
+            if taken >= planned or (self.engine is not None and self.engine.steps_left() == 0):
+                break
+            self._set_rate(taken / planned)
+            self.optimizer.zero_grad()
+            loss = self._loss(self.module(x), y)
+            torch.autograd.backward(loss)
+            self.optimizer.step()
+            if self._diagnoses and len(x):
+                self._losses.append(loss.detach() / (len(x) if self.config.private else 1))
+                self._records.append(len(x))
+            if self.engine is not None and self._releases() == taken:
+                continue  # a part of a logical batch
+            step, taken = step + 1, taken + 1
+            self._pass_time()
+            progress.update(taken, {})
+            reason = ending.reason() if self.workers.first and taken < planned else None
+            due = ending.checkpoint_due(step)
+            if step % self.steps_an_epoch == 0 or taken == planned or reason is not None:
+                self._keep(step, before + time.perf_counter() - begun)
+                progress.update(taken, self._shown())
+            elif due:
+                self._save(step, before + time.perf_counter() - begun)
+            else:
+                continue
+            ending.kept()
+            if reason is not None:
+                raise reason
         if self.position.step != step or math.isnan(self.accuracy):
             self._keep(step, before + time.perf_counter() - begun)
 
@@ -407,10 +478,24 @@ class _Run:
     def _releases(self) -> int:
         return self.engine.ledger.count() if self.engine is not None and self.engine.ledger is not None else 0
 
-    def _keep(self, step: int, seconds: float) -> None:
-        """Evaluate, note a row of metrics, write a checkpoint."""
+    def _save(self, step: int, seconds: float) -> None:
+        """Write a checkpoint: the first worker does."""
+        if not self.workers.first:
+            return
         drawn = 0 if self.noise.secret else self.noise.position
         self.position = checkpoint.Position(step, self._releases(), "", seconds, drawn)
+        if self.folder is not None:
+            inner = getattr(self.optimizer, "original", self.optimizer)
+            ledger = self.engine.ledger if self.engine is not None else self.ledger
+            assert ledger is not None  # a run with a folder has one
+            self.position = checkpoint.save(
+                self.folder.path / CHECKPOINT, self.module, inner, self.position, ledger
+            )
+
+    def _keep(self, step: int, seconds: float) -> None:
+        """Evaluate, write a checkpoint, note a row of metrics: the first worker does."""
+        if not self.workers.first:
+            return
         self.accuracy, self.test_loss = accuracy_and_loss(self.module, self.x_test, self.y_test)
         row: dict[str, Any] = {
             "step": step,
@@ -428,12 +513,8 @@ class _Run:
             stated = self._guarantee().to_dict()
             name = _EPSILON[stated["kind"]]
             row[name] = stated["nominal_epsilon" if name == "nominal_epsilon" else "epsilon"]
+        self._save(step, seconds)
         if self.folder is not None:
-            inner = getattr(self.optimizer, "original", self.optimizer)
-            ledger = self.engine.ledger if self.engine is not None else self.ledger
-            assert ledger is not None  # a run with a folder has one
-            path = self.folder.path / CHECKPOINT
-            self.position = checkpoint.save(path, self.module, inner, self.position, ledger)
             self.folder.add_metrics(row)
             if self.engine is not None and isinstance(self.engine.step, PerRecordRelease):
                 self.folder.write_json(CERTIFICATE, self.engine.step.certificate.to_dict())
@@ -441,6 +522,8 @@ class _Run:
 
     def _shown(self) -> dict[str, float | str]:
         """What the progress line may show of a private run: public figures only, unless the user insists."""
+        if not self.workers.first:
+            return {}
         names = ("test_accuracy", *_EPSILON.values())
         shown = {name.replace("_", " "): self._last[name] for name in names if name in self._last}
         return shown if self.diagnosis is None else {**shown, **self.diagnosis.shown()}
@@ -517,6 +600,26 @@ class _Run:
             self.module.backend.close()
 
 
+def _refuse_workers(config: TrainConfig, workers: Workers) -> None:
+    """What several workers do not do."""
+    if workers.count == 1:
+        return
+    if not config.private:
+        raise UsageError(
+            f"release none on {workers.count} workers is not served, which add up whole numbers that are released with "
+            "noise; train in one process, or with torch's DistributedDataParallel in a script of your own"
+        )
+    if config.unsafe_diagnostics:
+        raise UsageError(
+            f"unsafe_diagnostics on {workers.count} workers would show figures of one worker's records for all; drop "
+            "it, or train in one process"
+        )
+
+
+def _data(config: TrainConfig) -> Dataset:
+    return load_data(config.dataset, config.data_dir, progress=True)
+
+
 # Under which name a row of metrics gives epsilon: one that is no worst-case guarantee is never a bare one.
 _EPSILON = {
     Kind.RECORD_DP: "epsilon",
@@ -560,23 +663,3 @@ def _device(name: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise UsageError(f"device {name!r} cannot be used here ({reason}); use --device cpu") from None
     return device
-
-
-@contextmanager
-def _interrupt_between_steps() -> Iterator[threading.Event]:
-    """Ctrl-C sets the event instead of tearing a step apart; a second one interrupts at once."""
-    interrupted = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield interrupted
-        return
-
-    def note(number: int, frame: Any) -> None:
-        if interrupted.is_set():
-            raise KeyboardInterrupt
-        interrupted.set()
-
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield interrupted
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -27,6 +27,7 @@ from noise_models.randomness.generator import NoiseGenerator
 from privacy.contributions.positions import bounds_of_sums, norms_of_sums
 from privacy.contributions.products import EXACT_FLOAT32, MOST_INT8, MOST_INT32, add_products, multiplies_int8
 from privacy.contributions.rounding import Rounding, Task
+from privacy.workers import Workers
 
 LEAST_BOUND = 1 << 15  # at which a record at the clip keeps 98 % of it
 _ATTEMPTS = 4
@@ -218,11 +219,19 @@ class WholeSum:
         """
         if not stack:
             return
-        self._records += len(stack[0].rows)
-        if self._records > MOST_INT32 // self._bound:
-            self.total = self.total.to(torch.int64)
+        self._hold(self._records + len(stack[0].rows))
         for whole in self.whole(stack):
             self._add(whole)
+
+    def _hold(self, records: int) -> None:
+        self._records = records
+        if records > MOST_INT32 // self._bound:
+            self.total = self.total.to(torch.int64)
+
+    def add_up(self, workers: Workers, records: int) -> None:
+        """Let the first worker's sum be that of all workers' records, of whom there are so many."""
+        self._hold(records)
+        self.total = workers.add_up(self.total)
 
     def whole(self, stack: Sequence[Factors]) -> list[Whole]:
         """Whole-number factors whose joint norm is at most the bound, for every record, in memory that is used again.

@@ -69,6 +69,7 @@ def noise_multiplier(
     " inputs, and the output layer's own update, all together) was clipped to Euclidean norm {clip}. To the "
     "sum over the records, normal noise {size} from a cryptographic generator{each} of it. Only that noised "
     "sum went through the projection, and what came out of it reached the weights.",
+    workers=True,
     sum_projected="gated-dfa",
     rule="gated-dfa",
 )

@@ -26,6 +26,7 @@ class ReleaseCard(Card):
         light: its noise is that of light which carries the sum, and is read back from it.
         isotropic: its noise is N(0, std² I) in the very coordinates that are released.
         noise_by_records: its noise depends on which records there are.
+        workers: several processes may train: what each takes in is a sum of whole numbers, and these are added up.
         sum_projected: by the device, as it is released, under this rule, and no record's errors.
         rule, backend: of a run that names none; None leaves it to the program.
         backend_options: of a run that names none of these options, for that backend.
@@ -43,6 +44,7 @@ class ReleaseCard(Card):
     light: bool = False
     isotropic: bool = False
     noise_by_records: bool = False
+    workers: bool = False
     sum_projected: str | None = None
     rule: str | None = None
     backend: str | None = None

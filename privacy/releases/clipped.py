@@ -29,6 +29,7 @@ from privacy.norms import refuse_norm
 from privacy.releases.source import NoiseSource, Parts, Source
 from privacy.releases.step import FLOATING_POINT, RECORD_ASSUMPTIONS, StepRelease
 from privacy.sampling import SIZE_SLACK
+from privacy.workers import Workers
 
 # Settings that let a library take float32 products in a lower precision.
 _PRECISIONS = (
@@ -181,6 +182,11 @@ class ClippedSum(StepRelease, Generic[S]):
                     self._sum.add(stack)
         finally:
             self._sum.wipe()
+
+    def add_up(self, workers: Workers) -> None:
+        self._records = workers.total(self._records)
+        refuse_excess(self._records, self._cap, self.expected_batch_size)
+        self._sum.add_up(workers, self._records)
 
     def _forget(self) -> None:
         self._sum.clear()

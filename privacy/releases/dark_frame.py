@@ -138,6 +138,7 @@ class DarkFrameNoise(DarkFrameSource):
     dark_frames=True,
     calibration="noise_models.calibration.document:Calibration",
     isotropic=True,
+    workers=True,
     options=("digits",),
 )
 def make(parts: Parts) -> ClippedRelease:

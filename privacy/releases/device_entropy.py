@@ -213,6 +213,7 @@ def _watch(device: DarkFrames, known: Iterable[str]) -> DeviceHealth | None:
     "frames and the operating system supplied,{each}{only}",
     dark_frames=True,
     isotropic=True,
+    workers=True,
 )
 def make(parts: Parts) -> ClippedRelease:
     """This release."""

@@ -34,6 +34,7 @@ class DigitalNoise(GeneratedNoise):
     summary="noise from a cryptographic generator",
     statement="{drawn}. To the sum, normal noise {size} from a cryptographic generator{each}{only}",
     isotropic=True,
+    workers=True,
 )
 def make(parts: Parts) -> ClippedRelease:
     """This release."""

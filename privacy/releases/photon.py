@@ -377,6 +377,7 @@ def _in_columns(shapes: Sequence[Sequence[int]], inputs: int) -> NDArray[np.int6
     dark_frames=True,
     calibration="noise_models.calibration.light:LightCalibration",
     light=True,
+    workers=True,
     sum_projected="gated-dfa",
     backend="simulated-opu",
     backend_options=(("method", "homodyne"),),

@@ -91,6 +91,7 @@ class SkellamRelease(ClippedRelease):
     " sum, whole-numbered Skellam noise of standard deviation {noise} times {sensitivity} grid units was "
     "added in each of {dimension} coordinates. Only the noised sum reached the weights.",
     mechanism="skellam",
+    workers=True,
     options=("grid_steps",),
 )
 def make(parts: Parts) -> SkellamRelease:

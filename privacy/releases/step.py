@@ -13,6 +13,7 @@ from privacy.contributions.protocols import Contributions
 from privacy.fixed import Fixed
 from privacy.ledger import ReleaseEvent
 from privacy.releases.source import Source
+from privacy.workers import Workers
 
 _PUBLIC = "the size N of the data set, the sample rate and the number of steps are public"
 _ROWS = (
@@ -32,7 +33,8 @@ _SIDE = "timing, memory and power are side channels outside the guarantee"
 # What every statement about records rests on, besides its noise.
 RECORD_ASSUMPTIONS = (
     _PUBLIC,
-    "the sampling coins and the noise are secret",
+    "the sampling coins and the noise are secret (several workers of a run hold the same records in the same order, "
+    "and nobody else hears what they tell each other)",
     *_ROWS,
     "one record is one person's whole contribution (duplicates need a group notion)",
     FLOATING_POINT,
@@ -40,8 +42,17 @@ RECORD_ASSUMPTIONS = (
 )
 
 
+def refusal_of_workers(release: str, count: int) -> str:
+    """Why a release is not made by several workers."""
+    return (
+        f"release {release} on {count} workers is not served: what a worker takes in is no sum of whole numbers, which "
+        "alone comes out the same however it is shared; train in one process, or use release digital"
+    )
+
+
 class StepRelease(Fixed, ABC):
-    """One way of releasing a step. The engine calls absorb (once a physical batch), add_noise, release.
+    """One way of releasing a step. The engine calls absorb (once a physical batch), add_up (of several workers),
+    add_noise, release.
 
     Attributes:
         mechanism: of its rows in the ledger, a name of `privacy.mechanisms.MECHANISMS`.
@@ -117,6 +128,14 @@ class StepRelease(Fixed, ABC):
         self._noised = False
         self._absorb(first=first)
         self.contributions.clear()
+
+    def add_up(self, workers: Workers) -> None:
+        """Let the first worker hold what all of them took in, before it adds the noise.
+
+        Raises:
+            UsageError: what is taken in is no sum of whole numbers, or too many records.
+        """
+        raise UsageError(refusal_of_workers(self.source.name, workers.count))
 
     def add_noise(self, noise_multiplier: float) -> None:
         """Noise the step.

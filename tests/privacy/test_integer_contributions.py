@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import product
 
 import pytest
@@ -26,6 +26,7 @@ from privacy.contributions.integers import (
 from privacy.contributions.positions import bounds_of_sums, norms_of_sums
 from privacy.contributions.products import multiplies_int8
 from privacy.contributions.rounding import _bounds, _Lane
+from privacy.workers import Workers
 
 DIMENSION = 94
 
@@ -531,3 +532,45 @@ def test_bounds_of_norms_are_above_them_and_tight(width: int, largest: int) -> N
     exact = [math.sqrt(sum(int(x) ** 2 for x in row.tolist())) for row in whole]
     for bound, norm in zip(_bounds(whole).tolist(), exact, strict=True):
         assert norm <= bound <= 1.001 * norm
+
+
+# ---- the sum of several workers
+
+
+@dataclass(frozen=True)
+class Beside(Workers):
+    """This worker's sum with those of others, which are given."""
+
+    others: tuple[Tensor, ...] = ()
+
+    def add_up(self, part: Tensor) -> Tensor:
+        assert all(other.dtype is part.dtype for other in self.others)
+        return part + sum(self.others)
+
+
+def shared(records: int, shares: list[range], bound: int, joint: int) -> tuple[Tensor, list[WholeSum]]:
+    """One worker's sum of all records, and the sums of workers that have shares of them; each draws the same coins."""
+    given = stack(records, 3)
+    sums = [
+        WholeSum(DIMENSION, "cpu", grid=bound / 4, bound=bound, coins=coins()) for _ in range(1 + len(shares))
+    ]
+    for total, share in zip(sums, [range(records), *shares], strict=True):
+        total.add([part.part(torch.tensor(share)) for part in given] if len(share) else [])
+    for total in sums:
+        total._hold(joint)
+    return sums[0].total, sums[1:]
+
+
+@pytest.mark.parametrize("joint", [9, 1 << 40], ids=["int32", "int64"])
+@pytest.mark.parametrize(
+    "shares", [[range(9), range(0)], [range(4), range(4, 9)], [range(2), range(2, 3), range(3, 9)]]
+)
+def test_the_sum_of_several_workers_is_that_of_one(
+    shares: list[range], joint: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the type that holds all records' sum, of which a worker may have none."""
+    monkeypatch.setattr(_Lane, "_drawn", lambda self, shape: torch.full(shape, 4660.0))
+    expected, (first, *others) = shared(9, shares, LEAST_BOUND, joint)
+    first.add_up(Beside(0, len(shares), tuple(other.total for other in others)), joint)
+    assert first.total.dtype is (torch.int32 if joint == 9 else torch.int64)
+    assert torch.equal(first.total, expected)

@@ -254,3 +254,38 @@ def test_what_a_ledgers_file_holds_besides_is_a_finding(tmp_path: Path) -> None:
             connection.execute(f"CREATE {made}")
         with Ledger.open(path, read_only=True) as ledger:
             assert any(said in finding for finding in ledger.verify())
+
+
+# ---- copies, as several workers keep them
+
+
+def test_a_copy_follows_row_by_row_to_the_same_head(tmp_path: Path) -> None:
+    written(tmp_path / "l.sqlite")
+    with Ledger.open(tmp_path / "l.sqlite") as ledger, Ledger.copy(ledger.rows()) as copy:
+        for _ in range(3):
+            length = ledger.length
+            ledger.append_release(replace(STEP, noise_multiplier=2.0))
+            ledger.append_event("note", {"a": 1})
+            copy.follow(ledger.rows(length))
+        assert copy.head() == ledger.head()
+        assert copy.length == ledger.length
+        assert (copy.header(), copy.count(), copy.tally()) == (ledger.header(), 8, ledger.tally())
+        assert copy.verify() == []
+        with pytest.raises(UsageError, match="was used before"):
+            copy.register_key("ab" * 32, "noise")
+
+
+@pytest.mark.parametrize("change", ["a body", "a row left out", "a row of its own"])
+def test_a_copy_takes_over_no_row_that_does_not_continue_its_chain(change: str, tmp_path: Path) -> None:
+    written(tmp_path / "l.sqlite")
+    with Ledger.open(tmp_path / "l.sqlite", read_only=True) as ledger:
+        rows = [list(row) for row in ledger.rows()]
+    if change == "a body":
+        rows[3][2] = rows[3][2].replace("1.1", "1.2")
+    elif change == "a row left out":
+        del rows[3]
+    copy = Ledger.copy(rows[:3])
+    if change == "a row of its own":
+        copy.append_release(STEP)
+    with copy, pytest.raises(UsageError, match="does not continue its chain"):
+        copy.follow(rows[3:])

@@ -254,6 +254,25 @@ def test_opening_changes_nothing(tmp_path: Path) -> None:
             ledger.append_release(STEP)
 
 
+def test_a_run_that_was_killed_and_then_refused_goes_on(tmp_path: Path) -> None:
+    """Whoever opens what a kill left, and closes it without a row, takes nothing away."""
+    path = tmp_path / "l.sqlite"
+    script = (
+        "import os\nfrom privacy.ledger import Ledger\n"
+        f"ledger = Ledger.create({str(path)!r}, {{'release': 'none', 'reproducible': False}})\n"
+        "ledger.append_event('note', {'a': 1})\nos._exit(0)\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+    assert {file.name for file in tmp_path.iterdir()} == {"l.sqlite", "l.sqlite-wal", "l.sqlite-shm"}
+    for _ in range(2):
+        Ledger.open(path).close()
+        with Ledger.open(path, read_only=True) as ledger:
+            assert ledger.verify() == []
+            assert ledger.events("note") == [{"a": 1}]
+    del ledger
+    assert [file.name for file in tmp_path.iterdir()] == ["l.sqlite"]
+
+
 # ---- who may create it
 
 CREATE = """

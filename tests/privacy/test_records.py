@@ -364,3 +364,53 @@ def test_a_plain_loader_is_told_nothing() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         private(TensorDataset(X, Y), batch_size=4, shuffle=True)
+
+
+# ---- a sample, by which workers see that they hold the same records
+
+
+class Jittered(Dataset[tuple[Tensor, int]]):
+    """Reads differently each time."""
+
+    def __len__(self) -> int:
+        return N
+
+    def __getitem__(self, record: int) -> tuple[Tensor, int]:
+        return X[record] + torch.rand(5), int(Y[record])
+
+
+def sample(data: Dataset[Any], collate: Callable[[Any], Any] | None = None) -> str | None:
+    return poisson(DataLoader(data, batch_size=4, collate_fn=collate)).sample()
+
+
+def test_a_sample_tells_records_and_their_order_apart() -> None:
+    alike = sample(TensorDataset(X, Y))
+    assert alike == sample(TensorDataset(X.clone(), Y.clone()))
+    assert alike == sample(Subset(TensorDataset(X, Y), range(N)))
+    order = torch.randperm(N, generator=torch.Generator().manual_seed(0))
+    one_label = Y.clone()
+    one_label[7] += 1
+    others = [
+        sample(TensorDataset(X[order], Y[order])),
+        sample(TensorDataset(X, one_label)),
+        sample(TensorDataset(X.double(), Y)),
+        sample(Subset(TensorDataset(X, Y), range(N - 1, -1, -1))),
+    ]
+    assert len({alike, *others}) == 1 + len(others)
+
+
+def test_records_that_read_differently_each_time_are_not_compared() -> None:
+    assert sample(Jittered()) is None
+
+
+def test_a_sample_looks_into_mappings_arrays_and_texts() -> None:
+    def collated(names: list[str]) -> Callable[[Any], Any]:
+        return lambda pairs: {
+            "x": np.stack([x.numpy() for x, _ in pairs]),
+            "name": [names[int(y)] for _, y in pairs],
+        }
+
+    one, same, other = (
+        sample(TensorDataset(X, Y), collated(names)) for names in (list("abcd"), list("abcd"), list("abce"))
+    )
+    assert one == same != other
