@@ -30,7 +30,7 @@ from noise_models.randomness.generator import NoiseGenerator
 from optical_dfa import align
 from optical_dfa.backends import BACKENDS, create
 from optical_dfa.backends.digital import DigitalBackend
-from optical_dfa.cli.app import _application
+from optical_dfa.cli.app import _application, with_values
 from optical_dfa.config import TrainConfig
 from optical_dfa.feedback import RULES
 from optical_dfa.report.statement import NOT_COVERED
@@ -145,7 +145,7 @@ def test_every_command_in_a_document_is_one(document: Path) -> None:
 def parse(command: Any, name: str, given: list[str]) -> None:
     """Read the words as the command would; in running text, what it needs besides may be left out."""
     with suppress(NOT_GIVEN):
-        command.make_context(name, list(given))
+        command.make_context(name, with_values(given))
     for flag, known in (("--rule", RULES), ("--release", [*RELEASES, "none"]), ("--backend", BACKENDS)):
         for word, value in pairwise(given):
             assert word != flag or value == "NAME" or value in known, f"{name} {given}"

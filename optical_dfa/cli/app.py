@@ -39,7 +39,6 @@ COMMANDS = {
     "reproduce": "optical_dfa.cli.reproduce:reproduce",
 }
 
-# How typer hears `--resume auto`: it knows no option whose value may be left out.
 AUTO = "--resume-auto"
 
 _NO, _USAGE, _MACHINE, _DEFECT, _INTERRUPTED, _READER_LEFT = 1, 2, 3, 70, 130, 141
@@ -65,9 +64,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Before torch is loaded, whose threads would wait for each other awake: beside busy neighbours, for very long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     chosen = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    for place in range(len(chosen) - 1, 0, -1):
-        if chosen[place - 1 : place + 1] == ["--resume", "auto"]:
-            chosen[place - 1 : place + 1] = [AUTO]
     message: str | None = None
     with streams.readable():
         try:
@@ -89,6 +85,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return code
 
 
+def with_values(arguments: Sequence[str]) -> list[str]:
+    """Arguments as typer understands them: it knows no option whose value may be left out, as `--resume auto`."""
+    found = list(arguments)
+    for place in range(len(found) - 1, 0, -1):
+        if found[place - 1 : place + 1] == ["--resume", "auto"]:
+            found[place - 1 : place + 1] = [AUTO]
+    return found
+
+
 def _outcome(chosen: list[str]) -> tuple[int, str | None]:
     """Exit code, and what is to be said of an error."""
     broken = [text for text in chosen if "\0" in text]
@@ -96,7 +101,7 @@ def _outcome(chosen: list[str]) -> tuple[int, str | None]:
         return _USAGE, f"{broken[0]!r} has a zero character, which no name has; leave it out"
     try:
         command = typer.main.get_command(_application())
-        code = command.main(args=chosen, prog_name="optical-dfa", standalone_mode=False)
+        code = command.main(args=with_values(chosen), prog_name="optical-dfa", standalone_mode=False)
         return (code if isinstance(code, int) else 0), None
     except UsageError as error:
         return _USAGE, str(error)

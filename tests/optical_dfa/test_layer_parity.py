@@ -113,6 +113,10 @@ ROWS: dict[str, Row] = {
 }  # fmt: skip
 
 
+# In other tests, and of a kind that another row stands for.
+SIBLINGS = ("Conv1d", "ConvTranspose1d", "ConvTranspose3d", "InstanceNorm1d", "InstanceNorm3d", "RNN", "GRU")
+
+
 def network(name: str) -> nn.Module:
     make, shape, how = ROWS[name]
     with torch.random.fork_rng(devices=[]):
@@ -156,8 +160,11 @@ def released(name: str, x: Tensor, y: Tensor, clip: float) -> Tensor:
 
 @pytest.mark.parametrize(
     "name",
-    # A cell is called time by time, and every call is followed: these take five seconds each.
-    [pytest.param(name, marks=pytest.mark.slow) if name.endswith("Cell") else name for name in ROWS],
+    # A cell is called time by time, and every call is followed: these take five seconds each. Others have siblings.
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name.endswith("Cell") or name in SIBLINGS else name
+        for name in ROWS
+    ],
 )
 def test_a_private_step_is_the_clipped_sum_of_each_records_own_gradient(name: str) -> None:
     x, y = batch(MOST)

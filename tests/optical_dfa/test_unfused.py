@@ -229,7 +229,7 @@ CASES: dict[str, Case] = {
 }
 
 
-@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("training", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", list(CASES))
 def test_sum_of_each_record_alone(name: str, training: bool) -> None:
     """Against torch's own layers: the reference is taken before anything is taken apart."""
