@@ -44,7 +44,7 @@ _MOST_SAMPLES: Final = 1 << 25
 _KURTOSIS: Final = 1.01
 _COMPARED: Final = 256  # pixels whose correlations are looked at
 _EDGE: Final = 8.0  # of the Tracy–Widom law of order 1: beyond with less than `ALARM`
-_PARTS: Final = 8  # of beta
+_PARTS: Final = 12  # of beta
 
 
 @dataclass(frozen=True)
@@ -100,10 +100,10 @@ def measure_electrons(frames: PatternFrames, count: int, beta: float) -> Electro
     each = share / (2 * path.rows)
     black, still = _closed(frames, count, each)
     full = _Lit(frames, count, 1.0, black)
-    narrow = sqrt(float(full.variance.min()))
+    narrow = sqrt(float(full.variance.min()) * (1 + 4 * sqrt(2 / (count / 2))))  # of chance
     if narrow < LEAST_STEPS * path.step:
         raise DeviceError(
-            f"lit codes vary by {narrow / path.step:.2g} steps; it must be {LEAST_STEPS:.2g}: raise the cameras' gain, "
+            f"lit codes vary by {narrow / path.step:.3g} steps; it must be {LEAST_STEPS:.3g}: raise the cameras' gain, "
             "or the reference's power"
         )
     dim = _dim(frames, count, black, still, full)
@@ -212,14 +212,15 @@ class _Lit:
             frames.
         noise: variance of a pixel's own.
         variance: the same in DN².
-        third: third central moment of a pixel's own relative signal, the mean of both cameras' pixels.
+        third: third central moment of a pixel's own signal, in DN³, shape (2, rows).
     """
 
     def __init__(self, frames: PatternFrames, count: int, power: float, black: Reals) -> None:
         unit, pairs, total = (np.zeros((2, frames.path.rows)) for _ in range(3))
-        cubes, products = np.zeros(2), 0.0
+        cubes, products = np.zeros((2, frames.path.rows)), 0.0
         mates = np.unique(np.linspace(0, frames.path.rows - 1, _COMPARED).astype(np.int64))
         self._shared = np.zeros((2, len(mates), len(mates)))
+        spectrum = np.zeros((2, frames.path.rows // 2 + 1))
         means: list[Reals] = []
         for codes in frames.steady(count, "photo-electrons of a code", reference=power):
             above = codes - black
@@ -231,39 +232,45 @@ class _Lit:
                         f"a pixel receives nothing of the reference at {power:g} of its power: align it, or read a "
                         "region without that pixel"
                     )
+                weights = unit / unit.sum(1, keepdims=True)  # by photo-electrons: dim pixels are noisy
+                width = (above / unit).std(0)
             relative = above / unit - 1
-            mean = relative.mean(2)
+            mean = (relative * weights).sum(2)
             means.append(mean)
             relative -= mean[:, :, None]
             change = (relative[1::2] - relative[::2]) / sqrt(2)
             pairs += np.square(change).sum(0)
             some = change[:, :, mates]
             self._shared += np.einsum("fak,fal->akl", some, some)
+            spectrum += np.square(np.abs(np.fft.rfft(change / width))).sum(0)
             relative -= relative.mean(0)
-            cubes += (relative**3).sum((0, 2))
+            cubes += (relative**3).sum(0)
             products += float((relative[::2] * relative[1::2] / np.square(relative).mean(0)).sum())
-        self.signal, self.unit, self.raw = total / count, unit, pairs / (count // 2)
+        self.signal, self.unit, self.raw, self._weights = total / count, unit, pairs / (count // 2), weights
         self.noise = self.own(self.raw)
         self.variance = self.noise * self.unit**2
         pixels = frames.path.rows
-        # Of independent numbers less their mean.
-        self.third = float(cubes.mean()) / (count * pixels * (1 - 1 / pixels) * (1 - 2 / pixels))
+        self.third = cubes / count / ((1 - weights) ** 3) * unit**3  # of numbers less their weighted mean
+        lags = np.fft.irfft(spectrum, pixels)
+        self._lags = lags[:, 1:] / lags[:, :1] + 1 / (pixels - 1)
         self._echo = products / (count // 2 * 2 * pixels)
         self._means, self.power, self.count, self._rows = np.concatenate(means), power, count, pixels
 
     def own(self, raw: Reals, error: float = 0.0) -> Reals:
-        """A pixel's own variance, from that with the mean over pixels taken off; `error` is that of the pixels' mean
-        variance, relative."""
-        pixels = raw.shape[1]
-        mean = self.raw.mean(axis=1, keepdims=True) / (1 - 1 / pixels) * (1 + error)
-        return np.asarray((raw - mean / pixels) / (1 - 2 / pixels))
+        """A pixel's own variance v, from that with the weighted mean taken off, `v (1 - 2 w) + Σ w² v`; `error` is that
+        of the sum, relative."""
+        rest = 1 - 2 * self._weights
+        squares = np.square(self._weights) / rest
+        both = (squares * self.raw).sum(1, keepdims=True) / (1 + squares.sum(1, keepdims=True))
+        return np.asarray((raw - both * (1 + error)) / rest)
 
     def spread(self, beta: float) -> float:
         """Standard deviation of what is common, both cameras' mean, upper limit."""
         both = self._means.mean(1)
         free = self.count - 1
         seen = float(both.var(ddof=1)) * free / stats.chi2.ppf(beta, free)
-        return sqrt(max(0.0, seen - 0.95 * float(self.noise.mean()) / (2 * self._rows)))
+        own = float((np.square(self._weights) * self.noise).sum()) / 4
+        return sqrt(max(0.0, seen - 0.95 * own))
 
     def echo(self, z: float) -> float:
         """Correlation of a pixel's noise with that of the next frame, of either sign, mean over pixels, limit."""
@@ -279,7 +286,13 @@ class _Lit:
         pixels = self._shared.shape[1]
         rise = (sqrt(pairs) + sqrt(pixels)) * (1 / sqrt(pairs) + 1 / sqrt(pixels)) ** (1 / 3)
         limit = ((sqrt(pairs) + sqrt(pixels)) ** 2 + _EDGE * rise) / pairs
-        return found, limit * self._rows / (self._rows - 1)  # numbers less their mean are anticorrelated
+        return found, limit / (1 - float(self._weights.max()))  # numbers less their mean are anticorrelated
+
+    def lag(self) -> tuple[float, float]:
+        """Largest correlation of pixels at a distance, in the order they are read, and what chance makes of it."""
+        chance = float(-special.ndtri(ALARM / self._lags.size)) / sqrt(self.count // 2 * self._rows)
+        # Pixels that are unlike share the mean unlike: a part of 1/rows.
+        return float(np.abs(self._lags).max()), 2 * chance + 4 / self._rows**2 + float(self._weights.var())
 
 
 class _Parabola:
@@ -342,6 +355,12 @@ def _refuse_shared(lit: _Lit) -> None:
             f"pixels vary together beyond what is common to a whole frame (eigenvalue {found:.3g} of their "
             f"correlation, of chance at most {limit:.3g}): steady the light's pointing, switch the cameras' filters off"
         )
+    found, limit = lit.lag()
+    if found > limit:
+        raise DeviceError(
+            f"neighbouring pixels' noise is correlated by {found:.2g} (of chance at most {limit:.2g}): switch the "
+            "cameras' filters off"
+        )
 
 
 def _dim(frames: PatternFrames, count: int, black: Reals, still: Reals, full: _Lit) -> _Lit:
@@ -366,25 +385,28 @@ def _multiplied(dim: _Lit, parabola: _Parabola, beta: float) -> float:
 
     κ₁ κ₃ / κ₂² is 1 for Poisson counts and more for any that are multiplied by chance, by Cauchy and Schwarz, or whose
     rate varies: (1 + 2 x) / (1 + x) for gains that scatter as a Gamma number and for thermal light, where the
-    variance is 1 + x times Poisson's.
+    variance is 1 + x times Poisson's. Noise without skew that grows with the light makes it 1 / (1 + x)².
 
     Raises:
-        DeviceError: it shows, or too much of it may not show.
+        DeviceError: one of them shows, or too much of it may not show.
     """
 
     def ratio(constant: Reals) -> tuple[float, float]:
-        shot = float((dim.noise - constant[:, None] / dim.unit**2).mean())
-        noise = float(dim.noise.mean())
-        if shot < 0.05 * noise:
+        shot = dim.variance - constant[:, None]
+        if float(shot.mean()) < 0.05 * float(dim.variance.mean()):
             raise DeviceError(
                 f"at {dim.power:.2g} of the reference's power codes show read noise alone: raise the power, or take "
                 "cameras with less of it"
             )
-        return dim.third / shot**2, sqrt(6 * noise**3 / (dim.count * dim.noise.size)) / shot**2
+        poisson = float((np.square(shot) / dim.signal).sum())
+        return float(dim.third.sum()) / poisson, sqrt(
+            6 * float((dim.variance**3).sum()) / dim.count
+        ) / poisson
 
     lower, upper = parabola.constant
+    z, certain = float(-special.ndtri(ALARM)), float(-special.ndtri(beta))
     found, error = ratio(np.maximum(0.0, lower))
-    z = float(-special.ndtri(ALARM))
+    least = min(1.0, found - certain * error)
     if found - 1 > z * error:
         raise DeviceError(
             f"the third moment of the codes is {found:.3g} of what Poisson counts of their variance have (of chance at "
@@ -392,10 +414,16 @@ def _multiplied(dim: _Lit, parabola: _Parabola, beta: float) -> float:
             "by their noise; take the light of one laser, and cameras without multiplication"
         )
     found, error = ratio(upper)
-    most = max(1.0, found - float(special.ndtri(beta)) * error)
-    if most > MOST_MULTIPLIED:
+    most = max(1.0, found + certain * error)
+    if 1 - found > z * error:
         raise DeviceError(
-            f"the third moment of the codes may be up to {most:.3g} of what Poisson counts have; allowed is "
-            f"{MOST_MULTIPLIED:g}: take more frames (--frames), or read more pixels"
+            f"the third moment of the codes is {found:.3g} of what Poisson counts of their variance have (of chance at "
+            f"least {1 - z * error:.3g}): noise that grows with the light and is none of its photo-electrons; take "
+            "cameras whose codes are photo-electrons and read noise"
         )
-    return 1 / (2 - most)
+    if most > MOST_MULTIPLIED or least < 2 - MOST_MULTIPLIED:
+        raise DeviceError(
+            f"the third moment of the codes may be {least:.3g} to {most:.3g} of what Poisson counts have; allowed is "
+            f"{2 - MOST_MULTIPLIED:.3g} to {MOST_MULTIPLIED:g}: take more frames (--frames), or read more pixels"
+        )
+    return max(1 / (2 - most), 1 / sqrt(least))

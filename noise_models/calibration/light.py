@@ -20,12 +20,8 @@ from noise_models.calibration.document import BETA_RANGE, DRIFT_ALLOWANCE, FORMA
 from noise_models.calibration.electrons import INTENSITY_REACH, Electrons, measure_electrons
 from noise_models.calibration.field_bounds import Fields, bounds
 from noise_models.calibration.light_fields import (
-    PATTERNS,
     QUARTER,
     FieldProbe,
-    opened,
-    patterns,
-    shown,
     unsquared,
 )
 from noise_models.calibration.probed_light import Complex, PatternFrames, ProbedLight, Reals
@@ -34,7 +30,8 @@ from noise_models.errors import DeviceError, UsageError
 FRAMES: Final = 16_384
 BETA: Final = 1e-6
 VALID_DAYS: Final = 30.0
-_LOOKS: Final = 256  # frames of each pattern and phase, when a run begins
+_LOOKS: Final = 64  # frames of each pattern and phase, when a run begins
+_PAIRS: Final = 16  # of patterns and their complements
 _ALARM: Final = 1e-6  # of a run's first look, where nothing moved
 
 
@@ -56,9 +53,10 @@ class LightCalibration(Document):
         least: lower limit of |r|.
         attenuator: settings, rising, and upper limits of κ over the setting.
         reference_dn: mean code of the reference above black, of both cameras' pixels.
-        pattern_light: κ as set, of the public patterns that a run looks at first.
-        pattern_real, pattern_imaginary: their E/r, a row each.
-        spread: Frobenius norm of the fields of all macro-pixels over their spectral norm.
+        columns_light: κ as set, at which fields were measured.
+        columns_real, columns_imaginary: E/r of every macro-pixel with all its mirrors open, a row each pixel, the
+            positive ones first.
+        columns_noise: mean square error of one of them.
         inputs, rows, most: p; pixels of a camera; K, whole numbers from -K to K.
         assumptions: what has to hold besides.
         kind, format: of the document.
@@ -88,10 +86,10 @@ class LightCalibration(Document):
     least: float
     attenuator: tuple[tuple[float, float], ...]
     reference_dn: tuple[tuple[float, ...], ...]
-    pattern_light: float
-    pattern_real: tuple[tuple[float, ...], ...]
-    pattern_imaginary: tuple[tuple[float, ...], ...]
-    spread: float
+    columns_light: float
+    columns_real: tuple[tuple[float, ...], ...]
+    columns_imaginary: tuple[tuple[float, ...], ...]
+    columns_noise: float
     inputs: int
     rows: int
     most: int
@@ -106,16 +104,15 @@ class LightCalibration(Document):
                 f"beta lies in {BETA_RANGE[0]:g} … {BETA_RANGE[1]:g}",
             ),
             (
-                min(self.norm, self.row, self.reach, self.least, self.pattern_light, self.spread - 1 + 1e-9)
-                > 0,
-                "norm, row, reach, least and light are positive, and a spread is 1 or more",
+                min(self.norm, self.row, self.reach, self.least, self.columns_light, self.columns_noise) > 0,
+                "norm, row, reach, least, light and noise are positive",
             ),
             (
                 [len(one) for one in self.reference_dn] == [self.rows] * 2
                 and min(min(one) for one in self.reference_dn) > 0
-                and [len(one) for one in (*self.pattern_real, *self.pattern_imaginary)]
-                == [self.rows] * 2 * PATTERNS,
-                "every pixel has a reference and patterns",
+                and [len(one) for one in (*self.columns_real, *self.columns_imaginary)]
+                == [2 * self.inputs] * 2 * self.rows,
+                "every pixel has a reference and fields",
             ),
             (bool(self.attenuator) and _rises(self.attenuator), "settings rise, and all is positive"),
             (
@@ -165,7 +162,7 @@ class LightCalibration(Document):
 def planned(path: ProbedLight, frames: int) -> int:
     """Frames that a calibration takes, about."""
     mirrors = 4 * path.most * max(16, frames // path.most) if path.most > 1 else 0
-    return 24 * frames + mirrors
+    return 40 * frames + mirrors
 
 
 def calibrate_light(
@@ -207,10 +204,11 @@ def calibrate_light(
 
 
 def refuse_moved(path: ProbedLight, calibration: LightCalibration) -> dict[str, float]:
-    """Whether the reference and public patterns are at every pixel what they were, before a run relies on it.
+    """Whether the reference and the macro-pixels' fields are what they were, before a run relies on them.
 
-    The reference may have another phase, in each quadrature. A pattern of random signs moves by the Frobenius norm of
-    what the macro-pixels' fields moved by, on average, and that is not below its spectral norm.
+    Shown are fresh random halves of the macro-pixels, and the other halves. If their fields moved by Δ, those of
+    both halves moved by ½ (|Δ1|² + |Δs|²) together, s random signs: no less, on average, than half of Δ's Frobenius
+    norm, which is not below its spectral norm. The reference may have another phase, in each quadrature.
 
     Returns:
         what was found, by name.
@@ -218,22 +216,27 @@ def refuse_moved(path: ProbedLight, calibration: LightCalibration) -> dict[str, 
         DeviceError: one is off by more than is allowed for.
     """
     frames = PatternFrames(path, lambda taken, what: None)
-    dark, lit = (
-        np.concatenate(list(frames.steady(_LOOKS, "a look", reference=power))) for power in (0.0, 1.0)
-    )
+    many = _PAIRS * _LOOKS
+    dark, lit = (np.concatenate(list(frames.steady(many, "a look", reference=power))) for power in (0.0, 1.0))
     black, then = dark.mean(0), np.asarray(calibration.reference_dn)
     reference = (lit.mean(0) - black) / then
-    error = np.sqrt((lit.var(0) + dark.var(0)) / _LOOKS) / then * -special.ndtri(_ALARM / then.size)
-    farthest = np.sqrt(reference.flat[np.argmax(np.abs(reference - 1) - error)])
-    if not (np.abs(reference - 1) - error <= 2 * DRIFT_ALLOWANCE).all():
-        raise _moved("amplitude of the reference at a pixel", float(farthest), DRIFT_ALLOWANCE)
-    known = np.asarray(calibration.pattern_real) + 1j * np.asarray(calibration.pattern_imaginary)
+    error = np.sqrt((lit.var(0) + dark.var(0)) / many) / then * -special.ndtri(_ALARM / then.size)
+    if not (np.abs(reference - 1) + error <= 2 * DRIFT_ALLOWANCE).all():
+        farthest = reference.flat[np.argmax(np.abs(reference - 1) + error)]
+        raise _moved(
+            "amplitude of the reference at a pixel", float(np.sqrt(max(0.0, farthest))), DRIFT_ALLOWANCE
+        )
+    columns = np.asarray(calibration.columns_real) + 1j * np.asarray(calibration.columns_imaginary)
+    half = np.random.default_rng().integers(0, 2, (_PAIRS, 2 * path.inputs))  # fresh: nothing is never shown
     pairs, noise = [], 0.0
-    for column, field in zip(patterns(path), known, strict=True):
-        runs = np.repeat(shown(path, column[None] * path.most), _LOOKS, axis=0)
+    for open_ in np.concatenate([half, 1 - half]):
+        field = columns @ open_
+        runs = np.zeros((_LOOKS, 2, path.inputs, 2), np.int64)
+        runs[..., 1] = open_.reshape(2, path.inputs) * path.most
+        noise += float(open_.sum()) * calibration.columns_noise * path.rows
         for phase in (0.0, QUARTER):
             rates = (
-                frames.exposed(runs, "a look", light=calibration.pattern_light, phase=phase) - black
+                frames.exposed(runs, "a look", light=calibration.columns_light, phase=phase) - black
             ) / then
             z = (rates[:, 0] - rates[:, 1]) / 4 / rates.mean((1, 2))[:, None]
             power = 2 * np.square(z.mean(0)).mean()  # both quadratures are alike, near enough
@@ -241,20 +244,27 @@ def refuse_moved(path: ProbedLight, calibration: LightCalibration) -> dict[str, 
             noise += float(z.var(0, ddof=1).sum()) / _LOOKS
             cosine, sine = np.linalg.lstsq(np.stack([field.real, field.imag], axis=1), now, rcond=None)[0]
             pairs.append((now, (field * np.exp(-1j * np.arctan2(sine, cosine))).real))
-    shown_now, before = (np.stack(one) for one in zip(*pairs, strict=True))
-    brightness = float((shown_now * before).sum() / np.square(before).sum())
-    size = float(np.square(before).sum())
-    left = float(np.square(shown_now - brightness * before).sum()) - noise
+    after, before = (np.stack(one) for one in zip(*pairs, strict=True))
     chance = noise * sqrt(2 / before.size) * -float(special.ndtri(_ALARM))
-    moved = sqrt(max(0.0, left - chance) / size) * calibration.spread
-    if not abs(brightness - 1) + moved <= DRIFT_ALLOWANCE:
-        if moved > DRIFT_ALLOWANCE / 2:
-            raise DeviceError(
-                f"fields of the public patterns moved by {moved:.3g} of the largest since the calibration; allowed is "
-                f"{DRIFT_ALLOWANCE:g}: {LightCalibration.again}"
-            )
-        raise _moved("amplitude of the public patterns", brightness, DRIFT_ALLOWANCE - moved)
-    return {"reference": float(farthest), "patterns": brightness, "moved": moved}
+    brightness = float((after * before).sum() / np.square(before).sum())
+    left = float(np.square(after - brightness * before).sum()) - noise - chance
+    moved = sqrt(2 * max(0.0, left) / _PAIRS) / float(np.linalg.norm(columns, 2))
+    amplitude = brightness * float(np.sqrt(reference.mean()))  # in photo-electrons
+    if moved > DRIFT_ALLOWANCE / 2:
+        raise DeviceError(
+            f"fields of the macro-pixels moved by {moved:.3g} of the largest since the calibration; allowed is "
+            f"{DRIFT_ALLOWANCE / 2:g}: {LightCalibration.again}"
+        )
+    for what, value in (("fields", brightness), ("fields in photo-electrons", amplitude)):
+        if not abs(value - 1) + moved <= DRIFT_ALLOWANCE:
+            raise _moved(f"amplitude of the {what}", value, DRIFT_ALLOWANCE - moved)
+    rows = (
+        np.sqrt(np.square(after).sum(0) * reference.mean(0)).max() / np.sqrt(np.square(before).sum(0)).max()
+    )
+    single = rows - sqrt((noise + chance) / float(np.square(before).sum()))
+    if single > 1 + DRIFT_ALLOWANCE:
+        raise _moved("largest amplitude at a pixel", float(rows), DRIFT_ALLOWANCE)
+    return {"reference": float(np.sqrt(reference.mean())), "fields": brightness, "moved": moved}
 
 
 def _moved(what: str, value: float, allowed: float) -> DeviceError:
@@ -287,7 +297,6 @@ def _document(
     # What light of mirrors that are off adds to the reference moves its amplitude by no more than itself.
     scale = (1 + 2 * electrons.signal_error) * (1 + fields.leak) / (fields.light * path.most)
     scale *= fields.share * sqrt(fields.oblique)
-    seen = opened(patterns(path)) @ fields.columns.T
     bright, spread = sqrt(1 + reach), 1 + fields.mirrors
     counts = electrons.signal * (1 - electrons.signal_error) / electrons.gain_upper
     least = sqrt(2 * float(counts.min()) * (1 - reach)) * (1 - fields.leak)
@@ -330,14 +339,14 @@ def _document(
         least=least,
         attenuator=fields.attenuator,
         reference_dn=_table(electrons.signal),
-        pattern_light=fields.light,
-        pattern_real=_table(seen.real),
-        pattern_imaginary=_table(seen.imag),
-        spread=float(np.linalg.norm(fields.columns) / np.linalg.norm(fields.columns, 2)),
+        columns_light=fields.light,
+        columns_real=_table(fields.columns.real),
+        columns_imaginary=_table(fields.columns.imag),
+        columns_noise=float(2 * np.square(fields.noise).mean()),
         inputs=path.inputs,
         rows=path.rows,
         most=path.most,
-        assumptions=_assumptions(electrons, fields, expires),
+        assumptions=_assumptions(path, electrons, fields, expires),
     )
 
 
@@ -345,7 +354,9 @@ def _table(values: Reals) -> tuple[tuple[float, ...], ...]:
     return tuple(tuple(float(f"{value:.5g}") for value in row) for row in values)
 
 
-def _assumptions(electrons: Electrons, fields: Fields, expires: datetime) -> tuple[str, ...]:
+def _assumptions(
+    path: ProbedLight, electrons: Electrons, fields: Fields, expires: datetime
+) -> tuple[str, ...]:
     return (
         "each photo-electron of a pixel is worth the same, and light is not multiplied or thermal beyond what "
         f"the third moment leaves open ({electrons.multiplied:.3g} times the variance, charged); what rises as the "
@@ -354,9 +365,10 @@ def _assumptions(electrons: Electrons, fields: Fields, expires: datetime) -> tup
         "both cameras see one field behind a half mirror, pixel by pixel; between looks the reference moved no further "
         f"than was seen (by {fields.drift:.2g} rad)",
         "the mirrors of a macro-pixel excite one mode, and fields of parts add up, which nothing that was shown "
-        f"contradicts (a departure of {fields.affine:.2g} would have)",
+        f"contradicts (a departure of {fields.affine:.2g} of a part would have; at one place of a macro-pixel that may "
+        f"be {fields.affine * path.most:.2g} mirrors, and is assumed to be none)",
         "between the lights that were measured the attenuator is as at them, and the common intensity stays within "
         f"{INTENSITY_REACH:g} standard deviations",
-        f"the light path is within {100 * DRIFT_ALLOWANCE:g} % of its calibration (reference and public patterns are "
+        f"the light path is within {100 * DRIFT_ALLOWANCE:g} % of its calibration (reference and fields are "
         f"looked at, pixel by pixel, when a part of a run begins; it holds until {expires.date().isoformat()})",
     )

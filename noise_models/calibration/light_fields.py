@@ -11,7 +11,7 @@ complements. The bounds are proved in docs/theory.md (T10, calibration).
 from __future__ import annotations
 
 from math import ceil, log, pi, sin, sqrt
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -32,11 +32,12 @@ _DIMMEST, _BRIGHTEST = 1e-12, 1e6
 _SEEN: Final = 0.03  # a field relative to the reference that is no noise
 _LEAST_PARTS: Final = 16  # of the measurement, between which the same pattern is shown again
 _CERTAIN, _FINE = 0.5, 0.0125  # relative errors of an attenuator's level: the largest of use, and enough
+MOST_OTHER: Final = 0.1  # of a field, of another shape at another setting of the attenuator
 _CHAINED: Final = 0.0025  # of a level against the next one
 _DIM_LEVELS: Final = 16
 _CHECKS: Final = 32  # columns that are shown in two parts, at every size
 _SIZES: Final = 4  # between two sizes of such parts
-PATTERNS: Final = 8  # public ones, that a run looks at first
+PATTERNS: Final = 8  # public ones, that are shown again and again
 MOST_TURNED: Final = 0.1  # by which the reference's power may depend on its phase
 MOST_LEAK: Final = 0.02  # of a field to the reference, with all mirrors off
 MOST_UNLINEAR: Final = 0.02  # of a field, besides what chance does
@@ -66,6 +67,21 @@ def unsquared(power: Reals) -> Reals:
     return np.asarray((1 - 2 * power - np.sqrt(1 - 4 * power)) / (2 * power))
 
 
+class Setting(NamedTuple):
+    """Of the attenuator; numbers are κ over the setting, over that at the light the columns were measured at.
+
+    Attributes:
+        light: κ as it is set.
+        least, most: limits.
+        charged: upper limit that counts fields of another shape, too.
+    """
+
+    light: float
+    least: float
+    most: float
+    charged: float
+
+
 class FieldProbe:
     """Measures the fields of one light path."""
 
@@ -85,6 +101,7 @@ class FieldProbe:
         self._signs = patterns(path)
         self._anchor = self._signs[0]
         self._quadratures = Quadratures()
+        self._other = 0.0  # largest part of a field, of another shape at another setting of the attenuator
         self._seen: list[tuple[Reals, Reals]] = []
         self._z = float(-special.ndtri(self._beta / 2))
         # Of a frame: of z at a pixel, and of what z is divided by.
@@ -104,8 +121,8 @@ class FieldProbe:
         columns, together, rate = self._hadamard(light)
         noise = np.sqrt(2 * self._frame_variance * rate / (self._size * self._repeats))
         prediction = columns @ opened(self._anchor)
-        attenuator = self._attenuator(light, prediction, rate)
-        leak = self._leak(attenuator[-1][0])
+        attenuator = self._attenuator(light, columns, rate)
+        leak = self._leak(attenuator[-1].light)
         mirrors = (
             [self._mirrors(columns, noise, sign, attenuator) for sign in (0, 1)] if path.most > 1 else []
         )
@@ -117,6 +134,11 @@ class FieldProbe:
             one.refuse_modes()
         slow = 2 * sin(drift / 2) + moved + jitter**2 / 2
         fast = sqrt(jitter**2 + self._common_variance)
+        if self._other > MOST_OTHER:
+            raise DeviceError(
+                f"fields have another shape where the attenuator is set otherwise (by {self._other:.2g} of themselves, "
+                f"allowed is {MOST_OTHER:g}): let it change the light's power alone"
+            )
         affine = self._refuse_unlinear(unlinear, fast)
         oblique = self._quadratures.limit(self._z)
         whole = float(np.linalg.norm(columns, 2))
@@ -128,7 +150,7 @@ class FieldProbe:
         )
         return Fields(
             light, columns, noise, together, slow, fast, self._size, self._repeats,
-            tuple((setting, most * (1 + 2 * slow)) for setting, _, most in attenuator),
+            tuple((one.light, one.charged * (1 + 2 * slow)) for one in attenuator),
             max(departures), max(1.0, *shares), oblique, drift, jitter, leak, affine, self._beta,
         )  # fmt: skip
 
@@ -302,53 +324,70 @@ class FieldProbe:
 
     # ---- attenuator
 
-    def _brightness(
-        self,
-        light: float,
-        mirrors: int,
-        prediction: Complex,
-        rate: float,
-        precision: float,
-    ) -> tuple[float, float]:
-        """|E| of the anchor over its prediction and the error of that, from as many frames as the precision takes."""
-        expected = light * mirrors
-        single = sqrt(float(self._frame_variance.max()) * rate / float(np.square(np.abs(prediction)).sum()))
-        repeats = int(np.clip(ceil((single / (expected * precision)) ** 2), 16, self._count))
-        total, done = 0j, 0
-        step = min(repeats, self._frames.chunk())
+    def _brightness(self, light: float, mirrors: int, precision: float) -> tuple[Complex, float]:
+        """Fields of the public patterns, shape (PATTERNS, rows), and the variance of an entry's Re and Im, from as many
+        frames as bring their size to this relative precision."""
+        expected = light * mirrors * self._size_of_one
+        repeats = ceil(self._variance_of_one / (expected * precision) ** 2 / PATTERNS)
+        repeats = int(np.clip(repeats, 16, max(16, self._count // PATTERNS)))
+        total, done = np.zeros((PATTERNS, self._path.rows), np.complex128), 0
+        step = min(repeats, self._frames.chunk(PATTERNS))
         while done < repeats:
             take = min(step, repeats - done)
-            field, _ = self._complex(self._full(self._anchor[None], mirrors), "the attenuator", light, take)
-            total += take * complex(np.vdot(prediction, field[0]) / np.vdot(prediction, prediction))
+            fields, _ = self._complex(self._full(self._signs, mirrors), "the attenuator", light, take)
+            total += take * fields
             done += take
-        return abs(total / done), single / sqrt(repeats)
+        return total / done, self._variance_of_one / repeats
 
-    def _attenuator(self, light: float, prediction: Complex, rate: float) -> list[tuple[float, float, float]]:
-        """Settings, and the least and the most that κ over its setting is there, over what it is at `light`."""
+    def _attenuator(self, light: float, columns: Complex, rate: float) -> list[Setting]:
+        """Settings whose κ is known, rising."""
         most = self._path.most
         levels = most.bit_length() - 1
         z = sqrt(2 * log(4 * (_DIM_LEVELS + 2 * levels + 1) / self._beta))  # of a complex number's modulus
-        scaled = prediction / (light * most)
+        known = opened(self._signs) @ columns.T
+        self._variance_of_one = float(self._frame_variance.max()) * rate
+        self._size_of_one = float(np.linalg.norm(known)) / sqrt(PATTERNS) / (light * most)
+        spread = float(np.linalg.norm(columns) / np.linalg.norm(columns, 2))
 
-        def seen(level: float, mirrors: int, precision: float) -> tuple[float, float]:
-            value, error = self._brightness(level, mirrors, scaled, rate, precision / z)
-            return value / (level * mirrors), z * error / (level * mirrors)
+        def ratio(
+            above: tuple[Complex, float], below: tuple[Complex, float], expected: float
+        ) -> tuple[float, float, float]:
+            """Limits of the size of one set of fields over another's, over what was expected; and the upper one if what
+            has another shape adds to all of it."""
+            (fields, variance), (reference, own) = above, below
+            size = np.square(np.abs(reference)).sum()
+            # Every pattern has a phase of its own.
+            fits = (fields * reference.conj()).sum(1, keepdims=True) / np.square(np.abs(reference)).sum(
+                1, keepdims=True
+            )
+            value = float(np.abs(fits).mean())
+            variance += value**2 * own
+            error = z * sqrt(variance / size)
+            left = (
+                float(np.square(np.abs(fields - fits * reference)).sum() / size)
+                - 2 * variance * fields.size / size
+            )
+            chance = z * 2 * variance * sqrt(fields.size) / size
+            other = sqrt(max(0.0, left + chance))
+            self._other = max(self._other, sqrt(max(0.0, left - chance)) / value)
+            size_of_all = value + error + spread * other
+            return (value - error) / expected, (value + error) / expected, size_of_all / expected
 
-        base, error = seen(light, most, _CHAINED)
-        found = [(light, 1.0, 1.0)]
+        base = (known, 0.0)
+        found = [Setting(light, 1.0, 1.0, 1.0)]
         for step in range(1, _DIM_LEVELS + 1):
             level = light / 2**step
-            value, wide = seen(level, most, _FINE)
-            if wide > _CERTAIN * base:
+            least, largest, charged = ratio(self._brightness(level, most, _FINE / z), base, level / light)
+            if least < (1 - _CERTAIN) * largest:
                 break
-            found.append((level, (value - wide) / (base + error), (value + wide) / (base - error)))
-        low = high = 1.0
+            found.append(Setting(level, least, largest, charged))
+        low = high = all_of_it = 1.0
         for step in range(1, levels + 1):
             level, mirrors = light * 2**step, most >> step
-            (above, wide), (below, narrow) = (seen(one, mirrors, _CHAINED) for one in (level, level / 2))
-            low *= (above - wide) / (below + narrow)
-            high *= (above + wide) / (below - narrow)
-            found.append((level, low, high))
+            above, below = (self._brightness(one, mirrors, _CHAINED / z) for one in (level, level / 2))
+            least, largest, charged = ratio(above, below, 2.0)
+            low, high, all_of_it = low * least, high * largest, all_of_it * charged
+            found.append(Setting(level, low, high, all_of_it))
         return sorted(found)
 
     def _leak(self, light: float) -> float:
@@ -374,9 +413,7 @@ class FieldProbe:
 
     # ---- mirrors
 
-    def _mirrors(
-        self, columns: Complex, noise: Reals, sign: int, attenuator: list[tuple[float, float, float]]
-    ) -> Departures:
+    def _mirrors(self, columns: Complex, noise: Reals, sign: int, attenuator: list[Setting]) -> Departures:
         """Of the macro-pixels of a sign: all open one mirror at a time; what each of them shows is solved for.
 
         Raises:
@@ -391,7 +428,7 @@ class FieldProbe:
         runs[:, sign, :, 1] = np.arange(path.most)[:, None] + 1
         brightest = self._bright(runs[: min(4, path.most)], self._light)
         # A setting that is known, so that fields can be compared with those of all mirrors.
-        light, low, high = max(one for one in attenuator if one[0] <= max(brightest, self._light))
+        light, low, high, _ = max(one for one in attenuator if one.light <= max(brightest, self._light))
         fields = np.empty((path.most, path.rows), np.complex128)
         rate = 1.0
         step = ceil(path.most / _LEAST_PARTS)

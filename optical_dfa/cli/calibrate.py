@@ -96,8 +96,11 @@ def calibrate(
     if health:
         _refuse(
             "health", out=out, plot=plot, matrix=matrix or None, ideal_converter=ideal_converter or None,
-            photon=photon or None,
         )  # fmt: skip
+        if photon:
+            raise UsageError(
+                "--health tests dark frames and --photon measures the light; give one of the two"
+            )
     elif calibration is not None:
         raise UsageError(
             f"--calibration {calibration} is compared with by --health; add --health, or drop it"
@@ -115,6 +118,8 @@ def calibrate(
             raise UsageError(f"{flag} is {count}; it must be a whole number from 1 to {most:,}")
     if not 0 <= seed < 2**63:
         raise UsageError(f"--seed is {seed}; it must be a whole number from 0 to 2^63 - 1")
+    if matrix and out is not None and out.suffix == ".npz":
+        raise UsageError(f"--out is {out}, where --matrix keeps the matrix; name another, such as light.json")
     for flag, path in (("--out", out), ("--plot", plot)):
         if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
             raise UsageError(f"{flag} is {path}; name a file in a folder that exists")

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from noise_models.errors import UsageError
 from privacy.auditing.files import CALIBRATION_FILE, content
@@ -49,18 +49,27 @@ def check_device(
     findings = _untested(history) + _check_digits(header, releases_made) + _check_light(header, releases_made)
     calibration = header["calibration"]
     if isinstance(calibration, dict):
-        if not isinstance(header.get("calibration_beta"), int | float):
+        if not _finite(header.get("calibration_beta")):
             findings.append(
                 "the header names a calibration, and does not say with which probability its limits may be wrong"
             )
         findings += _check_validity(calibration, health, notes)
         findings += _check_document(calibration, header, ledger.count(), folder, notes, unreadable)
-    elif header.get("calibration_beta"):
+        return findings
+    if beta := header.get("calibration_beta"):
         findings.append(
-            f"the header counts a calibration's failure probability {header['calibration_beta']:g}, but names no "
-            "calibration"
+            f"the header counts a calibration's failure probability {beta!r:.30}, but names no calibration"
         )
+    if any("(measured: calibration" in str(text) for text in header.get("assumptions") or ()):
+        findings.append("the header's assumptions speak of a calibration, and it names none")
+    if folder is not None and (folder / CALIBRATION_FILE).exists():
+        findings.append(f"{CALIBRATION_FILE} lies in the folder, and the header names no calibration")
     return findings
+
+
+def _finite(value: object) -> TypeGuard[float]:
+    """Whether it is a number that a float can hold."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def _untested(history: list[tuple[str, dict[str, Any]]]) -> list[str]:
@@ -168,10 +177,7 @@ def _light_level(credit: object) -> dict[str, float] | None:
     given = {
         name: float(value)
         for name in names
-        if isinstance(credit, Mapping)
-        and isinstance(value := credit.get(name), int | float)
-        and not isinstance(value, bool)
-        and 0 <= value < math.inf
+        if isinstance(credit, Mapping) and _finite(value := credit.get(name)) and value >= 0
     }
     return given if len(given) == len(names) else None
 
@@ -240,9 +246,7 @@ def _check_document(
         credited = credit.get("gaussian_std_steps") if isinstance(credit, Mapping) else None
         held_to.append(("noise credit in converter steps", credited, worth.std / worth.step))
     for what, said, measured in held_to:
-        if said is not None and not (
-            isinstance(said, int | float) and math.isclose(said, measured, rel_tol=1e-9)
-        ):
+        if said is not None and not (_finite(said) and math.isclose(said, measured, rel_tol=1e-9)):
             findings.append(f"the header has {what} {said!r}, the calibration it names {measured:.6g}")
     if isinstance(found, LightCalibration):
         findings += _check_limits(found, credit)
@@ -262,7 +266,8 @@ def _check_limits(calibration: LightCalibration, credit: object) -> list[str]:
     limits, light = measured_limits(calibration), math.sqrt(given["photo_electrons_a_mirror"])
     ratio = given["largest_field_over_reference"]
     setting = calibration.setting(light)
-    change = light * given["clipping norm in grid steps"] * limits.row / ((1 - ratio) * limits.least)
+    room = max(1 - ratio, 1e-300)
+    change = light * given["clipping norm in grid steps"] * limits.row / (room * limits.least)
     slack = 1 + 1e-9
     return [
         f"the header has {what}, by the calibration it names {allowed}"

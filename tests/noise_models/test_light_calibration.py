@@ -187,6 +187,8 @@ class Other(NumpyLight):
         if self.fault == "coupled":  # a mirror without a neighbour shows a half more
             odd = 0.5 * ((runs[..., 1] - runs[..., 0]) % 2)
             return field + light * np.einsum("fsj,sjn->fn", odd * [[1.0], [-1.0]], self.columns.mean(2))
+        if self.fault == "steered":  # another part of the speckle at dimmer light
+            return field * np.exp(0.3j * np.log2(max(light, 1e-9)) * np.cos(np.arange(self.rows)))
         if self.fault == "leak":
             return field + 3.0 * light
         if self.fault == "moving":
@@ -211,6 +213,11 @@ class Other(NumpyLight):
             codes = np.rint(self.black + above * (1 - 0.1 * above / (self.electrons * self.gain)))
         if self.fault == "cleaned":  # what lies within the read noise of black is black
             codes = np.where(np.abs(above) < 4.5 * self.read * self.gain, np.rint(self.black), codes)
+        if self.fault == "sharpened":
+            codes = np.rint(1.2 * codes - 0.1 * np.roll(codes, 1, 2) - 0.1 * np.roll(codes, -1, 2))
+        if self.fault == "scattered":  # as much again, without skew
+            more = np.sqrt(np.maximum(0, above.mean(0)) * self.gain)
+            codes = np.rint(codes + more * self.rng.standard_normal(codes.shape))
         if self.fault == "echo":  # a tenth of the frame before
             codes[1:] = np.rint(0.9 * codes[1:] + 0.1 * codes[:-1])
         if self.fault == "pointing":  # light moves from one half of the camera to the other
@@ -234,6 +241,8 @@ PATH = {"rows": 24, "most": 4, "intensity": 0.002}
         ("stays at least", {}, "compressed"),
         ("pixels vary together", {}, "pointing"),
         ("in the next are correlated", {}, "echo"),
+        ("neighbouring pixels' noise is correlated", {"rows": 300}, "sharpened"),
+        ("noise that grows with the light", {"rows": 64}, "scattered"),
         ("reach the largest code", {"top": 500.0}, ""),
         ("reach code 0", {"black": 1.0}, ""),
         ("a pixel receives", {"electrons": 60.0, "gain": 1.0, "read": 0.5, "rows": 64}, ""),
@@ -266,6 +275,7 @@ def healthy(rows: int) -> Electrons:
         ("another shape", {}, "moving"),
         ("change nothing", {}, "closed"),
         ("mirrors that are off", {}, "leak"),
+        ("another shape where the attenuator", {}, "steered"),
         ("do not excite one and the same mode", {}, "modes"),
         ("not affine", {"bend": 0.7}, ""),
         ("not affine", {"most": 16}, "coupled"),

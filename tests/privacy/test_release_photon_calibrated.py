@@ -25,9 +25,10 @@ from optical_dfa import align
 from optical_dfa.backends.simulated_opu import SimulatedOpuBackend
 from optical_dfa.cli import main
 from privacy.auditing.audit import audit
-from privacy.auditing.device import _check_light, _check_limits
+from privacy.auditing.device import _check_light, _check_limits, check_device
 from privacy.auditing.files import CALIBRATION_FILE
 from privacy.engine import PrivacyEngine
+from privacy.ledger import Ledger
 from privacy.releases.photon import RATIO, PhotonRelease, measured_limits
 
 ROOT = Path(__file__).parents[2]
@@ -140,30 +141,33 @@ def test_light_that_is_not_as_it_was_stops_the_run() -> None:
     for pixels, rows in ((slice(None), slice(None)), (slice(3, 4), slice(1, 2))):
         with pytest.raises(DeviceError, match=r"amplitude of the reference at a pixel is 0\.91"):
             private(replace(found, reference_dn=changed("reference_dn", 1.2, pixels, rows)))
-    names = ("pattern_real", "pattern_imaginary")
+    names = ("columns_real", "columns_imaginary")
     private(replace(found, **{name: changed(name, 1.01) for name in names}))
-    with pytest.raises(DeviceError, match=r"amplitude of the public patterns is 0\.91"):
+    with pytest.raises(DeviceError, match=r"amplitude of the fields is 0\.9"):
         private(replace(found, **{name: changed(name, 1.1) for name in names}))
-    # A fifth of the pixels see another medium of the same brightness.
-    with pytest.raises(DeviceError, match="fields of the public patterns moved by"):
-        private(replace(found, **{name: changed(name, -1.0, slice(0, 6)) for name in names}))
+    # One macro-pixel's field is another, of the same brightness; a fifth of the pixels see another medium.
+    for columns, rows in ((slice(5, 6), slice(None)), (slice(None), slice(0, 6))):
+        with pytest.raises(DeviceError, match="fields of the macro-pixels moved by"):
+            private(replace(found, **{name: changed(name, -1.0, columns, rows) for name in names}))
+    both = changed("reference_dn", 1.08)  # each alone is within what is allowed
+    private(replace(found, reference_dn=both))
+    with pytest.raises(DeviceError, match="in photo-electrons"):
+        private(replace(found, reference_dn=both, **{name: changed(name, 1.03) for name in names}))
 
 
 def test_a_calibration_of_fewer_pixels_serves_no_more() -> None:
     """All mirrors and inputs as they are, and the first pixels only."""
     found = calibration()
     fewer = replace(
-        found, rows=16, **{
-            name: tuple(row[:16] for row in getattr(found, name))
-            for name in ("reference_dn", "pattern_real", "pattern_imaginary")
-        },
+        found, rows=16, reference_dn=tuple(row[:16] for row in found.reference_dn),
+        columns_real=found.columns_real[:16], columns_imaginary=found.columns_imaginary[:16],
     )  # fmt: skip
     with pytest.raises(DeviceError, match="is of 16 pixels of a camera, and the run uses 32"):
         private(fewer)
     with pytest.raises(DeviceError, match="mirrors of a macro-pixel"):
         private(replace(found, most=found.most - 1))
     with pytest.raises(DeviceError, match="entries of a column"):
-        private(replace(found, inputs=found.inputs + 1))
+        found.refuse_larger(found.inputs + 1, 16, found.most)
     fewer.refuse_larger(found.inputs, 16, found.most)
 
 
@@ -276,6 +280,25 @@ def test_what_a_header_has_beyond_its_calibration_is_found() -> None:
     assert math.isclose(credit["norm"], found.norm * (1 + DRIFT_ALLOWANCE))
 
 
+def test_numbers_that_no_float_holds_and_a_calibration_taken_out_are_found() -> None:
+    found = calibration()
+    engine, release = private(found)
+    credit = release.describe()
+    assert _check_limits(found, credit | {"largest_field_over_reference": 1.0})
+    header = engine.ledger.header()
+    for name in ("norm", "clamp", "attenuator"):
+        huge = header | {"credit": credit | {name: 10**400}}
+        assert _check_light(huge, []) == [
+            "the header's credit does not say at which light level the device was used"
+        ]
+    for name in ("calibration_beta", "calibration"):
+        taken = {**header, name: None if name == "calibration" else 10**400}
+        taken |= {"calibration_beta": None} if name == "calibration" else {}
+        ledger = Ledger.create(None, taken)
+        assert [text for text in check_device(ledger, taken, None, [], []) if "calibration" in text]
+        ledger.close()
+
+
 def test_more_light_than_the_level_says_is_found() -> None:
     engine, _ = private(None)
     header = engine.ledger.header()
@@ -291,7 +314,7 @@ def test_more_light_than_the_level_says_is_found() -> None:
         (["--photon", "--matrix"], "--matrix keeps the matrix beside the calibration"),
         (["--photon", "--ideal-converter"], "--ideal-converter belongs to a camera's calibration"),
         (["--photon", "--plot", "x.png"], "--plot belongs to a camera's calibration"),
-        (["--photon", "--health"], "--photon belongs to a camera's calibration"),
+        (["--photon", "--health"], "give one of the two"),
         (["--photon", "--confidence", "0.9"], "--confidence belongs to a camera's calibration"),
         (["--photon", "--frames", "100"], "frames of the reference are 100"),
         (["--photon", "--backend-option", "method=phase-4"], "method is phase-4"),
