@@ -130,9 +130,11 @@ def released(release: str, coin: int, **given: Any) -> Any:
 COMPARED: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "digital": (released, ("digital", 4660)),
     "digital in parts": (partial(released, max_physical_batch_size=3), ("digital", -20_000)),
+    "empty share": (partial(released, records=1, public_size=2), ("digital", 4660)),
+}
+OTHERS: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "skellam": (released, ("skellam", 20_000)),
     "aggregate": (released, ("aggregate", -4660)),
-    "empty share": (partial(released, records=1, public_size=2), ("digital", 4660)),
 }
 
 
@@ -257,6 +259,8 @@ def all_scenes(folder: Path) -> Any:
     found["goes on"] = command(folder, *GO_ON, "2")
     found["none"] = command(folder, "train", "--dataset", "digits", "--release", "none")
     found["fails"] = a_worker_fails(folder)
+    there = PrivacyEngine(ledger=folder / "fails.sqlite")
+    found |= play({"ledger there": (lambda: Made(engine=there), ())})
     (folder / f"scenes {rank()}").write_bytes(pickle.dumps(found))
     return a_worker_is_killed(folder)
 
@@ -327,6 +331,13 @@ def test_several_workers_release_what_one_does(
 def test_what_parts_workers_is_refused_by_all(scene: str, words: str, seen: list[dict[str, Any]]) -> None:
     for found in seen:
         assert words in found[scene]
+
+
+def test_what_the_first_worker_alone_refuses_ends_the_others_too(seen: list[dict[str, Any]]) -> None:
+    assert "fails.sqlite exists: continue that run" in seen[0]["ledger there"]
+    assert seen[1]["ledger there"] == (
+        "worker 0 stopped and says why in a line of its own; nothing more is released"
+    )
 
 
 def test_other_weights_on_one_worker_are_refused_before_a_release(seen: list[dict[str, Any]]) -> None:
@@ -421,9 +432,10 @@ def test_a_group_that_comes_after_make_private_is_refused() -> None:
 
 @pytest.mark.slow
 def test_four_workers_release_what_one_does(tmp_path: Path) -> None:
-    (alone,) = together(play, 1, tmp_path / "alone", COMPARED)
-    for found in together(play, 4, tmp_path / "together", COMPARED):
-        for scene in COMPARED:
+    scenes = {**COMPARED, **OTHERS}
+    (alone,) = together(play, 1, tmp_path / "alone", scenes)
+    for found in together(play, 4, tmp_path / "together", scenes):
+        for scene in scenes:
             assert all(map(np.array_equal, found[scene][0], alone[scene][0]))
             assert found[scene][2:] == alone[scene][2:]
 
@@ -508,6 +520,7 @@ def test_ctrl_c_of_all_workers_keeps_the_last_step(tmp_path: Path) -> None:
     outcomes = together(interrupted, 2, tmp_path / "group", tmp_path)
     assert [code for code, _, _ in outcomes] == [130, 130], outcomes
     assert "--resume" in outcomes[0][2]
+    assert outcomes[1][2] == "interrupted\n"
     report = audit(tmp_path / "run")
     assert report.findings == ()
     code, _, errors = command(tmp_path, *GO_ON, "2")
@@ -546,7 +559,7 @@ def test_one_seed_draws_the_same_records_for_any_number_of_workers(count: int) -
 
 def test_shares_are_drawn_independently_with_the_same_rate() -> None:
     """Keys of their own, shares of 3 and 4: the law of all 2^7 batches is Bernoulli's (false alarm 1e-6)."""
-    rate, steps, size = 0.4, 4000, 7
+    rate, steps, size = 0.4, 2500, 7
     found = drawn(size, rate, steps, ["sampling", "sampling of worker 1"])
     assert found.max() == 1
     seen = np.bincount(found @ (1 << np.arange(size)), minlength=1 << size)

@@ -110,7 +110,7 @@ def _trained(
                 warnings.simplefilter("ignore")
             return trainer.train(config, folder, resume=resume, overwrite=overwrite, progress=progress)
     except KeyboardInterrupt as error:
-        raise UserInterruptError(_how_to_resume(folder)) from error
+        raise UserInterruptError(_how_to_resume(folder) if workers.first else "interrupted") from error
     finally:
         progress.finish()
 

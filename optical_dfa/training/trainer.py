@@ -376,18 +376,24 @@ class _Run:
 
         Of several workers the first decides when an interruption ends them all: between two steps, with a checkpoint.
         """
+        planned = self.config.epochs * self.steps_an_epoch
+        progress.start(planned)
+        begun = time.perf_counter() - self.position.seconds
         with _interrupt_between_steps() as interrupted:
             try:
-                self._train(progress, interrupted)
+                step = self._take_steps(planned, begun, progress, interrupted)
             except WorkerLostError:
                 if interrupted.is_set():
                     raise KeyboardInterrupt from None
                 raise
+        if self.position.step != step or math.isnan(self.accuracy):
+            self._keep(step, time.perf_counter() - begun)
 
-    def _train(self, progress: Progress, interrupted: threading.Event) -> None:
-        planned = self.config.epochs * self.steps_an_epoch
-        progress.start(planned)
-        step, begun, before = self.position.step, time.perf_counter(), self.position.seconds
+    def _take_steps(
+        self, planned: int, begun: float, progress: Progress, interrupted: threading.Event
+    ) -> int:
+        """Steps until all planned ones are taken or the budget is spent; how many the weights have then seen."""
+        step = self.position.step
         taken = self._releases() if self.engine is not None else step
         for _ in range(step):
             self._pass_time()
@@ -410,12 +416,11 @@ class _Run:
             progress.update(taken, {})
             ends = interrupted.is_set() and self.workers.first
             if step % self.steps_an_epoch == 0 or taken == planned or ends:
-                self._keep(step, before + time.perf_counter() - begun)
+                self._keep(step, time.perf_counter() - begun)
                 progress.update(taken, self._shown())
             if ends:
                 raise KeyboardInterrupt
-        if self.position.step != step or math.isnan(self.accuracy):
-            self._keep(step, before + time.perf_counter() - begun)
+        return step
 
     def _try_loss(self) -> None:
         records = max(128, self.config.batch_size)
