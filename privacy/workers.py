@@ -244,6 +244,11 @@ def joined() -> Iterator[Workers]:
         distributed.destroy_process_group()
 
 
+def started_first() -> bool:
+    """Whether a launcher started this process as the first, or none did: what is said once, it says."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _place() -> torch.device:
     """Where tensors are when workers exchange them: on the CPU, but for NCCL, which knows accelerators alone."""
     import torch

@@ -34,6 +34,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from noise_models.errors import UsageError
 from noise_models.randomness.generator import NoiseGenerator
 from optical_dfa import PrivacyEngine, align
+from optical_dfa.cli import main
 from privacy import accounting
 from privacy.auditing.audit import audit
 from privacy.contributions.rounding import _Lane
@@ -214,8 +215,6 @@ def stopped(made: Made, before: Callable[[int], None]) -> Any:
 
 def command(folder: Path, *arguments: str) -> Any:
     """Exit code, output and errors of the program."""
-    from optical_dfa.cli import main
-
     out, errors = io.StringIO(), io.StringIO()
     workers = Workers.here()
     with (
@@ -527,6 +526,17 @@ def test_ctrl_c_of_all_workers_keeps_the_last_step(tmp_path: Path) -> None:
     assert code == 0, errors
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["steps"] == summary["releases"] == 2 * 5
+
+
+@pytest.mark.parametrize(("started", "documents"), [("0", 1), ("1", 0)])
+def test_a_mistake_of_all_workers_is_one_document(
+    started: str, documents: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", started)
+    assert main(["train", "--release", "nonsense", "--json"]) == 2
+    out, errors = capsys.readouterr()
+    assert out.count('"exit_code": 2') == documents
+    assert errors.count("\n") == 1
 
 
 # ---- shares and coins
