@@ -458,10 +458,9 @@ def test_every_release_of_a_sum_is_served(release: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_torchrun_starts_workers_again_and_they_resume(tmp_path: Path) -> None:
-    """Worker 1 is killed once, by itself, after three releases of its first life."""
-    code, _, errors = command(tmp_path, *BEGIN)
-    assert code == 0, errors
+@pytest.mark.parametrize("flags", [(), ("--overwrite",)], ids=["resumed", "overwritten"])
+def test_torchrun_starts_workers_again_and_they_resume(flags: tuple[str, ...], tmp_path: Path) -> None:
+    """Worker 1 is killed once, by itself, after eight releases of its first life."""
     script = tmp_path / "train.py"
     script.write_text(
         "import os, signal, sys\nfrom privacy.ledger import Ledger\nfrom optical_dfa.cli import main\n"
@@ -483,7 +482,7 @@ def test_torchrun_starts_workers_again_and_they_resume(tmp_path: Path) -> None:
         "--max-restarts=1",
     ]
     done = subprocess.run(
-        [*launcher, str(script), *GO_ON, "3"],
+        [*launcher, str(script), *BEGIN, "--epochs", "3", *flags],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
         capture_output=True,
@@ -491,6 +490,12 @@ def test_torchrun_starts_workers_again_and_they_resume(tmp_path: Path) -> None:
         timeout=240,
         check=False,
     )
+    if flags:
+        assert done.returncode != 0
+        assert "--overwrite would delete the ledger of the run that they began in run" in done.stderr
+        with Ledger.open(tmp_path / "run" / "ledger.sqlite") as ledger:
+            assert ledger.count() >= 8
+        return
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("guarantee: (ε, δ)") == 1
     report = audit(tmp_path / "run")

@@ -64,19 +64,22 @@ def train(
     from optical_dfa.runs.folder import CONFIG, REPORT
     from privacy.workers import joined
 
-    asked: list[tuple[Path | None, TrainConfig]] = []
+    asked: list[tuple[Path | None, bool, TrainConfig]] = []
 
     def ask() -> dict[str, Any]:
-        folder = _folder(out, resume=resume, overwrite=overwrite)
+        goes_on = resume or _started_again(workers, out, overwrite=overwrite)
+        folder = _folder(out, resume=goes_on, overwrite=overwrite)
         given = {name: _value(name, flag) for name, flag in flags.items()}
-        source = folder / CONFIG if resume and folder is not None and config is None else config
-        asked.append((folder, merge(read(source) if source is not None else {}, given)))
-        return asked[0][1].model_dump(mode="json", exclude_none=True)
+        source = folder / CONFIG if goes_on and folder is not None and config is None else config
+        asked.append((folder, goes_on, merge(read(source) if source is not None else {}, given)))
+        if folder is not None:
+            workers.begins(str(folder))
+        return asked[0][2].model_dump(mode="json", exclude_none=True)
 
     with joined() as workers:
         settings = workers.told(ask)
-        folder, merged = asked[0] if asked else (None, merge(settings, {}))
-        summary = _trained(merged, folder, resume, overwrite, as_json, workers)
+        folder, goes_on, merged = asked[0] if asked else (None, resume, merge(settings, {}))
+        summary = _trained(merged, folder, goes_on, overwrite, as_json, workers)
         if not workers.first:  # which says, and writes, for all
             return
     if folder is not None:
@@ -188,6 +191,20 @@ def _folder(out: str | None, *, resume: bool, overwrite: bool) -> Path | None:
     if resume and not holds:
         raise UsageError(f"{out} holds no run to resume; drop --resume, or name the run's folder with --out")
     return folder
+
+
+def _started_again(workers: Workers, out: str | None, *, overwrite: bool) -> bool:
+    """Whether a launcher started these workers again, in a folder where those before them had begun the run."""
+    from optical_dfa.runs.folder import RunFolder
+
+    if out is None or not workers.began(str(Path(out))) or not RunFolder(Path(out)).holds_run():
+        return False
+    if overwrite:
+        raise UsageError(
+            f"the workers were started again, and --overwrite would delete the ledger of the run that they began in {out};"
+            " go on with it: --resume in its place"
+        )
+    return True
 
 
 def _how_to_resume(out: Path | None) -> str:
