@@ -201,8 +201,8 @@ def _started_again(workers: Workers, out: str | None, *, overwrite: bool) -> boo
         return False
     if overwrite:
         raise UsageError(
-            f"the workers were started again, and --overwrite would delete the ledger of the run that they began in {out};"
-            " go on with it: --resume in its place"
+            "the workers were started again, and --overwrite would delete the ledger of the run that they began in "
+            f"{out}; go on with it: --resume in its place"
         )
     return True
 
