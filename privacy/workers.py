@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from privacy.errors import UsageError, WorkerLostError
@@ -18,6 +18,7 @@ from privacy.errors import UsageError, WorkerLostError
 if TYPE_CHECKING:  # a command that trains alone finds its mistakes before torch is loaded
     import torch
     from torch import Tensor
+    from torch.distributed.distributed_c10d import Store
 
 _T = TypeVar("_T")
 _WORDS = 3  # of a meeting: whether a worker failed, and two of its own
@@ -31,10 +32,12 @@ class Workers:
     Attributes:
         rank: this one's number.
         count: how many there are.
+        launch: what the launcher keeps while it starts workers again; None where it is not known.
     """
 
     rank: int = 0
     count: int = 1
+    launch: Store | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def here(cls) -> Workers:
@@ -53,6 +56,15 @@ class Workers:
     def name(self, what: str) -> str:
         """What is this worker's own, such as a generator, by name."""
         return what if self.first else f"{what} of worker {self.rank}"
+
+    def begins(self, what: str) -> None:
+        """Note that workers of this launcher begin something, for those that it may start in their place."""
+        if self.launch is not None:
+            self.launch.set(what, "begun")
+
+    def began(self, what: str) -> bool:
+        """Whether workers that this launcher started before began it."""
+        return self.launch is not None and self.launch.check([what])
 
     def share(self, size: int) -> tuple[int, int]:
         """Where this worker's records begin and end among `size`; shares are of every size, none among them."""
@@ -239,9 +251,14 @@ def joined() -> Iterator[Workers]:
             "WORLD_SIZE, MASTER_ADDR and MASTER_PORT"
         ) from None
     try:
-        yield Workers.here()
+        yield replace(Workers.here(), launch=PrefixStore("launch", store))
     finally:
         distributed.destroy_process_group()
+
+
+def started_first() -> bool:
+    """Whether a launcher started this process as the first, or none did: what is said once, it says."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _place() -> torch.device:

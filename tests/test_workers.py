@@ -34,6 +34,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from noise_models.errors import UsageError
 from noise_models.randomness.generator import NoiseGenerator
 from optical_dfa import PrivacyEngine, align
+from optical_dfa.cli import main
 from privacy import accounting
 from privacy.auditing.audit import audit
 from privacy.contributions.rounding import _Lane
@@ -130,9 +131,11 @@ def released(release: str, coin: int, **given: Any) -> Any:
 COMPARED: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "digital": (released, ("digital", 4660)),
     "digital in parts": (partial(released, max_physical_batch_size=3), ("digital", -20_000)),
+    "empty share": (partial(released, records=1, public_size=2), ("digital", 4660)),
+}
+OTHERS: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "skellam": (released, ("skellam", 20_000)),
     "aggregate": (released, ("aggregate", -4660)),
-    "empty share": (partial(released, records=1, public_size=2), ("digital", 4660)),
 }
 
 
@@ -212,8 +215,6 @@ def stopped(made: Made, before: Callable[[int], None]) -> Any:
 
 def command(folder: Path, *arguments: str) -> Any:
     """Exit code, output and errors of the program."""
-    from optical_dfa.cli import main
-
     out, errors = io.StringIO(), io.StringIO()
     workers = Workers.here()
     with (
@@ -257,6 +258,8 @@ def all_scenes(folder: Path) -> Any:
     found["goes on"] = command(folder, *GO_ON, "2")
     found["none"] = command(folder, "train", "--dataset", "digits", "--release", "none")
     found["fails"] = a_worker_fails(folder)
+    there = PrivacyEngine(ledger=folder / "fails.sqlite")
+    found |= play({"ledger there": (lambda: Made(engine=there), ())})
     (folder / f"scenes {rank()}").write_bytes(pickle.dumps(found))
     return a_worker_is_killed(folder)
 
@@ -327,6 +330,13 @@ def test_several_workers_release_what_one_does(
 def test_what_parts_workers_is_refused_by_all(scene: str, words: str, seen: list[dict[str, Any]]) -> None:
     for found in seen:
         assert words in found[scene]
+
+
+def test_what_the_first_worker_alone_refuses_ends_the_others_too(seen: list[dict[str, Any]]) -> None:
+    assert "fails.sqlite exists: continue that run" in seen[0]["ledger there"]
+    assert seen[1]["ledger there"] == (
+        "worker 0 stopped and says why in a line of its own; nothing more is released"
+    )
 
 
 def test_other_weights_on_one_worker_are_refused_before_a_release(seen: list[dict[str, Any]]) -> None:
@@ -421,9 +431,10 @@ def test_a_group_that_comes_after_make_private_is_refused() -> None:
 
 @pytest.mark.slow
 def test_four_workers_release_what_one_does(tmp_path: Path) -> None:
-    (alone,) = together(play, 1, tmp_path / "alone", COMPARED)
-    for found in together(play, 4, tmp_path / "together", COMPARED):
-        for scene in COMPARED:
+    scenes = {**COMPARED, **OTHERS}
+    (alone,) = together(play, 1, tmp_path / "alone", scenes)
+    for found in together(play, 4, tmp_path / "together", scenes):
+        for scene in scenes:
             assert all(map(np.array_equal, found[scene][0], alone[scene][0]))
             assert found[scene][2:] == alone[scene][2:]
 
@@ -447,10 +458,9 @@ def test_every_release_of_a_sum_is_served(release: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_torchrun_starts_workers_again_and_they_resume(tmp_path: Path) -> None:
-    """Worker 1 is killed once, by itself, after three releases of its first life."""
-    code, _, errors = command(tmp_path, *BEGIN)
-    assert code == 0, errors
+@pytest.mark.parametrize("flags", [(), ("--overwrite",)], ids=["resumed", "overwritten"])
+def test_torchrun_starts_workers_again_and_they_resume(flags: tuple[str, ...], tmp_path: Path) -> None:
+    """Worker 1 is killed once, by itself, after eight releases of its first life."""
     script = tmp_path / "train.py"
     script.write_text(
         "import os, signal, sys\nfrom privacy.ledger import Ledger\nfrom optical_dfa.cli import main\n"
@@ -472,7 +482,7 @@ def test_torchrun_starts_workers_again_and_they_resume(tmp_path: Path) -> None:
         "--max-restarts=1",
     ]
     done = subprocess.run(
-        [*launcher, str(script), *GO_ON, "3"],
+        [*launcher, str(script), *BEGIN, "--epochs", "3", *flags],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
         capture_output=True,
@@ -480,6 +490,12 @@ def test_torchrun_starts_workers_again_and_they_resume(tmp_path: Path) -> None:
         timeout=240,
         check=False,
     )
+    if flags:
+        assert done.returncode != 0
+        assert "--overwrite would delete the ledger of the run that they began in run" in done.stderr
+        with Ledger.open(tmp_path / "run" / "ledger.sqlite") as ledger:
+            assert ledger.count() >= 8
+        return
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("guarantee: (ε, δ)") == 1
     report = audit(tmp_path / "run")
@@ -508,12 +524,24 @@ def test_ctrl_c_of_all_workers_keeps_the_last_step(tmp_path: Path) -> None:
     outcomes = together(interrupted, 2, tmp_path / "group", tmp_path)
     assert [code for code, _, _ in outcomes] == [130, 130], outcomes
     assert "--resume" in outcomes[0][2]
+    assert outcomes[1][2] == "interrupted\n"
     report = audit(tmp_path / "run")
     assert report.findings == ()
     code, _, errors = command(tmp_path, *GO_ON, "2")
     assert code == 0, errors
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["steps"] == summary["releases"] == 2 * 5
+
+
+@pytest.mark.parametrize(("started", "documents"), [("0", 1), ("1", 0)])
+def test_a_mistake_of_all_workers_is_one_document(
+    started: str, documents: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", started)
+    assert main(["train", "--release", "nonsense", "--json"]) == 2
+    out, errors = capsys.readouterr()
+    assert out.count('"exit_code": 2') == documents
+    assert errors.count("\n") == 1
 
 
 # ---- shares and coins
@@ -546,7 +574,7 @@ def test_one_seed_draws_the_same_records_for_any_number_of_workers(count: int) -
 
 def test_shares_are_drawn_independently_with_the_same_rate() -> None:
     """Keys of their own, shares of 3 and 4: the law of all 2^7 batches is Bernoulli's (false alarm 1e-6)."""
-    rate, steps, size = 0.4, 4000, 7
+    rate, steps, size = 0.4, 2500, 7
     found = drawn(size, rate, steps, ["sampling", "sampling of worker 1"])
     assert found.max() == 1
     seen = np.bincount(found @ (1 << np.arange(size)), minlength=1 << size)

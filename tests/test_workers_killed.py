@@ -22,7 +22,7 @@ KILLS = 24
 EITHER = [
     *((place, 12) for place in ("Workers._meet", "Workers.told", "Workers.total", "Workers.add_up")),
     *((place, 12) for place in ("Workers.hand_out", "StepRelease.absorb", "PrivateOptimizer.step")),
-    *(("Workers.gather", 1), ("ClippedRelease.add_up", 12)),
+    *(("Workers.gather", 1), ("ClippedSum.add_up", 12)),
 ]
 FIRST = [
     *((place, 12) for place in ("Ledger.append_release", "Ledger._append", "StepRelease.release")),

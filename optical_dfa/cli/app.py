@@ -25,6 +25,7 @@ import typer
 from noise_models.errors import DeviceError, UsageError
 from optical_dfa.cli import streams
 from optical_dfa.cli.output import print_json
+from privacy.workers import started_first
 
 # Name on the command line -> "module:function". A new command is one new file and one line here.
 COMMANDS = {
@@ -69,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             code, message = _outcome(chosen)
             if message is not None:
-                _say(message, code, as_json="--json" in chosen)
+                _say(message, code, as_json="--json" in chosen and started_first())
             for stream in (sys.stdout, sys.stderr):
                 stream.flush()
         except BrokenPipeError:

@@ -84,28 +84,30 @@ def train(
     from privacy.workers import joined
 
     every = None if checkpoint_every is None else Interval.parsed(checkpoint_every)
-    asked: list[tuple[Path | None, TrainConfig]] = []
+    asked: list[tuple[Path | None, bool, TrainConfig]] = []
 
     def ask() -> dict[str, Any]:
-        nonlocal resume
+        goes_on = resume or _started_again(workers, out, overwrite=overwrite)
         if resume_auto:
-            resume = _goes_on(out, overwrite=overwrite)
-        folder = _folder(out, resume=resume, overwrite=overwrite)
+            goes_on = _goes_on(out, overwrite=overwrite)
+        folder = _folder(out, resume=goes_on, overwrite=overwrite)
         given = {name: _value(name, flag) for name, flag in flags.items()}
-        source = folder / CONFIG if resume and folder is not None and config is None else config
-        asked.append((folder, merge(read(source) if source is not None else {}, given)))
-        return asked[0][1].model_dump(mode="json", exclude_none=True)
+        source = folder / CONFIG if goes_on and folder is not None and config is None else config
+        asked.append((folder, goes_on, merge(read(source) if source is not None else {}, given)))
+        if folder is not None:
+            workers.begins(str(folder))
+        return asked[0][2].model_dump(mode="json", exclude_none=True)
 
     with joined() as workers:
         settings = workers.told(ask)
-        folder, merged = asked[0] if asked else (None, merge(settings, {}))
+        folder, goes_on, merged = asked[0] if asked else (None, resume, merge(settings, {}))
         lines = progress_lines if workers.first else None
         with notes_to_stderr(as_json), _quiet_unless(workers.first):
             summary = _trained(
                 merged,
                 folder,
                 lines,
-                resume=resume,
+                resume=goes_on,
                 overwrite=overwrite,
                 checkpoint_every=every,
                 max_minutes=max_minutes,
@@ -137,12 +139,13 @@ def _trained(config: TrainConfig, folder: Path | None, lines: bool | None, **how
     progress = (
         SilentProgress() if lines is None else LineProgress(sys.stderr) if lines else progress_for(sys.stderr)
     )
+    how_on = "" if lines is None else f"; {_how_to_resume(folder)}"  # the first worker says it for all
     try:
         return trainer.train(config, folder, progress=progress, **how)
     except EndedError as error:
-        raise UserInterruptError(f"{error.reason}; {_how_to_resume(folder)}", error.exit_code) from error
+        raise UserInterruptError(error.reason + how_on, error.exit_code) from error
     except KeyboardInterrupt as error:
-        raise UserInterruptError(f"interrupted; {_how_to_resume(folder)}") from error
+        raise UserInterruptError("interrupted" + how_on) from error
     finally:
         progress.finish()
 
@@ -229,6 +232,20 @@ def _folder(out: str | None, *, resume: bool, overwrite: bool) -> Path | None:
     if resume and not holds:
         raise UsageError(f"{out} holds no run to resume; drop --resume, or name the run's folder with --out")
     return folder
+
+
+def _started_again(workers: Workers, out: str | None, *, overwrite: bool) -> bool:
+    """Whether a launcher started these workers again, in a folder where those before them had begun the run."""
+    from optical_dfa.runs.folder import RunFolder
+
+    if out is None or not workers.began(str(Path(out))) or not RunFolder(Path(out)).holds_run():
+        return False
+    if overwrite:
+        raise UsageError(
+            "the workers were started again, and --overwrite would delete the ledger of the run that they began in "
+            f"{out}; go on with it: --resume in its place"
+        )
+    return True
 
 
 def _how_to_resume(out: Path | None) -> str:

@@ -380,18 +380,22 @@ class _Run:
 
         Of several workers the first decides when they all end.
         """
+        planned = self.config.epochs * self.steps_an_epoch
+        progress.start(planned)
+        begun = time.perf_counter() - self.position.seconds
         with ending.watching():
             try:
-                self._train(progress, ending)
+                step = self._take_steps(planned, begun, progress, ending)
             except WorkerLostError:
                 if ending.signalled and (reason := ending.reason()) is not None:
                     raise reason from None
                 raise
+        if self.position.step != step or math.isnan(self.accuracy):
+            self._keep(step, time.perf_counter() - begun)
 
-    def _train(self, progress: Progress, ending: Ending) -> None:
-        planned = self.config.epochs * self.steps_an_epoch
-        progress.start(planned)
-        step, begun, before = self.position.step, time.perf_counter(), self.position.seconds
+    def _take_steps(self, planned: int, begun: float, progress: Progress, ending: Ending) -> int:
+        """Steps until all planned ones are taken or the budget is spent; how many the weights have then seen."""
+        step = self.position.step
         taken = self._releases() if self.engine is not None else step
         for _ in range(step):
             self._pass_time()
@@ -415,17 +419,16 @@ class _Run:
             reason = ending.reason() if self.workers.first and taken < planned else None
             due = ending.checkpoint_due(step)
             if step % self.steps_an_epoch == 0 or taken == planned or reason is not None:
-                self._keep(step, before + time.perf_counter() - begun)
+                self._keep(step, time.perf_counter() - begun)
                 progress.update(taken, self._shown())
             elif due:
-                self._save(step, before + time.perf_counter() - begun)
+                self._save(step, time.perf_counter() - begun)
             else:
                 continue
             ending.kept()
             if reason is not None:
                 raise reason
-        if self.position.step != step or math.isnan(self.accuracy):
-            self._keep(step, before + time.perf_counter() - begun)
+        return step
 
     def _try_loss(self) -> None:
         records = max(128, self.config.batch_size)

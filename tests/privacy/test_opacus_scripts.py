@@ -138,6 +138,11 @@ def compiled_in_place(net: nn.Module) -> nn.Module:
     return align(net, rule="dfa", show=None)
 
 
+def wrapped(name: str) -> Callable[[nn.Module], nn.Module]:
+    """In a class of this name, whose own takes a process group to make."""
+    return lambda net: type(name, (nn.Sequential,), {})(align(net, rule="dfa", show=None))  # type: ignore[no-any-return]
+
+
 class Lazy(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -153,6 +158,10 @@ class Lazy(nn.Module):
         (torch.jit.script, "torch.jit"),
         (lambda net: torch.jit.trace(net, X[:2]), "torch.jit"),
         (lambda net: nn.DataParallel(align(net, rule="dfa", show=None)), "DataParallel"),
+        (wrapped("DistributedDataParallel"), "neither clipped nor noised"),
+        (wrapped("DifferentiallyPrivateDistributedDataParallel"), "every worker noised by itself"),
+        (wrapped("FullyShardedDataParallel"), "no norm of a whole one is known"),
+        (wrapped("FSDPModule"), "no norm of a whole one is known"),
         (lambda net: align(nn.DataParallel(net), rule="dfa", show=None), "DataParallel"),
         (lambda net: nn.LazyLinear(4), "lazy LazyLinear"),
         (lambda net: Lazy(), "lazy LazyLinear"),
