@@ -22,6 +22,7 @@ BACKENDS: Final = Registry(
     BackendCard,
     {
         "digital": "optical_dfa.backends.digital:DigitalBackend",
+        "streamed": "optical_dfa.backends.streamed:StreamedBackend",
         "simulated-opu": "optical_dfa.backends.simulated_opu:SimulatedOpuBackend",
         "lightonml-simulated": "optical_dfa.backends.lightonml_opu:LightonmlSimulatedBackend",
         "lightonml": "optical_dfa.backends.lightonml_opu:LightonmlBackend",

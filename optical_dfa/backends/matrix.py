@@ -47,11 +47,17 @@ class RandomMatrix:
                 f"it must be one of: {', '.join(DISTRIBUTIONS)}"
             )
         stream = torch.Generator().manual_seed(derive_seed(seed, "projection-matrix"))
-        shape = (out_features, in_features)
+        try:
+            self.values = torch.empty(out_features, in_features)
+        except RuntimeError:
+            raise UsageError(
+                f"a feedback matrix of {out_features} x {in_features} entries does not fit in memory; use backend "
+                "streamed, which never stores it"
+            ) from None
         if distribution == "uniform":
-            self.values = torch.rand(shape, generator=stream).mul_(2 * sqrt(3)).sub_(sqrt(3))
+            self.values.uniform_(generator=stream).mul_(2 * sqrt(3)).sub_(sqrt(3))
         else:
-            self.values = torch.randn(shape, generator=stream)
+            self.values.normal_(generator=stream)
         if distribution == "binary":
             self.values = torch.where(self.values < 0, -1.0, 1.0)
         if distribution == "orthogonal":
