@@ -13,6 +13,19 @@ from noise_models.errors import UsageError
 from noise_models.randomness.generator import derive_seed
 
 DISTRIBUTIONS: Final = ("normal", "uniform", "binary", "orthogonal")
+_HELD: Final = 1 << 31  # entries of a matrix that is made of what is not stored, at most: 8 GB
+
+
+def check_held(rows: int, columns: int) -> None:
+    """
+    Raises:
+        UsageError: a matrix, or a part of one, that is only applied has too many entries to be handed out: over 2³¹.
+    """
+    if rows * columns > _HELD:
+        raise UsageError(
+            f"{rows} x {columns} entries of a feedback matrix are more than the 2147483648 that are handed out at "
+            "once; take a part of it"
+        )
 
 
 class RandomMatrix:

@@ -44,7 +44,7 @@ class StreamedBackend(ProjectionBackend):
         """B itself.
 
         Raises:
-            UsageError: it has more than 2³¹ entries.
+            UsageError: it has too many entries to be held.
         """
         return self._matrix.block(range(self.out_features), range(self.in_features))
 

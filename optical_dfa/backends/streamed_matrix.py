@@ -18,16 +18,15 @@ import torch
 from scipy.special import ndtri
 from torch import Tensor
 
-from noise_models.errors import UsageError
 from noise_models.randomness.generator import derive_seed
 from noise_models.randomness.lanes import in_lanes
+from optical_dfa.backends.matrix import check_held
 
 PANEL: Final = 256  # rows whose entries of one column are drawn together
 _BLOCKS: Final = PANEL // 16  # counters that one column of a panel takes
 _COLUMNS: Final = 4096  # of a tile: 4 MB
 _PIECE: Final = 512  # columns that are drawn at a time, within a core's own cache
 _SHARED: Final = 1 << 20  # entries from which on more than one lane is quicker
-_WHOLE: Final = 1 << 31  # entries that are handed out in one piece, at most: 8 GB
 
 
 Floats = npt.NDArray[np.float32]
@@ -94,13 +93,9 @@ class StreamedMatrix:
         """Entries of consecutive rows and columns, shape (rows, columns), float32 or complex64 on the CPU.
 
         Raises:
-            UsageError: more than 2³¹ of them.
+            UsageError: there are too many of them.
         """
-        if len(rows) * len(columns) > _WHOLE:
-            raise UsageError(
-                f"{len(rows)} x {len(columns)} entries of a streamed matrix do not fit in memory; take fewer rows or "
-                "columns at a time"
-            )
+        check_held(len(rows), len(columns))
         dtype = torch.complex64 if self.complex_entries else torch.float32
         out = torch.empty(len(rows), len(columns), dtype=dtype)
 

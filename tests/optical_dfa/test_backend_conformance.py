@@ -48,6 +48,10 @@ class TestStreamed(_Shipped):
     name = "streamed"
 
 
+class TestStructured(_Shipped):
+    name = "structured"
+
+
 class TestSimulatedOpu(_Shipped):
     name = "simulated-opu"
     limits = Limits(relative_noise=0.08)

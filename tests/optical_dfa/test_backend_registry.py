@@ -32,6 +32,7 @@ def test_names() -> None:
     assert list(backends.BACKENDS) == [
         "digital",
         "streamed",
+        "structured",
         "simulated-opu",
         "lightonml-simulated",
         "lightonml",
