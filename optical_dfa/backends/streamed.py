@@ -15,8 +15,7 @@ from optical_dfa.backends.streamed_matrix import StreamedMatrix
 
 
 @BackendCard(
-    summary="digital's product by a normal matrix that is drawn tile by tile and never stored: of any size, without "
-    "noise",
+    summary="digital's product by a normal matrix that is drawn tile by tile and never stored: slower, and of any size",
     part="No optical device took part: the projection is a matrix product in software, its matrix drawn as it is used.",
     camera=False,
 )

@@ -14,7 +14,8 @@ from optical_dfa.backends.structured_matrix import StructuredMatrix
 
 
 @BackendCard(
-    summary="a product by random signs and fast Hadamard transforms, of any size, in time n log n, without noise",
+    summary="random signs and fast Hadamard transforms, of any size, in time n log n: quicker than digital from "
+    "512 x 512 entries on",
     part="No optical device took part: the projection is random signs and fast Hadamard transforms, in software.",
     camera=False,
 )

@@ -23,8 +23,9 @@ class StructuredMatrix:
 
     n is the least power of two that holds both; H is the Walsh-Hadamard matrix over √n, each D a diagonal of fair
     random signs (Ailon and Chazelle 2009, doi:10.1137/060673096; three rounds: Andoni et al. 2015, arXiv:1509.02897).
-    Entries have variance 1 but are not independent: the whole is √n times an orthogonal matrix, and the smaller a part
-    of it is, the nearer it comes to independent normal entries. `python -m experiments scaling` measures how near.
+    Entries have variance 1 and look normal, but are not independent: rows or columns that are not cut are exactly
+    orthogonal, of length √n, and cut ones the nearer to independent the more is cut. `python -m experiments scaling`
+    measures how near.
 
     Attributes:
         size: n.
