@@ -20,9 +20,13 @@ LANES: Final = 4
 _T = TypeVar("_T")
 
 
-def in_lanes(tasks: Sequence[Callable[[], _T]]) -> list[_T]:
-    """What the tasks return, in order; none of them is running any more when this returns or raises."""
-    threads = min(torch.get_num_threads(), LANES)
+def in_lanes(tasks: Sequence[Callable[[], _T]], most: int = LANES) -> list[_T]:
+    """What the tasks return, in order; none of them is running any more when this returns or raises.
+
+    Args:
+        most: of the threads that torch uses, at most so many work on the tasks.
+    """
+    threads = min(torch.get_num_threads(), most)
     inference = torch.is_inference_mode_enabled()
     if threads == 1 or len(tasks) < 2:
         return [_without_gradients(task, inference) for task in tasks]

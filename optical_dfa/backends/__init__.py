@@ -22,6 +22,8 @@ BACKENDS: Final = Registry(
     BackendCard,
     {
         "digital": "optical_dfa.backends.digital:DigitalBackend",
+        "streamed": "optical_dfa.backends.streamed:StreamedBackend",
+        "structured": "optical_dfa.backends.structured:StructuredBackend",
         "simulated-opu": "optical_dfa.backends.simulated_opu:SimulatedOpuBackend",
         "lightonml-simulated": "optical_dfa.backends.lightonml_opu:LightonmlSimulatedBackend",
         "lightonml": "optical_dfa.backends.lightonml_opu:LightonmlBackend",

@@ -13,6 +13,19 @@ from noise_models.errors import UsageError
 from noise_models.randomness.generator import derive_seed
 
 DISTRIBUTIONS: Final = ("normal", "uniform", "binary", "orthogonal")
+_HELD: Final = 1 << 31  # entries of a matrix that is made of what is not stored, at most: 8 GB
+
+
+def check_held(rows: int, columns: int) -> None:
+    """
+    Raises:
+        UsageError: a matrix, or a part of one, that is only applied has too many entries to be handed out: over 2³¹.
+    """
+    if rows * columns > _HELD:
+        raise UsageError(
+            f"{rows} x {columns} entries of a feedback matrix are more than the 2147483648 that are handed out at "
+            "once; take a part of it"
+        )
 
 
 class RandomMatrix:
@@ -47,11 +60,17 @@ class RandomMatrix:
                 f"it must be one of: {', '.join(DISTRIBUTIONS)}"
             )
         stream = torch.Generator().manual_seed(derive_seed(seed, "projection-matrix"))
-        shape = (out_features, in_features)
+        try:
+            self.values = torch.empty(out_features, in_features)
+        except RuntimeError:
+            raise UsageError(
+                f"a feedback matrix of {out_features} x {in_features} entries does not fit in memory; use backend "
+                "streamed, which never stores it"
+            ) from None
         if distribution == "uniform":
-            self.values = torch.rand(shape, generator=stream).mul_(2 * sqrt(3)).sub_(sqrt(3))
+            self.values.uniform_(generator=stream).mul_(2 * sqrt(3)).sub_(sqrt(3))
         else:
-            self.values = torch.randn(shape, generator=stream)
+            self.values.normal_(generator=stream)
         if distribution == "binary":
             self.values = torch.where(self.values < 0, -1.0, 1.0)
         if distribution == "orthogonal":

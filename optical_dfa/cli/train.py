@@ -20,6 +20,7 @@ from optical_dfa.settings import SETTINGS
 
 if TYPE_CHECKING:
     from optical_dfa.config import TrainConfig
+    from privacy.workers import Workers
 
 
 def _with_settings(command: Callable[..., None]) -> Callable[..., None]:

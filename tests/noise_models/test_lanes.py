@@ -34,6 +34,18 @@ def test_results_come_in_order(threads: int) -> None:
     assert len(set(names)) == min(threads, LANES)
 
 
+@pytest.mark.parametrize("most", [1, 2, 6])
+def test_no_more_threads_than_allowed_work_on_the_tasks(threads: int, most: int) -> None:
+    meeting = threading.Barrier(min(threads, most))  # nobody goes on before so many are at work at once
+
+    def task() -> str:
+        meeting.wait(timeout=20)
+        return threading.current_thread().name
+
+    assert len(set(in_lanes([task] * min(threads, most), most))) == min(threads, most)
+    assert len(set(in_lanes([lambda: threading.current_thread().name] * 20, most))) <= min(threads, most)
+
+
 def test_a_lane_has_one_thread_and_no_gradients(threads: int) -> None:
     x = torch.ones(3, requires_grad=True)
 

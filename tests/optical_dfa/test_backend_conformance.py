@@ -44,6 +44,14 @@ class TestDigitalUniform(_Shipped):
     options: ClassVar[dict[str, Any]] = {"distribution": "uniform"}
 
 
+class TestStreamed(_Shipped):
+    name = "streamed"
+
+
+class TestStructured(_Shipped):
+    name = "structured"
+
+
 class TestSimulatedOpu(_Shipped):
     name = "simulated-opu"
     limits = Limits(relative_noise=0.08)

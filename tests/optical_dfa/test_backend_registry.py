@@ -29,7 +29,14 @@ class OutsideBackend(DigitalBackend):
 
 
 def test_names() -> None:
-    assert list(backends.BACKENDS) == ["digital", "simulated-opu", "lightonml-simulated", "lightonml"]
+    assert list(backends.BACKENDS) == [
+        "digital",
+        "streamed",
+        "structured",
+        "simulated-opu",
+        "lightonml-simulated",
+        "lightonml",
+    ]
     for name in backends.BACKENDS:
         assert backends.BACKENDS.load(name).name == name
 
@@ -81,6 +88,7 @@ def test_third_party_backends(monkeypatch: pytest.MonkeyPatch) -> None:
     ("name", "options", "words"),
     [
         ("quantum", None, ["quantum", "digital", "simulated-opu", "lightonml"]),
+        ("streamed", {"distribution": "uniform"}, ["streamed", "distribution"]),
         ("digital", {"encoding": "ternary"}, ["encoding", "distribution"]),
         ("digital", {"seed": 4}, ["seed", "distribution"]),
         ("digital", {"distribution": "cauchy"}, ["cauchy", "normal", "uniform"]),

@@ -102,8 +102,8 @@ class DirectFeedbackAlignment(ProjectingRule):
         chosen = dict(given)
         if self.law is not None and "distribution" not in known:
             raise UsageError(
-                f"rule {self.name} wants a feedback matrix of law {self.law}, but that of backend {backend} is its "
-                "own, and normal; use backend digital"
+                f"rule {self.name} wants a feedback matrix of law {self.law}, but that of backend {backend} cannot be "
+                "chosen; use backend digital"
             )
         if self.law is not None:
             chosen.setdefault("distribution", self.law)

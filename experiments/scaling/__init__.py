@@ -1,0 +1,1 @@
+"""How time and memory of a projection grow with its size: stored, streamed and structured matrices."""
