@@ -179,7 +179,7 @@ def calibrate_light(
 
     Args:
         path: the light path; it must stay undisturbed.
-        frames: of each of some 25 parts; the more, the nearer the limits to the truth.
+        frames: of each of some 30 parts; the more, the nearer the limits to the truth.
         beta: probability that a limit is wrong.
         valid_days: how long the calibration holds.
         now: time of the calibration; None is the clock's.

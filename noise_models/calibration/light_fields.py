@@ -11,12 +11,13 @@ complements. The bounds are proved in docs/theory.md (T10, calibration).
 from __future__ import annotations
 
 from math import ceil, log, pi, sin, sqrt
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 from scipy import linalg, special, stats
 
+from noise_models.calibration.attenuator import Setting, size_ratio
 from noise_models.calibration.electrons import ALARM, INTENSITY_REACH, Electrons
 from noise_models.calibration.field_bounds import Fields, average_of_single, complex_norm_of_noise
 from noise_models.calibration.mirrors import Departures
@@ -65,21 +66,6 @@ def unsquared(power: Reals) -> Reals:
     """m = mean |E/r|², of mean |z|² = m / (1 + m)²."""
     power = np.clip(power, 1e-12, 0.24)
     return np.asarray((1 - 2 * power - np.sqrt(1 - 4 * power)) / (2 * power))
-
-
-class Setting(NamedTuple):
-    """Of the attenuator; numbers are κ over the setting, over that at the light the columns were measured at.
-
-    Attributes:
-        light: κ as it is set.
-        least, most: limits.
-        charged: upper limit that counts fields of another shape, too.
-    """
-
-    light: float
-    least: float
-    most: float
-    charged: float
 
 
 class FieldProbe:
@@ -349,45 +335,27 @@ class FieldProbe:
         self._size_of_one = float(np.linalg.norm(known)) / sqrt(PATTERNS) / (light * most)
         spread = float(np.linalg.norm(columns) / np.linalg.norm(columns, 2))
 
-        def ratio(
-            above: tuple[Complex, float], below: tuple[Complex, float], expected: float
-        ) -> tuple[float, float, float]:
-            """Limits of the size of one set of fields over another's, over what was expected; and the upper one if what
-            has another shape adds to all of it."""
-            (fields, variance), (reference, own) = above, below
-            size = np.square(np.abs(reference)).sum()
-            # Every pattern has a phase of its own.
-            fits = (fields * reference.conj()).sum(1, keepdims=True) / np.square(np.abs(reference)).sum(
-                1, keepdims=True
-            )
-            value = float(np.abs(fits).mean())
-            variance += value**2 * own
-            error = z * sqrt(variance / size)
-            left = (
-                float(np.square(np.abs(fields - fits * reference)).sum() / size)
-                - 2 * variance * fields.size / size
-            )
-            chance = z * 2 * variance * sqrt(fields.size) / size
-            other = sqrt(max(0.0, left + chance))
-            self._other = max(self._other, sqrt(max(0.0, left - chance)) / value)
-            size_of_all = value + error + spread * other
-            return (value - error) / expected, (value + error) / expected, size_of_all / expected
+        def compared(above: tuple[Complex, float], below: tuple[Complex, float], expected: float) -> Setting:
+            found = size_ratio(above, below, z)
+            self._other = max(self._other, found.other)
+            wide = found.most + spread * found.other_limit
+            return Setting(0.0, found.least / expected, found.most / expected, wide / expected)
 
         base = (known, 0.0)
         found = [Setting(light, 1.0, 1.0, 1.0)]
         for step in range(1, _DIM_LEVELS + 1):
             level = light / 2**step
-            least, largest, charged = ratio(self._brightness(level, most, _FINE / z), base, level / light)
-            if least < (1 - _CERTAIN) * largest:
+            one = compared(self._brightness(level, most, _FINE / z), base, level / light)
+            if one.least < (1 - _CERTAIN) * one.most:
                 break
-            found.append(Setting(level, least, largest, charged))
-        low = high = all_of_it = 1.0
+            found.append(one._replace(light=level))
+        low = high = charged = 1.0
         for step in range(1, levels + 1):
             level, mirrors = light * 2**step, most >> step
-            above, below = (self._brightness(one, mirrors, _CHAINED / z) for one in (level, level / 2))
-            least, largest, charged = ratio(above, below, 2.0)
-            low, high, all_of_it = low * least, high * largest, all_of_it * charged
-            found.append(Setting(level, low, high, all_of_it))
+            above, below = (self._brightness(light, mirrors, _CHAINED / z) for light in (level, level / 2))
+            one = compared(above, below, 2.0)
+            low, high, charged = low * one.least, high * one.most, charged * one.charged
+            found.append(Setting(level, low, high, charged))
         return sorted(found)
 
     def _leak(self, light: float) -> float:
