@@ -20,12 +20,14 @@ def weak() -> Finding:
     return attack("canary", setting)
 
 
+@pytest.mark.slow
 def test_canaries_show_a_weak_run_end_to_end(weak: Finding) -> None:
     assert weak.epsilon_lower is not None
     assert 0 < weak.epsilon_lower < weak.epsilon_claimed
     assert weak.consistent is True
 
 
+@pytest.mark.slow
 def test_the_table_says_what_was_found(weak: Finding) -> None:
     text = table([(weak, 12.4)])
     assert f"| {weak.epsilon_lower:.3f} | yes | 24 | {weak.details['right']} | 12 |" in text

@@ -57,7 +57,7 @@ def registered(name_or_path: str) -> str:
         return suffix
     if name_or_path in DATASETS:
         return name_or_path
-    if Path(name_or_path).expanduser().is_dir():
+    if name_or_path and Path(name_or_path).expanduser().is_dir():
         return FOLDER
     raise UsageError(f"dataset is {name_or_path!r}; it must be one of {choices()}")
 

@@ -195,7 +195,9 @@ def _check_validity(named: Mapping[str, Any], health: list[dict[str, Any]], note
         except (KeyError, ValueError, TypeError):
             valid = False
         if row.get("passed") is True and not valid:
-            findings.append(f"a part of the run began at {row.get('at')}, when its calibration did not hold")
+            findings.append(
+                f"a part of the run began at {row.get('at')}, when its calibration did not hold (expired, or not yet taken)"
+            )
     return findings
 
 

@@ -35,9 +35,10 @@ def trainer(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     module = types.ModuleType("optical_dfa.training.trainer")
 
     def train(
-        config: Any, out: Path | None, *, resume: bool, overwrite: bool, progress: Any
+        config: Any, out: Path | None, *, resume: bool, overwrite: bool, progress: Any, **ending: Any
     ) -> dict[str, Any]:
-        module.called = {"config": config, "resume": resume, "overwrite": overwrite}  # type: ignore[attr-defined]
+        called = {"config": config, "resume": resume, "overwrite": overwrite, **ending}
+        module.called = called  # type: ignore[attr-defined]
         print("a library's chatter")
         progress.start(10)
         progress.update(10, {"test accuracy": 0.85})
@@ -297,8 +298,10 @@ def test_flags_reach_the_trainer_and_win_over_the_file(tmp_path: Path, trainer: 
         "64",
     ]
     options = ["--backend-option", "seed=2", "--backend-option", "mode=fast", "--reproducible"]
+    options += ["--max-minutes", "7", "--checkpoint-every", "2min"]
     assert main(["train", *flags, *options]) == 0
     config = trainer.called["config"]
+    assert (trainer.called["max_minutes"], trainer.called["checkpoint_every"].seconds) == (7.0, 120.0)
     assert (config.epochs, config.lr, config.seed, config.max_physical_batch_size) == (3, 0.25, 4, 64)
     assert config.backend_options == {"bits": 8, "seed": 2, "mode": "fast"}
     assert config.reproducible

@@ -275,7 +275,7 @@ def test_the_test_loss_is_the_mean_over_all_positions(book: Path, tmp_path: Path
 @pytest.mark.parametrize(
     "given",
     [
-        {"model": "gru:6", "rule": "sparse-recurrent"},
+        pytest.param({"model": "gru:6", "rule": "sparse-recurrent"}, marks=pytest.mark.slow),
         {"model": "rnn:6,6", "rule": "recurrent-hybrid"},
         {"model": "transformer:4,1", "rule": "dfa"},
     ],

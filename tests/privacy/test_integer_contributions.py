@@ -571,6 +571,6 @@ def test_the_sum_of_several_workers_is_that_of_one(
     """In the type that holds all records' sum, of which a worker may have none."""
     monkeypatch.setattr(_Lane, "_drawn", lambda self, shape: torch.full(shape, 4660.0))
     expected, (first, *others) = shared(9, shares, LEAST_BOUND, joint)
-    first.add_up(Beside(0, len(shares), tuple(other.total for other in others)), joint)
+    first.add_up(Beside(0, len(shares), others=tuple(other.total for other in others)), joint)
     assert first.total.dtype is (torch.int32 if joint == 9 else torch.int64)
     assert torch.equal(first.total, expected)
