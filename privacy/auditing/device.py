@@ -196,7 +196,7 @@ def _check_validity(named: Mapping[str, Any], health: list[dict[str, Any]], note
             valid = False
         if row.get("passed") is True and not valid:
             findings.append(
-                f"a part of the run began at {row.get('at')}, when its calibration did not hold (expired, or not yet taken)"
+                f"a part of the run began at {row.get('at')}, when its calibration had expired or was to come"
             )
     return findings
 
