@@ -353,9 +353,9 @@ class PrivacyEngine(Fixed):
             UsageError: before `make_private`, or with a ledger that is in memory only.
         """
         refuse_arguments("save_checkpoint", opacus, _arguments(self.save_checkpoint))
-        ledger = self._kept_ledger()
         if not self._workers.first:
             return
+        ledger = self._kept_ledger()
         releases = ledger.count()
         position = checkpoint.Position(releases, releases, "", 0.0)
         checkpoint.save(Path(path), module, _private(optimizer), position, ledger)
@@ -420,6 +420,11 @@ class PrivacyEngine(Fixed):
         norm = _clipping_norm(max_grad_norm, release)
         face = _private_face(module)
         workers = self._workers = Workers.here()
+        if len({tuple(found) for found in workers.gather([release, bool(self._resume)])}) > 1:
+            raise UsageError(
+                "workers were told different releases, or some to resume and others not; start all with the same "
+                "settings (resume= by what the first finds)"
+            )
         if workers.count > 1 and not self._terms.workers:
             raise UsageError(refusal_of_workers(release, workers.count))
         self._accountant = accounting.accountant_for(self._terms.mechanism, self._accountant)
@@ -529,8 +534,20 @@ class PrivacyEngine(Fixed):
         if workers.count == 1:
             return
         with workers.telling():
-            given = {**json.loads(json.dumps(header)), _SIZE: len(loader.dataset), _SAMPLE: loader.sample()}
-        workers.meet()
+            sample, drawn = loader.sample()
+            given = {**json.loads(json.dumps(header)), _SIZE: len(loader.dataset), _SAMPLE: sample}
+            if sample is None:
+                raise UsageError(
+                    f"{workers.count} workers cannot tell whether they hold the same records in the same order: they "
+                    "do not read alike under one seed, or are of types that cannot be compared; give tensors, arrays "
+                    "or numbers and draw from torch's generator, or train in one process"
+                )
+        said = workers.meet(torch.initial_seed() % (1 << 62), int(drawn))
+        if len({seed for seed, _ in said}) == 1 and any(random for _, random in said):
+            raise UsageError(
+                "records are augmented at random, and torch's generator was seeded alike on every worker; call "
+                "torch.seed() after the network is built, so that the augmentation is secret"
+            )
         firsts = workers.told(lambda: given)
         unlike = next((key for key, value in given.items() if value != firsts.get(key)), None)
         found = workers.gather(unlike)
@@ -561,7 +578,8 @@ class PrivacyEngine(Fixed):
             if weights != found[0][1]:
                 raise UsageError(
                     f"worker {number} has other weights than worker 0; nothing is released: build or load the same "
-                    "ones on every worker (torch.manual_seed before the network), and step schedules once a release"
+                    "ones on every worker (torch.manual_seed before the network, torch.seed() after it), and step "
+                    "schedules once a release"
                 )
         step.add_up(workers)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import random
 import warnings
 from collections.abc import Mapping
 from copy import deepcopy
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -68,14 +70,26 @@ class Records:
             return [tensor[records] for tensor in self.dataset.tensors]
         return self._read(records.tolist()) if len(records) else deepcopy(self._empty)
 
-    def sample(self) -> str | None:
-        """Digest of some records, spread over the data set; None where they do not read alike twice.
+    def sample(self) -> tuple[str | None, bool]:
+        """Digest of some records, spread over the data set, read with the process' generators seeded: None where two
+        such readings differ, or nothing can be told of them. And whether readings differ with nothing seeded.
 
         Workers tell by it whether they hold the same records in the same order; nobody else may see it.
         """
-        some = torch.linspace(0, self.size - 1, min(self.size, _SAMPLE)).round().long()
-        found = {_digest(self.batch(some)) for _ in range(2)}
-        return found.pop() if len(found) == 1 else None
+        count = min(self.size, _SAMPLE)
+        some = torch.tensor([(self.size - 1) * k // max(1, count - 1) for k in range(count)])
+        kept = random.getstate(), np.random.get_state()
+        with torch.random.fork_rng(devices=[]):
+            random_ones = _digest(self.batch(some)) != _digest(self.batch(some))
+            found = set()
+            for _ in range(2):
+                torch.manual_seed(0)
+                random.seed(0)
+                np.random.seed(0)  # the one that a data set may draw from
+                found.add(_digest(self.batch(some)))
+        random.setstate(kept[0])
+        np.random.set_state(kept[1])
+        return (found.pop() if len(found) == 1 else None), random_ones
 
     def _read(self, records: list[int]) -> Any:
         try:
@@ -91,10 +105,12 @@ class Records:
             ) from None
 
 
-def _digest(batch: Any) -> str:
-    digest = hashlib.sha256()
+def _digest(batch: Any) -> str | None:
+    """None where a part of it is of a kind that cannot be compared."""
+    digest, told = hashlib.sha256(), True
 
     def add(part: Any) -> None:
+        nonlocal told
         if isinstance(part, np.ndarray) and not part.dtype.hasobject:
             digest.update(repr((part.dtype.str, part.shape)).encode() + np.ascontiguousarray(part).tobytes())
         elif isinstance(part, Tensor):
@@ -106,12 +122,15 @@ def _digest(batch: Any) -> str:
             digest.update(f"{len(part)} ".encode())
             for each in part:
                 add(each)
-        elif isinstance(part, str | int | float | complex | bytes):
+        elif part is None or isinstance(part, str | int | float | complex | bytes):
             digest.update(repr(part).encode())
-        # What is none of these says nothing.
+        elif is_dataclass(part):
+            add([getattr(part, each.name) for each in fields(part)])
+        else:
+            told = False
 
     add(batch)
-    return digest.hexdigest()
+    return digest.hexdigest() if told else None
 
 
 def map_style(loader: DataLoader[Any]) -> Any:

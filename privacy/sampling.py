@@ -138,8 +138,8 @@ class PrivateLoader(Fixed, ABC):
         """The batch that still awaits its step."""
         return None if self._stepped else self._current
 
-    def sample(self) -> str | None:
-        """Digest of some of the records (`Records.sample`)."""
+    def sample(self) -> tuple[str | None, bool]:
+        """Digest of some of the records, and whether they are random (`Records.sample`)."""
         return self._records.sample()
 
     @property

@@ -161,7 +161,7 @@ class Workers:
         return sum(found for (found,) in self._all_gather([number])) if self.count > 1 else number
 
     def add_up(self, part: Tensor) -> Tensor:
-        """The sum of all workers' parts, on the first; on the others anything.
+        """The sum of all workers' parts, on the first; on the others zeros. `part` is overwritten.
 
         Args:
             part: whole numbers of one type and shape, whose sum that type holds: it does not depend on the order.
@@ -171,8 +171,13 @@ class Workers:
         from torch import distributed
 
         joint = part.to(_place(), copy=True)
-        with _talking():
-            distributed.reduce(joint, dst=0)
+        try:
+            with _talking():
+                distributed.reduce(joint, dst=0)
+        finally:
+            part.zero_()
+            if not self.first:  # parts of the joint sum, without noise
+                joint.zero_()
         return joint.to(part.device)
 
     def hand_out(self, given: Tensor) -> Tensor:
@@ -258,7 +263,7 @@ def joined() -> Iterator[Workers]:
 
 def started_first() -> bool:
     """Whether a launcher started this process as the first, or none did: what is said once, it says."""
-    return os.environ.get("RANK", "0") == "0"
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
 
 
 def _place() -> torch.device:

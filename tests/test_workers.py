@@ -533,11 +533,26 @@ def test_ctrl_c_of_all_workers_keeps_the_last_step(tmp_path: Path) -> None:
     assert summary["steps"] == summary["releases"] == 2 * 5
 
 
-@pytest.mark.parametrize(("started", "documents"), [("0", 1), ("1", 0)])
+@pytest.mark.parametrize(
+    ("started", "of", "documents"),
+    [("0", "2", 1), ("1", "2", 0), ("1", None, 1)],
+    ids=["first", "other", "alone"],
+)
 def test_a_mistake_of_all_workers_is_one_document(
-    started: str, documents: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    started: str,
+    of: str | None,
+    documents: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """A launcher's variable that was left behind makes nobody another worker."""
     monkeypatch.setenv("RANK", started)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    if of is not None:
+        monkeypatch.setattr(
+            "privacy.workers.joined", lambda: contextlib.nullcontext(Workers(int(started), 1))
+        )
+        monkeypatch.setenv("WORLD_SIZE", of)
     assert main(["train", "--release", "nonsense", "--json"]) == 2
     out, errors = capsys.readouterr()
     assert out.count('"exit_code": 2') == documents

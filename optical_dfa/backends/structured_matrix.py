@@ -12,6 +12,7 @@ from noise_models.randomness.generator import derive_seed
 from optical_dfa.backends.matrix import check_held
 
 ROUNDS: Final = 3
+LEAST_SIZE: Final = 256  # of n: smaller ones have rows of zeros once cut to a few columns
 _SIDE: Final = 5  # log2 of the largest Hadamard matrix that is multiplied by
 _PIECE: Final = 1 << 22  # numbers that are transformed at a time, within a cache
 
@@ -21,8 +22,8 @@ Place = tuple[torch.device, torch.dtype]
 class StructuredMatrix:
     """B = √n (H D_r ⋯ H D_1), r rounds, cut to its first out_features rows and in_features columns.
 
-    n is the least power of two that holds both; H is the Walsh-Hadamard matrix over √n, each D a diagonal of fair
-    random signs (Ailon and Chazelle 2009, doi:10.1137/060673096; three rounds: Andoni et al. 2015, arXiv:1509.02897).
+    n is the least power of two that holds both, and 256; H is the Walsh-Hadamard matrix over √n, each D a diagonal of
+    fair random signs (Ailon, Chazelle 2009, doi:10.1137/060673096; three rounds: Andoni et al. 2015, arXiv:1509.02897).
     Entries have variance 1 and look normal, but are not independent: rows or columns that are not cut are exactly
     orthogonal, of length √n, and cut ones the nearer to independent the more is cut. `python -m experiments scaling`
     measures how near.
@@ -33,7 +34,7 @@ class StructuredMatrix:
 
     def __init__(self, in_features: int, out_features: int, seed: int, *, rounds: int = ROUNDS) -> None:
         self.in_features, self.out_features, self.rounds = in_features, out_features, rounds
-        exponent = (max(in_features, out_features) - 1).bit_length()
+        exponent = (max(in_features, out_features, LEAST_SIZE) - 1).bit_length()
         self.size = 1 << exponent
         # H as a product over factors of n, each small enough for one matrix product.
         self._sides = [1 << min(_SIDE, exponent - done) for done in range(0, exponent, _SIDE)]

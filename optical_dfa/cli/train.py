@@ -144,6 +144,8 @@ def _trained(config: TrainConfig, folder: Path | None, lines: bool | None, **how
     try:
         return trainer.train(config, folder, progress=progress, **how)
     except EndedError as error:
+        if lines is None:
+            raise typer.Exit(error.exit_code) from error
         raise UserInterruptError(error.reason + how_on, error.exit_code) from error
     except KeyboardInterrupt as error:
         raise UserInterruptError("interrupted" + how_on) from error

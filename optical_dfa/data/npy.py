@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 from contextlib import suppress
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,11 @@ def load_folder(path: Path) -> Dataset:
                 f"{folder / name}.npy is of type {arrays[name].dtype}; it must be float32, which is used where it "
                 "lies: convert it, scaled by public constants"
             )
+        if name in arrays and not arrays[name].flags.c_contiguous:
+            raise UsageError(
+                f"{folder / name}.npy is in Fortran order, where a record lies all over the file; write it with "
+                "numpy.ascontiguousarray"
+            )
     return of_arrays(arrays, path)
 
 
@@ -53,7 +59,18 @@ def _mapped(file: Path) -> NDArray[np.generic]:
     try:
         # Copy on write: torch wants memory that can be written.
         found: NDArray[np.generic] = np.load(file, mmap_mode="c", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        if not isinstance(found, np.ndarray):
+            raise ValueError("it holds several arrays")
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        ArithmeticError,
+        LookupError,
+        TypeError,
+        SyntaxError,
+        TokenError,
+    ) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UsageError(
             f"{file} cannot be read ({reason}); write it with numpy.save, numbers only"

@@ -95,7 +95,9 @@ class Ending:
                 raise KeyboardInterrupt
             self._signal = number
 
-        before = {number: signal.signal(number, note) for number in SIGNALS}
+        # Not those that are ignored (nohup), nor those of another program that embeds this one.
+        heard = [number for number in SIGNALS if signal.getsignal(number) not in (None, signal.SIG_IGN)]
+        before = {number: signal.signal(number, note) for number in heard}
         try:
             yield
         finally:

@@ -41,7 +41,7 @@ from optical_dfa.runs.folder import (
     RunFolder,
 )
 from optical_dfa.training.diagnosis import Diagnosis
-from optical_dfa.training.ending import Ending, Interval
+from optical_dfa.training.ending import EndedError, Ending, Interval
 from optical_dfa.training.evaluation import accuracy_and_loss, area_under_curve
 from optical_dfa.training.loss import cross_entropy, private_loss, refuse_by_number
 from optical_dfa.training.transfer import take_convolutions
@@ -416,8 +416,12 @@ class _Run:
             step, taken = step + 1, taken + 1
             self._pass_time()
             progress.update(taken, {})
-            reason = ending.reason() if self.workers.first and taken < planned else None
+            reason = self._ends(ending) if taken < planned else None
             due = ending.checkpoint_due(step)
+            if reason is not None:
+                self._save(
+                    step, time.perf_counter() - begun
+                )  # before evaluation, for which there may be no time
             if step % self.steps_an_epoch == 0 or taken == planned or reason is not None:
                 self._keep(step, time.perf_counter() - begun)
                 progress.update(taken, self._shown())
@@ -429,6 +433,16 @@ class _Run:
             if reason is not None:
                 raise reason
         return step
+
+    def _ends(self, ending: Ending) -> EndedError | None:
+        """Why all workers are to end now, whichever of them was asked to; None where they go on."""
+        own = ending.reason()
+        codes = self.workers.meet(0 if own is None else own.exit_code)
+        asked = [(number, code) for number, (code,) in enumerate(codes) if code]
+        if own is not None or not asked:
+            return own
+        number, code = asked[0]
+        return EndedError(f"ended, as worker {number} was asked to", code)
 
     def _try_loss(self) -> None:
         records = max(128, self.config.batch_size)

@@ -21,7 +21,7 @@ SEED = 11
 
 def dense(in_features: int, out_features: int, rounds: int) -> np.ndarray:
     """√n H D_r ⋯ H D_1 as a product of dense matrices."""
-    n = 2 ** math.ceil(math.log2(max(in_features, out_features)))
+    n = 2 ** math.ceil(math.log2(max(in_features, out_features, 256)))
     stream = torch.Generator().manual_seed(derive_seed(SEED, "projection-matrix"))
     coins = torch.randint(0, 2, (rounds, n), generator=stream, dtype=torch.int8).numpy()
     found = math.sqrt(n) * np.eye(n)
@@ -40,6 +40,15 @@ def test_it_is_the_product_of_dense_matrices(in_features: int, out_features: int
     torch.testing.assert_close(matrix.values().double(), expected, rtol=0.0, atol=1e-5)
     x = torch.randn(3, in_features, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     torch.testing.assert_close(matrix.times(x), x @ expected.T, rtol=0.0, atol=1e-9 * math.sqrt(in_features))
+
+
+@pytest.mark.parametrize(("errors", "units"), [(3, 16), (10, 8), (10, 64)])
+def test_every_unit_is_taught_and_small_matrices_have_full_rank(errors: int, units: int) -> None:
+    """In a square of 16 one row in ten would be zeros."""
+    for seed in range(200):
+        values = StructuredMatrix(errors, units, seed).values()
+        assert (values.abs().amax(dim=1) > 0).all()
+        assert int(torch.linalg.matrix_rank(values)) == min(errors, units)
 
 
 def test_lengths_are_kept_where_nothing_is_cut_off() -> None:

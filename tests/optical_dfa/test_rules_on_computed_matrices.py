@@ -47,7 +47,7 @@ def test_every_rule_teaches_as_with_the_matrix_stored(rule: str, device: str) ->
     trained = dict(stored.module.named_parameters())
     for name, parameter in computed.module.named_parameters():
         assert parameter.grad is not None
-        torch.testing.assert_close(parameter.grad, trained[name].grad, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(parameter.grad, trained[name].grad, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -32,6 +32,7 @@ from noise_models.randomness.generator import NoiseGenerator
 from optical_dfa import align
 from privacy.empty_batch import emptied
 from privacy.engine import PrivacyEngine
+from privacy.records import _digest
 from privacy.sampling import PoissonLoader
 
 N = 20
@@ -379,8 +380,24 @@ class Jittered(Dataset[tuple[Tensor, int]]):
         return X[record] + torch.rand(5), int(Y[record])
 
 
+class Own(Jittered):
+    """By a generator of its own, which nobody can seed."""
+
+    generator = torch.Generator()
+
+    def __getitem__(self, record: int) -> tuple[Tensor, int]:
+        return X[record] + torch.rand(5, generator=self.generator), int(Y[record])
+
+
+class Permuted(Jittered):
+    """The same records in another order."""
+
+    def __getitem__(self, record: int) -> tuple[Tensor, int]:
+        return super().__getitem__((record + 3) % N)
+
+
 def sample(data: Dataset[Any], collate: Callable[[Any], Any] | None = None) -> str | None:
-    return poisson(DataLoader(data, batch_size=4, collate_fn=collate)).sample()
+    return poisson(DataLoader(data, batch_size=4, collate_fn=collate)).sample()[0]
 
 
 def test_a_sample_tells_records_and_their_order_apart() -> None:
@@ -399,8 +416,40 @@ def test_a_sample_tells_records_and_their_order_apart() -> None:
     assert len({alike, *others}) == 1 + len(others)
 
 
-def test_records_that_read_differently_each_time_are_not_compared() -> None:
-    assert sample(Jittered()) is None
+def test_augmented_records_are_compared_under_one_seed_or_not_at_all() -> None:
+    """And the process' own generators go on where they were."""
+    loader, same = (poisson(DataLoader(Jittered(), batch_size=4)) for _ in range(2))
+    before = torch.get_rng_state()
+    assert loader.sample() == same.sample()
+    assert loader.sample()[1]
+    assert torch.equal(torch.get_rng_state(), before)
+    assert sample(Jittered()) != sample(Permuted())
+    assert sample(Own()) is None
+    assert not poisson(DataLoader(TensorDataset(X, Y), batch_size=4)).sample()[1]
+
+
+@dataclass
+class Compared:
+    x: Tensor
+    y: Tensor | None
+
+
+def test_what_cannot_be_compared_is_not_taken_for_alike() -> None:
+    assert _digest([X, object()]) is None
+    assert _digest([X, {3}]) is None
+    assert _digest(Compared(X, None)) == _digest(Compared(X.clone(), None)) != _digest(Compared(X + 1, None))
+
+
+def test_a_sample_of_very_many_records_names_none_beyond_them() -> None:
+    class Counted(Jittered):
+        def __len__(self) -> int:
+            return 2**25 + 3
+
+        def __getitem__(self, record: int) -> tuple[Tensor, int]:
+            assert 0 <= record < len(self)
+            return X[record % N], record
+
+    assert sample(Counted()) is not None
 
 
 def test_a_sample_looks_into_mappings_arrays_and_texts() -> None:
