@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import time
 from typing import Any, Final, NamedTuple
 
 import torch
 
+from experiments.harness.fresh import answer_of
 from noise_models.randomness.generator import NoiseGenerator
 from optical_dfa.backends import create
 from optical_dfa.bench.memory import peak
@@ -54,14 +54,7 @@ def measured(cell: Cell) -> dict[str, Any]:
 
 def in_a_fresh_process(cell: Cell) -> dict[str, Any]:
     """`measured` on one thread, where nothing was measured before."""
-    ended = subprocess.run(
-        [sys.executable, "-m", "experiments.scaling.cells", *map(str, cell)],
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    found: dict[str, Any] = json.loads(ended.stdout)
-    return found
+    return answer_of("experiments.scaling.cells", *map(str, cell))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from experiments.harness.fresh import answer_of
 from noise_models.errors import UsageError
 from optical_dfa import align
 from optical_dfa.bench.memory import peak
@@ -138,14 +138,7 @@ def _loss(net: nn.Module, records: tuple[Tensor, Tensor]) -> float:
 
 def in_a_fresh_process(way: Way, text: Path) -> dict[str, Any]:
     """`trained` on one thread, where nothing was trained before, on a file's text."""
-    ended = subprocess.run(
-        [sys.executable, "-m", "experiments.vocabulary.words", *way, str(text)],
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    found: dict[str, Any] = json.loads(ended.stdout)
-    return found
+    return answer_of("experiments.vocabulary.words", *way, str(text))
 
 
 if __name__ == "__main__":

@@ -24,9 +24,6 @@ from noise_models.errors import DeviceError, UsageError
 LEAST_FRAMES: Final = 256
 LEAST_ROWS: Final = 8
 LEAST_ELECTRONS: Final = 100.0
-LEAST_VARIANCE: Final = (
-    0.7  # of lit codes in steps²: above it rounding adds 1/12 to the variance, to 1e-5 of it
-)
 MOST_EXCESS: Final = 0.05
 INTENSITY_REACH: Final = 8.0  # standard deviations of the common intensity that are allowed for
 ALARM: Final = 1e-7  # of each test of a healthy device

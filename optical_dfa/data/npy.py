@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from noise_models.errors import UsageError
 from optical_dfa.data.card import DatasetCard
 from optical_dfa.data.dataset import Dataset
-from optical_dfa.data.npz import OPTIONAL, REQUIRED, of_arrays
+from optical_dfa.data.npz import DAMAGED, OPTIONAL, REQUIRED, of_arrays
 
 
 @DatasetCard(
@@ -61,16 +61,7 @@ def _mapped(file: Path) -> NDArray[np.generic]:
         found: NDArray[np.generic] = np.load(file, mmap_mode="c", allow_pickle=False)
         if not isinstance(found, np.ndarray):
             raise ValueError("it holds several arrays")
-    except (
-        OSError,
-        ValueError,
-        EOFError,
-        ArithmeticError,
-        LookupError,
-        TypeError,
-        SyntaxError,
-        TokenError,
-    ) as error:
+    except (*DAMAGED, TokenError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UsageError(
             f"{file} cannot be read ({reason}); write it with numpy.save, numbers only"

@@ -97,7 +97,7 @@ def of_arrays(arrays: Mapping[str, NDArray[np.generic]], path: Path) -> Dataset:
 
 
 # What numpy and zipfile raise of a file that is damaged, encrypted, or packed in a way they do not know.
-_DAMAGED = (
+DAMAGED = (
     OSError, ValueError, EOFError, LookupError, ArithmeticError, RuntimeError, TypeError, SyntaxError, struct.error,
     zipfile.BadZipFile, zlib.error, lzma.LZMAError,
 )  # fmt: skip
@@ -117,7 +117,7 @@ def _read(path: Path) -> dict[str, NDArray[np.generic]]:
             return {name: stored[name] for name in (*REQUIRED, *OPTIONAL) if name in stored}
     except UsageError:
         raise
-    except _DAMAGED as error:
+    except DAMAGED as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UsageError(
             f"{path} cannot be read ({reason}); write it with numpy.savez, numbers only"

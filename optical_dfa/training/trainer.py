@@ -378,7 +378,7 @@ class _Run:
     def train(self, progress: Progress, ending: Ending) -> None:
         """Take the remaining steps, evaluating once an epoch and keeping a checkpoint then, and when one is due.
 
-        Of several workers the first decides when they all end.
+        Of several workers all end once one of them was asked to.
         """
         planned = self.config.epochs * self.steps_an_epoch
         progress.start(planned)
@@ -417,19 +417,20 @@ class _Run:
             self._pass_time()
             progress.update(taken, {})
             reason = self._ends(ending) if taken < planned else None
-            due = ending.checkpoint_due(step)
+            seconds = time.perf_counter() - begun
+            whole = step % self.steps_an_epoch == 0 or taken == planned
             if reason is not None:
-                self._save(
-                    step, time.perf_counter() - begun
-                )  # before evaluation, for which there may be no time
-            if step % self.steps_an_epoch == 0 or taken == planned or reason is not None:
-                self._keep(step, time.perf_counter() - begun)
-                progress.update(taken, self._shown())
-            elif due:
-                self._save(step, time.perf_counter() - begun)
+                self._save(step, seconds)  # there may be no time for more
+                self._note(self._evaluated(step))
+            elif whole:
+                self._keep(step, seconds)
+            elif ending.checkpoint_due(step):
+                self._save(step, seconds)
             else:
                 continue
             ending.kept()
+            if whole or reason is not None:
+                progress.update(taken, self._shown())
             if reason is not None:
                 raise reason
         return step
@@ -511,8 +512,14 @@ class _Run:
 
     def _keep(self, step: int, seconds: float) -> None:
         """Evaluate, write a checkpoint, note a row of metrics: the first worker does."""
+        row = self._evaluated(step)
+        self._save(step, seconds)
+        self._note(row)
+
+    def _evaluated(self, step: int) -> dict[str, Any]:
+        """A row of metrics; empty but on the first worker."""
         if not self.workers.first:
-            return
+            return {}
         self.accuracy, self.test_loss = accuracy_and_loss(self.module, self.x_test, self.y_test)
         row: dict[str, Any] = {
             "step": step,
@@ -530,7 +537,9 @@ class _Run:
             stated = self._guarantee().to_dict()
             name = _EPSILON[stated["kind"]]
             row[name] = stated["nominal_epsilon" if name == "nominal_epsilon" else "epsilon"]
-        self._save(step, seconds)
+        return row
+
+    def _note(self, row: dict[str, Any]) -> None:
         if self.folder is not None:
             self.folder.add_metrics(row)
             if self.engine is not None and isinstance(self.engine.step, PerRecordRelease):
