@@ -23,7 +23,7 @@ from noise_models.errors import UsageError
 from optical_dfa.backends import BACKENDS, has_dark_frames
 from optical_dfa.data import DATASETS, registered
 from optical_dfa.data.defaults import ADAM_LR, for_records, rate_for_records
-from optical_dfa.data.features import components
+from optical_dfa.data.features import card_of
 from optical_dfa.feedback import RULES
 from optical_dfa.settings import PATHS, SETTINGS, Settings
 from privacy.notions import Adjacency
@@ -98,7 +98,7 @@ class TrainConfig(Settings, BaseModel):
     @classmethod
     def _known_features(cls, value: str | None) -> str | None:
         if value is not None:
-            components(value)
+            card_of(value)
         return value
 
     @field_validator("device")
@@ -145,7 +145,11 @@ class TrainConfig(Settings, BaseModel):
             )
         if self.private:
             refuse_unknown_options(self.release, self.release_options or {})
-            if self.features is not None and terms(self.release).adjacency is not Adjacency.LABEL:
+            if (
+                self.features is not None
+                and not card_of(self.features).of_one_record
+                and terms(self.release).adjacency is not Adjacency.LABEL
+            ):
                 raise ValueError(
                     f"features is {self.features!r}, computed from training inputs that release {self.release} keeps "
                     "private; drop features, or use release label, whose inputs are public"

@@ -94,7 +94,8 @@ class Settings:
     dataset: Annotated[Text, Says(f"{choices()}.")] = "digits"
     data_dir: Annotated[Folder | None, Says("Folder with the data set's files.")] = None
     features: Annotated[
-        Text | None, Says("Inputs' principal components, such as pca:64; inputs must be public.")
+        Text | None,
+        Says("Computed of the inputs first: pca:K (inputs must be public) or scattering[:GROUPS]."),
     ] = None
     model: Annotated[Text, Says("Network, such as mlp:512,512 or cnn:16,32+128; for text gru:128.")] = "mlp"
     transfer: Annotated[Folder | None, Says("Freeze the convolutions of this run; not private.")] = None

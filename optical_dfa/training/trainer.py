@@ -134,7 +134,7 @@ class _Run:
             models.usual(text=self.data.text, cardinalities=self.data.cardinalities),
         )
         if self.config.features is not None:
-            self.data = with_features(self.data, self.config.features)
+            self.data = self._with_features(self.config.features)
         self.folder = folder
         if self.folder is not None and not resume and not overwrite:
             self.folder.refuse_run()
@@ -206,6 +206,12 @@ class _Run:
             raise
 
     # ---- putting it together
+
+    def _with_features(self, spec: str) -> Dataset:
+        """The data set's features; what is kept of them is computed by the first worker."""
+        found: list[Dataset] = []
+        self.workers.told(lambda: found.append(with_features(self.data, spec, progress=True)))
+        return found[0] if found else with_features(self.data, spec)
 
     def _refuse_labels_that_are_inputs(self) -> None:
         release = self.config.release
