@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from noise_models.front_door import front_door
+
+# Read by MKL at its first product: on some processors (AMD's) a row's numbers would else depend on where it lies in
+# memory, so that a record that joins a batch moves the others'.
+os.environ.setdefault("MKL_CBWR", "AUTO")
 
 if TYPE_CHECKING:
     from noise_models.base import NoiseModel, NoNoise

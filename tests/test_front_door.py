@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -56,3 +57,29 @@ def test_a_file_that_shadows_a_package_is_named_in_one_line(tmp_path: Path, shad
     last = done.stderr.splitlines()[-1]
     assert last.startswith(f"ImportError: {path} stands where this library's package")
     assert "rename it" in last
+
+
+@pytest.mark.parametrize("own", [None, "AVX2"])
+def test_a_row_of_a_product_is_the_same_wherever_it_lies(own: str | None) -> None:
+    script = """
+import os
+import torch
+import optical_dfa
+
+print(os.environ["MKL_CBWR"])
+generator = torch.Generator().manual_seed(0)
+on = torch.arange(128).roll(1)
+for width, units in ((13, 7), (256, 10), (3969, 10), (10, 256)):
+    x, w = torch.randn(128, width, generator=generator), torch.randn(units, width, generator=generator)
+    error = torch.randn(128, units, generator=generator)
+    assert torch.equal((x @ w.T)[on], x[on] @ w.T), (width, units)
+    assert torch.equal((error @ w)[on], error[on] @ w), (width, units)
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "MKL_CBWR"}
+    ended = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**environment, "OMP_NUM_THREADS": "1", **({} if own is None else {"MKL_CBWR": own})},
+        capture_output=True,
+        text=True,
+    )
+    assert (ended.returncode, ended.stdout.split()) == (0, [own or "AUTO"]), ended.stderr

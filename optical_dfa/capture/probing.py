@@ -153,8 +153,8 @@ def check_places(aligned: AlignedModule, rows: int, like: Sequence[Tensor] | Non
                 if not torch.equal(base[name][places][kept], found[kept]):
                     raise UsageError(
                         f"{name} computes a record's numbers by its place among {rows} rows, so that a record that "
-                        "joins would move the others'; try torch.set_num_threads(1), another max_physical_batch_size, "
-                        "or another kind of layer"
+                        "joins would move the others'; import optical_dfa before torch multiplies matrices, or try "
+                        "torch.set_num_threads(1), another max_physical_batch_size, or another kind of layer"
                     )
 
 
