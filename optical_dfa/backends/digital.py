@@ -90,6 +90,12 @@ class DigitalBackend(ProjectionBackend):
     def _project(self, e: Tensor) -> Tensor:
         return self._matrix.times(e)
 
+    def keep(self, components: range) -> range:
+        if isinstance(self._matrix, SparseMatrix):
+            return super().keep(components)
+        self._matrix.keep(components)
+        return components
+
     def matrix(self) -> Tensor:
         return self._matrix.values
 
