@@ -95,11 +95,8 @@ class LayerParallel(nn.Module):
         self._settle()
         self.optimizer.zero_grad()
         workers, stage, records = self.workers, self.stage, len(x)
-        heard = torch.tensor(said, dtype=torch.int64)
-        if stage.number:
-            heard = torch.maximum(heard, workers.take(heard.clone(), stage.number - 1).wait())
-        sent = [] if stage.last else [workers.pass_on(heard, stage.number + 1)]
-        agreed = workers.spread(heard, self._end)
+        sent: list[Handed] = []
+        agreed = self._agreed(said, sent) if said else None
         taught: list[tuple[Passed, Handed, Tensor | None]] = []
         losses: list[Tensor] = []
         for given, targets in zip(self._inputs(x), torch.split(y, self._sizes(records)), strict=True):
@@ -117,7 +114,17 @@ class LayerParallel(nn.Module):
         self._update()
         for each in sent:
             each.wait()
-        return (torch.stack(losses).sum() if losses else None), agreed.wait().tolist()
+        heard = [] if agreed is None else agreed.wait().tolist()
+        return (torch.stack(losses).sum() if losses else None), heard
+
+    def _agreed(self, said: Sequence[int], sent: list[Handed]) -> Handed:
+        """The greatest of all workers' numbers: they go forward ahead of the batch, and back with its error."""
+        heard, number = torch.tensor(said, dtype=torch.int64), self.stage.number
+        if number:
+            heard = torch.maximum(heard, self.workers.take(heard.clone(), number - 1).wait())
+        if not self.stage.last:
+            sent.append(self.workers.pass_on(heard, number + 1))
+        return self.workers.spread(heard, self._end)
 
     def _forward(self, given: Tensor) -> Passed:
         return self.stage.forward(given)
