@@ -30,7 +30,7 @@ INPUTS: Final = 784
 CLASSES: Final = 10
 PARTS: Final = (1, 2, 4)
 STEPS: Final = 2  # timed of a sample, after one that fills the pipeline
-ROUNDS: Final = 5
+ROUNDS: Final = 4
 RATE: Final = 0.01
 
 
@@ -241,7 +241,7 @@ def joint(contestant: Contestant, seen: Sequence[dict[str, Any]]) -> dict[str, A
 
 
 def contest(size: Size, rounds: int, show: Callable[[dict[str, Any]], None]) -> None:
-    """All contestants in turn, and once more for each round; of the first round, in which memory is new, nothing is kept."""
+    """All contestants in turn, round by round; of a first one, in which memory is new, nothing is kept."""
     workers = Workers.here()
     drawn = torch.Generator().manual_seed(1)
     x = torch.randn(size.batch, INPUTS, generator=drawn)

@@ -70,7 +70,7 @@ class Stage:
         own = parts[number]
         self.number, self.count = number, len(parts)
         self.output = own[-1].output
-        chain = list(aligned.module.named_children())[own[0].layers.start : own[-1].layers.stop]
+        chain = _named(aligned.module)[own[0].layers.start : own[-1].layers.stop]
         self.layers = [layer for _, layer in chain]
         self.names = [
             f"{name}.{inner}"
@@ -209,6 +209,11 @@ def _parts(aligned: AlignedModule, chain: nn.Sequential) -> list[_Part]:
             "use one process"
         )
     return parts
+
+
+def _named(chain: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The layers, by name; unlike `named_children`, one that is called twice is there twice."""
+    return [(name, layer) for name, layer in chain._modules.items() if layer is not None]
 
 
 def _dealt(costs: Sequence[int], count: int) -> list[range]:
