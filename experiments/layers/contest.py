@@ -241,7 +241,7 @@ def joint(contestant: Contestant, seen: Sequence[dict[str, Any]]) -> dict[str, A
 
 
 def contest(size: Size, rounds: int, show: Callable[[dict[str, Any]], None]) -> None:
-    """All contestants in turn, round by round; of a first one, in which memory is new, nothing is kept."""
+    """All contestants in turn, round by round."""
     workers = Workers.here()
     drawn = torch.Generator().manual_seed(1)
     x = torch.randn(size.batch, INPUTS, generator=drawn)
@@ -249,15 +249,15 @@ def contest(size: Size, rounds: int, show: Callable[[dict[str, Any]], None]) -> 
     found = contestants(size, workers)
     alone = [each for each in found if each.workers == 1]
     both = [each for each in found if each.workers == 2]
-    for number in range(rounds + 1):
+    for each in (*alone, *both):  # memory that is new makes a first step longer
+        each.step(x, y)
+    for number in range(rounds):
         for each in alone:
-            sample = joint(each, [sampled(each, x, y, 0)])
-            if number:
-                show({"round": number, **sample})
+            show({"round": number, **joint(each, [sampled(each, x, y, 0)])})
         for each in both:
             workers.meet()
             seen = workers.gather(sampled(each, x, y, workers.rank))
-            if workers.first and number:
+            if workers.first:
                 show({"round": number, **joint(each, seen)})
 
 

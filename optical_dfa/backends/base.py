@@ -166,7 +166,8 @@ class ProjectionBackend(ABC):
         The device stays the one that it was built as: description, fingerprint and law are the whole frame's.
 
         Returns:
-            the components that `project` answers with now: all of them of a device that cannot leave any out.
+            the components that `project` answers with now, more than were asked for where that takes the same bits;
+            all of them of a device that cannot leave any out.
         """
         return range(self.out_features)
 

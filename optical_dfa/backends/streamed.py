@@ -25,8 +25,7 @@ class StreamedBackend(ComputedBackend):
     _matrix: StreamedMatrix
 
     def keep(self, components: range) -> range:
-        self._matrix.keep(components)
-        return components
+        return self._matrix.keep(components)
 
     def _made(self, seed: int) -> StreamedMatrix:
         return StreamedMatrix(self.in_features, self.out_features, seed)

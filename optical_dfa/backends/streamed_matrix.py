@@ -66,9 +66,11 @@ class StreamedMatrix:
         self.rows = range(out_features)
         self._key = derive_seed(seed, "projection-matrix")
 
-    def keep(self, rows: range) -> None:
-        """Multiply by these rows alone from now on."""
-        self.rows = rows
+    def keep(self, rows: range) -> range:
+        """Multiply by the panels of these rows alone from now on: a narrower product might be rounded otherwise."""
+        end = min(self.out_features, -(-rows.stop // PANEL) * PANEL)
+        self.rows = range(rows.start // PANEL * PANEL, end)
+        return self.rows
 
     def times(self, x: Tensor) -> Tensor:
         """`x Bᵀ` of x of shape (m, in_features), shape (m, rows), where x is; in x's dtype, complex if B is."""
