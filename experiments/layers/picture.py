@@ -32,10 +32,11 @@ def draw_time_lines(found: Mapping[str, Sequence[Span]], path: Path) -> None:
         FigureCanvasAgg(figure)
         panels = figure.subplots(len(found), 1, sharex=True, squeeze=False)[:, 0]
         for axes, (title, spans) in zip(panels, found.items(), strict=True):
+            origin = min(begin for _, _, begin, _ in spans)
             for kind, series in zip(KINDS, SERIES, strict=False):
                 for worker in sorted({span[0] for span in spans}):
                     bars = [
-                        (1000 * begin, 1000 * (end - begin))
+                        (1000 * (begin - origin), 1000 * (end - begin))
                         for who, what, begin, end in spans
                         if (who, what) == (worker, kind)
                     ]
@@ -51,6 +52,7 @@ def draw_time_lines(found: Mapping[str, Sequence[Span]], path: Path) -> None:
             axes.set_yticks(workers, [f"worker {worker}" for worker in workers])
             axes.invert_yaxis()
             axes.set_title(title)
+        panels[-1].set_xlim(left=0)
         panels[-1].set_xlabel("milliseconds, two steps")
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))

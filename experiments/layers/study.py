@@ -26,7 +26,7 @@ from experiments.layers.picture import draw_time_lines
 FOLDER = Path(__file__).parent
 PICTURE = FOLDER.parents[1] / "docs" / "images" / "layers.png"
 COMMAND: Final = "python -m experiments layers"
-DRAWN: Final = PARTS[-1]
+DRAWN: Final = 2  # parts: as many as workers, which is the default
 NAMES: Final = {
     ("dfa", 1): "DFA, one process",
     ("dfa", 2): "DFA, two workers that own layers",
