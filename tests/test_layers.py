@@ -173,9 +173,23 @@ def refused(**given: Any) -> Any:
         return str(error)
 
 
+def unlike(**given: Any) -> Any:
+    """What is said at the first step where the last worker has something else."""
+    aligned, optimizer = made(**(given if rank() else {}))
+    layers = LayerParallel(aligned, optimizer, cross_entropy)
+    if rank() and not given:
+        with torch.no_grad():
+            next(aligned.module.parameters())[0, 0] += 1.0
+    try:
+        layers.step(*next(batches()))
+    except UsageError as error:
+        return str(error)
+
+
 def all_scenes(folder: Path) -> Any:
     found: dict[str, Any] = {name: by_layers(1, **options) for name, options in SAME.items()}
     found["parts"] = by_layers(3)
+    found["other weights"], found["other rule"] = unlike(), unlike(rule="sign-dfa")
     found["goes on"] = command(folder, *GO_ON, "run", *LAYERS, "--epochs", "2")
     found["bp"] = command(folder, *BEGIN, "bp", *LAYERS, "--rule", "bp")
     found["signal"] = a_signal(folder)
@@ -271,6 +285,12 @@ def test_a_worker_that_is_killed_ends_the_other_in_one_line(seen: list[dict[str,
     assert "\n" not in seen[0]["killed"]
 
 
+def test_workers_whose_modules_differ_are_told_so(seen: list[dict[str, Any]]) -> None:
+    for found in seen:
+        assert "worker 1 has other weights than worker 0" in found["other weights"]
+        assert "worker 1 has other rule, points or device than worker 0" in found["other rule"]
+
+
 def test_a_rule_whose_layers_do_not_learn_apart_is_refused_before_anything_is_written(
     folder: Path, seen: list[dict[str, Any]]
 ) -> None:
@@ -322,6 +342,8 @@ def test_gradients_are_not_for_the_evaluation() -> None:
     layers = LayerParallel(*made(), cross_entropy)
     with pytest.raises(UsageError, match=r"trained by step\(\)"):
         layers(torch.zeros(1, 64))
+    with pytest.raises(UsageError, match="parts is 0"):
+        LayerParallel(*made(), cross_entropy, parts=0)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from noise_models.errors import UsageError
 from optical_dfa.feedback.aligned import AlignedModule
 from optical_dfa.feedback.stages import Passed, stages
 from optical_dfa.feedback.state import components
-from privacy.workers import Handed, Workers
+from privacy.workers import Handed, Workers, bits
 
 
 class LayerParallel(nn.Module):
@@ -55,9 +55,11 @@ class LayerParallel(nn.Module):
             loss: of (outputs, targets), one number; it averages over the records, or adds up, as `align` was told.
             parts: of a batch; None is as many as processes, with which none of them waits for another.
         Raises:
-            UsageError: what `stages` refuses, a private module, or a device that is one machine.
+            UsageError: what `stages` refuses, a private module, a device that is one machine, or no parts.
         """
         super().__init__()
+        if parts is not None and parts < 1:
+            raise UsageError(f"parts is {parts}; a batch has at least 1")
         self.workers = Workers.here()
         device = aligned.backend
         if aligned._capture is not None:
@@ -90,7 +92,7 @@ class LayerParallel(nn.Module):
             the loss, on the last worker; and the greatest of all workers' numbers, heard by all at the same step.
         Raises:
             WorkerLostError: another one is gone.
-            UsageError: errors at the output that the rule cannot read.
+            UsageError: errors at the output that the rule cannot read; at the first step, workers whose modules differ.
         """
         self._settle()
         self.optimizer.zero_grad()
@@ -176,7 +178,7 @@ class LayerParallel(nn.Module):
 
     def _sizes(self, records: int) -> list[int]:
         """Records of each part of a batch, as equal as can be."""
-        parts = max(1, min(self.parts, records))
+        parts = min(self.parts, max(1, records))
         return [records * (n + 1) // parts - records * n // parts for n in range(parts)]
 
     def _inputs(self, x: Tensor) -> list[Handed]:
@@ -229,6 +231,15 @@ class LayerParallel(nn.Module):
         """Leave to the others what is theirs."""
         if self._alone:
             return
+        weights = bits([*self.aligned.module.parameters(), *self.aligned.module.buffers()])
+        said = self.workers.gather([weights, self.aligned.describe()])
+        other = next((number for number, each in enumerate(said) if each != said[0]), None)
+        if other is not None:
+            what = "weights" if said[other][1] == said[0][1] else "rule, points or device"
+            raise UsageError(
+                f"worker {other} has other {what} than worker 0; make the module alike on all workers, from the same "
+                "seeds"
+            )
         self._alone = True
         self._drop_others()
         self.stage.keep_own_feedback()
