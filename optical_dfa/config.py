@@ -159,6 +159,21 @@ class TrainConfig(Settings, BaseModel):
                 f"calibration is {str(self.calibration)!r} but release is {self.release}, which credits none of the "
                 "device's noise; drop calibration or use release dark-frame or photon"
             )
+        if self.parallel == "layers" and self.private:
+            raise ValueError(
+                f"parallel is 'layers' but release is {self.release}: a record's update is clipped over all layers, "
+                "which no worker has; leave parallel out, and torchrun shares the records out, or add --release none"
+            )
+        if self.parallel == "layers" and self.diagnose:
+            raise ValueError(
+                "diagnose is true, which compares with backpropagation through all layers, but parallel is 'layers'; "
+                "drop one of the two"
+            )
+        if self.micro_batches is not None and self.parallel != "layers":
+            raise ValueError(
+                f"micro_batches is {self.micro_batches}, which is of parallel = 'layers' alone; add --parallel layers, "
+                "or drop micro_batches"
+            )
         if self.optimizer == "adam" and self.momentum is not None:
             raise ValueError(
                 f"momentum is {self.momentum} but optimizer is adam, which has its own; "

@@ -128,6 +128,17 @@ class Settings:
     batch_size: Annotated[Count | None, Says("Expected number of records a step.")] = None
     # A limit of memory, without effect on the result.
     max_physical_batch_size: Annotated[Count | None, Says("Records in memory at once.")] = None
+    # None shares the records out, of a private run; what several workers do not do for a run is refused.
+    parallel: Annotated[
+        Text | None,
+        Says(
+            "What torchrun's workers share out: records (the default), or layers, without privacy.",
+            ("records", "layers"),
+        ),
+    ] = None
+    micro_batches: Annotated[
+        Count | None, Says("Parts of a batch that are on their way at once; default: as many as workers.")
+    ] = None
     # None: the actual number (docs/threat-model.md).
     public_size: Annotated[Count | None, Says("Number of records that is declared public.")] = None
     # In expectation: the run has epochs * N / batch_size steps.

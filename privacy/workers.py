@@ -18,7 +18,7 @@ from privacy.errors import UsageError, WorkerLostError
 if TYPE_CHECKING:  # a command that trains alone finds its mistakes before torch is loaded
     import torch
     from torch import Tensor
-    from torch.distributed.distributed_c10d import Store
+    from torch.distributed.distributed_c10d import Store, Work
 
 _T = TypeVar("_T")
 _WORDS = 3  # of a meeting: whether a worker failed, and two of its own
@@ -195,6 +195,41 @@ class Workers:
             distributed.broadcast(handed, src=0)
         return handed.to(given.device)
 
+    def pass_on(self, given: Tensor, to: int) -> Handed:
+        """Begin to send a tensor to one worker, which must `take` it; not to be changed before it has arrived."""
+        from torch import distributed
+
+        sent = given.detach().to(_place()).contiguous()
+        with _talking():
+            return Handed(distributed.isend(sent, dst=to), sent, given.device)
+
+    def take(self, like: Tensor, of: int) -> Handed:
+        """Begin to receive what one worker passes on.
+
+        Args:
+            like: of its shape, type and device; may be overwritten.
+        """
+        from torch import distributed
+
+        place = like.to(_place())
+        with _talking():
+            return Handed(distributed.irecv(place, src=of), place, like.device)
+
+    def spread(self, given: Tensor, of: int) -> Handed:
+        """Begin to hand one worker's tensor out to all.
+
+        Args:
+            given: of the others the shape, type and device alone; may be overwritten.
+            of: whose it is.
+        """
+        if self.count == 1:
+            return Handed(None, given, given.device)
+        from torch import distributed
+
+        place = given.detach().to(_place()).contiguous()
+        with _talking():
+            return Handed(distributed.broadcast(place, src=of, async_op=True), place, given.device)
+
     def _broadcast(self, text: bytes, size: int | None = None) -> bytes:
         """The first worker's bytes; their number is told first where the others do not know it."""
         import torch
@@ -214,6 +249,26 @@ class Workers:
         with _talking():
             torch.distributed.all_gather(rows, row)
         return [found.tolist() for found in rows]
+
+
+@dataclass(frozen=True)
+class Handed:
+    """A tensor on its way between workers, which go on meanwhile."""
+
+    work: Work | None
+    tensor: Tensor
+    device: torch.device
+
+    def wait(self) -> Tensor:
+        """The tensor, once it is there.
+
+        Raises:
+            WorkerLostError: the other worker is gone.
+        """
+        if self.work is not None:
+            with _talking():
+                self.work.wait()
+        return self.tensor.to(self.device)
 
 
 def bits(tensors: Iterable[Tensor]) -> int:

@@ -88,6 +88,10 @@ class DirectFeedbackAlignment(ProjectingRule):
         self.conv = conv
         self.kernel = kernel
 
+    @property
+    def apart(self) -> bool:
+        return self.normalisation == "layer"
+
     # ---- the device
 
     def layout(self, shapes: Sequence[tuple[int, ...]]) -> list[tuple[int, int]]:
