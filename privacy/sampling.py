@@ -25,6 +25,11 @@ from privacy.workers import Workers
 SIZE_SLACK = 1.1
 
 
+def steps_an_epoch(size: int, batch_size: int) -> int:
+    """Logical batches that an epoch of `size` records is made of."""
+    return max(1, round(size / batch_size))
+
+
 class SamplingPlan:
     """How steps are drawn: sample rate, expected batch size and steps an epoch, all from the public N."""
 
@@ -58,7 +63,7 @@ class SamplingPlan:
                 f"the public size is {self.size}, far below the number of records; declare one that is not below it"
             )
         self.expected_batch_size = batch
-        self.steps = max(1, round(self.size / batch))
+        self.steps = steps_an_epoch(self.size, batch)
         self.max_physical_batch_size = max_physical_batch_size
         tell_unused(loader)
 

@@ -56,6 +56,7 @@ from privacy.notions import Adjacency
 from privacy.releases import calibrations, terms
 from privacy.releases.dark_source import DarkFrameSource
 from privacy.releases.per_record import PerRecordRelease
+from privacy.sampling import steps_an_epoch
 from privacy.weights import ANNOUNCED
 from privacy.workers import Workers
 
@@ -235,7 +236,7 @@ class _Run:
             self._take_up()
             self.workers.told(self._refuse_beyond)
         try:
-            self._make_private(lambda: self._begin(resume))
+            self._make_private(lambda left: self._begin(resume, left))
         except BaseException:
             if self.folder is not None and not resume and not self._tells_why():
                 self.folder.undo()
@@ -302,20 +303,36 @@ class _Run:
                     "settings"
                 )
 
-    def _begin(self, resume: bool) -> None:
+    def _begin(self, resume: bool, left: int | None) -> None:
+        """
+        Args:
+            left: releases that the budget allows; None without one.
+        """
         if self.folder is not None:
+            if resume and (left == 0 or self._taken_before() >= self._planned()):
+                self.folder.refuse_other_end(self.config)
             self.folder.begin(self.config, resume=resume, overwrite=self.overwrite)
             if resume:
                 self.folder.keep_metrics_until(self.position.step)
 
-    def _make_private(self, begin: Callable[[], None]) -> None:
+    def _planned(self) -> int:
+        """Steps of the whole run."""
+        config = self.config
+        if not config.private:
+            return config.epochs * math.ceil(len(self.x) / config.batch_size)
+        return config.epochs * steps_an_epoch(config.public_size or len(self.x), config.batch_size)
+
+    def _taken_before(self) -> int:
+        return self._count_before() if self.config.private else self.position.step
+
+    def _make_private(self, begin: Callable[[int | None], None]) -> None:
         config = self.config
         path = None if self.folder is None else self.folder.path / LEDGER
         loader: DataLoader[Any] = DataLoader(TensorDataset(self.x, self.y), batch_size=config.batch_size)
         if not config.private:
             about = {"module": self.module.describe(), ANNOUNCED: True}
             header = {"release": "none", "reproducible": False, **about, SETTINGS: self._held()}
-            begin()
+            begin(None)
             if self.resumed:
                 self.ledger = Ledger.open(self.resumed)
                 self.ledger.append_settings(self._held())
@@ -380,7 +397,7 @@ class _Run:
 
         Of several workers all end once one of them was asked to.
         """
-        planned = self.config.epochs * self.steps_an_epoch
+        planned = self._planned()
         progress.start(planned)
         begun = time.perf_counter() - self.position.seconds
         with ending.watching():
