@@ -140,7 +140,7 @@ def check_places(aligned: AlignedModule, rows: int, like: Sequence[Tensor] | Non
     inputs = aligned.example(rows) if like is None else aligned.inputs_like(like, rows)
     order = torch.randperm(rows, generator=torch.Generator().manual_seed(0))
     half = order < rows // 2
-    padded = [torch.where(half.view(-1, *[1] * (x.ndim - 1)), x[order], 0).to(x) for x in inputs]
+    padded = [torch.where(half.view(-1, *[1] * (x.ndim - 1)).to(x.device), x[order], 0).to(x) for x in inputs]
     on = torch.arange(rows).roll(1)
     for training in (True, False):
         step = _Step(aligned, training, rows=rows)

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, TensorDataset
 
 from noise_models.errors import UsageError
+from noise_models.places import usable
 from noise_models.randomness.generator import NoiseGenerator, derive_seed
 from optical_dfa.aligning import align
 from optical_dfa.config import ResolvedConfig, TrainConfig, resolve
@@ -125,7 +126,7 @@ class _Run:
     ) -> None:
         self.workers = workers
         _refuse_workers(config, workers)
-        device = _device(config.device)
+        device = usable(config.device)
         loaded: list[Dataset] = []
         workers.told(lambda: loaded.append(_data(config)))  # downloaded once
         self.data: Dataset = loaded[0] if loaded else _data(config)
@@ -696,13 +697,3 @@ def _optimizer(config: ResolvedConfig, module: nn.Module) -> Optimizer:
 def _finite(value: float) -> float | None:
     """JSON has no NaN."""
     return value if math.isfinite(value) else None
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"device {name!r} cannot be used here ({reason}); use --device cpu") from None
-    return device

@@ -1,0 +1,94 @@
+"""Where torch computes, the CPU or an accelerator, and how numbers come from the one to the other.
+
+Coins, noise and random matrices are drawn on the CPU wherever a network is, so that a seed gives one result everywhere.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from noise_models.errors import UsageError
+from noise_models.randomness.generator import BLOCK
+
+CPU: Final = torch.device("cpu")
+_BLOCK: Final = (
+    8 * BLOCK
+)  # numbers handed over at a time; whole blocks of a generator's, so that its draws are the same
+
+
+def usable(name: str) -> torch.device:
+    """The place of that name.
+
+    Raises:
+        UsageError: torch does not know it, or finds none here.
+    """
+    try:
+        place = torch.device(name)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"device {name!r} cannot be used here ({reason}); use --device cpu") from None
+    return place
+
+
+def place_of(module: nn.Module) -> torch.device:
+    """Where the module's first parameter is, or its first buffer; the CPU where it has neither."""
+    first = next((*module.parameters(), *module.buffers()).__iter__(), None)
+    return CPU if first is None else first.device
+
+
+def on_cpu(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """The numbers of `x`, contiguous and without gradients, in memory of the CPU: its own where it is there already."""
+    return x.detach().to(CPU, dtype).contiguous()
+
+
+def staging(count: int, dtype: torch.dtype, place: torch.device) -> Tensor:
+    """Memory of the CPU, shape (count,), from which numbers go to `place` block by block, pinned where that helps."""
+    return torch.empty(count, dtype=dtype, pin_memory=place.type == "cuda")
+
+
+def add_drawn(total: Tensor, draw: Callable[[Tensor], object]) -> None:
+    """`total += Z`, for Z drawn on the CPU, in blocks through one staging buffer.
+
+    Args:
+        total: contiguous, of any shape.
+        draw: adds its draws to a contiguous tensor on the CPU, of total's type; called in order.
+    """
+    if total.device == CPU:
+        draw(total)
+        return
+    flat = total.view(-1)
+    buffer = staging(min(_BLOCK, len(flat)), total.dtype, total.device)
+    for start in range(0, len(flat), _BLOCK):
+        part = flat[start : start + _BLOCK]
+        block = buffer[: len(part)].zero_()
+        draw(block)
+        part.add_(block.to(total.device))
+    buffer.zero_()
+
+
+def exactly(place: torch.device) -> AbstractContextManager[None]:
+    """No autocast there: it would compute in a lower precision."""
+    if not torch.amp.is_autocast_available(place.type):
+        return nullcontext()
+    return torch.autocast(place.type, enabled=False)
+
+
+def autocast_type(place: torch.device) -> torch.dtype | None:
+    """What autocast computes in there; None where it is off."""
+    if not torch.amp.is_autocast_available(place.type) or not torch.is_autocast_enabled(place.type):
+        return None
+    return torch.get_autocast_dtype(place.type)
+
+
+def seconds(place: torch.device) -> float:
+    """The time (`time.perf_counter`) once all that was asked of the place is done."""
+    if place.type != "cpu" and torch.accelerator.is_available():
+        torch.accelerator.synchronize(place)
+    return time.perf_counter()
