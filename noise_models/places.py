@@ -44,8 +44,20 @@ def place_of(module: nn.Module) -> torch.device:
 
 
 def on_cpu(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """The numbers of `x`, contiguous and without gradients, in memory of the CPU: its own where it is there already."""
+    """The numbers of `x`, contiguous and without gradients, in memory of the CPU; its own where it is so already."""
     return x.detach().to(CPU, dtype).contiguous()
+
+
+def normals_like(x: Tensor, generator: torch.Generator) -> Tensor:
+    """N(0, 1), drawn on the CPU, of x's shape, type and place."""
+    return torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
+
+
+def moved(x: Tensor, place: torch.device) -> Tensor:
+    """`x` there, sent from pinned memory where that helps."""
+    if x.device == CPU and place.type == "cuda":
+        return x.pin_memory().to(place, non_blocking=True)
+    return x.to(place)
 
 
 def staging(count: int, dtype: torch.dtype, place: torch.device) -> Tensor:

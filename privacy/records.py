@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, TensorDataset
 
 from noise_models.errors import UsageError
+from noise_models.places import on_cpu
 from privacy.empty_batch import emptied
 from privacy.loader_workers import LoaderWorkers, unmade
 
@@ -125,7 +126,7 @@ def _digest(batch: Any) -> str | None:
         if isinstance(part, np.ndarray) and not part.dtype.hasobject:
             digest.update(repr((part.dtype.str, part.shape)).encode() + np.ascontiguousarray(part).tobytes())
         elif isinstance(part, Tensor):
-            flat = part.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            flat = on_cpu(part).reshape(-1).view(torch.uint8)
             digest.update(repr((part.dtype, part.shape)).encode() + flat.numpy().tobytes())
         elif isinstance(part, Mapping):
             add(list(part.items()))

@@ -7,17 +7,17 @@ of memory that the CPU does not have, random numbers of a generator that lives e
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 from unittest.mock import patch
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
 
+from noise_models.randomness import lanes
 from optical_dfa.capture.layers.own import _Certain
 from optical_dfa.capture.modes import _Operations
 
@@ -132,12 +132,12 @@ def _but_places(mode: type[TorchDispatchMode]) -> Any:
 
 @contextmanager
 def other_device() -> Iterator[torch.device]:
-    """While open, tensors can be made on `OTHER` and moved to it, in every thread."""
-    start = threading.Thread.run
+    """While open, tensors can be made on `OTHER` and moved to it, in every lane too."""
+    run = lanes._without_gradients
 
-    def run(thread: threading.Thread) -> None:
-        with _Watching():
-            start(thread)
+    def watched(task: Callable[[], Any], inference: bool) -> Any:
+        with _Watching() if _get_current_dispatch_mode() is None else nullcontext():
+            return run(task, inference)
 
     before = torch.__future__.get_overwrite_module_params_on_conversion()
     torch.__future__.set_overwrite_module_params_on_conversion(True)
@@ -145,7 +145,7 @@ def other_device() -> Iterator[torch.device]:
     try:
         followed = (Tensor, torch.nn.Parameter, Elsewhere)
         with (
-            patch("threading.Thread.run", run),
+            patch("noise_models.randomness.lanes._without_gradients", watched),
             patch("optical_dfa.capture.following._FOLLOWED", followed),
             patch.object(_Operations, "__torch_dispatch__", _but_places(_Operations)),
             patch.object(_Certain, "__torch_dispatch__", _but_places(_Certain)),

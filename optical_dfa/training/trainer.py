@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, TensorDataset
 
 from noise_models.errors import UsageError
-from noise_models.places import usable
+from noise_models.places import moved, seconds, usable
 from noise_models.randomness.generator import NoiseGenerator, derive_seed
 from optical_dfa.aligning import align
 from optical_dfa.config import ResolvedConfig, TrainConfig, resolve
@@ -126,7 +126,7 @@ class _Run:
     ) -> None:
         self.workers = workers
         _refuse_workers(config, workers)
-        device = usable(config.device)
+        self.place = usable(config.device)
         loaded: list[Dataset] = []
         workers.told(lambda: loaded.append(_data(config)))  # downloaded once
         self.data: Dataset = loaded[0] if loaded else _data(config)
@@ -154,7 +154,7 @@ class _Run:
             seed,
             cardinalities=self.data.cardinalities,
             text=self.data.text,
-        ).to(device)
+        ).to(self.place)
         if self.config.transfer is not None:
             take_convolutions(network, self.config.transfer)
         secret = self.config.private and not self.config.reproducible
@@ -186,8 +186,9 @@ class _Run:
                 f"rule {self.config.rule} needs {', '.join(unmet)}, which this trainer does not give"
             )
         self.optimizer: Optimizer = _optimizer(self.config, self.module)
-        self.x, self.y = self.data.x_train.to(device), self.data.y_train.to(device)
-        self.x_test, self.y_test = self.data.x_test.to(device), self.data.y_test.to(device)
+        # Records stay where they lie, which may be on disk, and batches go to the place.
+        self.x, self.y = self.data.x_train, self.data.y_train
+        self.x_test, self.y_test = self.data.x_test, self.data.y_test
         self.diagnosis = (
             Diagnosis(self.module, self.x, self.y, None if folder is None else folder.path)
             if self.config.diagnose
@@ -400,7 +401,7 @@ class _Run:
         """
         planned = self._planned()
         progress.start(planned)
-        begun = time.perf_counter() - self.position.seconds
+        begun = seconds(self.place) - self.position.seconds
         with ending.watching():
             try:
                 step = self._take_steps(planned, begun, progress, ending)
@@ -409,7 +410,7 @@ class _Run:
                     raise reason from None
                 raise
         if self.position.step != step or math.isnan(self.accuracy):
-            self._keep(step, time.perf_counter() - begun)
+            self._keep(step, seconds(self.place) - begun)
 
     def _take_steps(self, planned: int, begun: float, progress: Progress, ending: Ending) -> int:
         """Steps until all planned ones are taken or the budget is spent; how many the weights have then seen."""
@@ -423,7 +424,7 @@ class _Run:
                 break
             self._set_rate(taken / planned)
             self.optimizer.zero_grad()
-            loss = self._loss(self.module(x), y)
+            loss = self._loss(self.module(moved(x, self.place)), moved(y, self.place))
             torch.autograd.backward(loss)
             self.optimizer.step()
             if self._diagnoses and len(x):
@@ -435,15 +436,14 @@ class _Run:
             self._pass_time()
             progress.update(taken, {})
             reason = self._ends(ending) if taken < planned else None
-            seconds = time.perf_counter() - begun
             whole = step % self.steps_an_epoch == 0 or taken == planned
             if reason is not None:
-                self._save(step, seconds)  # there may be no time for more
+                self._save(step, seconds(self.place) - begun)  # there may be no time for more
                 self._note(self._evaluated(step))
             elif whole:
-                self._keep(step, seconds)
+                self._keep(step, seconds(self.place) - begun)
             elif ending.checkpoint_due(step):
-                self._save(step, seconds)
+                self._save(step, seconds(self.place) - begun)
             else:
                 continue
             ending.kept()
@@ -469,7 +469,7 @@ class _Run:
         shape = (records, *self.y.shape[1:])
         logits = torch.randn(*shape, self.data.classes, generator=random)
         targets = torch.randint(0, self.data.classes, shape, generator=random)
-        refuse_by_number(logits.to(self.x.device), targets.to(self.x.device))
+        refuse_by_number(logits.to(self.place), targets.to(self.place))
 
     def _loss(self, logits: Tensor, y: Tensor) -> Tensor:
         """Of a batch: the mean over records and positions; in a private run the sum over the records."""
