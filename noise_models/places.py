@@ -6,8 +6,8 @@ Coins, noise and random matrices are drawn on the CPU wherever a network is, so 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Final
 
 import torch
@@ -104,3 +104,31 @@ def seconds(place: torch.device) -> float:
     if place.type != "cpu" and torch.accelerator.is_available():
         torch.accelerator.synchronize(place)
     return time.perf_counter()
+
+
+def accelerators(tensors: Iterable[Tensor]) -> list[torch.device]:
+    """Places of these tensors with random numbers of their own, as `torch.random.fork_rng` takes them."""
+    return sorted({x.device for x in tensors if x.device.type == "cuda"}, key=str)
+
+
+def current_accelerator() -> torch.device:
+    """The CUDA device that this process works on."""
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+class RandomState:
+    """Where torch's random numbers stood, on the CPU and on the GPUs in use: a later pass can draw the same masks."""
+
+    def __init__(self) -> None:
+        self.cpu = torch.get_rng_state()
+        used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+        self.gpus = torch.cuda.get_rng_state_all() if used else []
+
+    @contextmanager
+    def again(self) -> Iterator[None]:
+        """From there again; afterwards the random numbers go on where they were."""
+        with torch.random.fork_rng(devices=range(len(self.gpus))):
+            torch.set_rng_state(self.cpu)
+            if self.gpus:
+                torch.cuda.set_rng_state_all(self.gpus)
+            yield

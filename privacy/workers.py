@@ -128,7 +128,9 @@ class Workers:
         rows = [torch.empty_like(row, device=_place()) for _ in range(self.count)]
         with _talking() as group:
             torch.distributed.all_gather(rows, row.to(_place()), group)
-        return [json.loads(row[:size].cpu().numpy().tobytes()) for row, size in zip(rows, sizes, strict=True)]
+        return [
+            json.loads(row[:size].to("cpu").numpy().tobytes()) for row, size in zip(rows, sizes, strict=True)
+        ]
 
     def meet(self, *said: int) -> list[list[int]]:
         """Wait for all, each with up to two whole numbers; nobody goes on where one failed (`telling`).
@@ -211,7 +213,7 @@ class Workers:
         row = torch.zeros(size, dtype=torch.uint8)
         if self.first and size:
             row = torch.frombuffer(bytearray(text), dtype=torch.uint8)
-        return self.hand_out(row).cpu().numpy().tobytes() if size else b""
+        return self.hand_out(row).to("cpu").numpy().tobytes() if size else b""
 
     def _all_gather(self, words: list[int]) -> list[list[int]]:
         import torch
@@ -275,11 +277,11 @@ def started_first() -> bool:
 
 def _place() -> torch.device:
     """Where tensors are when workers exchange them: on the CPU, but for NCCL, which knows accelerators alone."""
-    import torch
+    from torch import distributed
 
-    if torch.distributed.get_backend() == "nccl":
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("cpu")
+    from noise_models.places import CPU, current_accelerator
+
+    return current_accelerator() if distributed.get_backend() == "nccl" else CPU
 
 
 @contextmanager

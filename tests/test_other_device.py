@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -153,6 +154,31 @@ def test_a_planted_mistake_is_found(plant: str, monkeypatch: pytest.MonkeyPatch)
 
 
 # ---- the seam
+
+# What only one file may ask of torch, and where the same text means something else.
+DEVICES = re.compile(
+    r"torch\.cuda|torch\.accelerator|\.cuda\(|\.cpu\(\)|pin_memory|torch\.autocast|Generator\(device"
+    r"|[\"'](cuda|mps|xpu)[\"']|synchronize"
+)
+ELSEWHERE = {
+    "noise_models/places.py",
+    "privacy/loader_workers.py",  # a DataLoader's settings by name
+    "optical_dfa/capture/state.py",  # tensors without numbers (meta)
+    "optical_dfa/capture/program.py",
+}
+
+
+def test_what_depends_on_a_device_stands_in_one_file() -> None:
+    root = Path(places.__file__).parents[1]
+    found = [
+        f"{path.relative_to(root)}:{number}: {line.strip()}"
+        for room in ("noise_models", "privacy", "optical_dfa")
+        for path in sorted((root / room).rglob("*.py"))
+        if str(path.relative_to(root)) not in ELSEWHERE
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if DEVICES.search(line.partition("#")[0])
+    ]
+    assert found == []
 
 
 @pytest.mark.parametrize("count", [0, 1, 5, (8 << 15) + 3])

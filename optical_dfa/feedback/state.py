@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from noise_models.errors import UsageError
+from noise_models.places import RandomState
 from noise_models.randomness.generator import derive_seed
 from optical_dfa.backends.base import ProjectionBackend
-from optical_dfa.feedback.forward_mode import RandomState
 from optical_dfa.feedback.points import ForwardPass, Point, recomputed, take_off
 
 
