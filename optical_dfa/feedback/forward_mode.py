@@ -3,33 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp
 
 from noise_models.errors import UsageError
+from noise_models.places import RandomState
 from optical_dfa.feedback.points import ForwardPass, Tape, install
-
-
-class RandomState:
-    """Where torch's random numbers stood, on the CPU and on the GPUs in use: a later pass can draw the same masks."""
-
-    def __init__(self) -> None:
-        self.cpu = torch.get_rng_state()
-        used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-        self.gpus = torch.cuda.get_rng_state_all() if used else []
-
-    @contextmanager
-    def again(self) -> Iterator[None]:
-        """From there again; afterwards the random numbers go on where they were."""
-        with torch.random.fork_rng(devices=range(len(self.gpus))):
-            torch.set_rng_state(self.cpu)
-            if self.gpus:
-                torch.cuda.set_rng_state_all(self.gpus)
-            yield
 
 
 def directional_derivative(

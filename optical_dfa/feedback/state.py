@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from noise_models.errors import UsageError
+from noise_models.places import RandomState
 from noise_models.randomness.generator import derive_seed
 from optical_dfa.backends.base import ProjectionBackend
-from optical_dfa.feedback.forward_mode import RandomState
 from optical_dfa.feedback.points import ForwardPass, Point, recomputed, take_off
 
 
@@ -162,12 +162,12 @@ class DrawingState(FeedbackState):
     def begin(self) -> None:
         self._random = RandomState()  # a second pass over the batch draws the same masks
 
-    def draws(self, device: torch.device) -> torch.Generator:
+    def draws(self) -> torch.Generator:
         """The stream of this forward pass: the same after a restart from the same `state_dict`."""
         seed = derive_seed(
             int(self.get_buffer("seed")), f"directions of pass {int(self.get_buffer('passes'))}"
         )
-        return torch.Generator(device=device).manual_seed(seed)
+        return torch.Generator().manual_seed(seed)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_random": None}

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, TensorDataset
 
 from noise_models.errors import UsageError
+from noise_models.places import moved, seconds, usable
 from noise_models.randomness.generator import NoiseGenerator, derive_seed
 from optical_dfa.aligning import align
 from optical_dfa.config import ResolvedConfig, TrainConfig, resolve
@@ -57,6 +58,7 @@ from privacy.notions import Adjacency
 from privacy.releases import calibrations, terms
 from privacy.releases.dark_source import DarkFrameSource
 from privacy.releases.per_record import PerRecordRelease
+from privacy.sampling import steps_an_epoch
 from privacy.weights import ANNOUNCED
 from privacy.workers import Workers
 
@@ -129,7 +131,7 @@ class _Run:
         own_layers = config.parallel == "layers" and workers.count > 1
         if not own_layers:
             _refuse_workers(config, workers)
-        device = _device(config.device)
+        self.place = usable(config.device)
         loaded: list[Dataset] = []
         workers.told(lambda: loaded.append(_data(config)))  # downloaded once
         self.data: Dataset = loaded[0] if loaded else _data(config)
@@ -157,7 +159,7 @@ class _Run:
             seed,
             cardinalities=self.data.cardinalities,
             text=self.data.text,
-        ).to(device)
+        ).to(self.place)
         if self.config.transfer is not None:
             take_convolutions(network, self.config.transfer)
         secret = self.config.private and not self.config.reproducible
@@ -195,8 +197,9 @@ class _Run:
             else None
         )
         self._has_folder = workers.told(lambda: folder is not None)
-        self.x, self.y = self.data.x_train.to(device), self.data.y_train.to(device)
-        self.x_test, self.y_test = self.data.x_test.to(device), self.data.y_test.to(device)
+        # Records stay where they lie, which may be on disk, and batches go to the place.
+        self.x, self.y = self.data.x_train, self.data.y_train
+        self.x_test, self.y_test = self.data.x_test, self.data.y_test
         self.diagnosis = (
             Diagnosis(self.module, self.x, self.y, None if folder is None else folder.path)
             if self.config.diagnose
@@ -252,7 +255,7 @@ class _Run:
             self._take_up()
             self.workers.told(self._refuse_beyond)
         try:
-            self._make_private(lambda: self._begin(resume))
+            self._make_private(lambda left: self._begin(resume, left))
         except BaseException:
             if self.folder is not None and not resume and not self._tells_why():
                 self.folder.undo()
@@ -319,20 +322,36 @@ class _Run:
                     "settings"
                 )
 
-    def _begin(self, resume: bool) -> None:
+    def _begin(self, resume: bool, left: int | None) -> None:
+        """
+        Args:
+            left: releases that the budget allows; None without one.
+        """
         if self.folder is not None:
+            if resume and (left == 0 or self._taken_before() >= self._planned()):
+                self.folder.refuse_other_end(self.config)
             self.folder.begin(self.config, resume=resume, overwrite=self.overwrite)
             if resume:
                 self.folder.keep_metrics_until(self.position.step)
 
-    def _make_private(self, begin: Callable[[], None]) -> None:
+    def _planned(self) -> int:
+        """Steps of the whole run."""
+        config = self.config
+        if not config.private:
+            return config.epochs * math.ceil(len(self.x) / config.batch_size)
+        return config.epochs * steps_an_epoch(config.public_size or len(self.x), config.batch_size)
+
+    def _taken_before(self) -> int:
+        return self._count_before() if self.config.private else self.position.step
+
+    def _make_private(self, begin: Callable[[int | None], None]) -> None:
         config = self.config
         path = None if self.folder is None else self.folder.path / LEDGER
         loader: DataLoader[Any] = DataLoader(TensorDataset(self.x, self.y), batch_size=config.batch_size)
         if not config.private:
             about = {"module": self.module.describe(), ANNOUNCED: True}
             header = {"release": "none", "reproducible": False, **about, SETTINGS: self._held()}
-            begin()
+            begin(None)
             if self.resumed:
                 self.ledger = Ledger.open(self.resumed)
                 self.ledger.append_settings(self._held())
@@ -397,9 +416,9 @@ class _Run:
 
         Of several workers all end once one of them was asked to.
         """
-        planned = self.config.epochs * self.steps_an_epoch
+        planned = self._planned()
         progress.start(planned)
-        begun = time.perf_counter() - self.position.seconds
+        begun = seconds(self.place) - self.position.seconds
         with ending.watching():
             try:
                 step = self._take_steps(planned, begun, progress, ending)
@@ -408,7 +427,7 @@ class _Run:
                     raise reason from None
                 raise
         if self.position.step != step or math.isnan(self.accuracy):
-            self._keep(step, time.perf_counter() - begun)
+            self._keep(step, seconds(self.place) - begun)
 
     def _take_steps(self, planned: int, begun: float, progress: Progress, ending: Ending) -> int:
         """Steps until all planned ones are taken or the budget is spent; how many the weights have then seen."""
@@ -431,15 +450,14 @@ class _Run:
             self._pass_time()
             progress.update(taken, {})
             reason = self._ends(ending, heard) if taken < planned else None
-            seconds = time.perf_counter() - begun
             whole = step % self.steps_an_epoch == 0 or taken == planned
             if reason is not None:
-                self._save(step, seconds)  # there may be no time for more
+                self._save(step, seconds(self.place) - begun)  # there may be no time for more
                 self._note(self._evaluated(step))
             elif whole:
-                self._keep(step, seconds)
+                self._keep(step, seconds(self.place) - begun)
             elif heard[1] if heard else ending.checkpoint_due(step):
-                self._save(step, seconds)
+                self._save(step, seconds(self.place) - begun)
             else:
                 continue
             ending.kept()
@@ -451,6 +469,7 @@ class _Run:
 
     def _learn(self, x: Tensor, y: Tensor, said: list[int]) -> tuple[Tensor | None, list[int]]:
         """One step of the optimizer: the loss where it is known, and what workers with layers of their own agree on."""
+        x, y = moved(x, self.place), moved(y, self.place)
         if self.layers is not None:
             return self.layers.step(x, y, said)
         self.optimizer.zero_grad()
@@ -488,7 +507,7 @@ class _Run:
         shape = (records, *self.y.shape[1:])
         logits = torch.randn(*shape, self.data.classes, generator=random)
         targets = torch.randint(0, self.data.classes, shape, generator=random)
-        refuse_by_number(logits.to(self.x.device), targets.to(self.x.device))
+        refuse_by_number(logits.to(self.place), targets.to(self.place))
 
     def _loss(self, logits: Tensor, y: Tensor) -> Tensor:
         """Of a batch: the mean over records and positions; in a private run the sum over the records."""
@@ -738,13 +757,3 @@ def _optimizer(config: ResolvedConfig, module: nn.Module) -> Optimizer:
 def _finite(value: float) -> float | None:
     """JSON has no NaN."""
     return value if math.isfinite(value) else None
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"device {name!r} cannot be used here ({reason}); use --device cpu") from None
-    return device

@@ -21,6 +21,7 @@ from torch.autograd.function import once_differentiable
 from torch.func import jvp
 
 from noise_models.errors import UsageError
+from noise_models.places import normals_like
 from optical_dfa.backends.base import ProjectionBackend
 from optical_dfa.feedback.card import Refusal, RuleCard
 from optical_dfa.feedback.points import ForwardPass, Point, call_order
@@ -160,14 +161,14 @@ class _LocalState(LearnedState):
     def observe(self, passed: ForwardPass) -> _Moved:
         inputs, self.inputs = self.inputs or [], None
         output = passed.output
-        stream = self.draws(output.device)
+        stream = self.draws()
         self.get_buffer("passes").add_(1)
         rows = output.shape[:-1].numel()
         noted = _Moved({})
         for (index, _), a in zip(passed.kept, inputs, strict=True):
             point = self.points[index]
             part = passed.module.get_submodule(point.name)
-            u = torch.randn(a.shape, generator=stream, dtype=a.dtype, device=a.device)
+            u = normals_like(a, stream)
             if isinstance(part, nn.ReLU):
                 u.mul_(a > 0)
             with torch.no_grad():
