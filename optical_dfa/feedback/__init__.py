@@ -39,6 +39,7 @@ RULES: Registry[RuleCard] = Registry(
         "hybrid": "optical_dfa.feedback.rules.hybrid:HybridFeedback",
         "lg-fg-a": "optical_dfa.feedback.rules.local_greedy:LocalGreedyForwardGradient",
         "modular": "optical_dfa.feedback.rules.modular:ModularFeedbackAlignment",
+        "mono-forward": "optical_dfa.feedback.rules.mono_forward:MonoForward",
         "pepita": "optical_dfa.feedback.rules.pepita:Pepita",
         "recurrent-hybrid": "optical_dfa.feedback.rules.recurrent_hybrid:RecurrentHybrid",
         "shallow": "optical_dfa.feedback.rules.shallow:Shallow",
