@@ -35,6 +35,7 @@ RULES: Registry[RuleCard] = Registry(
         "fg-w": "optical_dfa.feedback.rules.forward_gradient:WeightForwardGradient",
         "frsf": "optical_dfa.feedback.rules.sign_symmetry:FixedRandomSignSymmetry",
         "gated-dfa": "optical_dfa.feedback.rules.gated:GatedFeedbackAlignment",
+        "grape": "optical_dfa.feedback.rules.grape:GradientAlignedProjectedError",
         "grouped": "optical_dfa.feedback.rules.grouped:GroupedFeedback",
         "hybrid": "optical_dfa.feedback.rules.hybrid:HybridFeedback",
         "ldfa": "optical_dfa.feedback.rules.ldfa:LowDimensionalFeedbackAlignment",

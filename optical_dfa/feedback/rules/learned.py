@@ -68,6 +68,7 @@ class LearnedState(DrawingState):
             if rule.initial_scale:
                 drawn = RandomMatrix(components, columns, placed.seed + index, "normal").values.T
                 first.copy_(drawn).mul_(rule.initial_scale / math.sqrt(columns))
+            rule.settle(first)
             register(self, key(point.name), first, rule.optimizer)
 
     def matrix(self, point: Point) -> Tensor:
@@ -107,6 +108,7 @@ class LearnedState(DrawingState):
             gradient = self.rule.pseudo_gradient(found, part, error)
             count = int(self.get_buffer("updates"))
             descend(self, key(self.points[index].name), gradient, self.rule, count)
+            self.rule.settle(found)
 
 
 def register(state: nn.Module, name: str, first: Tensor, optimizer: str) -> None:
@@ -224,6 +226,9 @@ class LearnedFeedback(Rule):
     @abstractmethod
     def difference(self, matrix: Tensor, part: Tensor, error: Tensor) -> Tensor:
         """G_l without its decay, as a new tensor."""
+
+    def settle(self, matrix: Tensor) -> None:
+        """What is done to B_l, in place, when it was drawn and after every change."""
 
     @abstractmethod
     def state(self, placed: Placement) -> LearnedState: ...

@@ -12,15 +12,15 @@ is the last layer's; here that layer is the network's output layer, which learns
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from noise_models.errors import UsageError
 from optical_dfa.backends.base import ProjectionBackend
 from optical_dfa.feedback.card import Refusal, RuleCard
-from optical_dfa.feedback.points import ForwardPass, call_order
+from optical_dfa.feedback.points import ForwardPass
 from optical_dfa.feedback.rules.drtp import check_targets, onehot_targets
 from optical_dfa.feedback.rules.learned import LearnedFeedback, LearnedState, Lesson, rows_of
-from optical_dfa.feedback.state import Placement
+from optical_dfa.feedback.state import Placement, check_once
 
 
 @RuleCard(
@@ -105,19 +105,3 @@ class _ClassifyingState(LearnedState):
         """Of each classifier c n_l for its answer, for the signal and for what it learns."""
         work = positions * components * sum(point.width for point in self.points)
         return 3 * work, work
-
-
-def check_once(placed: Placement, rule: str) -> None:
-    """Every point must be called once for a record, or once for each of its positions.
-
-    Raises:
-        UsageError: naming the point.
-    """
-    called = call_order(placed.module, placed.example, nn.Module)
-    for point in placed.points:
-        count = called.count(point.name)
-        if count != 1 and (placed.output.ndim != 3 or count != placed.output.shape[1]):
-            raise UsageError(
-                f"feedback point {point.name} is called {count} times in a forward pass; rule {rule} takes points that "
-                "are called once, or once for each position; use rule dfa"
-            )
