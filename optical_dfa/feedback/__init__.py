@@ -29,6 +29,7 @@ RULES: Registry[RuleCard] = Registry(
         "dilated": "optical_dfa.feedback.rules.dilated:DilatedFeedback",
         "dkp": "optical_dfa.feedback.rules.dkp:DirectKolenPollack",
         "drtp": "optical_dfa.feedback.rules.drtp:DirectRandomTargetProjection",
+        "ebd": "optical_dfa.feedback.rules.ebd:ErrorBroadcastDecorrelation",
         "fa": "optical_dfa.feedback.rules.fa:FeedbackAlignment",
         "fdfa": "optical_dfa.feedback.rules.fdfa:ForwardDirectFeedbackAlignment",
         "fg-a": "optical_dfa.feedback.rules.forward_gradient:ActivityForwardGradient",
