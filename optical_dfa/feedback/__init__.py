@@ -34,6 +34,7 @@ RULES: Registry[RuleCard] = Registry(
         "fdfa": "optical_dfa.feedback.rules.fdfa:ForwardDirectFeedbackAlignment",
         "fg-a": "optical_dfa.feedback.rules.forward_gradient:ActivityForwardGradient",
         "fg-w": "optical_dfa.feedback.rules.forward_gradient:WeightForwardGradient",
+        "forward-forward": "optical_dfa.feedback.rules.forward_forward:ForwardForward",
         "frsf": "optical_dfa.feedback.rules.sign_symmetry:FixedRandomSignSymmetry",
         "gated-dfa": "optical_dfa.feedback.rules.gated:GatedFeedbackAlignment",
         "grape": "optical_dfa.feedback.rules.grape:GradientAlignedProjectedError",

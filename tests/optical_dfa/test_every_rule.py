@@ -30,8 +30,8 @@ from privacy import PrivacyEngine
 C = 4
 CONVOLUTIONAL = ("cdfa", "dilated", "grouped", "hybrid", "modular")
 REFUSED = {  # by a private release: they learn or draw as they teach, or do not teach layer by layer
-    "brsf": "brsf", "ddfa": "fdfa", "dkp": "dkp", "ebd": "ebd", "fdfa": "fdfa",
-    "fg-a": "fg-a", "fg-w": "fg-w", "grape": "grape", "ldfa": "ldfa", "lg-fg-a": "lg-fg-a",
+    "brsf": "brsf", "ddfa": "fdfa", "dkp": "dkp", "ebd": "ebd", "fdfa": "fdfa", "fg-a": "fg-a", "fg-w": "fg-w",
+    "forward-forward": "forward-forward", "grape": "grape", "ldfa": "ldfa", "lg-fg-a": "lg-fg-a",
     "mono-forward": "mono-forward", "pepita": "pepita", "pfa": "pfa",
 }  # fmt: skip
 
