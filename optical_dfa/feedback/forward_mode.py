@@ -1,4 +1,4 @@
-"""Forward mode: how the output moves when the feedback points' outputs do, by one Jacobian-vector product."""
+"""Passes that are not cut: how the output moves when the feedback points' outputs do, forwards and backwards."""
 
 from __future__ import annotations
 
@@ -45,6 +45,28 @@ def directional_derivative(
             tape.added = None
     found: Tensor = derivative
     return found
+
+
+def exact_signals(passed: ForwardPass, error: Tensor, random: RandomState | None = None) -> list[Tensor]:
+    """dL/dh_k at the k-th call of a point, by reverse mode through a second pass that is not cut.
+
+    Args:
+        passed: the pass that is repeated; buffers stay as they are.
+        error: dL/dz, of as many numbers as the output.
+        random: as above.
+    Returns:
+        one tensor a call, shaped like the point's output, in call order.
+    """
+    module, tape = passed.module, passed.tape
+    additions = [torch.zeros_like(h).requires_grad_() for _, h in passed.kept]
+    buffers = {name: b.detach().clone() for name, b in module.named_buffers()}
+    with torch.enable_grad(), (random or RandomState()).again():
+        try:
+            tape.added = [*additions]
+            output = functional_call(module, buffers, tuple(passed.args), dict(passed.kwargs))
+        finally:
+            tape.added = None
+        return list(torch.autograd.grad(output, additions, error.reshape(output.shape).to(output.dtype)))
 
 
 def parameter_derivative(

@@ -64,10 +64,10 @@ class ForwardDirectFeedbackAlignment(LearnedFeedback):
 
     def state(self, placed: Placement) -> LearnedState:
         check_forward_mode(placed.module, [p.name for p in placed.points], placed.example, self.name)
-        return _EstimatingState(self, placed)
+        return EstimatingState(self, placed)
 
 
-class _EstimatingState(LearnedState):
+class EstimatingState(LearnedState):
     """Notes an estimate of J_l for each point that was moved."""
 
     rule: ForwardDirectFeedbackAlignment
