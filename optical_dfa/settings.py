@@ -128,7 +128,7 @@ class Settings:
     batch_size: Annotated[Count | None, Says("Expected number of records a step.")] = None
     # A limit of memory, without effect on the result.
     max_physical_batch_size: Annotated[Count | None, Says("Records in memory at once.")] = None
-    # None shares the records out, of a private run; what several workers do not do for a run is refused.
+    # None is records, which are shared out in private runs alone.
     parallel: Annotated[
         Text | None,
         Says(

@@ -402,18 +402,27 @@ def test_shares_are_as_equal_as_they_can_be(costs: list[int], data: st.DataObjec
 # ---- longer
 
 
+def used_twice() -> nn.Module:
+    """One layer in two places of the last stage."""
+    torch.manual_seed(0)
+    tied = nn.Linear(32, 32)
+    lower = (nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 32), nn.Tanh())
+    return nn.Sequential(*lower, tied, nn.Tanh(), tied, nn.Tanh(), nn.Linear(32, 10))
+
+
 def chains() -> dict[str, dict[str, Any]]:
     """A rule or a network each, and what it is trained on."""
     return {
         **{name: {"rule": name} for name in FROM_ERROR},
         "cnn": {"net": build("cnn:4,8+16", (1, 8, 8), 10, 0), "shape": (1, 8, 8)},
         "resmlp": {"net": build("resmlp:16,16,16/relu", (64,), 10, 0)},
+        "used twice": {"net": used_twice()},
         "embed": {"net": build("embed:4,16,12", (64,), 10, 0, cardinalities=(5, 7) + (0,) * 62)},
     }
 
 
 def every_chain() -> Any:
-    return {name: by_layers(1, **given)[:2] for name, given in chains().items()}
+    return {name: by_layers(1, **given_)[:2] for name, given_ in chains().items()}
 
 
 @pytest.mark.slow

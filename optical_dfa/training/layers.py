@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +19,7 @@ from noise_models.errors import UsageError
 from optical_dfa.feedback.aligned import AlignedModule
 from optical_dfa.feedback.stages import Passed, stages
 from optical_dfa.feedback.state import components
+from optical_dfa.training.holdings import Holdings
 from privacy.workers import Handed, Workers, bits
 
 
@@ -76,7 +76,7 @@ class LayerParallel(nn.Module):
         self.stage = self._stages[self.workers.rank]
         self.aligned, self.optimizer, self.loss = aligned, optimizer, loss
         self.parts = self.workers.count if parts is None else parts
-        self._groups = [list(group["params"]) for group in optimizer.param_groups]
+        self._holdings = Holdings(aligned.module, optimizer, self._stages, self.workers)
         self._alone = self.workers.count == 1  # nothing to leave to others
 
     # ---- a step
@@ -241,18 +241,8 @@ class LayerParallel(nn.Module):
                 "seeds"
             )
         self._alone = True
-        self._drop_others()
+        self._holdings.leave_others()
         self.stage.keep_own_feedback()
-
-    def _drop_others(self) -> None:
-        mine = {id(p) for layer in self.stage.layers for p in layer.parameters()}
-        for group, parameters in zip(self.optimizer.param_groups, self._groups, strict=True):
-            group["params"] = [p for p in parameters if id(p) in mine]
-        for p in self.aligned.module.parameters():
-            if id(p) not in mine:
-                p.grad = None
-                p.data = p.data.new_full((), math.nan).expand(p.shape)  # of one number's memory
-                self.optimizer.state.pop(p, None)
 
     @contextmanager
     def whole(self) -> Iterator[None]:
@@ -264,55 +254,8 @@ class LayerParallel(nn.Module):
         if not self._alone or self.workers.count == 1:
             yield
             return
-        self._collect()
+        self._holdings.collect()
         try:
             yield
         finally:
-            self._drop_others()
-
-    def _collect(self) -> None:
-        """Bring parameters, buffers and optimizer state of all stages to the first worker."""
-        state = self._optimizer_state() if not self.workers.first else []
-        listed = [(place, name, _kind(value)) for place, name, value in state]
-        said = self.workers.gather(listed)
-        if not self.workers.first:
-            tensors = [self._named[name] for name in self.stage.names]
-            tensors += [value for _, _, value in state if isinstance(value, Tensor)]
-            for handed in [self.workers.pass_on(tensor, 0) for tensor in tensors]:
-                handed.wait()
-            return
-        for group, parameters in zip(self.optimizer.param_groups, self._groups, strict=True):
-            group["params"] = list(parameters)
-        flat = [p for parameters in self._groups for p in parameters]
-        for stage, entries in zip(self._stages[1:], said[1:], strict=True):
-            for name in stage.names:
-                held = self._named[name]
-                held.data = self.workers.take(torch.empty_like(held.contiguous()), stage.number).wait()
-            for place, name, kind in entries:
-                value: Any = kind
-                if isinstance(kind, list):
-                    shape, dtype, device = kind
-                    value = torch.empty(shape, dtype=getattr(torch, dtype), device=device)
-                    value = self.workers.take(value, stage.number).wait()
-                self.optimizer.state[flat[place]][name] = value
-
-    @property
-    def _named(self) -> dict[str, Tensor]:
-        module = self.aligned.module
-        return {**dict(module.named_parameters()), **dict(module.named_buffers())}
-
-    def _optimizer_state(self) -> list[tuple[int, str, Any]]:
-        """(number of the parameter, name, value) of what the optimizer keeps."""
-        flat = [p for parameters in self._groups for p in parameters]
-        return [
-            (place, name, value)
-            for place, p in enumerate(flat)
-            for name, value in self.optimizer.state.get(p, {}).items()
-        ]
-
-
-def _kind(value: Any) -> Any:
-    """A number as it is; of a tensor shape, type and device (JSON types)."""
-    if not isinstance(value, Tensor):
-        return value
-    return [list(value.shape), str(value.dtype).removeprefix("torch."), str(value.device)]
+            self._holdings.leave_others()
