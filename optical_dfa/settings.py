@@ -147,6 +147,9 @@ class Settings:
     lr_schedule: Annotated[
         Text | None, Says("constant, or cosine: falls to 0 over the run.", ("constant", "cosine"))
     ] = None
+    average: Annotated[
+        Fraction | None, Says("Evaluate the running average of the weights, of this decay, such as 0.97.")
+    ] = None
     momentum: Annotated[Fraction | None, Says("Momentum of SGD.")] = None
     weight_decay: Annotated[Decay, Says("Weight decay.")] = 0.0
     optimizer: Annotated[Text, Says("sgd or adam.", ("sgd", "adam"))] = "sgd"

@@ -133,7 +133,7 @@ SAME: dict[str, dict[str, Any]] = {
     "digital": {},
     "simulated-opu": {"backend": "simulated-opu"},
     "streamed, adam": {"backend": "streamed", "optimizer": "adam"},
-    "widest": {"normalisation": "widest", "slices": "shared"},
+    "widest": {"normalisation": "widest", "slices": "shared", "derivative": "gaussian"},
 }
 SIZES = ("--dataset", "digits", "--model", "mlp:24,16", "--batch-size", "300", "--release", "none")
 BEGIN = ("train", *SIZES, "--backend", "simulated-opu", "--epochs", "1", "--out")

@@ -6,7 +6,7 @@ import math
 import platform
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -41,6 +41,7 @@ from optical_dfa.runs.folder import (
     SUMMARY,
     RunFolder,
 )
+from optical_dfa.training.average import WeightAverage
 from optical_dfa.training.diagnosis import Diagnosis
 from optical_dfa.training.ending import EndedError, Ending, Interval
 from optical_dfa.training.evaluation import accuracy_and_loss, area_under_curve
@@ -191,6 +192,8 @@ class _Run:
                 f"rule {self.config.rule} needs {', '.join(unmet)}, which this trainer does not give"
             )
         self.optimizer: Optimizer = _optimizer(self.config, self.module)
+        average = self.config.average
+        self.average = None if average is None else WeightAverage(self.optimizer, average)
         self.layers = (
             LayerParallel(self.module, self.optimizer, cross_entropy, parts=self.config.micro_batches)
             if own_layers
@@ -447,6 +450,8 @@ class _Run:
             if self.engine is not None and self._releases() == taken:
                 continue  # a part of a logical batch
             step, taken = step + 1, taken + 1
+            if self.average is not None:
+                self.average.take(step)
             self._pass_time()
             progress.update(taken, {})
             reason = self._ends(ending, heard) if taken < planned else None
@@ -577,6 +582,9 @@ class _Run:
     def _evaluable(self) -> nn.Module:
         return self.module if self.layers is None else self.layers
 
+    def _averaged(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.average is None else self.average.in_place()
+
     def _keep(self, step: int, seconds: float) -> None:
         """Evaluate, write a checkpoint, note a row of metrics: the first worker does."""
         row = self._evaluated(step)
@@ -587,7 +595,8 @@ class _Run:
         """A row of metrics; empty on a worker that takes no part."""
         if not self._takes_part:
             return {}
-        self.accuracy, self.test_loss = accuracy_and_loss(self._evaluable, self.x_test, self.y_test)
+        with self._averaged():
+            self.accuracy, self.test_loss = accuracy_and_loss(self._evaluable, self.x_test, self.y_test)
         row: dict[str, Any] = {
             "step": step,
             "epoch": step / self.steps_an_epoch,
@@ -639,7 +648,8 @@ class _Run:
         """Under the ROC curve, of two classes; None of others, and on a worker that takes no part."""
         if self.data.classes != 2 or not self._takes_part:
             return None
-        return area_under_curve(self._evaluable, self.x_test, self.y_test)
+        with self._averaged():
+            return area_under_curve(self._evaluable, self.x_test, self.y_test)
 
     def summarise(self, seconds: float, area: float | None) -> dict[str, Any]:
         """The summary, also written to the run folder.

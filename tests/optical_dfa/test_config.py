@@ -261,6 +261,7 @@ def test_written_file_is_plain_toml_with_everything(tmp_path: Path) -> None:
     assert missing == {
         "data_dir",
         "lr_schedule",
+        "average",
         "transfer",
         "points",
         "calibration",

@@ -107,6 +107,12 @@ class DirectFeedbackAlignment(ProjectingRule):
         return AugmentedState(self, placed, self.derivative)
 
     @property
+    def from_error(self) -> bool:
+        """A derivative of one's own is each activation's own affair."""
+        own = type(self)
+        return own.context is ProjectingRule.context and own.state is DirectFeedbackAlignment.state
+
+    @property
     def apart(self) -> bool:
         return self.normalisation == "layer"
 
