@@ -192,5 +192,8 @@ def test_wrong_options_are_refused(rule: str, options: dict[str, object], messag
 
 def test_the_rank_is_the_number_of_classes_and_at_most_the_layers() -> None:
     aligned = align(mlp(), rule="ldfa", show=None)
+    assert aligned.describe()["rule_options"] == {
+        "rank": None, "tracking": 0.1, "optimizer": "sgd", "rate": 0.1, "decay": 1e-4, "scale": 1.0,
+    }  # fmt: skip
     assert [factors(aligned, name)[0].shape for name in ("0", "2", "4")] == [(4, 6), (4, 8), (4, 4)]
     assert factors(align(mlp(), rule="pfa", show=None), "2")[1].shape == (16, 6)

@@ -67,7 +67,7 @@ class FactoredFeedback(LayerwiseFeedback):
         return drawn  # the product as it is
 
     @abstractmethod
-    def rank(self, outputs: int, components: int) -> int:
+    def between(self, outputs: int, components: int) -> int:
         """r of a layer of so many outputs (channels), in a network of c output components."""
 
     @abstractmethod
@@ -104,7 +104,7 @@ class FactoredState(LayerwiseState):
             self.shapes[name] = weight.shape
             outputs, inputs = weight.shape[0], weight[0].numel()
             stream = torch.Generator().manual_seed(derive_seed(placed.seed, f"factors for {name}"))
-            rank = rule.rank(outputs, placed.components)
+            rank = rule.between(outputs, placed.components)
             left = rule.first(outputs, rank, stream)
             right = torch.randn(rank, inputs, generator=stream) * size * rule.scale
             dtype = torch.promote_types(weight.dtype, torch.float32)

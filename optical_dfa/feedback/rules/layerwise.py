@@ -93,6 +93,8 @@ class _Exit(StateHook):
         if not torch.is_grad_enabled():
             return None
         x = self.state.inputs.pop()
+        if not x.requires_grad:
+            return None  # no error goes further down
         matrix = self.state.matrix(self.name, layer.weight.detach())
         listener = self.state.listener(self.name)
         if isinstance(layer, nn.Linear):

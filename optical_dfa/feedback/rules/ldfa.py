@@ -54,10 +54,10 @@ class LowDimensionalFeedbackAlignment(FactoredFeedback):
             raise UsageError(f"rule option rank={rank}: it must be at least 1")
         if not 0 < tracking <= 1:
             raise UsageError(f"rule option tracking={tracking!r}: it must be a number above 0 and at most 1")
-        self.given, self.tracking = rank, float(tracking)
+        self.rank, self.tracking = rank, float(tracking)
 
-    def rank(self, outputs: int, components: int) -> int:
-        return min(outputs, components if self.given is None else self.given)
+    def between(self, outputs: int, components: int) -> int:
+        return min(outputs, components if self.rank is None else self.rank)
 
     def first(self, outputs: int, rank: int, stream: torch.Generator) -> Tensor:
         drawn = torch.randn(outputs, rank, generator=stream, dtype=torch.float64)

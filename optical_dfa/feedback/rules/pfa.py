@@ -57,7 +57,7 @@ class ProductFeedbackAlignment(FactoredFeedback):
             )
         self.expansion = float(expansion)
 
-    def rank(self, outputs: int, components: int) -> int:
+    def between(self, outputs: int, components: int) -> int:
         return math.ceil(self.expansion * outputs)
 
     def first(self, outputs: int, rank: int, stream: torch.Generator) -> Tensor:
