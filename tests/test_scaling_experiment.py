@@ -58,6 +58,12 @@ def test_a_cell_is_measured_in_a_process_of_its_own() -> None:
     assert found["peak"] * (1 << 20) >= 2 * 4 * 1000 * 2000
 
 
+def test_parts_of_a_devices_outputs_are_measured_apart() -> None:
+    whole, part = (in_a_fresh_process(Cell("streamed", 4096, 40_960, 1, part)) for part in (0, 3))
+    assert part["part"] == 3
+    assert part["seconds"] < whole["seconds"] / 5  # of 20
+
+
 def invented(cell: Cell) -> dict[str, float]:
     """Time as the square of the side, but structured as the side; memory as many MiB as there are inputs."""
     power = 1 if cell.device == "structured" else 2
@@ -73,9 +79,10 @@ def test_the_table_says_what_was_measured(tmp_path: Path) -> None:
     assert "batch 32: at most 60 s | 10 s | yes |" in text
     assert "at most 2 GiB | 97.7 GiB | no |" in text
     assert "2 times digital's product | 1 times | yes |" in text
-    assert "10⁶ x 10⁶, batch 1: it runs | 1e+03 s | – |" in text
+    assert "10⁶ x 10⁶, batch 1, in 20 parts of its outputs: it runs | 2e+04 s | – |" in text
     assert "STATISTICS" in text
-    partly = study.table({cell: found[cell] for cell in study.CURVE}, ())
+    partly = study.table({cell: found[cell] for cell in (*study.CURVE, *study.WHOLE[:3])}, ())
+    assert "it runs; of 3 parts so far | 3e+03 s" in partly
     assert "batch 32: at most 60 s | not measured | – |" in partly
     draw_scaling({cell: found[cell]["seconds"] for cell in study.CURVE}, tmp_path / "scaling.png")
     assert (tmp_path / "scaling.png").stat().st_size > 5000

@@ -1,7 +1,8 @@
 """`python -m experiments scaling`: time and memory of stored, streamed and structured matrices, by their size.
 
 Every cell is measured in a fresh process and kept in results.jsonl; an interrupted study goes on with the same command.
-Writes table.md and docs/images/scaling.png. The last cell, of 10^12 entries, takes an hour of one core.
+Writes table.md and docs/images/scaling.png. The last cells are parts of a matrix of 10^12 entries, which takes
+one and a half hours of one core.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any, Final
 from experiments.harness.command import exit_code
 from experiments.harness.experiment import RESULTS, TABLE
 from experiments.harness.lines import finished, keep
-from experiments.scaling.cells import DEVICES, Cell, in_a_fresh_process
+from experiments.scaling.cells import DEVICES, PARTS, Cell, in_a_fresh_process
 from experiments.scaling.nearness import ROUNDS, SEEDS, SHAPES, means
 from experiments.scaling.picture import draw_scaling
 
@@ -35,9 +36,8 @@ THIN: Final = tuple(Cell(device, n, 8192, BATCH) for n in (10, 50_000) for devic
 STREAMED: Final = Cell("streamed", 100_000, 100_000, BATCH)
 PAIR: Final = (Cell("digital", 10_000, 10_000, 512), Cell("streamed", 10_000, 10_000, 512))
 STRUCTURED: Final = Cell("structured", 1 << 20, 1 << 20, BATCH)
-PART: Final = Cell("streamed", 10**6, 10**4, 1)
-WHOLE: Final = Cell("streamed", 10**6, 10**6, 1)
-CELLS: Final = (*CURVE, *THIN, *PAIR, STREAMED, PART, WHOLE)
+WHOLE: Final = tuple(Cell("streamed", 10**6, 10**6, 1, part) for part in range(1, PARTS + 1))
+CELLS: Final = (*CURVE, *THIN, *PAIR, STREAMED, *WHOLE)
 
 Found = Mapping[Cell, Mapping[str, Any]]
 
@@ -60,7 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def kept() -> dict[Cell, dict[str, Any]]:
     """What is measured so far; of a cell that was measured again, the last."""
-    return {Cell(*(line[name] for name in Cell._fields)): line for line in finished(FOLDER / RESULTS)}
+    return {
+        Cell(**{name: line[name] for name in Cell._fields if name in line}): line
+        for line in finished(FOLDER / RESULTS)
+    }
 
 
 def write(found: Found, statistics: Sequence[str]) -> None:
@@ -132,6 +135,10 @@ def _targets(found: Found) -> list[str]:
     def seconds(cell: Cell) -> float | None:
         return found[cell]["seconds"] if cell in found else None
 
+    parts = [found[cell]["seconds"] for cell in WHOLE if cell in found]
+    whole = f"streamed, 10⁶ x 10⁶, batch 1, in {PARTS} parts of its outputs: it runs"
+    if len(parts) < PARTS:
+        whole += f"; of {len(parts)} parts so far"
     pair = [seconds(cell) for cell in PAIR]
     ratio = pair[1] / pair[0] if pair[0] is not None and pair[1] is not None else None
     peak = found[STREAMED]["peak"] / 1024 if STREAMED in found else None
@@ -140,8 +147,7 @@ def _targets(found: Found) -> list[str]:
         ("the same: at most 2 GiB", peak, 2, "GiB"),
         ("streamed, 10,000 x 10,000, batch 512: at most 2 times digital's product", ratio, 2, "times"),
         ("structured, 2²⁰ x 2²⁰, batch 32: at most 3 s", seconds(STRUCTURED), 3, "s"),
-        ("streamed, 10⁶ inputs, the first 10⁴ of 10⁶ outputs, batch 1", seconds(PART), None, "s"),
-        ("streamed, 10⁶ x 10⁶, batch 1: it runs", seconds(WHOLE), None, "s"),
+        (whole, sum(parts) if parts else None, None, "s"),
     ]
     lines = ["| Target | Measured | Met |", "|---|---|---|"]
     for what, value, limit, unit in rows:
