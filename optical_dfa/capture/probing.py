@@ -201,25 +201,27 @@ class _Step:
             changed: a record whose error is another one.
             seed: of random masks.
         """
-        capture = self._taken(inputs, NoiseGenerator.seeded(seed, MASKS), changed=changed)
+        capture, _ = self._taken(inputs, NoiseGenerator.seeded(seed, MASKS), changed=changed)
         found = [(use.layer, part[: len(inputs[0])]) for use in capture.uses for part in (use.x, use.delta)]
         capture.clear()
         return found
 
     def digests(self, inputs: Sequence[Tensor], order: Tensor | None = None) -> dict[str, Tensor]:
-        """Digests of what every layer sees and is taught, and of what is handed to a release, shape (m,) each, by name.
+        """Digests of what every layer sees and is taught, of the output, and of what is handed to a release, shape (m,)
+        each, by name.
 
         Args:
             inputs: records first.
             order: the i-th record has the error of this place in the table.
         """
-        capture = self._taken(inputs, _Constant.seeded(0, MASKS), order=order)
+        capture, output = self._taken(inputs, _Constant.seeded(0, MASKS), order=order)
         found = {
             f"call {number} of a layer, {use.layer}": _digests(
                 [use.x, use.delta, *(one for one in use.rest if isinstance(one, Tensor))]
             )
             for number, use in enumerate(capture.uses)
         }
+        found["the module"] = _digests([output])  # the loss makes a record's error of it
         for what, kept in (("the sum over a record's positions", False), ("the factors of that sum", True)):
             runs = [
                 _digests(
@@ -242,14 +244,14 @@ class _Step:
         masks: NoiseGenerator,
         changed: int | None = None,
         order: Tensor | None = None,
-    ) -> Capture:
+    ) -> tuple[Capture, Tensor]:
+        """What was captured, and the module's output."""
         twin = self._twin or self._copy()
         capture = capture_of(twin)
         capture.expected_records = lambda: len(inputs[0])
         capture.rows = self._rows
         capture.masks = masks
-        _pass(twin, inputs, changed, order=order)
-        return capture
+        return capture, _pass(twin, inputs, changed, order=order)
 
 
 def _digests(parts: Sequence[Tensor]) -> Tensor:
@@ -274,8 +276,8 @@ def _pass(
     changed: int | None = None,
     masks: AbstractContextManager[None] | None = None,
     order: Tensor | None = None,
-) -> None:
-    """One forward and backward pass under a linear loss."""
+) -> Tensor:
+    """One forward and backward pass under a linear loss; the output, without its history."""
     with torch.enable_grad(), named_failure():
         with masks or nullcontext():
             output = twin(*[x.clone() for x in inputs])
@@ -283,6 +285,8 @@ def _pass(
         errors = errors if order is None else errors[order]
         divisor = len(inputs[0]) if twin.loss_reduction == "mean" else 1
         torch.autograd.backward((output * errors).sum() / divisor)
+    found: Tensor = output.detach()
+    return found
 
 
 def check_sums(aligned: AlignedModule) -> None:

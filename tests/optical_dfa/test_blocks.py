@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import cast
+import os
+import subprocess
+import sys
+from typing import Any, cast
 
 import pytest
 import torch
@@ -11,6 +14,7 @@ from torch import Tensor, nn
 from noise_models.errors import UsageError
 from optical_dfa import align
 from optical_dfa.backends.digital import DigitalBackend
+from optical_dfa.capture import probing
 from optical_dfa.capture.records import Capture
 from optical_dfa.capture.separated import SeparatedCapture
 from optical_dfa.feedback.aligned import AlignedModule
@@ -140,6 +144,50 @@ def test_a_device_that_answers_by_place_is_refused(monkeypatch: pytest.MonkeyPat
     aligned().start_capture()
     with pytest.raises(UsageError, match="by its place among 128 rows"):
         aligned().start_capture("records", ROWS)
+
+
+def test_an_output_that_depends_on_the_place_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No layer sees it, but the loss makes the records' errors of it."""
+    taken = probing._Step._taken
+
+    def by_place(self: probing._Step, *given: Any, **named: Any) -> tuple[Capture, Tensor]:
+        capture, output = taken(self, *given, **named)
+        output[-1] *= 1 + 2.0**-22
+        return capture, output
+
+    monkeypatch.setattr(probing._Step, "_taken", by_place)
+    with pytest.raises(UsageError, match="the module computes a record's numbers by its place"):
+        aligned().start_capture("records", ROWS)
+
+
+@pytest.mark.slow
+def test_a_library_that_is_imported_late_refuses_what_would_move() -> None:
+    """MKL was not asked in time: on some processors the output's numbers depend on the place, on others none do."""
+    script = """
+import torch
+torch.randn(64, 64) @ torch.randn(64, 64)
+import optical_dfa
+from torch import nn
+net = nn.Sequential(nn.Linear(784, 1001), nn.Tanh(), nn.Linear(1001, 513), nn.Tanh(), nn.Linear(513, 10))
+x = torch.randn(96, 784)
+on = torch.arange(96).roll(1)
+moves = not torch.equal(net(x)[on], net(x[on]))
+module = optical_dfa.align(net, example=x[:2], loss_reduction="sum", show=None)
+try:
+    module.start_capture("records", 96)
+except optical_dfa.UsageError as error:
+    assert "by its place" in str(error), error
+    moves = False
+print(moves)
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "MKL_CBWR"}
+    ended = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**environment, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.stdout.split() == ["False"], ended.stderr
 
 
 @pytest.mark.parametrize("physical", [False, True])

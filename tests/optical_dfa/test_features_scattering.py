@@ -102,6 +102,30 @@ def test_features_are_computed_once_and_mapped(cache: Path, monkeypatch: pytest.
             with_features(other, spec)
 
 
+@pytest.mark.parametrize(
+    "damage", ["shorter", "empty", "gone", "other numbers", "fewer records", "no digests"]
+)
+def test_damaged_files_are_computed_again(damage: str, cache: Path) -> None:
+    data = images()
+    whole = with_features(data, "scattering").x_train.clone()
+    (kept,) = (cache / "features").iterdir()
+    path = kept / "train.npy"
+    numbers = path.read_bytes()
+    if damage == "gone":
+        path.unlink()
+    elif damage == "no digests":
+        (kept / "digests.json").write_text("[]")
+    elif damage == "fewer records":
+        path.unlink()
+        np.save(path, whole.numpy()[:5])
+    else:
+        other = {"shorter": numbers[:-100], "empty": b"", "other numbers": numbers[:-4] + bytes(4)}[damage]
+        path.unlink()  # what is mapped already stays as it is
+        path.write_bytes(other)
+    assert torch.equal(with_features(data, "scattering").x_train, whole)
+    assert path.read_bytes() == numbers
+
+
 def test_what_is_interrupted_leaves_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object) -> Tensor:
         raise KeyboardInterrupt

@@ -11,6 +11,7 @@ arXiv 2011.11660).
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import sys
@@ -36,6 +37,8 @@ MAPS: Final = 1 + SCALES * DIRECTIONS + DIRECTIONS**2 * SCALES * (SCALES - 1) //
 GROUPS: Final = 27
 LEAST_SIDE = 8
 _TOGETHER = 250  # records
+_PARTS: Final = ("train", "test")
+_DIGESTS: Final = "digests.json"  # of the files, by which damaged ones are computed again
 _FORM = 1  # of what is kept; another number where the coefficients become others
 
 
@@ -71,19 +74,21 @@ def scattering(data: Dataset, argument: str | None, progress: bool) -> Dataset:
         )
     transform = _transform(shape[1:])
     folder = cache_dir() / "features" / _digest(data, groups)
-    if not folder.is_dir():
-        try:
+    try:
+        if (found := _kept(folder)) is None:
+            shutil.rmtree(folder, ignore_errors=True)
             _keep(folder, data, groups, transform, progress)
-        except OSError as error:
-            raise UsageError(
-                f"the features of {data.name} cannot be kept in {folder.parent} ({error.strerror or error}); make room "
-                "there, or set XDG_CACHE_HOME to a folder that has it"
-            ) from None
-    import torch
-
-    train, test = (
-        torch.from_numpy(np.load(folder / f"{part}.npy", mmap_mode="c")) for part in ("train", "test")
-    )
+            found = _kept(folder)
+    except OSError as error:
+        raise UsageError(
+            f"the features of {data.name} cannot be kept in {folder.parent} ({error.strerror or error}); make room "
+            "there, or set XDG_CACHE_HOME to a folder that has it"
+        ) from None
+    if found is None:
+        raise UsageError(
+            f"the features of {data.name} are other ones in {folder} than were written there; check the disk"
+        )
+    train, test = found
     return replace(data, x_train=train, x_test=test, input_shape=tuple(train.shape[1:]))
 
 
@@ -117,6 +122,27 @@ def _digest(data: Dataset, groups: int) -> str:
     return found.hexdigest()[:32]
 
 
+def _kept(folder: Path) -> tuple[Tensor, Tensor] | None:
+    """Training and test coefficients, mapped; None where there are none, or not those that were written."""
+    import torch
+
+    digests, found = folder / _DIGESTS, []
+    if not digests.is_file():
+        return None
+    try:
+        written = json.loads(digests.read_text(encoding="utf-8"))
+        for part in _PARTS:
+            path = folder / f"{part}.npy"
+            with path.open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != written[part]:
+                    return None
+            found.append(torch.from_numpy(np.load(path, mmap_mode="c")))
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+    train, test = found
+    return train, test
+
+
 def _keep(folder: Path, data: Dataset, groups: int, transform: Any, progress: bool) -> None:
     """Compute and write the coefficients; the folder is there once all of it is."""
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -125,7 +151,7 @@ def _keep(folder: Path, data: Dataset, groups: int, transform: Any, progress: bo
     try:
         total = len(data.x_train) + len(data.x_test)
         with _bar(f"scattering of {data.name}", total, progress) as advance:
-            for part, x in (("train", data.x_train), ("test", data.x_test)):
+            for part, x in zip(_PARTS, (data.x_train, data.x_test), strict=True):
                 kept: Any = None
                 for start in range(0, len(x), _TOGETHER):
                     found = coefficients(x[start : start + _TOGETHER], groups, transform).numpy()
@@ -136,6 +162,11 @@ def _keep(folder: Path, data: Dataset, groups: int, transform: Any, progress: bo
                     kept[start : start + len(found)] = found
                     advance(len(found))
                 kept.flush()
+        written = {}
+        for part in _PARTS:
+            with (unfinished / f"{part}.npy").open("rb") as file:
+                written[part] = hashlib.file_digest(file, "sha256").hexdigest()
+        (unfinished / _DIGESTS).write_text(json.dumps(written), encoding="utf-8")
         try:
             unfinished.rename(folder)
         except OSError:
