@@ -32,9 +32,10 @@ def net() -> nn.Sequential:
     return nn.Sequential(nn.Linear(INPUTS, UNITS), nn.ReLU(), nn.Linear(UNITS, CLASSES))
 
 
-def switch(x: Tensor) -> int:
-    """So many equal rows that one more sends them through another kernel, on this machine."""
-    weight = net()[0].get_parameter("weight")
+def switch(x: Tensor, gated: bool) -> int:
+    """So many equal rows that one more sends them through another kernel, on this machine: those of the gates, or of
+    the first layer."""
+    weight = hyperplanes(7, INPUTS, 0) if gated else net()[0].get_parameter("weight")
     answers = [(x.expand(rows, -1).contiguous() @ weight.T)[0] for rows in range(2, 200)]
     for rows, (before, after) in enumerate(pairwise(answers), start=2):
         if not torch.equal(before, after):
@@ -66,7 +67,7 @@ def sums(release: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, float]:
     camera = release in ("device-entropy", "dark-frame")
     gated = release == "aggregate"
     x = at_every_gate()
-    most = switch(x)
+    most = switch(x, gated)
     totals: list[Tensor] = []
     steps = 1
     monkeypatch.setattr(ClippedRelease, "_add_noise", lambda self, _: totals.append(self._sum.total.clone()))
