@@ -346,6 +346,147 @@ def test_gradients_are_not_for_the_evaluation() -> None:
         LayerParallel(*made(), cross_entropy, parts=0)
 
 
+class Doubled(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(2 * x)  # type: ignore[no-any-return]
+
+
+class Counted(nn.Linear):
+    def get_extra_state(self) -> Any:
+        return 1
+
+    def set_extra_state(self, state: Any) -> None: ...
+
+
+def a_chain(
+    kind: type[nn.Sequential] = nn.Sequential,
+    middle: nn.Linear | None = None,
+    after: tuple[nn.Module, nn.Module] | None = None,
+) -> nn.Sequential:
+    """Of three linear layers, and something after the first and the second."""
+    torch.manual_seed(0)
+    one, two = after or (nn.Identity(), nn.Identity())
+    layers = (nn.Linear(64, 32), one, nn.Tanh(), middle or nn.Linear(32, 32), two, nn.Tanh())
+    return kind(*layers, nn.Linear(32, 10))
+
+
+def with_hook(of: str) -> nn.Module:
+    chain = a_chain()
+    getattr(chain, f"register_{of}_hook")(lambda *_: None)
+    return chain
+
+
+def with_weight() -> nn.Module:
+    chain = a_chain()
+    chain.register_parameter("scale", nn.Parameter(torch.ones(1)))
+    return chain
+
+
+def with_memory() -> nn.Module:
+    chain = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 10))
+    chain[2].weight.data = chain[0].weight.data  # type: ignore[union-attr]
+    return chain
+
+
+def with_buffer() -> nn.Module:
+    one, two = nn.BatchNorm1d(32), nn.BatchNorm1d(32)
+    two.running_mean = one.running_mean
+    return a_chain(after=(one, two))
+
+
+def test_a_chain_that_is_more_than_its_layers_is_refused() -> None:
+    """By one process as by several: stages would leave it out."""
+    for net, words in (
+        (a_chain(Doubled), "the chain (Doubled) has a forward pass of its own"),
+        (with_hook("forward_pre"), "the chain (Sequential) has hooks"),
+        (with_hook("forward"), "the chain (Sequential) has hooks"),
+        (with_hook("full_backward"), "the chain (Sequential) has hooks"),
+        (with_weight(), "the chain (Sequential) has scale, which is of no layer"),
+    ):
+        line = refused(net=net)
+        assert words in line
+        assert "\n" not in line
+    aligned, optimizer = made(net=a_chain())
+    aligned.register_forward_pre_hook(lambda *_: None)
+    with pytest.raises(UsageError, match="has hooks"):
+        LayerParallel(aligned, optimizer, cross_entropy)
+    assert refused(net=a_chain()) is None
+
+
+@pytest.mark.usefixtures("two")
+def test_what_layers_of_two_workers_share_is_refused() -> None:
+    shared = nn.BatchNorm1d(32, affine=False)
+    for net, words in (
+        (a_chain(after=(shared, shared)), "is used in layers of two workers"),
+        (a_chain(after=(nn.Flatten(), nn.Flatten())), None),
+        (with_buffer(), "a buffer of shape [32] is used in layers of two workers"),
+        (with_memory(), "the memory of a weight of shape [64, 64] is used in layers of two workers"),
+        (a_chain(middle=Counted(32, 32)), "3 (Counted) has a state that is no tensor"),
+    ):
+        line = refused(net=net)
+        assert line is None if words is None else words in line
+    aligned, optimizer = made()
+    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(3))]})
+    with pytest.raises(UsageError, match=r"a parameter of shape \[3\] that is of no layer"):
+        LayerParallel(aligned, optimizer, cross_entropy)
+    dropout = nn.Dropout()
+    assert "a module (Dropout) is used" in refused(net=a_chain(after=(dropout, dropout)))
+
+
+def test_measuring_the_layers_leaves_them_as_they_are() -> None:
+    """A frozen normalisation stays frozen, and nothing that a layer keeps of a pass is moved."""
+    passes: list[bool] = []
+    net = a_chain(after=(nn.BatchNorm1d(32).eval(), nn.BatchNorm1d(32)))
+    aligned, optimizer = made(net=net)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    modes = [part.training for part in net.modules()]
+    net[0].register_forward_hook(lambda part, *_: passes.append(part is net[0]))
+    LayerParallel(aligned, optimizer, cross_entropy)
+    assert [part.training for part in net.modules()] == modes
+    assert not modes[2]
+    assert modes[5]
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert passes
+    assert not any(passes)  # a copy was measured
+
+
+WEIGHTS = torch.arange(1.0, 11.0)
+LOSSES: dict[str, tuple[Any, bool]] = {
+    "mean": (cross_entropy, False),
+    "smoothed": (nn.CrossEntropyLoss(label_smoothing=0.1), False),
+    "weighed": (nn.CrossEntropyLoss(weight=WEIGHTS), True),
+    "left out": (nn.CrossEntropyLoss(ignore_index=3), True),
+    "sum": (nn.CrossEntropyLoss(reduction="sum"), True),  # align was told of a mean
+}
+
+
+@pytest.mark.parametrize("name", list(LOSSES))
+def test_a_loss_that_is_another_one_in_parts_is_refused(name: str) -> None:
+    loss, other = LOSSES[name]
+    aligned, optimizer = made()
+    before = held(aligned, optimizer)
+    layers = LayerParallel(aligned, optimizer, loss, parts=3)
+    if not other:
+        for x, y in batches():
+            layers.step(x, y)
+        return
+    with pytest.raises(UsageError, match=r"use parts=1 \(--micro-batches 1\)$") as error:
+        layers.step(*next(batches()))
+    assert "\n" not in str(error.value)
+    after = held(aligned, optimizer)
+    assert all(torch.equal(after[key], before[key]) for key in before)
+    LayerParallel(aligned, optimizer, loss, parts=1).step(*next(batches()))
+
+
+def test_a_loss_that_leaves_out_what_comes_later_is_refused_then() -> None:
+    layers = LayerParallel(*made(), nn.CrossEntropyLoss(ignore_index=9), parts=2)
+    x, y = next(batches())
+    layers.step(x, y.clamp(max=8))
+    y = y.clamp(max=8).index_fill(0, torch.tensor([1]), 9)
+    with pytest.raises(UsageError, match="has other gradients than that of the whole"):
+        layers.step(x, y)
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
@@ -423,6 +564,18 @@ def chains() -> dict[str, dict[str, Any]]:
 
 def every_chain() -> Any:
     return {name: by_layers(1, **given_)[:2] for name, given_ in chains().items()}
+
+
+def a_weighed_loss() -> Any:
+    LayerParallel(*made(), nn.CrossEntropyLoss(weight=WEIGHTS)).step(*next(batches()))
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_another_one_in_parts_ends_all_workers(tmp_path: Path) -> None:
+    """Each says so itself: none waits for one that is gone."""
+    first, other = together(a_weighed_loss, 2, tmp_path / "group")
+    assert first == other
+    assert first.startswith("UsageError: the loss of a batch in 2 parts has other gradients")
 
 
 @pytest.mark.slow

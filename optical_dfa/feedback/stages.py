@@ -6,7 +6,8 @@ given what the one before puts out, and the error, which is the same for all.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
@@ -156,8 +157,8 @@ def stages(aligned: AlignedModule, count: int) -> list[Stage]:
         aligned: a chain (nn.Sequential), which is run on two random records.
         count: of the stages.
     Raises:
-        UsageError: a rule under which layers do not learn apart, a module that is no chain, one that nothing cuts so
-            often, weights that two stages use.
+        UsageError: a rule under which layers do not learn apart, a module that is no chain or more than one, one
+            that nothing cuts so often, something that two stages use, a state that is no tensor.
     """
     rule, chain = aligned.rule, aligned.module
     if not rule.from_error:
@@ -170,6 +171,7 @@ def stages(aligned: AlignedModule, count: int) -> list[Stage]:
             f"layers of {type(chain).__name__}, which is no nn.Sequential, cannot be dealt out; use a model such as "
             "mlp, cnn, resmlp or embed, or one process"
         )
+    _refuse_more_than_layers(aligned, chain)
     parts = _parts(aligned, chain)
     if count > len(parts):
         raise UsageError(
@@ -177,32 +179,49 @@ def stages(aligned: AlignedModule, count: int) -> list[Stage]:
         )
     dealt = _dealt([part.cost for part in parts], count)
     found = [Stage(aligned, number, [[parts[i] for i in each] for each in dealt]) for number in range(count)]
-    _refuse_shared(chain, found)
+    if count > 1:
+        _refuse_shared(found)
+        _refuse_extra_state(chain)
     return found
+
+
+def _refuse_more_than_layers(aligned: AlignedModule, chain: nn.Sequential) -> None:
+    """Stages call the layers one after the other, and nothing around them."""
+    kind, more = type(chain), ""
+    if kind.forward is not nn.Sequential.forward or "forward" in vars(chain):
+        more = "has a forward pass of its own"
+    elif chain._parameters or chain._buffers:
+        more = f"has {next(iter((*chain._parameters, *chain._buffers)))}, which is of no layer"
+    elif any(
+        (*each._forward_pre_hooks, *each._forward_hooks, *each._backward_pre_hooks, *each._backward_hooks)
+        for each in (aligned, chain)
+    ):
+        more = "has hooks"
+    if more:
+        raise UsageError(
+            f"the chain ({kind.__name__}) {more}, beside its layers, which workers that own layers do not call; put it "
+            "into a layer, or use one process"
+        )
 
 
 def _parts(aligned: AlignedModule, chain: nn.Sequential) -> list[_Part]:
     """The chain's parts; layers without weights of their own belong to the part after them."""
-    tape, layers, first, cost = aligned._tape, list(chain), 0, 0
+    # Measured on a copy, in evaluation: what layers keep of a pass, and which of them are in training, stays.
+    twin, tape = copy.deepcopy((chain, aligned._tape))
+    layers, first, cost = list(twin.eval()), 0, 0
     parts: list[_Part] = []
     (h,) = aligned.example(2)
-    mode = chain.training
-    chain.eval()  # of normalisations, whose statistics stay
     tape.kept = []
-    try:
-        for number, layer in enumerate(layers):
-            counter = FlopCounterMode(display=False)
-            with counter, torch.enable_grad(), torch.random.fork_rng(devices=[]):
-                h = layer(h)
-            cost += counter.get_total_flops() // 2
-            learns = any(p.requires_grad for each in layers[first : number + 1] for p in each.parameters())
-            if number == len(layers) - 1 or (learns and not h.requires_grad):
-                parts.append(_Part(range(first, number + 1), cost, Crossing(tuple(h.shape[1:]), h.dtype)))
-                first, cost = number + 1, 0
-        called = [index for index, _ in tape.kept]
-    finally:
-        tape.kept = None
-        chain.train(mode)
+    for number, layer in enumerate(layers):
+        counter = FlopCounterMode(display=False)
+        with counter, torch.enable_grad(), torch.random.fork_rng(devices=[]):
+            h = layer(h)
+        cost += counter.get_total_flops() // 2
+        learns = any(p.requires_grad for each in layers[first : number + 1] for p in each.parameters())
+        if number == len(layers) - 1 or (learns and not h.requires_grad):
+            parts.append(_Part(range(first, number + 1), cost, Crossing(tuple(h.shape[1:]), h.dtype)))
+            first, cost = number + 1, 0
+    called = [index for index, _ in tape.kept]
     if sorted(called) != list(range(len(aligned.points))):
         raise UsageError(
             "a feedback point is called more than once in a pass, or never, so that its layers cannot be dealt out; "
@@ -239,13 +258,36 @@ def _dealt(costs: Sequence[int], count: int) -> list[range]:
     return shares[::-1]
 
 
-def _refuse_shared(chain: nn.Sequential, found: Sequence[Stage]) -> None:
-    owner: dict[int, int] = {}
+def _refuse_shared(found: Sequence[Stage]) -> None:
+    """What one stage would change, and another one never see."""
+    owner: dict[tuple[str, int], int] = {}
     for stage in found:
-        for layer in stage.layers:
-            for p in layer.parameters():
-                if owner.setdefault(id(p), stage.number) != stage.number:
-                    raise UsageError(
-                        f"a weight of shape {list(p.shape)} is used in layers of two workers; give each its own, or "
-                        "use one process"
-                    )
+        for key, what in _used(stage):
+            if owner.setdefault(key, stage.number) != stage.number:
+                raise UsageError(
+                    f"{what} is used in layers of two workers; give each its own, or use one process"
+                )
+
+
+def _used(stage: Stage) -> Iterator[tuple[tuple[str, int], str]]:
+    """(what tells it from others, what it is) of the weights, buffers, memory and modules of a stage's layers."""
+    for layer in stage.layers:
+        for kind, tensors in (("weight", layer.parameters()), ("buffer", layer.buffers())):
+            for tensor in tensors:
+                what = f"a {kind} of shape {list(tensor.shape)}"
+                yield ("tensor", id(tensor)), what
+                memory = tensor.untyped_storage()
+                if memory.nbytes():
+                    yield ("memory", memory.data_ptr()), f"the memory of {what}"
+        for part in layer.modules():
+            yield ("module", id(part)), f"a module ({type(part).__name__})"
+
+
+def _refuse_extra_state(chain: nn.Sequential) -> None:
+    """What is no tensor is not brought together, and the first worker's would be taken for all of it."""
+    for name, part in chain.named_modules():
+        if type(part).get_extra_state is not nn.Module.get_extra_state:
+            raise UsageError(
+                f"{name or 'the chain'} ({type(part).__name__}) has a state that is no tensor (get_extra_state), which "
+                "workers that own layers do not bring together; keep it in a buffer, or use one process"
+            )

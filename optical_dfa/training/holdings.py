@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from noise_models.errors import UsageError
 from optical_dfa.feedback.stages import Stage
 from privacy.workers import Workers
 
@@ -25,10 +26,19 @@ class Holdings:
             module: the plain one, whole.
             optimizer: over its parameters, of torch's kind.
             stages: of all workers.
+        Raises:
+            UsageError: the optimizer has parameters of no layer, which no worker would train.
         """
         self._module, self._optimizer, self._workers = module, optimizer, workers
         self._stages, self._stage = stages, stages[workers.rank]
         self._groups = [list(group["params"]) for group in optimizer.param_groups]
+        known = {id(p) for p in module.parameters()}
+        other = next((p for group in self._groups for p in group if id(p) not in known), None)
+        if other is not None and workers.count > 1:
+            raise UsageError(
+                f"the optimizer has a parameter of shape {list(other.shape)} that is of no layer, which workers that "
+                "own layers do not train; give it the module's parameters alone, or use one process"
+            )
 
     def leave_others(self) -> None:
         """Hold what is this worker's own stage's alone."""

@@ -31,7 +31,8 @@ class LayerParallel(nn.Module):
     parameters are NaN); `whole` brings them together. Called, without gradients, it evaluates the network. With one
     part a step the weights are those of one process, to the bit.
 
-    A layer that draws (dropout) draws from its own process's generator, and batch normalisation normalises parts.
+    A layer that draws (dropout) draws from its own process's generator, and batch normalisation normalises parts. A
+    loss that does not average (or add up) over records teaches otherwise in parts, and is refused.
 
     Attributes:
         aligned: the whole module.
@@ -55,7 +56,7 @@ class LayerParallel(nn.Module):
             loss: of (outputs, targets), one number; it averages over the records, or adds up, as `align` was told.
             parts: of a batch; None is as many as processes, with which none of them waits for another.
         Raises:
-            UsageError: what `stages` refuses, a private module, a device that is one machine, or no parts.
+            UsageError: what `stages` or `Holdings` refuses, a private module, a device that is one machine, no parts.
         """
         super().__init__()
         if parts is not None and parts < 1:
@@ -78,6 +79,8 @@ class LayerParallel(nn.Module):
         self.parts = self.workers.count if parts is None else parts
         self._holdings = Holdings(aligned.module, optimizer, self._stages, self.workers)
         self._alone = self.workers.count == 1  # nothing to leave to others
+        self._met = False  # to compare a batch in parts with the whole
+        self._compared: set[int] = set()
 
     # ---- a step
 
@@ -92,7 +95,8 @@ class LayerParallel(nn.Module):
             the loss, on the last worker; and the greatest of all workers' numbers, heard by all at the same step.
         Raises:
             WorkerLostError: another one is gone.
-            UsageError: errors at the output that the rule cannot read; at the first step, workers whose modules differ.
+            UsageError: errors at the output that the rule cannot read; a loss that is another one in parts; at the
+                first step, workers whose modules differ.
         """
         self._settle()
         self.optimizer.zero_grad()
@@ -111,6 +115,8 @@ class LayerParallel(nn.Module):
             else:
                 sent.append(workers.pass_on(passed.output, stage.number + 1))
             taught.append((passed, workers.spread(error, self._end), grad))
+        if len(taught) > 1:
+            self._refuse_other_loss(taught, y)
         for passed, handed, grad in taught:
             self._teach(passed, handed.wait(), self._averaged(records), grad)
         self._update()
@@ -145,6 +151,40 @@ class LayerParallel(nn.Module):
             loss = loss * (len(targets) / records)
         (grad,) = torch.autograd.grad(loss, leaf)
         return loss.detach(), grad
+
+    def _refuse_other_loss(
+        self, taught: Sequence[tuple[Passed, Handed, Tensor | None]], targets: Tensor
+    ) -> None:
+        """Compare gradients of a batch's parts with the whole batch's at the first step, where all hear what is said.
+
+        Again where the last worker sees targets of a value that it has not compared: a loss may leave them out.
+        """
+        first, self._met = not self._met, True
+        said = ""
+        if self.stage.last:
+            values = set() if targets.is_floating_point() else set(targets.flatten().tolist())
+            if first or not values <= self._compared:
+                grads = [grad for _, _, grad in taught if grad is not None]
+                said = self._unlike([passed.output for passed, _, _ in taught], grads, targets)
+                self._compared |= values
+        if first:
+            said = self.workers.gather(said)[self._end]
+        if said:
+            raise UsageError(said)
+
+    def _unlike(self, outputs: Sequence[Tensor], grads: Sequence[Tensor], targets: Tensor) -> str:
+        """How a loss in parts differs from the whole batch's, by more than rounding; nothing where it does not."""
+        with torch.random.fork_rng(devices=[]):
+            _, whole = self._gradient(torch.cat([h.detach() for h in outputs]), targets, len(targets))
+        greatest = float(whole.abs().max())
+        apart = float((torch.cat(list(grads)) - whole).abs().max())
+        if not math.isfinite(greatest) or apart <= torch.finfo(whole.dtype).eps ** (2 / 3) * greatest:
+            return ""
+        return (
+            f"the loss of a batch in {len(grads)} parts has other gradients than that of the whole (by {apart:.1e}, of "
+            f"{greatest:.1e}): it is not the {self.aligned.loss_reduction} over records, as align() was told, where it "
+            "weighs or leaves out targets; use parts=1 (--micro-batches 1)"
+        )
 
     def _error(self, grad: Tensor, records: int) -> Tensor:
         """Of single records, a row each (or each position): a mean over the batch is undone."""
