@@ -15,6 +15,7 @@ from torch import Tensor
 from noise_models.base import Credit, Frame, NoiseModel
 from noise_models.data_sheet import CAMERAS, DEFAULT_CAMERA, PATTERN_REACH, Camera, named_camera
 from noise_models.errors import DeviceError, UsageError, apart
+from noise_models.places import on_cpu
 from noise_models.randomness.chunks import CHUNK, draw_in_chunks
 from noise_models.randomness.generator import NoiseGenerator, derive_seed
 from noise_models.randomness.quantised_normal import LEVELS, ShiftedQuantisedNormal
@@ -128,7 +129,7 @@ class PhysicalCamera(NoiseModel):
         width = signal.shape[-1] if signal.ndim else 1
         if width > self.camera.pixels:
             raise UsageError(f"a frame of {width} pixels does not fit on a camera of {self.camera.pixels}")
-        source = signal.detach().to("cpu", torch.float32).contiguous().view(-1).numpy()
+        source = on_cpu(signal, torch.float32).view(-1).numpy()
         codes = np.empty_like(source)
         dark = self.camera.dark_electrons(frame, seconds)
         if width:

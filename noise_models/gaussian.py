@@ -10,6 +10,7 @@ from torch import Tensor
 
 from noise_models.base import Credit, Frame, NoiseModel
 from noise_models.errors import UsageError
+from noise_models.places import on_cpu
 from noise_models.randomness.generator import NORMAL_TAIL_MASS, NoiseGenerator
 
 # The assumption of a readout that no converter ends.
@@ -18,7 +19,7 @@ REAL_READOUT: Final = "the readout is a real number: no converter rounds it (THE
 
 def add_noise(signal: Tensor, std: float, generator: NoiseGenerator) -> Tensor:
     """`signal + std N(0, 1)` in a new contiguous tensor of signal's dtype (float32 or float64) and device."""
-    noisy = signal.detach().to("cpu", memory_format=torch.contiguous_format, copy=True)
+    noisy = on_cpu(signal).clone()
     return generator.add_normal_(noisy, std).to(signal.device)
 
 

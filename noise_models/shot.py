@@ -11,6 +11,7 @@ from torch import Tensor
 
 from noise_models.base import Credit, Frame, NoiseModel
 from noise_models.errors import UsageError
+from noise_models.places import on_cpu
 from noise_models.randomness.chunks import CHUNK, draw_in_chunks
 from noise_models.randomness.generator import NoiseGenerator
 
@@ -44,7 +45,7 @@ def poisson(mean: Tensor, generator: NoiseGenerator) -> Tensor:
     """
     if mean.dtype not in (torch.float32, torch.float64):
         raise UsageError(f"Poisson means are {mean.dtype}; they must be float32 or float64")
-    source = mean.detach().to("cpu").contiguous().view(-1).numpy()
+    source = on_cpu(mean).view(-1).numpy()
     if source.size and not bool(((source >= 0) & (source <= LARGEST_MEAN) | np.isnan(source)).all()):
         raise UsageError(f"a Poisson mean is outside 0 … {LARGEST_MEAN:g} counts; give non-negative means")
     counts = np.empty_like(source)

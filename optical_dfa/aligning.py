@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from noise_models.errors import UsageError
+from noise_models.places import place_of
 from noise_models.randomness.generator import NoiseGenerator, derive_seed
 from optical_dfa.backends import create
 from optical_dfa.backends.base import ProjectionBackend
@@ -118,6 +119,7 @@ def align(
         raise UsageError(
             f"rule {chosen.name} must return a FeedbackState from state(), not a {type(state).__name__}"
         )
+    state.to(place_of(module))
     untaught = set(names) - {point.name for point in state.points} - state.teachers.keys()
     if untaught:
         raise UsageError(

@@ -23,7 +23,7 @@ from noise_models.errors import UsageError
 from optical_dfa.backends import BACKENDS, has_dark_frames
 from optical_dfa.data import DATASETS, registered
 from optical_dfa.data.defaults import ADAM_LR, for_records, rate_for_records
-from optical_dfa.data.features import components
+from optical_dfa.data.features import card_of
 from optical_dfa.feedback import RULES
 from optical_dfa.settings import PATHS, SETTINGS, Settings
 from privacy.notions import Adjacency
@@ -98,7 +98,7 @@ class TrainConfig(Settings, BaseModel):
     @classmethod
     def _known_features(cls, value: str | None) -> str | None:
         if value is not None:
-            components(value)
+            card_of(value)
         return value
 
     @field_validator("device")
@@ -145,7 +145,11 @@ class TrainConfig(Settings, BaseModel):
             )
         if self.private:
             refuse_unknown_options(self.release, self.release_options or {})
-            if self.features is not None and terms(self.release).adjacency is not Adjacency.LABEL:
+            if (
+                self.features is not None
+                and not card_of(self.features).of_one_record
+                and terms(self.release).adjacency is not Adjacency.LABEL
+            ):
                 raise ValueError(
                     f"features is {self.features!r}, computed from training inputs that release {self.release} keeps "
                     "private; drop features, or use release label, whose inputs are public"
@@ -154,6 +158,21 @@ class TrainConfig(Settings, BaseModel):
             raise ValueError(
                 f"calibration is {str(self.calibration)!r} but release is {self.release}, which credits none of the "
                 "device's noise; drop calibration or use release dark-frame or photon"
+            )
+        if self.parallel == "layers" and self.private:
+            raise ValueError(
+                f"parallel is 'layers' but release is {self.release}: a record's update is clipped over all layers, "
+                "which no worker has; leave parallel out, and torchrun shares the records out, or add --release none"
+            )
+        if self.parallel == "layers" and self.diagnose:
+            raise ValueError(
+                "diagnose is true, which compares with backpropagation through all layers, but parallel is 'layers'; "
+                "drop one of the two"
+            )
+        if self.micro_batches is not None and self.parallel != "layers":
+            raise ValueError(
+                f"micro_batches is {self.micro_batches}, which is of parallel = 'layers' alone; add --parallel layers, "
+                "or drop micro_batches"
             )
         if self.optimizer == "adam" and self.momentum is not None:
             raise ValueError(

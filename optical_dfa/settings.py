@@ -94,7 +94,8 @@ class Settings:
     dataset: Annotated[Text, Says(f"{choices()}.")] = "digits"
     data_dir: Annotated[Folder | None, Says("Folder with the data set's files.")] = None
     features: Annotated[
-        Text | None, Says("Inputs' principal components, such as pca:64; inputs must be public.")
+        Text | None,
+        Says("Computed of the inputs first: pca:K (inputs must be public) or scattering[:GROUPS]."),
     ] = None
     model: Annotated[Text, Says("Network, such as mlp:512,512 or cnn:16,32+128; for text gru:128.")] = "mlp"
     transfer: Annotated[Folder | None, Says("Freeze the convolutions of this run; not private.")] = None
@@ -127,6 +128,17 @@ class Settings:
     batch_size: Annotated[Count | None, Says("Expected number of records a step.")] = None
     # A limit of memory, without effect on the result.
     max_physical_batch_size: Annotated[Count | None, Says("Records in memory at once.")] = None
+    # None is records, which are shared out in private runs alone.
+    parallel: Annotated[
+        Text | None,
+        Says(
+            "What torchrun's workers share out: records (the default), or layers, without privacy.",
+            ("records", "layers"),
+        ),
+    ] = None
+    micro_batches: Annotated[
+        Count | None, Says("Parts of a batch that are on their way at once; default: as many as workers.")
+    ] = None
     # None: the actual number (docs/threat-model.md).
     public_size: Annotated[Count | None, Says("Number of records that is declared public.")] = None
     # In expectation: the run has epochs * N / batch_size steps.

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from noise_models.drafts import replacing
 from noise_models.errors import UsageError
+from noise_models.places import on_cpu
 from privacy.ledger import Ledger
 from privacy.weights import name_weights, names_weights, tensors_digest
 
@@ -185,4 +186,4 @@ def _line(error: Exception) -> str:
 
 
 def _plain(value: Tensor) -> Tensor:
-    return value.detach().cpu().contiguous().clone()
+    return on_cpu(value).clone()

@@ -104,7 +104,7 @@ class PrivacyEngine(Fixed):
         unsafe_diagnostics: bool = False,
         accountant: str | None = None,
         calibration: Document | None = None,
-        before_writing: Callable[[], None] | None = None,
+        before_writing: Callable[[int | None], None] | None = None,
         assumptions: Sequence[str] = (),
         settings: Mapping[str, Any] | None = None,
         **opacus: Any,
@@ -120,7 +120,7 @@ class PrivacyEngine(Fixed):
             calibration: what the device's noise was measured to be, for releases that credit it; the ledger names
                 it, and no other may go on with the run.
             before_writing: called by `make_private` once everything was checked, just before the ledger is
-                created or continued.
+                created or continued, with the releases that the budget allows (None without one).
             assumptions: what the caller takes for granted besides; printed with the guarantee.
             settings: of the caller's training (JSON types), for the ledger to hold: an audit compares them. Those of a
                 resumed run may be others; a row of its own then says so.
@@ -485,24 +485,25 @@ class PrivacyEngine(Fixed):
 
             def begin() -> tuple[list[Row], int | None]:
                 """The ledger's rows, before which nothing was written, and the releases that the budget allows."""
-                ledger = self._open(header, resumed)
+                allowed = None
+                if target_epsilon is not None and target_delta is not None:
+                    allowed = accounting.releases_within(
+                        target_epsilon,
+                        target_delta,
+                        lambda steps: step.planned(self._rate, sigma, steps, epoch=epoch),
+                        self._terms.adjacency,
+                        self._accountant,
+                        spent={} if resumed is None else resumed.tally(),
+                        beta=self._beta,
+                    )
+                ledger = self._open(header, resumed, allowed)
                 if resumed is None:
                     undo.callback(ledger.close)
                     opened.append(ledger)
                 for fingerprint, name in _own_keys(keys):
                     ledger.register_key(fingerprint, name)
                 health_log.start_up(source, ledger)
-                if target_epsilon is None or target_delta is None:
-                    return ledger.rows(length), None
-                return ledger.rows(length), accounting.releases_within(
-                    target_epsilon,
-                    target_delta,
-                    lambda steps: step.planned(self._rate, sigma, steps, epoch=epoch),
-                    self._terms.adjacency,
-                    self._accountant,
-                    spent=ledger.tally(),
-                    beta=self._beta,
-                )
+                return ledger.rows(length), allowed
 
             rows, allowed = workers.told(begin)
             if workers.first:
@@ -772,7 +773,7 @@ class PrivacyEngine(Fixed):
             "version": version("optical-dfa"),
         }
 
-    def _open(self, header: dict[str, Any], resumed: Ledger | None) -> Ledger:
+    def _open(self, header: dict[str, Any], resumed: Ledger | None, allowed: int | None) -> Ledger:
         if resumed is not None:
             before = resumed.header()
             health_log.refuse_other_calibration(resumed, header)
@@ -783,7 +784,7 @@ class PrivacyEngine(Fixed):
                         "settings"
                     )
         if self._before_writing is not None:
-            self._before_writing()
+            self._before_writing(allowed)
         if resumed is not None and self._settings is not None:
             resumed.append_settings(self._settings)
         if self._settings is not None:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from noise_models.errors import UsageError
+from noise_models.places import CPU
 
 LEAST_NORM, MOST_NORM = 1e-12, 1e12  # of clipping norms
 _UNIT = torch.finfo(torch.float64).eps / 2
@@ -43,7 +44,7 @@ def vector_norms(vectors: Tensor) -> Tensor:
     Squares of components below 2^-511 underflow, and a float32 subnormal may be read as zero: see `limit`.
     """
     n = vectors.shape[-1]
-    if vectors.ndim == 2 and vectors.dtype == torch.float32 and vectors.device.type == "cpu":
+    if vectors.ndim == 2 and vectors.dtype == torch.float32 and vectors.device == CPU:
         # In blocks whose copies in float64 stay in the cache, which takes half the time.
         blocks = torch.split(vectors, max(1, _CACHED // max(1, n)))
         norms = torch.cat([_plain(block) for block in blocks])

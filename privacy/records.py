@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import random
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import fields, is_dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,15 +17,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, TensorDataset
 
 from noise_models.errors import UsageError
+from noise_models.places import on_cpu
 from privacy.empty_batch import emptied
+from privacy.loader_workers import LoaderWorkers, unmade
 
-# Settings of a DataLoader that say how batches are fetched, with the value that asks for nothing.
-_UNUSED = {
-    "num_workers": 0, "pin_memory": False, "drop_last": False, "timeout": 0, "worker_init_fn": None,
-    "multiprocessing_context": None, "generator": None, "persistent_workers": False,
-}  # fmt: skip
-
-
+# Settings of a DataLoader that say which records make a batch, with the value that asks for nothing.
+_UNUSED = {"drop_last": False, "generator": None, "in_order": True}
+_T = TypeVar("_T")
 _SAMPLE = 64
 
 
@@ -47,6 +46,7 @@ class Records:
         self._tensors = (
             type(self.dataset) is TensorDataset and self.collate is torch.utils.data.default_collate
         )
+        self._workers = LoaderWorkers(loader) if LoaderWorkers.asked(loader) else None
         self._empty: Any = None
         if empty and not self._tensors:
             self._empty = emptied(self._read([0]), self._read([0, min(1, self.size - 1)]))
@@ -69,6 +69,21 @@ class Records:
         if self._tensors:
             return [tensor[records] for tensor in self.dataset.tensors]
         return self._read(records.tolist()) if len(records) else deepcopy(self._empty)
+
+    def batches(
+        self, parts: Iterator[tuple[_T, Tensor]]
+    ) -> Generator[tuple[_T, Callable[[], Any]], None, None]:
+        """For every part what stands with its records, and what gives its batch: each is called before the next.
+
+        Args:
+            parts: records of shape (m,), and what stands with them; asked for ahead of time where worker processes
+                make the batches.
+        """
+        if self._workers is not None:
+            yield from self._workers.batches(parts, lambda: self.batch(torch.empty(0, dtype=torch.int64)))
+            return
+        for what, records in parts:
+            yield what, partial(self.batch, records)
 
     def sample(self) -> tuple[str | None, bool]:
         """Digest of some records, spread over the data set, read with the process' generators seeded: None where two
@@ -99,10 +114,7 @@ class Records:
         except UsageError:
             raise
         except Exception as error:
-            raise UsageError(
-                f"a batch cannot be made: the data set or collate_fn raised {type(error).__name__}; try both outside "
-                "the private run (the message is kept back, as it may speak of private records)"
-            ) from None
+            raise unmade(type(error).__name__) from None
 
 
 def _digest(batch: Any) -> str | None:
@@ -114,7 +126,7 @@ def _digest(batch: Any) -> str | None:
         if isinstance(part, np.ndarray) and not part.dtype.hasobject:
             digest.update(repr((part.dtype.str, part.shape)).encode() + np.ascontiguousarray(part).tobytes())
         elif isinstance(part, Tensor):
-            flat = part.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            flat = on_cpu(part).reshape(-1).view(torch.uint8)
             digest.update(repr((part.dtype, part.shape)).encode() + flat.numpy().tobytes())
         elif isinstance(part, Mapping):
             add(list(part.items()))
@@ -143,7 +155,8 @@ def map_style(loader: DataLoader[Any]) -> Any:
         raise UsageError(f"data_loader is a {type(loader).__name__}; give a torch.utils.data.DataLoader")
     if isinstance(loader.dataset, IterableDataset):
         raise UsageError(
-            "data_loader iterates over a stream; Poisson sampling needs a data set with a length"
+            "data_loader iterates over a stream (IterableDataset), and a private run samples records, each by a coin "
+            "of its own; give a data set with __len__ and __getitem__, which may read a record where it lies"
         )
     kind, sampler = type(loader), loader.sampler
     if kind.__iter__ is not DataLoader.__iter__ or kind._get_iterator is not DataLoader._get_iterator:
@@ -176,7 +189,7 @@ def map_style(loader: DataLoader[Any]) -> Any:
 
 
 def tell_unused(loader: DataLoader[Any]) -> None:
-    """One line about settings of the loader that do nothing here: batches are made in this process, one at a time."""
+    """One line about settings of the loader that do nothing here."""
     unused = [
         name
         for name, nothing in _UNUSED.items()
@@ -184,7 +197,7 @@ def tell_unused(loader: DataLoader[Any]) -> None:
     ]
     if unused:
         warnings.warn(
-            f"private batches are drawn anew, by secret coins, and made in this process: {', '.join(unused)} of "
-            "data_loader do nothing",
+            f"private batches are drawn anew, by coins, and none is left out: {', '.join(unused)} of data_loader do "
+            "nothing",
             stacklevel=4,
         )

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from noise_models.errors import UsageError
@@ -23,6 +26,11 @@ from privacy.workers import Workers
 
 # A data set may be this much larger than declared, so that no refusal depends on one record.
 SIZE_SLACK = 1.1
+
+
+def steps_an_epoch(size: int, batch_size: int) -> int:
+    """Logical batches that an epoch of `size` records is made of."""
+    return max(1, round(size / batch_size))
 
 
 class SamplingPlan:
@@ -58,7 +66,7 @@ class SamplingPlan:
                 f"the public size is {self.size}, far below the number of records; declare one that is not below it"
             )
         self.expected_batch_size = batch
-        self.steps = max(1, round(self.size / batch))
+        self.steps = steps_an_epoch(self.size, batch)
         self.max_physical_batch_size = max_physical_batch_size
         tell_unused(loader)
 
@@ -99,12 +107,12 @@ class PrivateLoader(Fixed, ABC):
     it holds would be a release of its own. Attributes are read-only.
 
     Attributes:
-        dataset, collate_fn: the ordinary loader's.
+        dataset, collate_fn: the ordinary loader's; its worker processes and pinned memory are used too.
         steps: logical batches an epoch.
         max_physical_batch_size: larger batches are handed out in parts of this size; None is whole ones.
     """
 
-    _changing = frozenset({"_current", "_stepped"})
+    _changing = frozenset({"_current", "_stepped", "_loop"})
     _empty_batches = False
 
     def __init__(
@@ -127,6 +135,8 @@ class PrivateLoader(Fixed, ABC):
         self.max_physical_batch_size = max_physical_batch_size
         self._current: Batch | None = None
         self._stepped = False
+        self._ahead: deque[tuple[Tensor, int]] = deque()  # drawn and not handed out
+        self._loop = 0
 
     @property
     def current(self) -> Batch | None:
@@ -161,23 +171,41 @@ class PrivateLoader(Fixed, ABC):
         return self.steps
 
     @abstractmethod
-    def _draw(self) -> Iterator[tuple[torch.Tensor, int]]:
-        """The rest of an epoch: each logical batch's records, shape (m,), and the epoch's number."""
+    def _left(self) -> int:
+        """Logical batches that are not handed out of the epoch."""
+
+    @abstractmethod
+    def _draw(self) -> tuple[Tensor, int]:
+        """The next logical batch's records, shape (m,), and the epoch's number."""
 
     def __iter__(self) -> Iterator[Any]:
         self._refuse_unfinished()  # before a batch is drawn, so that a refusal loses none
-        for records, epoch in self._draw():
-            parts = torch.split(records, self.max_physical_batch_size or max(1, len(records)))
-            for number, part in enumerate(parts):
-                if number:
-                    self._refuse_unstepped()
+        self._loop += 1
+        loop, left, handed = self._loop, self._left(), 0
+
+        def parts() -> Iterator[tuple[Batch, Tensor]]:
+            for number in range(left):
+                if number - handed == len(self._ahead):
+                    self._ahead.append(self._draw())
+                records, epoch = self._ahead[number - handed]
+                split = torch.split(records, self.max_physical_batch_size or max(1, len(records)))
+                for place, part in enumerate(split, 1):
+                    yield Batch(len(part), place == 1, place == len(split), epoch), part
+
+        with closing(self._records.batches(parts())) as batches:
+            for batch, make in batches:
+                if batch.first:
+                    self._ahead.popleft()
+                    handed += 1
                 # Before it is made: one that cannot be is not passed over, whatever it holds.
-                self._current = Batch(
-                    len(part), first=number == 0, final=number == len(parts) - 1, epoch=epoch
-                )
-                self._stepped = False
-                yield self._records.batch(part)
-            self._refuse_unfinished()
+                self._current, self._stepped = batch, False
+                yield make()
+                self._refuse_unstepped()
+                if self._loop != loop:
+                    raise UsageError(
+                        "another loop over the private loader was begun within this one, and would be given the same "
+                        "batches; go over it in one loop at a time"
+                    )
 
     def _note_step(self) -> None:
         """The batch now handed out was taken in."""
@@ -230,12 +258,14 @@ class PoissonLoader(PrivateLoader):
         self._workers = Workers() if workers is None else workers
         self._fix()
 
-    def _draw(self) -> Iterator[tuple[torch.Tensor, int]]:
-        for _ in range(self.steps):
-            # A coin for every record, whoever has it: a seed then draws the same ones for any number of workers.
-            drawn = torch.from_numpy(self._generator.bernoulli(len(self._records), self.sample_rate))
-            begin, end = self._workers.share(len(self._records))
-            yield drawn[(drawn >= begin) & (drawn < end)], 0
+    def _left(self) -> int:
+        return self.steps
+
+    def _draw(self) -> tuple[Tensor, int]:
+        # A coin for every record, whoever has it: a seed then draws the same ones for any number of workers.
+        drawn = torch.from_numpy(self._generator.bernoulli(len(self._records), self.sample_rate))
+        begin, end = self._workers.share(len(self._records))
+        return drawn[(drawn >= begin) & (drawn < end)], 0
 
 
 class PublicLoader(PrivateLoader):
@@ -244,7 +274,7 @@ class PublicLoader(PrivateLoader):
     The order depends on a public seed and on the epoch's number alone, never on labels (THEORY T7 d).
     """
 
-    _changing = PrivateLoader._changing | {"_next"}
+    _changing = PrivateLoader._changing | {"_next", "_order"}
 
     def __init__(
         self,
@@ -263,14 +293,20 @@ class PublicLoader(PrivateLoader):
         """
         super().__init__(loader, steps, max_physical_batch_size)
         self._seed = seed
-        self._next = epoch * steps
+        self._next = epoch * steps  # logical batches drawn
+        self._order: tuple[int, tuple[Tensor, ...]] = (-1, ())  # of an epoch
         self._fix()
 
-    def _draw(self) -> Iterator[tuple[torch.Tensor, int]]:
-        epoch = self._next // self.steps
-        shuffle = torch.Generator().manual_seed(derive_seed(self._seed, f"public batches of epoch {epoch}"))
-        batches = torch.tensor_split(torch.randperm(len(self._records), generator=shuffle), self.steps)
-        while self._next < (epoch + 1) * self.steps:
-            records = batches[self._next % self.steps]
-            self._next += 1
-            yield records, epoch
+    def _left(self) -> int:
+        return self.steps - (self._next - len(self._ahead)) % self.steps
+
+    def _draw(self) -> tuple[Tensor, int]:
+        epoch, number = divmod(self._next, self.steps)
+        if self._order[0] != epoch:
+            shuffle = torch.Generator().manual_seed(
+                derive_seed(self._seed, f"public batches of epoch {epoch}")
+            )
+            order = torch.randperm(len(self._records), generator=shuffle)
+            self._order = epoch, torch.tensor_split(order, self.steps)
+        self._next += 1
+        return self._order[1][number], epoch

@@ -24,15 +24,17 @@ def tensors_digest(names: Iterable[str], tensor: Callable[[str], Tensor]) -> str
 
     Args:
         names: of the tensors, in any order.
-        tensor: gives the one of a name, on the CPU; one at a time is held.
+        tensor: gives the one of a name; one at a time is held.
     """
     import torch
+
+    from noise_models.places import on_cpu
 
     digest = hashlib.sha256()
     for name in sorted(names):
         value = tensor(name)
         digest.update(json.dumps([name, str(value.dtype), list(value.shape)]).encode() + b"\n")
-        digest.update(value.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(on_cpu(value).reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -11,16 +11,23 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
+from weakref import WeakKeyDictionary
 
 from privacy.errors import UsageError, WorkerLostError
 
 if TYPE_CHECKING:  # a command that trains alone finds its mistakes before torch is loaded
     import torch
     from torch import Tensor
-    from torch.distributed.distributed_c10d import Store
+    from torch.distributed.distributed_c10d import ProcessGroup, Store, Work
 
 _T = TypeVar("_T")
+# How long a worker waits for the others to be started, and then for one that is busy: the first evaluates meanwhile.
+JOINING = timedelta(minutes=5)
+WAITING = timedelta(minutes=30)
+# The group in which the workers of a default group talk, so that they never take a script's own collective for theirs.
+_TALKS: WeakKeyDictionary[ProcessGroup, ProcessGroup] = WeakKeyDictionary()
 _WORDS = 3  # of a meeting: whether a worker failed, and two of its own
 _MIXER = 1_000_003
 
@@ -119,9 +126,11 @@ class Workers:
         row = torch.zeros(max(sizes), dtype=torch.uint8)
         row[: len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
         rows = [torch.empty_like(row, device=_place()) for _ in range(self.count)]
-        with _talking():
-            torch.distributed.all_gather(rows, row.to(_place()))
-        return [json.loads(row[:size].cpu().numpy().tobytes()) for row, size in zip(rows, sizes, strict=True)]
+        with _talking() as group:
+            torch.distributed.all_gather(rows, row.to(_place()), group)
+        return [
+            json.loads(row[:size].to("cpu").numpy().tobytes()) for row, size in zip(rows, sizes, strict=True)
+        ]
 
     def meet(self, *said: int) -> list[list[int]]:
         """Wait for all, each with up to two whole numbers; nobody goes on where one failed (`telling`).
@@ -172,8 +181,8 @@ class Workers:
 
         joint = part.to(_place(), copy=True)
         try:
-            with _talking():
-                distributed.reduce(joint, dst=0)
+            with _talking() as group:
+                distributed.reduce(joint, dst=0, group=group)
         finally:
             part.zero_()
             if not self.first:  # parts of the joint sum, without noise
@@ -191,9 +200,45 @@ class Workers:
         from torch import distributed
 
         handed = given.detach().to(_place()).contiguous()
-        with _talking():
-            distributed.broadcast(handed, src=0)
+        with _talking() as group:
+            distributed.broadcast(handed, src=0, group=group)
         return handed.to(given.device)
+
+    def pass_on(self, given: Tensor, to: int) -> Handed:
+        """Begin to send a tensor to one worker, which must `take` it; not to be changed before it has arrived."""
+        from torch import distributed
+
+        sent = given.detach().to(_place()).contiguous()
+        with _talking() as group:
+            return Handed(distributed.isend(sent, dst=to, group=group), sent, given.device)
+
+    def take(self, like: Tensor, of: int) -> Handed:
+        """Begin to receive what one worker passes on.
+
+        Args:
+            like: of its shape, type and device; may be overwritten.
+        """
+        from torch import distributed
+
+        place = like.to(_place())
+        with _talking() as group:
+            return Handed(distributed.irecv(place, src=of, group=group), place, like.device)
+
+    def spread(self, given: Tensor, of: int) -> Handed:
+        """Begin to hand one worker's tensor out to all.
+
+        Args:
+            given: of the others the shape, type and device alone; may be overwritten.
+            of: whose it is.
+        """
+        if self.count == 1:
+            return Handed(None, given, given.device)
+        from torch import distributed
+
+        place = given.detach().to(_place()).contiguous()
+        with _talking() as group:
+            work = distributed.broadcast(place, src=of, group=group, async_op=True)
+            return Handed(work, place, given.device)
 
     def _broadcast(self, text: bytes, size: int | None = None) -> bytes:
         """The first worker's bytes; their number is told first where the others do not know it."""
@@ -204,16 +249,36 @@ class Workers:
         row = torch.zeros(size, dtype=torch.uint8)
         if self.first and size:
             row = torch.frombuffer(bytearray(text), dtype=torch.uint8)
-        return self.hand_out(row).cpu().numpy().tobytes() if size else b""
+        return self.hand_out(row).to("cpu").numpy().tobytes() if size else b""
 
     def _all_gather(self, words: list[int]) -> list[list[int]]:
         import torch
 
         row = torch.tensor(words, dtype=torch.int64, device=_place())
         rows = [torch.empty_like(row) for _ in range(self.count)]
-        with _talking():
-            torch.distributed.all_gather(rows, row)
+        with _talking() as group:
+            torch.distributed.all_gather(rows, row, group)
         return [found.tolist() for found in rows]
+
+
+@dataclass(frozen=True)
+class Handed:
+    """A tensor on its way between workers, which go on meanwhile."""
+
+    work: Work | None
+    tensor: Tensor
+    device: torch.device
+
+    def wait(self) -> Tensor:
+        """The tensor, once it is there.
+
+        Raises:
+            WorkerLostError: the other worker is gone.
+        """
+        if self.work is not None:
+            with _talking():
+                self.work.wait()
+        return self.tensor.to(self.device)
 
 
 def bits(tensors: Iterable[Tensor]) -> int:
@@ -246,14 +311,14 @@ def joined() -> Iterator[Workers]:
         yield Workers.here()
         return
     try:
-        store, rank, count = next(rendezvous("env://"))
+        store, rank, count = next(rendezvous("env://", timeout=JOINING))
         # Started again by torchrun, workers meet in the store where the addresses of those before still stand.
         start = PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
-        distributed.init_process_group("gloo", store=start, rank=rank, world_size=count)
+        distributed.init_process_group("gloo", store=start, rank=rank, world_size=count, timeout=JOINING)
     except (ValueError, RuntimeError) as error:
         raise UsageError(
-            f"the workers do not reach each other ({_line(error)}); start them with torchrun, or give every one RANK, "
-            "WORLD_SIZE, MASTER_ADDR and MASTER_PORT"
+            f"the workers do not reach each other ({_line(error)}); one that stopped before says why in a line of its "
+            "own: start them with torchrun, or give every one RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT"
         ) from None
     try:
         yield replace(Workers.here(), launch=PrefixStore("launch", store))
@@ -268,20 +333,29 @@ def started_first() -> bool:
 
 def _place() -> torch.device:
     """Where tensors are when workers exchange them: on the CPU, but for NCCL, which knows accelerators alone."""
-    import torch
+    from torch import distributed
 
-    if torch.distributed.get_backend() == "nccl":
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("cpu")
+    from noise_models.places import CPU, current_accelerator
+
+    return current_accelerator() if distributed.get_backend() == "nccl" else CPU
 
 
 @contextmanager
-def _talking() -> Iterator[None]:
+def _talking() -> Iterator[ProcessGroup]:
+    """The workers' own group, made where they first talk."""
+    from torch import distributed
+
     try:
-        yield
+        world = distributed.group.WORLD
+        assert world is not None  # there is more than one worker
+        if world not in _TALKS:
+            distributed.barrier()  # one that is gone is missed at once here, and below only after the time limit
+            _TALKS[world] = distributed.new_group(timeout=WAITING)
+        yield _TALKS[world]
     except RuntimeError as error:  # a connection that ended, or a time limit
         raise WorkerLostError(
-            f"another worker is gone ({_line(error)}); nothing more is released: start all workers again, and resume"
+            f"another worker is gone or hangs ({_line(error)}); nothing more is released: start all workers again, and "
+            "resume"
         ) from None
 
 

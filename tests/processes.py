@@ -13,21 +13,28 @@ from typing import Any
 
 import torch
 
+from privacy import workers
+
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     ["optical_dfa.cli.train", "optical_dfa.training.trainer", "optical_dfa.attacks.distinguish"]
 )
-_WAIT = datetime.timedelta(seconds=60)
+_WAIT = 60.0  # seconds, for one that hangs
 
 
 class Job:
-    """One function in several workers, each with `given`; the group is there before it is called."""
+    """One function in several workers, each with `given`; the group is there before it is called.
 
-    def __init__(self, function: Callable[..., Any], count: int, folder: Path, *given: Any) -> None:
+    `seconds` are what they wait for each other.
+    """
+
+    def __init__(
+        self, function: Callable[..., Any], count: int, folder: Path, *given: Any, seconds: float = _WAIT
+    ) -> None:
         self._folder = folder
         folder.mkdir()
         self.workers = [
-            CONTEXT.Process(target=_work, args=(function, rank, count, folder, given))  # type: ignore[attr-defined]
+            CONTEXT.Process(target=_work, args=(function, rank, count, folder, given, seconds))  # type: ignore[attr-defined]
             for rank in range(count)
         ]
         for worker in self.workers:
@@ -41,19 +48,28 @@ class Job:
         return [pickle.loads(file.read_bytes()) if file.exists() else None for file in files]
 
 
-def together(function: Callable[..., Any], count: int, folder: Path, *given: Any) -> list[Any]:
+def together(
+    function: Callable[..., Any], count: int, folder: Path, *given: Any, seconds: float = _WAIT
+) -> list[Any]:
     """The outcomes of a job."""
-    return Job(function, count, folder, *given).outcomes()
+    return Job(function, count, folder, *given, seconds=seconds).outcomes()
 
 
-def _work(function: Callable[..., Any], rank: int, count: int, folder: Path, given: tuple[Any, ...]) -> None:
+def _work(
+    function: Callable[..., Any], rank: int, count: int, folder: Path, given: tuple[Any, ...], seconds: float
+) -> None:
     torch.set_num_threads(1)
+    workers.WAITING = datetime.timedelta(seconds=seconds)
     errors = os.open(folder / f"{rank}.errors", os.O_WRONLY | os.O_CREAT)
     os.dup2(errors, 2)
     try:
         if count > 1:
             torch.distributed.init_process_group(
-                "gloo", f"file://{folder}/group", rank=rank, world_size=count, timeout=_WAIT
+                "gloo",
+                f"file://{folder}/group",
+                rank=rank,
+                world_size=count,
+                timeout=datetime.timedelta(seconds=_WAIT),
             )
         outcome = function(*given)
     except Exception as error:

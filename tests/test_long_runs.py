@@ -93,6 +93,40 @@ def test_minutes_that_are_over_and_resume_auto_take_a_run_to_its_end(
     assert audit(tmp_path / "run").consistent
 
 
+@pytest.mark.parametrize("private", [True, False])
+def test_other_settings_on_a_finished_run_are_refused_and_change_no_file(
+    private: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They would be written down as the run's, though nothing was trained under them."""
+    command = [
+        *RUN[:5],
+        "--epochs",
+        "2",
+        "--batch-size",
+        "256",
+        "--out",
+        str(tmp_path / "run"),
+        "--resume",
+        "auto",
+    ]
+    command += ["--epsilon", "3"] if private else ["--release", "none"]
+    assert main(command) == 0
+    capsys.readouterr()
+    # Longer or not: of a private run's budget nothing is left.
+    for other in [["--lr", "0.01"], ["--epochs", "1"], *([["--epochs", "9"]] if private else [])]:
+        before = {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()}
+        assert main([*command, *other]) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1
+        assert "is finished" in said
+        assert other[0].strip("-") in said
+        assert before == {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()}
+    assert main(command) == 0
+    if not private:  # here there is something left to train
+        assert main([*command, "--epochs", "3", "--lr", "0.01"]) == 0
+    assert audit(tmp_path / "run").consistent
+
+
 def test_checkpoints_between_epochs_are_written_and_evaluate_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,9 @@ import pickle
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -38,6 +40,7 @@ from optical_dfa.cli import main
 from privacy import accounting
 from privacy.auditing.audit import audit
 from privacy.contributions.rounding import _Lane
+from privacy.errors import WorkerLostError
 from privacy.ledger import Ledger
 from privacy.releases import RELEASES
 from privacy.releases.step import StepRelease
@@ -355,7 +358,7 @@ def test_a_worker_that_stops_stops_the_step_before_its_release(
         "WorkerLostError: worker 1 stopped and says why in a line of its own; nothing more is released"
     )
     assert seen[1]["fails"][0].startswith("TypeError")
-    assert seen[0]["killed"][0].startswith("WorkerLostError: another worker is gone (")
+    assert seen[0]["killed"][0].startswith("WorkerLostError: another worker is gone or hangs (")
     assert "\n" not in seen[0]["killed"][0]
     for scene, found in (("fails", seen[0]), ("fails", seen[1]), ("killed", seen[0])):
         _, releases, moved, again = found[scene]
@@ -410,6 +413,51 @@ def test_a_launchers_incomplete_variables_are_one_line(
 def test_a_release_that_adds_up_nothing_is_made_by_one_process() -> None:
     with pytest.raises(UsageError, match="release own on 2 workers is not served"):
         StepRelease.add_up(SimpleNamespace(source=SimpleNamespace(name="own")), Workers(0, 2))  # type: ignore[arg-type]
+
+
+def talks() -> list[Any]:
+    """A collective of the script's own, begun before a talk on one worker and after it on the other; then one hangs."""
+    workers = Workers.here()
+    workers.gather(0)  # as make_private does
+    sum_, begun = torch.tensor([10.0**workers.rank]), None
+    if workers.first:
+        begun = torch.distributed.all_reduce(sum_, async_op=True)
+    said: list[Any] = workers.gather(f"worker {workers.rank}")
+    if begun is None:
+        torch.distributed.all_reduce(sum_)
+    else:
+        begun.wait()
+    said.append(float(sum_))
+    if not workers.first:
+        time.sleep(4)
+        return said
+    try:
+        workers.meet(0)
+    except WorkerLostError as error:
+        said.append(str(error))
+    return said
+
+
+def test_workers_talk_in_a_group_of_their_own_with_a_time_limit(tmp_path: Path) -> None:
+    [first, other] = together(talks, 2, tmp_path / "group", seconds=2)
+    assert other == ["worker 0", "worker 1", 11.0]
+    assert first[:3] == other
+    assert first[3].startswith("another worker is gone or hangs (Timed out waiting 2000ms")
+    assert "\n" not in first[3]
+
+
+def test_a_worker_that_never_joins_is_waited_for_so_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("privacy.workers.JOINING", timedelta(seconds=1))
+    for name, value in {
+        "RANK": "0",
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "0",
+    }.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match="one that stopped before says why") as error, joined():
+        pass
+    assert "\n" not in str(error.value)
 
 
 def test_a_group_that_comes_after_make_private_is_refused() -> None:

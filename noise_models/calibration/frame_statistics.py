@@ -15,6 +15,7 @@ from torch import Tensor
 from noise_models.base import Frame
 from noise_models.calibration.residues import Residues
 from noise_models.errors import DeviceError
+from noise_models.places import on_cpu
 
 Reals = npt.NDArray[np.float64]
 
@@ -106,7 +107,7 @@ def take(
     block = held or max(2, _HELD // device.dark_pixels // 2 * 2)
     for start in range(0, frames, block):
         n = min(block, frames - start)
-        codes = device.expose(n, light=light, seconds=seconds, setting=setting).detach().cpu().numpy()
+        codes = on_cpu(device.expose(n, light=light, seconds=seconds, setting=setting)).numpy()
         if codes.shape != (n, device.dark_pixels):
             raise DeviceError(
                 f"{device.name} answered frames of shape {codes.shape} where ({n}, {device.dark_pixels}) was "

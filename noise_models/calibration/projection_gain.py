@@ -14,6 +14,7 @@ from scipy import special
 from torch import Tensor
 
 from noise_models.errors import DeviceError, UsageError
+from noise_models.places import on_cpu
 
 # Outputs that are projected at a time, in numbers.
 _HELD: Final = 1 << 22
@@ -105,7 +106,9 @@ def measure_projection(
         at = torch.arange(n)
         probe[at, 0, :, first + at] = amplitude
         probe[at, 1, :, first + at] = -amplitude
-        answer = device.project(probe.view(-1, n_in)).double().cpu().numpy().reshape(n, 2, repeats, n_out)
+        answer = (
+            on_cpu(device.project(probe.view(-1, n_in)), torch.float64).numpy().reshape(n, 2, repeats, n_out)
+        )
         if not np.isfinite(answer).all():
             raise DeviceError(f"{device.name} answered a probe pattern with numbers that are not finite")
         mean = answer.mean(2)

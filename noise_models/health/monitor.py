@@ -32,6 +32,7 @@ from noise_models.health.limits import (
     variance_limits,
 )
 from noise_models.health.replays import REPLAY_FALSE_ALARM, Replays
+from noise_models.places import on_cpu
 
 FALSE_ALARM: Final = 5e-7  # of a look at dark frames that are not released, all its tests together
 START_UP_PIXELS: Final = 1 << 20
@@ -323,7 +324,7 @@ class HealthMonitor:
 
     def _read(self, codes: Tensor) -> Codes:
         """As integers, shape (frames, pixels); counts them."""
-        frames = codes.detach().cpu().numpy()
+        frames = on_cpu(codes).numpy()
         self.frames += len(frames)
         if frames.dtype.kind == "f":
             whole = np.clip(np.nan_to_num(frames), 0, _LARGEST).astype(np.int32)

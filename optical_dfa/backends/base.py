@@ -160,6 +160,17 @@ class ProjectionBackend(ABC):
         """Time in which a device of this frame rate would project so many records; 0 without a camera."""
         return records * self.frames_per_record / self.frame_rate_hz if self.frame_rate_hz else 0.0
 
+    def keep(self, components: range) -> range:
+        """Answer with these components of the frame alone from now on, to the same bits, where that spares anything.
+
+        The device stays the one that it was built as: description, fingerprint and law are the whole frame's.
+
+        Returns:
+            the components that `project` answers with now, more than were asked for where that takes the same bits;
+            all of them of a device that cannot leave any out.
+        """
+        return range(self.out_features)
+
     def matrix(self) -> Tensor | None:
         """B itself where it is known, shape (out_features, in_features); None on hardware.
 

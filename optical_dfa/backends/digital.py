@@ -16,6 +16,7 @@ from optical_dfa.backends.matrix import DISTRIBUTIONS, RandomMatrix
 from optical_dfa.backends.sparse_matrix import SparseMatrix
 
 SPARSE: Final = "sparse"
+_NARROW: Final = 64  # outputs: products with fewer may be rounded otherwise than those with more
 
 
 @BackendCard(
@@ -89,6 +90,14 @@ class DigitalBackend(ProjectionBackend):
 
     def _project(self, e: Tensor) -> Tensor:
         return self._matrix.times(e)
+
+    def keep(self, components: range) -> range:
+        if isinstance(self._matrix, SparseMatrix):
+            return super().keep(components)
+        end = min(self.out_features, max(components.stop, components.start + _NARROW))
+        kept = range(max(0, min(components.start, end - _NARROW)), end)
+        self._matrix.keep(kept)
+        return kept
 
     def matrix(self) -> Tensor:
         return self._matrix.values

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from noise_models.base import NoiseModel
 from noise_models.errors import DeviceError
+from noise_models.places import on_cpu
 from noise_models.randomness.generator import NoiseGenerator
 from optical_dfa.backends.base import ProjectionBackend
 from optical_dfa.backends.encoding import EncodingOptions
@@ -124,7 +125,7 @@ class LightonmlFrontEnd(ProjectionBackend):
         weights = np.asarray(frames.weights, dtype=np.float32)
         rows = max(1, _CHUNK // count)
         for start in range(0, len(e), rows):
-            planes = frames.planes[:, start : start + rows].to("cpu", torch.uint8)
+            planes = on_cpu(frames.planes[:, start : start + rows], torch.uint8)
             m = planes.shape[1]
             readout = self._transform(planes.reshape(count * m, self.in_features).numpy())
             sums = np.tensordot(weights, readout.reshape(count, m, self.out_features), axes=1)

@@ -76,11 +76,16 @@ class RandomMatrix:
         if distribution == "orthogonal":
             sizes = [out_features] if slices is None else list(slices)
             self.values = torch.cat([_orthogonal(part) for part in torch.split(self.values, sizes)])
+        self._transposed: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+        self.keep(range(out_features))
+
+    def keep(self, rows: range) -> None:
+        """Forget all rows but these."""
+        if len(rows) < len(self.values):
+            self.values = self.values[rows.start : rows.stop].clone()
         # Ready for the usual case, so that a compiled graph converts nothing.
         usual = (self.values.device, self.values.dtype)
-        self._transposed: dict[tuple[torch.device, torch.dtype], Tensor] = {
-            usual: self.values.t().contiguous()
-        }
+        self._transposed = {usual: self.values.t().contiguous()}
 
     def times(self, x: Tensor) -> Tensor:
         """`x Bᵀ`, shape (m, out_features), in x's dtype and on its device."""

@@ -15,6 +15,7 @@ from noise_models.base import Frame
 from noise_models.camera import PhysicalCamera
 from noise_models.data_sheet import Camera
 from noise_models.errors import UsageError
+from noise_models.places import CPU, on_cpu
 from noise_models.randomness.chunks import draw_in_chunks
 from noise_models.randomness.generator import NoiseGenerator
 from optical_dfa.backends.encoding import ModulatorFrames
@@ -137,7 +138,7 @@ class Optics:
 
     def projection(self, device: torch.device | None = None) -> Tensor:
         """Bᵀ, shape (in_features, out_features), float32."""
-        here = self._projection[torch.device("cpu")]
+        here = self._projection[CPU]
         if device is not None and device not in self._projection:
             self._projection[device] = here.to(device)
         return here if device is None else self._projection[device]
@@ -157,7 +158,7 @@ class Optics:
 
     def fields(self, plane: Tensor) -> tuple[Tensor, Tensor]:
         """Re E and Im E in √electrons, shape (m, pixels), of 0/1 patterns of shape (m, in_features)."""
-        mirrors = plane.to("cpu", torch.float32)
+        mirrors = on_cpu(plane, torch.float32)
         field = (mirrors * (1 - self.leak)).add_(self.leak) @ self._inputs
         return self._halves(field.mul_(self.amplitude / sqrt(2)))
 
@@ -215,10 +216,10 @@ class Optics:
         scale = frames.scale
         weights = torch.tensor(frames.weights, dtype=torch.float32, device=scale.device)
         decoded = torch.einsum("k,kmi->mi", weights * camera.gain_factor, frames.planes.float())
-        answer = (decoded @ self.projection(scale.device)).to("cpu").numpy()
+        answer = on_cpu(decoded @ self.projection(scale.device)).numpy()
         out = torch.empty(answer.shape, dtype=scale.dtype)
-        std = self.noise_std(frames, camera).to("cpu", torch.float32).numpy()
-        final, scales = out.numpy(), scale.to("cpu").numpy()[:, None]
+        std = on_cpu(self.noise_std(frames, camera), torch.float32).numpy()
+        final, scales = out.numpy(), on_cpu(scale).numpy()[:, None]
         rows = max(1, _NORMALS // self.out_features)
 
         def draw(i: int, child: np.random.Generator) -> None:
@@ -239,7 +240,7 @@ class Optics:
         squares = torch.tensor(frames.weights, dtype=torch.float64, device=frames.planes.device).square()
         total = float(squares.sum())
         # The variance is affine in the speckle: one mean serves all planes.
-        speckle = torch.einsum("k,km->m", squares / total, self.speckle(frames.planes)).to("cpu")
+        speckle = on_cpu(torch.einsum("k,km->m", squares / total, self.speckle(frames.planes)))
         gain = camera.camera.data_gain_dn_per_electron * camera.gain_factor
         read = camera.camera.read_noise_electrons**2 + 1 / (12 * gain**2)
         variance = self.interferometer.variance(speckle[:, None], read) * (total * camera.gain_factor**2)

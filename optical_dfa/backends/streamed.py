@@ -24,6 +24,9 @@ class StreamedBackend(ComputedBackend):
 
     _matrix: StreamedMatrix
 
+    def keep(self, components: range) -> range:
+        return self._matrix.keep(components)
+
     def _made(self, seed: int) -> StreamedMatrix:
         return StreamedMatrix(self.in_features, self.out_features, seed)
 
@@ -37,4 +40,4 @@ class StreamedBackend(ComputedBackend):
         Raises:
             UsageError: it has too many entries to be held.
         """
-        return self._matrix.block(range(self.out_features), range(self.in_features))
+        return self._matrix.block(self._matrix.rows, range(self.in_features))

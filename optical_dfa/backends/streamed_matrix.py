@@ -53,6 +53,9 @@ class StreamedMatrix:
     tiling, any number of threads, and every slice of rows or columns therefore have the same bits, on any machine.
 
     Tiles are drawn and multiplied in lanes, as many as torch has threads.
+
+    Attributes:
+        rows: those that `times` multiplies by.
     """
 
     def __init__(
@@ -60,19 +63,28 @@ class StreamedMatrix:
     ) -> None:
         self.in_features, self.out_features = in_features, out_features
         self.complex_entries = complex_entries
+        self.rows = range(out_features)
         self._key = derive_seed(seed, "projection-matrix")
 
+    def keep(self, rows: range) -> range:
+        """Multiply by the panels of these rows alone from now on: a narrower product might be rounded otherwise."""
+        end = min(self.out_features, -(-rows.stop // PANEL) * PANEL)
+        self.rows = range(rows.start // PANEL * PANEL, end)
+        return self.rows
+
     def times(self, x: Tensor) -> Tensor:
-        """`x Bᵀ` of x of shape (m, in_features), shape (m, out_features), where x is; in x's dtype, complex if B is."""
-        out = self._zeros(x, self.out_features)
+        """`x Bᵀ` of x of shape (m, in_features), shape (m, rows), where x is; in x's dtype, complex if B is."""
+        first = self.rows.start
+        out = self._zeros(x, len(self.rows))
 
         def panel(rows: range) -> None:
             for start in range(0, self.in_features, _COLUMNS):
                 columns = range(start, min(start + _COLUMNS, self.in_features))
                 tile = self._tile(rows, columns).to(out)
-                out[:, rows.start : rows.stop] += x[:, columns.start : columns.stop].to(out.dtype) @ tile
+                at = slice(rows.start - first, rows.stop - first)
+                out[:, at] += x[:, columns.start : columns.stop].to(out.dtype) @ tile
 
-        self._share(panel, _panels(range(self.out_features)), self.in_features)
+        self._share(panel, _panels(self.rows), self.in_features)
         return out
 
     def transposed_times(self, y: Tensor) -> Tensor:

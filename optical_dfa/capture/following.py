@@ -42,6 +42,7 @@ from optical_dfa.capture.state import tensors_of
 
 _NOWHERE = Rows(-1, 0, 1)  # of statistics that only the backward pass reads: in no place that a rule takes
 _UNFILLED = frozenset({"empty", "new_empty", "empty_like", "empty_strided"})
+_FOLLOWED: tuple[type, ...] = (Tensor, nn.Parameter)  # a subclass may do anything
 _ALONE = 2  # users of the memory of a tensor that shares it with none: itself, and whoever asks
 _COUNTS = (
     "counts the records (arange): a record's contribution may not depend on its place; torch.arange(len(x)) may be "
@@ -212,7 +213,7 @@ class Following:
             if stranger[2] != _memory_of(x):
                 raise self.refusal(_SWAPPED)
             return None
-        if type(x) is not Tensor and type(x) is not nn.Parameter:
+        if type(x) not in _FOLLOWED:
             raise self.refusal(
                 f"uses a {type(x).__name__}, whose operations cannot be followed; give it a plain tensor"
             )

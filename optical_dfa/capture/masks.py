@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from noise_models.errors import UsageError
+from noise_models.places import on_cpu
 from noise_models.randomness.generator import NoiseGenerator
 
 
@@ -56,7 +57,7 @@ def _bernoulli(generator: NoiseGenerator, call: Any, out: Tensor) -> Tensor:
     if isinstance(p, Tensor) or (out is not source and call("p") is None):
         p = p if isinstance(p, Tensor) else source
         drawn = uniforms(generator, torch.empty(out.shape))
-        return out.copy_(drawn < p.detach().cpu())
+        return out.copy_(drawn < on_cpu(p))
     if not 0.0 <= p <= 1.0:
         raise UsageError(f"a mask is drawn with probability {p}; it must lie between 0 and 1")
     words = generator.uint64((out.numel() + 1) // 2).view(np.uint32)[: out.numel()]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from noise_models.errors import UsageError
+from noise_models.places import exactly
 from optical_dfa.capture.contributions import Contribution, combine
 from optical_dfa.capture.factors import factors
 from optical_dfa.capture.layers import contributions
@@ -248,8 +249,7 @@ class PendingBatch:
 
     def _exactly(self) -> AbstractContextManager[None]:
         """The release is not for autocast, which would compute it in bf16."""
-        device = next(iter(self.parameters.values())).device
-        return torch.autocast(device.type, enabled=False)
+        return exactly(next(iter(self.parameters.values())).device)
 
     def reached(self, use: Use) -> None:
         """A backward pass came to a layer; whether it accumulates gradients or only asks for some is not known yet."""

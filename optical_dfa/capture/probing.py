@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from noise_models.errors import UsageError
+from noise_models.places import on_cpu
 from noise_models.randomness.generator import NoiseGenerator
 from optical_dfa.capture.following import Following
 from optical_dfa.capture.layers import uses
@@ -140,7 +141,7 @@ def check_places(aligned: AlignedModule, rows: int, like: Sequence[Tensor] | Non
     inputs = aligned.example(rows) if like is None else aligned.inputs_like(like, rows)
     order = torch.randperm(rows, generator=torch.Generator().manual_seed(0))
     half = order < rows // 2
-    padded = [torch.where(half.view(-1, *[1] * (x.ndim - 1)), x[order], 0).to(x) for x in inputs]
+    padded = [torch.where(half.view(-1, *[1] * (x.ndim - 1)).to(x.device), x[order], 0).to(x) for x in inputs]
     on = torch.arange(rows).roll(1)
     for training in (True, False):
         step = _Step(aligned, training, rows=rows)
@@ -258,7 +259,7 @@ def _digests(parts: Sequence[Tensor]) -> Tensor:
     total = torch.zeros(len(parts[0]), dtype=torch.int64)
     weights = torch.Generator().manual_seed(0)
     for part in parts:
-        rows = part.detach().reshape(len(part), -1).contiguous().cpu()
+        rows = on_cpu(part.reshape(len(part), -1))
         if rows.element_size() < 4:
             rows = rows.float() if rows.is_floating_point() else rows.to(torch.int32)
         words = rows.view(torch.int32)

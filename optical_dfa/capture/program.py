@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from noise_models.places import on_cpu
+
 SMALL, LARGER = 3, 5  # records of the passes that are compared
 REMEDY = (
     "a private update must be a sum over records (normalise over features, not over the batch or its size)"
@@ -45,5 +47,5 @@ def digest_of(x: Tensor) -> str:
     if not x.numel() or x.layout != torch.strided or x.device.type == "meta":
         return ""
     with torch._C.DisableTorchFunction():
-        values = x.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        values = on_cpu(x).reshape(-1).view(torch.uint8)
         return hashlib.sha256(values.numpy().data).hexdigest()

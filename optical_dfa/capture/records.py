@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from noise_models.errors import UsageError
+from noise_models.places import autocast_type
 from noise_models.randomness.generator import NoiseGenerator
 from optical_dfa.capture.device import FollowedDevice
 from optical_dfa.capture.following import Following
@@ -459,8 +460,7 @@ class Capture(PendingBatch):
 
     def _program(self, key: tuple[Any, ...], program: Callable[[], Program]) -> Program:
         """What passes of a kind do, tried once."""
-        device = next(iter(self.parameters.values())).device.type
-        key = (*key, torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device))
+        key = (*key, autocast_type(next(iter(self.parameters.values())).device))
         if key not in self.programs:
             if len(self.programs) >= _PROGRAMS:
                 self.programs.clear()

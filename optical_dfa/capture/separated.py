@@ -23,6 +23,7 @@ from optical_dfa.capture.records import Capture
 from optical_dfa.feedback.aligned import AlignedModule
 from optical_dfa.feedback.card import RuleCard
 from optical_dfa.feedback.points import PointHook, take_off
+from optical_dfa.feedback.rules.augmented import AugmentedState
 from optical_dfa.networks.markers import ACTIVATIONS
 from privacy.contributions.separated import SeparatedLayer, joined
 
@@ -78,6 +79,11 @@ class SeparatedCapture(Capture):
         self._points: dict[str, str] = {}
         self._last: str | None = None
         self._logits: dict[int, Tensor] = {}
+        if isinstance(aligned.state, AugmentedState):
+            raise UsageError(
+                f"rule option derivative={aligned.state.derivative!r} replaces the activations' derivatives, which "
+                "this release needs as they are; leave the option out, or use release digital"
+            )
         _check_parts(aligned.module)
         super().__init__(aligned)
         self.matrices = _matrices(aligned)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from noise_models.errors import UsageError
+from noise_models.places import on_cpu
 
 # What every nn.Module keeps itself: its parts and hooks, which are looked at elsewhere.
 _OWN = frozenset(vars(nn.Module()))
@@ -300,5 +301,5 @@ def _digest_of(x: Tensor) -> str:
     """Of a tensor that is an attribute; nothing of one whose memory cannot be read."""
     if x.device.type == "meta" or x.layout != torch.strided:
         return ""
-    flat = x.detach().cpu().contiguous().reshape(-1)
+    flat = on_cpu(x).reshape(-1)
     return hashlib.sha256(flat.view(torch.uint8).numpy().data if len(flat) else b"").hexdigest()

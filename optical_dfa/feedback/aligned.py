@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.hooks import RemovableHandle
 
 from noise_models.errors import UsageError
+from noise_models.places import place_of
 from optical_dfa.backends.base import ProjectionBackend
 from optical_dfa.feedback.cuts import OUTPUT, Trace, leaves, shown
 from optical_dfa.feedback.points import ForwardPass, Point, Tape, install
@@ -434,13 +435,13 @@ class AlignedModule(nn.Module):
 def random_inputs(
     module: nn.Module, shapes: Sequence[tuple[tuple[int, ...], torch.dtype]], records: int
 ) -> list[Tensor]:
-    """Random inputs for probing a module: normal where floating, what its smallest embedding knows where integer."""
+    """Random inputs for probing a module, where it is: normal, or what its smallest embedding knows where integer."""
     vocabulary = min((p.num_embeddings for p in module.modules() if isinstance(p, nn.Embedding)), default=2)
-    generator = torch.Generator().manual_seed(0)
+    generator, place = torch.Generator().manual_seed(0), place_of(module)
     return [
-        torch.randn(records, *shape, generator=generator, dtype=dtype)
+        torch.randn(records, *shape, generator=generator, dtype=dtype).to(place)
         if dtype.is_floating_point
-        else torch.randint(0, vocabulary, (records, *shape), generator=generator).to(dtype)
+        else torch.randint(0, vocabulary, (records, *shape), generator=generator).to(place, dtype)
         for shape, dtype in shapes
     ]
 

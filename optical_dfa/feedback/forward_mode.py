@@ -1,35 +1,17 @@
-"""Forward mode: how the output moves when the feedback points' outputs do, by one Jacobian-vector product."""
+"""Passes that are not cut: how the output moves when the feedback points' outputs do, forwards and backwards."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp
 
 from noise_models.errors import UsageError
+from noise_models.places import RandomState
 from optical_dfa.feedback.points import ForwardPass, Tape, install
-
-
-class RandomState:
-    """Where torch's random numbers stood, on the CPU and on the GPUs in use: a later pass can draw the same masks."""
-
-    def __init__(self) -> None:
-        self.cpu = torch.get_rng_state()
-        used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-        self.gpus = torch.cuda.get_rng_state_all() if used else []
-
-    @contextmanager
-    def again(self) -> Iterator[None]:
-        """From there again; afterwards the random numbers go on where they were."""
-        with torch.random.fork_rng(devices=range(len(self.gpus))):
-            torch.set_rng_state(self.cpu)
-            if self.gpus:
-                torch.cuda.set_rng_state_all(self.gpus)
-            yield
 
 
 def directional_derivative(
@@ -63,6 +45,28 @@ def directional_derivative(
             tape.added = None
     found: Tensor = derivative
     return found
+
+
+def exact_signals(passed: ForwardPass, error: Tensor, random: RandomState | None = None) -> list[Tensor]:
+    """dL/dh_k at the k-th call of a point, by reverse mode through a second pass that is not cut.
+
+    Args:
+        passed: the pass that is repeated; buffers stay as they are.
+        error: dL/dz, of as many numbers as the output.
+        random: as above.
+    Returns:
+        one tensor a call, shaped like the point's output, in call order.
+    """
+    module, tape = passed.module, passed.tape
+    additions = [torch.zeros_like(h).requires_grad_() for _, h in passed.kept]
+    buffers = {name: b.detach().clone() for name, b in module.named_buffers()}
+    with torch.enable_grad(), (random or RandomState()).again():
+        try:
+            tape.added = [*additions]
+            output = functional_call(module, buffers, tuple(passed.args), dict(passed.kwargs))
+        finally:
+            tape.added = None
+        return list(torch.autograd.grad(output, additions, error.reshape(output.shape).to(output.dtype)))
 
 
 def parameter_derivative(

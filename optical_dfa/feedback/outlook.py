@@ -63,9 +63,8 @@ def _dead(aligned: AlignedModule) -> str | None:
     for point in aligned.points:
         if unbounded(twin.get_submodule(point.name)):
             twin.get_submodule(point.name).register_forward_hook(partial(note, name=point.name))
-    place = next(twin.parameters()).device
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        twin(*[x.to(place) for x in aligned.example(RECORDS)])
+        twin(*aligned.example(RECORDS))
     dead = {name: 1 - float(moved.double().mean()) for name, moved in seen.items()}
     if (worst := _worst(dead, MOST_DEAD)) is None:
         return None

@@ -60,6 +60,11 @@ class Rule(ABC):
     taught: ClassVar[Taught] = Taught.OUTPUT
     refused: ClassVar[Refusal | None] = None
 
+    @property
+    def from_error(self) -> bool:
+        """Whether each hidden layer is taught from the output's error alone, so that workers may own layers."""
+        return False
+
     def default_points(self, module: nn.Module, example: Sequence[Tensor]) -> list[str]:
         """Names of the modules that are cut unless the user names others.
 
@@ -95,6 +100,17 @@ class Rule(ABC):
 
 class ProjectingRule(Rule):
     """A rule that sends the error, one record (or position) a row, through a projection device."""
+
+    @property
+    def from_error(self) -> bool:
+        """Nothing else is looked at: neither the forward pass (`context`) nor what a state of its own keeps."""
+        own = type(self)
+        return own.context is ProjectingRule.context and own.state is ProjectingRule.state
+
+    @property
+    def apart(self) -> bool:
+        """Whether `feedback` to a point is the same, whichever other points are asked for with it."""
+        return False
 
     # ---- the equation
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from noise_models.errors import UsageError
+from noise_models.places import RandomState
 from noise_models.randomness.generator import derive_seed
 from optical_dfa.backends.base import ProjectionBackend
-from optical_dfa.feedback.forward_mode import RandomState
-from optical_dfa.feedback.points import ForwardPass, Point, recomputed, take_off
+from optical_dfa.feedback.points import ForwardPass, Point, call_order, recomputed, take_off
 
 
 @dataclass(frozen=True)
@@ -162,12 +162,12 @@ class DrawingState(FeedbackState):
     def begin(self) -> None:
         self._random = RandomState()  # a second pass over the batch draws the same masks
 
-    def draws(self, device: torch.device) -> torch.Generator:
+    def draws(self) -> torch.Generator:
         """The stream of this forward pass: the same after a restart from the same `state_dict`."""
         seed = derive_seed(
             int(self.get_buffer("seed")), f"directions of pass {int(self.get_buffer('passes'))}"
         )
-        return torch.Generator(device=device).manual_seed(seed)
+        return torch.Generator().manual_seed(seed)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_random": None}
@@ -206,3 +206,19 @@ def called_directly(name: str) -> UsageError:
         f"the module inside an aligned module was called directly (at {name}); call the aligned module, or "
         "unalign() it first"
     )
+
+
+def check_once(placed: Placement, rule: str) -> None:
+    """Every point must be called once for a record, or once for each of its positions.
+
+    Raises:
+        UsageError: naming the point.
+    """
+    called = call_order(placed.module, placed.example, nn.Module)
+    for point in placed.points:
+        count = called.count(point.name)
+        if count != 1 and (placed.output.ndim != 3 or count != placed.output.shape[1]):
+            raise UsageError(
+                f"feedback point {point.name} is called {count} times in a forward pass; rule {rule} takes points that "
+                "are called once, or once for each position; use rule dfa"
+            )

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from noise_models.errors import UsageError
+from noise_models.places import accelerators
 from optical_dfa.aligning import unalign
 from optical_dfa.backends.base import ProjectionBackend
 from optical_dfa.feedback.aligned import AlignedModule
@@ -302,7 +303,7 @@ def _gradients(
         else module.get_submodule(name).register_forward_hook(observer, prepend=True)
         for name, observer in observers.items()
     ]
-    devices = sorted({x.device for x in given if x.device.type == "cuda"}, key=str)
+    devices = accelerators(given)
     caller.zero_grad()
     try:
         with torch.enable_grad(), torch.random.fork_rng(devices=devices):

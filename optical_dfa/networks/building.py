@@ -22,6 +22,7 @@ from optical_dfa.networks.gated import GatedNetwork, PublicGates
 from optical_dfa.networks.markers import ACTIVATIONS as CUT_ACTIVATIONS
 from optical_dfa.networks.recurrent import GRU, LSTM, RNN, Unrolled
 from optical_dfa.networks.scattering import Scattering
+from optical_dfa.networks.skip import SkipNetwork
 from optical_dfa.networks.tables import ColumnEmbeddings, embed
 from optical_dfa.networks.text import RecurrentNetwork, Transformer, transformer
 
@@ -29,7 +30,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
 MAX_WIDTH = 65536
 MAX_PARAMETERS = 2 * 10**8  # 0.8 GB of weights, and several times that while training
 GRAMMAR = (
-    "mlp[:WIDTH,...], cnn[:CHANNELS,...[+WIDTH,...]], resmlp[:WIDTH,WIDTH,...] or "
+    "mlp[:WIDTH,...], cnn[:CHANNELS,...[+WIDTH,...]], resmlp[:WIDTH,WIDTH,...], skip[:WIDTH,...] or "
     "embed[:DIM,WIDTH,...], or for text transformer[:WIDTH,BLOCKS], then /tanh or /relu if wanted; or "
     "gated[:WIDTH,...], gru, lstm or rnn[:UNITS,...]"
 )
@@ -152,6 +153,7 @@ MODELS: dict[str, Family] = {
     "mlp": Family(mlp, (512,)),
     "cnn": Family(cnn, (16, 32)),
     "resmlp": Family(resmlp, (256, 256, 256)),
+    "skip": Family(SkipNetwork, (256,)),
     "embed": Family(embed, (8, 128, 128)),
     "gated": Family(_gated, (512,), activation=None),
     "gru": _recurrent(GRU),
@@ -170,8 +172,8 @@ def build(
     cardinalities: Sequence[int] = (),
     text: bool = False,
 ) -> nn.Module:
-    """A network with PyTorch's default initialisation, a larger one in the hidden layers of `gated`, drawn from the
-    stream "weights" of `seed`.
+    """A network with PyTorch's default initialisation, a larger one in the hidden layers of `gated` and none in the
+    logits of `skip`, drawn from the stream "weights" of `seed`.
 
     The weights depend on (spec, input_shape, classes, seed, cardinalities) alone: the same for every rule, backend and
     release, and torch's global generator is neither read nor moved.
@@ -218,6 +220,8 @@ def build(
         _draw(module, generator)
     if isinstance(net, GatedNetwork):
         net.enlarge()
+    elif isinstance(net, SkipNetwork):
+        net.begin_at_zero()
     return net
 
 

@@ -85,6 +85,20 @@ class RunFolder:
                     f"the run to resume had {name} {before[name]!r}, not {value!r}; resume it with its own settings"
                 )
 
+    def refuse_other_end(self, config: TrainConfig) -> None:
+        """Refuse settings under which the run here, of which nothing is left to train, was not trained.
+
+        Raises:
+            UsageError: the setting, its value then and now.
+        """
+        before = merge(read(self.path / CONFIG), {}).model_dump()
+        for name, value in config.model_dump(exclude=LOCAL).items():
+            if before[name] != value:
+                raise UsageError(
+                    f"the run in {self.path} is finished, and {name} {value!r} in place of {before[name]!r} would "
+                    "change nothing of it; resume it with its own settings, or train in another folder"
+                )
+
     def take(self) -> None:
         """Keep other processes out until `close`.
 

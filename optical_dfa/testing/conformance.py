@@ -346,6 +346,22 @@ def check_copies(make: Make, limits: Limits) -> None:
             _close(restored.project(e), device.project(e), limit, "a restored device has its B")
 
 
+def check_kept_components(make: Make, limits: Limits) -> None:
+    """Asked to keep a part of its frame, a device stays what it is, and answers with the frame's own numbers."""
+    e, asked = _ternary(64, 13), range(_OUT // 3, _OUT // 2)
+    with make(_IN, _OUT, 1) as device, make(_IN, _OUT, 1) as whole:
+        fingerprint, kept = device.fingerprint(), device.keep(asked)
+        _require(
+            set(asked) <= set(kept) <= set(range(_OUT)), "keep leaves out none of the components asked for"
+        )
+        expected = whole.project(e)[:, kept.start : kept.stop]
+        promise = "a kept component's answer is the frame's"
+        if isinstance(device.noise, NoNoise):
+            _require(torch.equal(device.project(e), expected), f"{promise}, to the bit")
+        _close(device.project(e), expected, max(1e-6, 2 * limits.relative_noise), promise)
+        _require(device.fingerprint() == fingerprint, "a device that keeps a part is the device it was")
+
+
 CHECKS: Final[tuple[Callable[[Make, Limits], None], ...]] = (
     check_shapes,
     check_refusals,
@@ -360,6 +376,7 @@ CHECKS: Final[tuple[Callable[[Make, Limits], None], ...]] = (
     check_dark_frames,
     check_closing,
     check_copies,
+    check_kept_components,
 )
 
 
@@ -425,3 +442,6 @@ class BackendConformance:
 
     def test_copies(self) -> None:
         check_copies(self.make, self.limits)
+
+    def test_kept_components(self) -> None:
+        check_kept_components(self.make, self.limits)

@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from noise_models.errors import UsageError
+from noise_models.places import place_of
 from optical_dfa.aligning import align, unalign
 from optical_dfa.feedback.aligned import AlignedModule
 from optical_dfa.measure.alignment import alignment, estimator, feedback_angles
@@ -44,7 +45,8 @@ class Diagnosis:
         Raises:
             UsageError: the network has no hidden output to compare at.
         """
-        self._x, self._y = x[:RECORDS], y[:RECORDS]
+        place = place_of(module)
+        self._x, self._y = x[:RECORDS].to(place), y[:RECORDS].to(place)
         self._board = TensorBoard(folder) if folder is not None and TensorBoard.installed() else None
         self._shown: dict[str, float | str] = {}
         alignment(

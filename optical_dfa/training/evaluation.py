@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from noise_models.places import moved, on_cpu, place_of
 from optical_dfa.training.loss import cross_entropy
 
 POSITIONS = 4096  # evaluated at once
@@ -17,7 +18,7 @@ def accuracy_and_loss(module: nn.Module, x: Tensor, y: Tensor) -> tuple[float, f
 
     Args:
         module: left in training mode.
-        x, y: records, and their classes of shape (records, [positions]).
+        x, y: records, wherever they are, and their classes of shape (records, [positions]).
     """
     right, loss = 0, 0.0
     for logits, classes in _outputs(module, x, y):
@@ -36,9 +37,9 @@ def area_under_curve(module: nn.Module, x: Tensor, y: Tensor) -> float | None:
     from sklearn.metrics import roc_auc_score
 
     scores = [
-        (logits[..., 1] - logits[..., 0]).double().cpu().flatten() for logits, _ in _outputs(module, x, y)
+        on_cpu((logits[..., 1] - logits[..., 0]).double()).flatten() for logits, _ in _outputs(module, x, y)
     ]
-    score, target = torch.cat(scores), y.cpu().flatten()
+    score, target = torch.cat(scores), on_cpu(y).flatten()
     if not bool(score.isfinite().all()) or not 0 < int(target.sum()) < len(target):
         return None
     return float(roc_auc_score(target.numpy(), score.numpy()))
@@ -46,11 +47,11 @@ def area_under_curve(module: nn.Module, x: Tensor, y: Tensor) -> float | None:
 
 def _outputs(module: nn.Module, x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """(logits, classes), in parts."""
-    rows = max(1, POSITIONS // max(1, y.numel() // len(y)))
+    rows, place = max(1, POSITIONS // max(1, y.numel() // len(y))), place_of(module)
     module.eval()
     try:
         with torch.no_grad():
             for records, classes in zip(torch.split(x, rows), torch.split(y, rows), strict=True):
-                yield module(records), classes
+                yield module(moved(records, place)), moved(classes, place)
     finally:
         module.train()

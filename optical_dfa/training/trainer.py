@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, TensorDataset
 
 from noise_models.errors import UsageError
+from noise_models.places import moved, seconds, usable
 from noise_models.randomness.generator import NoiseGenerator, derive_seed
 from optical_dfa.aligning import align
 from optical_dfa.config import ResolvedConfig, TrainConfig, resolve
@@ -43,6 +44,7 @@ from optical_dfa.runs.folder import (
 from optical_dfa.training.diagnosis import Diagnosis
 from optical_dfa.training.ending import EndedError, Ending, Interval
 from optical_dfa.training.evaluation import accuracy_and_loss, area_under_curve
+from optical_dfa.training.layers import LayerParallel
 from optical_dfa.training.loss import cross_entropy, private_loss, refuse_by_number
 from optical_dfa.training.transfer import take_convolutions
 from privacy import checkpoint
@@ -56,9 +58,11 @@ from privacy.notions import Adjacency
 from privacy.releases import calibrations, terms
 from privacy.releases.dark_source import DarkFrameSource
 from privacy.releases.per_record import PerRecordRelease
+from privacy.sampling import steps_an_epoch
 from privacy.weights import ANNOUNCED
 from privacy.workers import Workers
 
+_CODES = 256  # exit codes of a program are below
 # What one training step offers a rule; a rule that requires more is refused.
 OFFERS = frozenset({Requires.ROOT_ERROR, Requires.BACKWARD, Requires.FORWARD_MODE, Requires.SECOND_FORWARD})
 
@@ -75,8 +79,8 @@ def train(
 ) -> dict[str, Any]:
     """Train a network and say what its guarantee is.
 
-    Of several workers (`privacy.workers`) the first reads and writes the folder and evaluates; `config` is the same on
-    all.
+    Of several workers (`privacy.workers`) the first reads and writes the folder and evaluates, with the others where
+    each has layers of its own (`LayerParallel`); `config` is the same on all.
 
     Args:
         config: what to train; missing values take the shipped defaults of the data set.
@@ -105,7 +109,8 @@ def train(
         before = run.position.seconds  # of the parts before, as far as the checkpoint goes
         try:
             run.train(progress or SilentProgress(), ending)
-            return workers.told(lambda: run.summarise(before + time.perf_counter() - started))
+            area = run.area()
+            return workers.told(lambda: run.summarise(before + time.perf_counter() - started, area))
         finally:
             run.close()
 
@@ -123,8 +128,10 @@ class _Run:
         workers: Workers,
     ) -> None:
         self.workers = workers
-        _refuse_workers(config, workers)
-        device = _device(config.device)
+        own_layers = config.parallel == "layers" and workers.count > 1
+        if not own_layers:
+            _refuse_workers(config, workers)
+        self.place = usable(config.device)
         loaded: list[Dataset] = []
         workers.told(lambda: loaded.append(_data(config)))  # downloaded once
         self.data: Dataset = loaded[0] if loaded else _data(config)
@@ -134,7 +141,7 @@ class _Run:
             models.usual(text=self.data.text, cardinalities=self.data.cardinalities),
         )
         if self.config.features is not None:
-            self.data = with_features(self.data, self.config.features)
+            self.data = self._with_features(self.config.features)
         self.folder = folder
         if self.folder is not None and not resume and not overwrite:
             self.folder.refuse_run()
@@ -152,13 +159,13 @@ class _Run:
             seed,
             cardinalities=self.data.cardinalities,
             text=self.data.text,
-        ).to(device)
+        ).to(self.place)
         if self.config.transfer is not None:
             take_convolutions(network, self.config.transfer)
         secret = self.config.private and not self.config.reproducible
         self.resumed = self._ledger_before(resume)
         self._goes_on = workers.told(lambda: self.resumed is not None)
-        own = workers.name("device")
+        own = "device" if own_layers else workers.name("device")  # each a part of one device, or its own
         self.noise = (
             NoiseGenerator.secure(own)
             if secret
@@ -184,8 +191,15 @@ class _Run:
                 f"rule {self.config.rule} needs {', '.join(unmet)}, which this trainer does not give"
             )
         self.optimizer: Optimizer = _optimizer(self.config, self.module)
-        self.x, self.y = self.data.x_train.to(device), self.data.y_train.to(device)
-        self.x_test, self.y_test = self.data.x_test.to(device), self.data.y_test.to(device)
+        self.layers = (
+            LayerParallel(self.module, self.optimizer, cross_entropy, parts=self.config.micro_batches)
+            if own_layers
+            else None
+        )
+        self._has_folder = workers.told(lambda: folder is not None)
+        # Records stay where they lie, which may be on disk, and batches go to the place.
+        self.x, self.y = self.data.x_train, self.data.y_train
+        self.x_test, self.y_test = self.data.x_test, self.data.y_test
         self.diagnosis = (
             Diagnosis(self.module, self.x, self.y, None if folder is None else folder.path)
             if self.config.diagnose
@@ -206,6 +220,12 @@ class _Run:
             raise
 
     # ---- putting it together
+
+    def _with_features(self, spec: str) -> Dataset:
+        """The data set's features; what is kept of them is computed by the first worker."""
+        found: list[Dataset] = []
+        self.workers.told(lambda: found.append(with_features(self.data, spec, progress=True)))
+        return found[0] if found else with_features(self.data, spec)
 
     def _refuse_labels_that_are_inputs(self) -> None:
         release = self.config.release
@@ -235,7 +255,7 @@ class _Run:
             self._take_up()
             self.workers.told(self._refuse_beyond)
         try:
-            self._make_private(lambda: self._begin(resume))
+            self._make_private(lambda left: self._begin(resume, left))
         except BaseException:
             if self.folder is not None and not resume and not self._tells_why():
                 self.folder.undo()
@@ -302,20 +322,36 @@ class _Run:
                     "settings"
                 )
 
-    def _begin(self, resume: bool) -> None:
+    def _begin(self, resume: bool, left: int | None) -> None:
+        """
+        Args:
+            left: releases that the budget allows; None without one.
+        """
         if self.folder is not None:
+            if resume and (left == 0 or self._taken_before() >= self._planned()):
+                self.folder.refuse_other_end(self.config)
             self.folder.begin(self.config, resume=resume, overwrite=self.overwrite)
             if resume:
                 self.folder.keep_metrics_until(self.position.step)
 
-    def _make_private(self, begin: Callable[[], None]) -> None:
+    def _planned(self) -> int:
+        """Steps of the whole run."""
+        config = self.config
+        if not config.private:
+            return config.epochs * math.ceil(len(self.x) / config.batch_size)
+        return config.epochs * steps_an_epoch(config.public_size or len(self.x), config.batch_size)
+
+    def _taken_before(self) -> int:
+        return self._count_before() if self.config.private else self.position.step
+
+    def _make_private(self, begin: Callable[[int | None], None]) -> None:
         config = self.config
         path = None if self.folder is None else self.folder.path / LEDGER
         loader: DataLoader[Any] = DataLoader(TensorDataset(self.x, self.y), batch_size=config.batch_size)
         if not config.private:
             about = {"module": self.module.describe(), ANNOUNCED: True}
             header = {"release": "none", "reproducible": False, **about, SETTINGS: self._held()}
-            begin()
+            begin(None)
             if self.resumed:
                 self.ledger = Ledger.open(self.resumed)
                 self.ledger.append_settings(self._held())
@@ -380,9 +416,9 @@ class _Run:
 
         Of several workers all end once one of them was asked to.
         """
-        planned = self.config.epochs * self.steps_an_epoch
+        planned = self._planned()
         progress.start(planned)
-        begun = time.perf_counter() - self.position.seconds
+        begun = seconds(self.place) - self.position.seconds
         with ending.watching():
             try:
                 step = self._take_steps(planned, begun, progress, ending)
@@ -391,7 +427,7 @@ class _Run:
                     raise reason from None
                 raise
         if self.position.step != step or math.isnan(self.accuracy):
-            self._keep(step, time.perf_counter() - begun)
+            self._keep(step, seconds(self.place) - begun)
 
     def _take_steps(self, planned: int, begun: float, progress: Progress, ending: Ending) -> int:
         """Steps until all planned ones are taken or the budget is spent; how many the weights have then seen."""
@@ -404,11 +440,8 @@ class _Run:
             if taken >= planned or (self.engine is not None and self.engine.steps_left() == 0):
                 break
             self._set_rate(taken / planned)
-            self.optimizer.zero_grad()
-            loss = self._loss(self.module(x), y)
-            torch.autograd.backward(loss)
-            self.optimizer.step()
-            if self._diagnoses and len(x):
+            loss, heard = self._learn(x, y, self._says(ending, step + 1))
+            if loss is not None and self._diagnoses and len(x):
                 self._losses.append(loss.detach() / (len(x) if self.config.private else 1))
                 self._records.append(len(x))
             if self.engine is not None and self._releases() == taken:
@@ -416,16 +449,15 @@ class _Run:
             step, taken = step + 1, taken + 1
             self._pass_time()
             progress.update(taken, {})
-            reason = self._ends(ending) if taken < planned else None
-            seconds = time.perf_counter() - begun
+            reason = self._ends(ending, heard) if taken < planned else None
             whole = step % self.steps_an_epoch == 0 or taken == planned
             if reason is not None:
-                self._save(step, seconds)  # there may be no time for more
+                self._save(step, seconds(self.place) - begun)  # there may be no time for more
                 self._note(self._evaluated(step))
             elif whole:
-                self._keep(step, seconds)
-            elif ending.checkpoint_due(step):
-                self._save(step, seconds)
+                self._keep(step, seconds(self.place) - begun)
+            elif heard[1] if heard else ending.checkpoint_due(step):
+                self._save(step, seconds(self.place) - begun)
             else:
                 continue
             ending.kept()
@@ -435,11 +467,35 @@ class _Run:
                 raise reason
         return step
 
-    def _ends(self, ending: Ending) -> EndedError | None:
+    def _learn(self, x: Tensor, y: Tensor, said: list[int]) -> tuple[Tensor | None, list[int]]:
+        """One step of the optimizer: the loss where it is known, and what workers with layers of their own agree on."""
+        x, y = moved(x, self.place), moved(y, self.place)
+        if self.layers is not None:
+            return self.layers.step(x, y, said)
+        self.optimizer.zero_grad()
+        loss = self._loss(self.module(x), y)
+        torch.autograd.backward(loss)
+        self.optimizer.step()
+        return loss, []
+
+    def _says(self, ending: Ending, step: int) -> list[int]:
+        """Of workers with layers of their own: was this one asked to end, and is a checkpoint due after this step."""
+        if self.layers is None:
+            return []
+        own = ending.reason()
+        asked = 0 if own is None else _CODES * self.workers.rank + own.exit_code
+        return [asked, int(self.workers.first and ending.checkpoint_due(step))]
+
+    def _ends(self, ending: Ending, heard: list[int]) -> EndedError | None:
         """Why all workers are to end now, whichever of them was asked to; None where they go on."""
         own = ending.reason()
-        codes = self.workers.meet(0 if own is None else own.exit_code)
-        asked = [(number, code) for number, (code,) in enumerate(codes) if code]
+        if heard:
+            number, code = divmod(heard[0], _CODES)
+            asked = [(number, code)] if code else []
+            own = own if asked else None  # the others do not know of it yet
+        else:
+            codes = self.workers.meet(0 if own is None else own.exit_code)
+            asked = [(number, code) for number, (code,) in enumerate(codes) if code]
         if own is not None or not asked:
             return own
         number, code = asked[0]
@@ -451,7 +507,7 @@ class _Run:
         shape = (records, *self.y.shape[1:])
         logits = torch.randn(*shape, self.data.classes, generator=random)
         targets = torch.randint(0, self.data.classes, shape, generator=random)
-        refuse_by_number(logits.to(self.x.device), targets.to(self.x.device))
+        refuse_by_number(logits.to(self.place), targets.to(self.place))
 
     def _loss(self, logits: Tensor, y: Tensor) -> Tensor:
         """Of a batch: the mean over records and positions; in a private run the sum over the records."""
@@ -497,18 +553,29 @@ class _Run:
         return self.engine.ledger.count() if self.engine is not None and self.engine.ledger is not None else 0
 
     def _save(self, step: int, seconds: float) -> None:
-        """Write a checkpoint: the first worker does."""
-        if not self.workers.first:
+        """Write a checkpoint: the first worker does, of what the others bring where they have layers of their own."""
+        if not self._takes_part:
             return
         drawn = 0 if self.noise.secret else self.noise.position
         self.position = checkpoint.Position(step, self._releases(), "", seconds, drawn)
-        if self.folder is not None:
+        with self.layers.whole() if self.layers is not None and self._has_folder else nullcontext():
+            if self.folder is None:
+                return
             inner = getattr(self.optimizer, "original", self.optimizer)
             ledger = self.engine.ledger if self.engine is not None else self.ledger
             assert ledger is not None  # a run with a folder has one
             self.position = checkpoint.save(
                 self.folder.path / CHECKPOINT, self.module, inner, self.position, ledger
             )
+
+    @property
+    def _takes_part(self) -> bool:
+        """Whether this worker has a part in evaluating and keeping: the first, or each with layers of its own."""
+        return self.workers.first or self.layers is not None
+
+    @property
+    def _evaluable(self) -> nn.Module:
+        return self.module if self.layers is None else self.layers
 
     def _keep(self, step: int, seconds: float) -> None:
         """Evaluate, write a checkpoint, note a row of metrics: the first worker does."""
@@ -517,20 +584,17 @@ class _Run:
         self._note(row)
 
     def _evaluated(self, step: int) -> dict[str, Any]:
-        """A row of metrics; empty but on the first worker."""
-        if not self.workers.first:
+        """A row of metrics; empty on a worker that takes no part."""
+        if not self._takes_part:
             return {}
-        self.accuracy, self.test_loss = accuracy_and_loss(self.module, self.x_test, self.y_test)
+        self.accuracy, self.test_loss = accuracy_and_loss(self._evaluable, self.x_test, self.y_test)
         row: dict[str, Any] = {
             "step": step,
             "epoch": step / self.steps_an_epoch,
             "test_accuracy": self.accuracy,
             "test_loss": _finite(self.test_loss),
+            **self._while_training(),
         }
-        if self._losses:
-            row["training_loss"] = _finite(float(torch.stack(self._losses).mean()))
-            row["mean_batch_size"] = sum(self._records) / len(self._records)
-            self._losses, self._records = [], []
         if self.diagnosis is not None:
             row.update(self.diagnosis.row(step, self.module))
         if self.engine is not None:
@@ -538,6 +602,15 @@ class _Run:
             name = _EPSILON[stated["kind"]]
             row[name] = stated["nominal_epsilon" if name == "nominal_epsilon" else "epsilon"]
         return row
+
+    def _while_training(self) -> dict[str, Any]:
+        """Means over the steps since the last row; of workers with layers of their own the last one knows the loss."""
+        means: dict[str, Any] = {}
+        if self._losses:
+            means["training_loss"] = _finite(float(torch.stack(self._losses).mean()))
+            means["mean_batch_size"] = sum(self._records) / len(self._records)
+            self._losses, self._records = [], []
+        return means if self.layers is None else self.workers.gather(means)[-1]
 
     def _note(self, row: dict[str, Any]) -> None:
         if self.folder is not None:
@@ -562,11 +635,18 @@ class _Run:
         assert self.config.delta is not None  # resolve() sets it for a private run
         return self.engine.get_guarantee(self.config.delta)
 
-    def summarise(self, seconds: float) -> dict[str, Any]:
+    def area(self) -> float | None:
+        """Under the ROC curve, of two classes; None of others, and on a worker that takes no part."""
+        if self.data.classes != 2 or not self._takes_part:
+            return None
+        return area_under_curve(self._evaluable, self.x_test, self.y_test)
+
+    def summarise(self, seconds: float, area: float | None) -> dict[str, Any]:
         """The summary, also written to the run folder.
 
         Args:
             seconds: that all parts of the run took.
+            area: under the ROC curve.
         """
         config, stated = self.config, self._guarantee()
         header = (
@@ -587,9 +667,7 @@ class _Run:
             "sample_rate": header.get("sample_rate"),
             "seed": config.seed,
             "test_accuracy": self.accuracy,
-            "test_auc": area_under_curve(self.module, self.x_test, self.y_test)
-            if self.data.classes == 2
-            else None,
+            "test_auc": area,
             "test_loss": _finite(self.test_loss),
             "guarantee": stated.to_dict(),
             "target_epsilon": config.epsilon,
@@ -633,7 +711,7 @@ def _refuse_workers(config: TrainConfig, workers: Workers) -> None:
     if not config.private:
         raise UsageError(
             f"release none on {workers.count} workers is not served, which add up whole numbers that are released with "
-            "noise; train in one process, or with torch's DistributedDataParallel in a script of your own"
+            "noise; add --parallel layers, train in one process, or write a script with torch's DistributedDataParallel"
         )
     if config.unsafe_diagnostics:
         raise UsageError(
@@ -679,13 +757,3 @@ def _optimizer(config: ResolvedConfig, module: nn.Module) -> Optimizer:
 def _finite(value: float) -> float | None:
     """JSON has no NaN."""
     return value if math.isfinite(value) else None
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"device {name!r} cannot be used here ({reason}); use --device cpu") from None
-    return device

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from noise_models.errors import UsageError
+from noise_models.places import on_cpu
 from privacy.attacks.laws import Array, NoiseLaw
 from privacy.auditing.bounds import Bound, clopper_pearson_bound, gaussian_family_bound
 
@@ -95,7 +96,7 @@ class ReleasedSums:
         self._loss(self._module(inputs), targets).backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
         seen = [p.grad.flatten() for p in self._module.parameters() if p.grad is not None]
-        return np.asarray(torch.cat(seen).double().cpu().numpy() * self._expected_batch_size)
+        return np.asarray(on_cpu(torch.cat(seen), torch.float64).numpy() * self._expected_batch_size)
 
 
 @dataclass(frozen=True)

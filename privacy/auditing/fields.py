@@ -158,6 +158,8 @@ LOCAL: Mapping[str, Field] = {
     "data_dir": optional(text()),
     "calibration": optional(text()),
     "max_physical_batch_size": optional(count(1)),
+    "parallel": optional(text("records|layers")),
+    "micro_batches": optional(count(1)),
 }
 # Metadata of the checkpoint: texts, each of a number.
 CHECKPOINT: Mapping[str, Field] = {

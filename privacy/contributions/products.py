@@ -7,6 +7,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from noise_models.places import CPU
+
 # Integers up to here, and so sums that stay below it in any order, are exact in float32.
 EXACT_FLOAT32 = 1 << 24
 EXACT_FLOAT64 = 1 << 53
@@ -73,7 +75,7 @@ def multiplies_int8(device: torch.device, n: int, d: int) -> bool:
         device: where the products are taken.
         n, d: entries of a record's factors.
     """
-    if device.type != "cpu" or not getattr(torch.cpu, "_is_vnni_supported", lambda: False)() or not n * d:
+    if device != CPU or not getattr(torch.cpu, "_is_vnni_supported", lambda: False)() or not n * d:
         return False
     for records in _TRIED:
         sign = torch.where(torch.arange(records).unsqueeze(1) % 2 == 0, MOST_INT8, -MOST_INT8).to(torch.int8)

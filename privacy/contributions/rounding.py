@@ -56,7 +56,7 @@ class Rounding:
         """
         self._device = device
         self._memory: dict[tuple[object, ...], Tensor] = {}
-        self._lanes = [_Lane(lane, device) for lane in coins.lanes(LANES if device.type == "cpu" else 1)]
+        self._lanes = [_Lane(lane, device) for lane in coins.lanes(LANES)]
 
     def __call__(self, m: int, tasks: Sequence[Task]) -> tuple[list[Tensor], Tensor]:
         """Round what belongs to the same m records.

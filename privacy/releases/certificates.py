@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from noise_models.places import on_cpu
 from privacy.accounting.divergences import batch_pair
 from privacy.contributions.separated import SeparatedLayer
 
@@ -203,7 +204,8 @@ def _of_leaving_out(layer: SeparatedLayer, noise_std: float, noise_multiplier: f
     """
     rows = _looked_at(layer)
     gate, inputs, signal = (
-        part.double().cpu().numpy() for part in (layer.gate[:, rows], layer.inputs, layer.signal[:, rows])
+        on_cpu(part, torch.float64).numpy()
+        for part in (layer.gate[:, rows], layer.inputs, layer.signal[:, rows])
     )
     own = np.divide(signal[0], gate[0], out=np.zeros_like(gate[0]), where=gate[0] != 0)
     pair = batch_pair(gate, inputs, own, 0, noise_std)

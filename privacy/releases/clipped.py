@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from noise_models.errors import UsageError
+from noise_models.places import CPU, exactly
 from noise_models.randomness.generator import NoiseGenerator
 from noise_models.randomness.rounded_gaussian import MOST_STD
 from privacy.contributions.integers import WholeSum, least_bound, leaves_half
@@ -178,7 +179,7 @@ class ClippedSum(StepRelease, Generic[S]):
         self._records += self.contributions.expected_records() or 0
         refuse_excess(self._records, self._cap, self.expected_batch_size)
         try:
-            with torch.autocast(device.type, enabled=False):
+            with exactly(device):
                 for stack in self._factored.factors(self._sum.keeps_factors):
                     self._sum.add(stack)
         finally:
@@ -215,7 +216,7 @@ class ClippedRelease(ClippedSum[NoiseSource]):
         return self.contributions.unpack(self._sum.in_units(unit, self._dtype))
 
 
-def refuse_imprecise_products(device: torch.device | str = "cpu") -> None:
+def refuse_imprecise_products(device: torch.device = CPU) -> None:
     """Refuse settings under which float32 matrix products are not float32 (THEORY T3), and products that are not.
 
     Convolutions and recurrent layers are a record's own arithmetic, which is clipped after it; cuDNN takes them in
@@ -252,11 +253,9 @@ def refuse_imprecise_products(device: torch.device | str = "cpu") -> None:
             raise _imprecise(
                 f"the environment variable {name} is {value!r}", f"start without it, or with {exact}"
             )
-    exactly = torch.full(
-        (64, 64), 1 + 2.0**-20, device=device
-    )  # a bit that neither bfloat16, TF32 nor half has
-    with torch.autocast(exactly.device.type, enabled=False):
-        if not torch.equal(torch.mm(exactly, torch.eye(64, device=device)), exactly):
+    fine = torch.full((64, 64), 1 + 2.0**-20, device=device)  # a bit that neither bfloat16, TF32 nor half has
+    with exactly(device):
+        if not torch.equal(torch.mm(fine, torch.eye(64, device=device)), fine):
             raise _imprecise(
                 f"a float32 matrix product on {device} came out rounded",
                 "find the setting that makes the library take it in another type",

@@ -27,6 +27,7 @@ from noise_models.calibration.converter import dither_ripple
 from noise_models.calibration.document import Calibration
 from noise_models.errors import UsageError
 from noise_models.health.monitor import RELEASED_FALSE_ALARM
+from noise_models.places import staging
 from noise_models.randomness.generator import NoiseGenerator
 from privacy.contributions.protocols import DarkFrames
 from privacy.releases.dark_source import DarkFrameSource
@@ -154,7 +155,7 @@ class DarkFrameDigits(DarkFrameSource):
         weights, dimension = self._weighted(std), len(total)
         needed, pixels = dimension * len(weights), self._device.dark_pixels
         level = round(self.offset)
-        codes = torch.empty(min(pixels, needed), dtype=torch.float64)
+        codes = staging(min(pixels, needed), torch.float64, total.device)
         for start in range(0, needed, pixels):
             block = codes[: needed - start]
             self._take(block)

@@ -24,6 +24,7 @@ from noise_models.calibration.converter import dither_ripple
 from noise_models.calibration.document import Calibration
 from noise_models.errors import UsageError
 from noise_models.health.monitor import RELEASED_FALSE_ALARM
+from noise_models.places import staging
 from noise_models.randomness.generator import NoiseGenerator
 from noise_models.randomness.rounded_gaussian import TAIL_MASS
 from privacy.contributions.protocols import DarkFrames
@@ -121,7 +122,7 @@ class DarkFrameNoise(DarkFrameSource):
         """
         scale, dither = self._shares(std)
         pixels = self._device.dark_pixels
-        noise = torch.empty(min(pixels, len(total)), dtype=torch.float64)
+        noise = staging(min(pixels, len(total)), torch.float64, total.device)
         for start in range(0, len(total), pixels):
             part = total[start : start + pixels]
             block = noise[: len(part)]

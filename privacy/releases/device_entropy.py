@@ -22,6 +22,7 @@ from noise_models.health.entropy import ASSESSED_BITS, ContinuousTests, conditio
 from noise_models.health.min_entropy import LEAST_SAMPLES, MinEntropy, assess
 from noise_models.health.monitor import LEAST_PIXELS, LEAST_STD
 from noise_models.health.replays import REPLAY_FALSE_ALARM, frame_digest
+from noise_models.places import on_cpu
 from noise_models.randomness.generator import NoiseGenerator
 from noise_models.randomness.rounded_gaussian import TAIL_MASS
 from privacy.contributions.protocols import DarkFrames
@@ -156,7 +157,7 @@ class DeviceEntropyNoise(NoiseSource):
             self._health.vouch()
 
     def _codes(self, pairs: int) -> npt.NDArray[Any]:
-        codes: npt.NDArray[Any] = self._device.dark(2 * pairs).cpu().numpy()
+        codes: npt.NDArray[Any] = on_cpu(self._device.dark(2 * pairs)).numpy()
         return codes
 
     def _refuse_replay(self, frames: npt.NDArray[Any]) -> None:

@@ -42,6 +42,7 @@ import torch
 from torch import Tensor
 
 from noise_models.errors import UsageError
+from noise_models.places import on_cpu
 from noise_models.randomness.generator import NORMAL_TAIL_MASS
 from privacy.contributions.separated import SeparatedContributions, SeparatedLayer, joined
 from privacy.ledger import ReleaseEvent
@@ -154,7 +155,7 @@ class LabelRelease(StepRelease):
         if self.contributions.expected_records():
             # The noise is drawn on the CPU, and the sums are taken there in float64.
             layers = [layer.mapped(_settled) for layer in self.contributions.separated()]
-            errors = _errors(self.contributions.logits().cpu(), layers)
+            errors = _errors(on_cpu(self.contributions.logits()), layers)
             _refuse_other_signals(layers, errors, self.contributions.matrices)
             self._batches.append(_Batch(layers, errors))
 
@@ -239,7 +240,7 @@ def shifts(matrix: Tensor) -> Tensor:
 
 def _settled(x: Tensor) -> Tensor:
     """On the CPU, without subnormals: whether a product sees those or zero is up to the thread that computes it."""
-    x = x.cpu()
+    x = on_cpu(x)
     return torch.where(x.abs() < torch.finfo(x.dtype).tiny, 0.0, x)
 
 

@@ -29,6 +29,7 @@ from noise_models.calibration.document import DRIFT_ALLOWANCE
 from noise_models.calibration.light import LightCalibration, refuse_moved
 from noise_models.calibration.probed_light import ProbedLight
 from noise_models.errors import DeviceError, UsageError
+from noise_models.places import on_cpu
 from noise_models.randomness.generator import NoiseGenerator
 from privacy.accounting.photon import LARGEST_CHANGE
 from privacy.contributions.integers import least_bound
@@ -329,7 +330,7 @@ class PhotonRelease(ClippedSum[ShotNoise]):
                 f"the light level is not set for noise multiplier {noise_multiplier}; call prepare first"
             )
         self.source.limits_hold(level.ratio)
-        total = self._sum.total.cpu().numpy().astype(np.int64)
+        total = on_cpu(self._sum.total).numpy().astype(np.int64)
         columns = np.zeros((self._columns, readout.inputs), np.int64)
         columns.reshape(-1)[: self.dimension] = np.clip(total[self._order], -level.most, level.most)
         inverse = np.ascontiguousarray(np.linalg.pinv(readout.response).T)  # of the medium as it is now

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from noise_models.errors import UsageError
+from noise_models.places import add_drawn
 from noise_models.randomness.generator import NoiseGenerator
 from noise_models.randomness.integer_sampler import TABLE_MASS, SkellamSampler, table_size
 from privacy.contributions.integers import least_bound
@@ -56,8 +57,10 @@ class IntegerNoise(GeneratedNoise):
         mean = _poisson_mean(std)
         if self._sampler is None or self._sampler.mean != mean:
             self._sampler = SkellamSampler(mean)
-        drawn = torch.from_numpy(self._sampler.sample(total.numel(), self._generator))
-        total += drawn.to(total.device)
+        sampler = self._sampler
+        add_drawn(
+            total, lambda block: block.add_(torch.from_numpy(sampler.sample(len(block), self._generator)))
+        )
 
 
 def _poisson_mean(std: float) -> Fraction:

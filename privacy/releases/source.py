@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from noise_models.calibration.document import Document
 from noise_models.errors import UsageError
+from noise_models.places import add_drawn
 from noise_models.randomness.generator import NORMAL_TAIL_MASS, NoiseGenerator
 from noise_models.randomness.rounded_gaussian import RoundedGaussianSampler
 from privacy.contributions.protocols import Contributions, DarkFrames
@@ -177,12 +177,9 @@ class WholeNormals:
         return self._sampler
 
     def add(self, total: Tensor, std: float, generator: NoiseGenerator) -> None:
-        """`total += round(N(0, std²))`, drawn on the CPU wherever `total` lives."""
+        """`total += round(N(0, std²))`."""
         sampler = self.prepare(std)
-        if total.device.type == "cpu":
-            sampler.add_(total, generator)
-        else:
-            total += torch.from_numpy(sampler.sample(total.numel(), generator)).to(total.device)
+        add_drawn(total, lambda block: sampler.add_(block, generator))
 
 
 class GeneratedNoise(NoiseSource):
@@ -210,9 +207,5 @@ class SecretNormals(GeneratedNoise):
 
 
 def add_secret_normals(total: Tensor, std: float, generator: NoiseGenerator) -> None:
-    """`total += std·N(0, 1)`, drawn on the CPU wherever `total` lives."""
-    if total.device.type == "cpu":
-        generator.add_normal_(total, std)
-    else:
-        noise = generator.normal_(total.new_empty(total.shape, device="cpu"))
-        total.add_(noise.to(total.device), alpha=std)
+    """`total += std·N(0, 1)`."""
+    add_drawn(total, lambda block: generator.add_normal_(block, std))

@@ -266,6 +266,8 @@ def test_written_file_is_plain_toml_with_everything(tmp_path: Path) -> None:
         "calibration",
         "noise_multiplier",
         "max_physical_batch_size",
+        "parallel",
+        "micro_batches",
         "release_options",
         "features",
     }

@@ -114,7 +114,7 @@ def notes(net: nn.Module, example: torch.Tensor, **options: object) -> list[str]
 
 @pytest.mark.parametrize(
     "spec",
-    ["mlp", "mlp:64,64/relu", "cnn", "cnn/relu", "cnn:4,8+16/relu", "resmlp", "resmlp:16,16,16/relu"],
+    ["mlp", "mlp:64,64/relu", "cnn", "cnn/relu", "cnn:4,8+16/relu", "resmlp", "resmlp:16,16,16/relu", "skip"],
 )
 @pytest.mark.parametrize("seed", [0, 1])
 def test_built_networks_get_no_note(spec: str, seed: int) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from noise_models.errors import UsageError
 from noise_models.randomness.generator import derive_seed
 from optical_dfa.networks.building import ACTIVATIONS, build
+from optical_dfa.networks.skip import SkipNetwork
 
 IMAGE = (1, 8, 8)
 SPECS = [
@@ -25,6 +26,9 @@ SPECS = [
     "resmlp",
     "resmlp:9",
     "resmlp:8,8,8,8/relu",
+    "skip",
+    "skip:7,5",
+    "skip:6/relu",
 ]
 
 
@@ -40,6 +44,27 @@ def test_maps_records_to_logits(spec: str, rows: int) -> None:
         assert p.dtype == torch.float32
         assert p.grad is not None, name
         assert torch.isfinite(p.grad).all()
+
+
+@pytest.mark.parametrize("shape", [(6,), (2, 8, 8), (16, 4, 5), (81, 7, 7)])
+def test_skip_adds_hidden_layers_to_a_linear_one(shape: tuple[int, ...]) -> None:
+    net = build("skip:9", shape, 3, seed=0)
+    assert isinstance(net, SkipNetwork)
+    x = torch.randn(4, *shape, generator=torch.Generator().manual_seed(1))
+    assert not net(x).any()  # both read-outs begin at 0
+    with torch.no_grad():
+        for p in (*net.direct.parameters(), *net.read_out.parameters()):
+            p.normal_(generator=torch.Generator().manual_seed(2))
+    coarse = x.flatten(1)
+    if shape[0] >= 16:  # maps: an odd side's last place stands for itself
+        rows = [x[:, :, i : i + 2].mean(2) for i in range(0, shape[1], 2)]
+        coarse = torch.stack(
+            [torch.stack([r[..., j : j + 2].mean(-1) for j in range(0, shape[2], 2)], -1) for r in rows], 2
+        ).flatten(1)
+    first = net.hidden[0]
+    h = torch.tanh(coarse @ first.weight.T + first.bias)
+    expected = x.flatten(1) @ net.direct.weight.T + net.direct.bias + h @ net.read_out.weight.T
+    torch.testing.assert_close(net(x), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_default_is_512_tanh() -> None:
@@ -102,15 +127,19 @@ def test_weights_follow_the_seed_and_nothing_else(spec: str) -> None:
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_cutting_at_the_activations_cuts_everything(spec: str) -> None:
-    """With the activations' outputs detached, only the last layer gets a gradient: nothing skips a point."""
+    """With the activations' outputs detached, only the read-outs get a gradient: nothing skips a point."""
     net = build(spec, IMAGE, 4, 0)
     for module in net.modules():
         if isinstance(module, tuple(ACTIVATIONS.values())):
             module.register_forward_hook(lambda module, args, output: output.detach())
     net(torch.randn(2, *IMAGE, generator=torch.Generator().manual_seed(1))).sum().backward()
     reached = [name for name, p in net.named_parameters() if p.grad is not None]
-    last = [name for name, _ in net.named_parameters()][-2:]
-    assert reached == last
+    outputs = ("direct.weight", "direct.bias", "read_out.weight")
+    assert reached == (
+        [name for name, _ in net.named_parameters()][-2:]
+        if not isinstance(net, SkipNetwork)
+        else [name for name, _ in net.named_parameters() if name in outputs]
+    )
 
 
 @pytest.mark.parametrize("spec", [*SPECS, "gated:7,5"])
@@ -118,6 +147,8 @@ def test_records_are_not_mixed(spec: str) -> None:
     """Replacing one record leaves the logits of the others as they were (docs/threat-model.md)."""
     net = build(spec, IMAGE, 4, 0).double()
     generator = torch.Generator().manual_seed(1)
+    if isinstance(net, SkipNetwork):  # whose logits begin at 0
+        torch.nn.init.normal_(net.direct.weight, generator=generator)
     x = torch.randn(5, *IMAGE, generator=generator, dtype=torch.float64)
     before = net(x)
     x[2] = 100 * torch.randn(IMAGE, generator=generator, dtype=torch.float64)

@@ -22,7 +22,7 @@ RULES = ["fg-a", "fg-w", "pepita"]
 
 def stream(aligned: AlignedModule) -> torch.Generator:
     assert isinstance(aligned.state, DrawingState)
-    return aligned.state.draws(torch.device("cpu"))
+    return aligned.state.draws()
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])

@@ -34,7 +34,7 @@ def matrices(aligned: AlignedModule) -> list[Tensor]:
 
 def directions(aligned: AlignedModule) -> list[Tensor]:
     """u_l of the pass that comes next."""
-    stream = state(aligned).draws(torch.device("cpu"))
+    stream = state(aligned).draws()
     return [torch.randn(M, p.width, generator=stream, dtype=torch.float64) for p in aligned.points]
 
 

@@ -51,7 +51,7 @@ def classifiers(aligned: AlignedModule) -> list[Tensor]:
 
 def directions(aligned: AlignedModule, records: int = M) -> list[Tensor]:
     """u_l of the pass that comes next."""
-    stream = state(aligned).draws(torch.device("cpu"))
+    stream = state(aligned).draws()
     return [torch.randn(records, *p.shape, generator=stream, dtype=torch.float64) for p in aligned.points]
 
 

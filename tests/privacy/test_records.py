@@ -344,12 +344,7 @@ def test_a_way_of_drawing_that_would_be_passed_over_is_refused(make: Callable[[]
 
 
 @pytest.mark.parametrize(
-    "setting",
-    [
-        {"num_workers": 2}, {"drop_last": True}, {"pin_memory": True}, {"generator": torch.Generator()},
-        {"worker_init_fn": print, "num_workers": 1}, {"timeout": 3, "num_workers": 1},
-        {"num_workers": 1, "persistent_workers": True, "multiprocessing_context": "spawn"},
-    ],
+    "setting", [{"drop_last": True}, {"generator": torch.Generator()}, {"num_workers": 1, "in_order": False}],
     ids=lambda setting: "+".join(setting),
 )  # fmt: skip
 def test_settings_that_do_nothing_are_told_in_one_line(setting: dict[str, Any]) -> None:
@@ -357,7 +352,7 @@ def test_settings_that_do_nothing_are_told_in_one_line(setting: dict[str, Any]) 
         private(TensorDataset(X, Y), batch_size=4, **setting)
     [message] = [str(one.message) for one in told if "do nothing" in str(one.message)]
     assert "\n" not in message
-    assert all(name in message for name in setting)
+    assert all(name in message for name in setting if name != "num_workers")
     assert "test_records" in told[0].filename  # it points at the caller
 
 

@@ -14,8 +14,10 @@ from optical_dfa.backends import BACKENDS, NO_OPTIONS
 from optical_dfa.backends.base import ProjectionBackend
 from optical_dfa.feedback.card import RuleCard
 from optical_dfa.feedback.points import Point
-from optical_dfa.feedback.rule import ProjectingRule
+from optical_dfa.feedback.rule import ProjectingRule, ProjectingState
 from optical_dfa.feedback.rules import shared_kernel
+from optical_dfa.feedback.rules.augmented import DERIVATIVES, AugmentedState
+from optical_dfa.feedback.state import Placement
 
 LAWS = ("normal", "uniform", "orthogonal")
 MOST_TAPS = 31
@@ -35,6 +37,7 @@ class DirectFeedbackAlignment(ProjectingRule):
       the scale is 1.
     - Launay et al. 2020 ("DFA scales", arXiv 2006.12878): `law="uniform"`, `slices="shared"`,
       `normalisation="widest"`, `scale=1/sqrt(3)`: one matrix U[-1, 1] over sqrt(the widest layer) for every layer.
+    - Nakajima et al. 2022 (Nat. Commun. 13:7847, augmented DFA): `derivative`, another function in place of φ'.
     """
 
     name = "dfa"
@@ -48,6 +51,7 @@ class DirectFeedbackAlignment(ProjectingRule):
         normalisation: str = "layer",
         conv: str = "dense",
         kernel: int = 3,
+        derivative: str | None = None,
     ) -> None:
         """
         Args:
@@ -62,6 +66,9 @@ class DirectFeedbackAlignment(ProjectingRule):
             conv: how points with space (channels, height, ...) are taught: "dense", every unit by a row of B_l; or
                 "shared-kernel", every place by the same kernel (`optical_dfa.feedback.rules.shared_kernel`).
             kernel: side of that kernel, odd, 1 to 31.
+            derivative: the function of a unit's input that stands in place of its activation's derivative
+                (`optical_dfa.feedback.rules.augmented`): "one", "step", "tanh" (1 - tanh²), "gaussian" (exp(-a²)),
+                "triangle" (1 - |a| where that is positive), "cosine" or "sine"; None is its own.
         Raises:
             UsageError: an option out of its range.
         """
@@ -72,6 +79,7 @@ class DirectFeedbackAlignment(ProjectingRule):
             ("slices", slices, ("separate", "shared")),
             ("normalisation", normalisation, ("layer", "widest")),
             ("conv", conv, ("dense", "shared-kernel")),
+            ("derivative", derivative, (None, *DERIVATIVES)),
         ):
             if value not in allowed:
                 names = ", ".join(name for name in allowed if name is not None)
@@ -87,6 +95,20 @@ class DirectFeedbackAlignment(ProjectingRule):
         self.normalisation = normalisation
         self.conv = conv
         self.kernel = kernel
+        self.derivative = derivative
+
+    def state(self, placed: Placement) -> ProjectingState:
+        """
+        Raises:
+            UsageError: a derivative was given for a point that has none, or one that cannot be replaced.
+        """
+        if self.derivative is None:
+            return super().state(placed)
+        return AugmentedState(self, placed, self.derivative)
+
+    @property
+    def apart(self) -> bool:
+        return self.normalisation == "layer"
 
     # ---- the device
 
@@ -149,6 +171,8 @@ class DirectFeedbackAlignment(ProjectingRule):
         gains = {point.name: point.gain for point in points}
         if options.pop("derived") and set(gains.values()) - {1.0}:
             options["scale"] = gains
+        if self.derivative is None:
+            del options["derivative"]  # as it was before there was the option
         return options
 
     def work(self, points: Sequence[Point], components: int) -> tuple[int, int]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from noise_models.errors import UsageError
+from noise_models.places import normals_like
 from optical_dfa.feedback.card import Refusal, RuleCard
 from optical_dfa.feedback.forward_mode import check_forward_mode, directional_derivative
 from optical_dfa.feedback.points import ForwardPass
@@ -63,10 +64,10 @@ class ForwardDirectFeedbackAlignment(LearnedFeedback):
 
     def state(self, placed: Placement) -> LearnedState:
         check_forward_mode(placed.module, [p.name for p in placed.points], placed.example, self.name)
-        return _EstimatingState(self, placed)
+        return EstimatingState(self, placed)
 
 
-class _EstimatingState(LearnedState):
+class EstimatingState(LearnedState):
     """Notes an estimate of J_l for each point that was moved."""
 
     rule: ForwardDirectFeedbackAlignment
@@ -80,13 +81,8 @@ class _EstimatingState(LearnedState):
             moved = range(turn, turn + 1)
         directions: list[Tensor | None] = [None for _ in kept]
         if kept and len(output):
-            stream = self.draws(output.device)
-            directions = [
-                torch.randn(h.shape, generator=stream, dtype=h.dtype, device=h.device)
-                if index in moved
-                else None
-                for index, h in kept
-            ]
+            stream = self.draws()
+            directions = [normals_like(h, stream) if index in moved else None for index, h in kept]
         passes.add_(1)
         noted = Lesson({})
         if all(u is None for u in directions):

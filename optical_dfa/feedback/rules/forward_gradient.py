@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from noise_models.places import normals_like
 from optical_dfa.backends.base import ProjectionBackend
 from optical_dfa.feedback.card import Refusal, RuleCard
 from optical_dfa.feedback.forward_mode import (
@@ -66,8 +67,8 @@ class _ActivityState(DrawingState):
     extra_passes = 1
 
     def observe(self, passed: ForwardPass) -> _Moved:
-        stream, kept = self.draws(passed.output.device), passed.kept
-        drawn = [torch.randn(h.shape, generator=stream, dtype=h.dtype, device=h.device) for _, h in kept]
+        stream, kept = self.draws(), passed.kept
+        drawn = [normals_like(h, stream) for _, h in kept]
         self.get_buffer("passes").add_(1)
         derivative = torch.zeros_like(passed.output)
         if kept and len(derivative):
@@ -113,11 +114,9 @@ class _WeightState(GradientState):
     extra_passes = 1
 
     def observe(self, passed: ForwardPass) -> tuple[list[Tensor], Tensor]:
-        stream = self.draws(passed.output.device)
+        stream = self.draws()
         directions = {
-            name: torch.randn(p.shape, generator=stream, dtype=p.dtype, device=p.device)
-            for name, p in passed.module.named_parameters()
-            if p.requires_grad
+            name: normals_like(p, stream) for name, p in passed.module.named_parameters() if p.requires_grad
         }
         self.get_buffer("passes").add_(1)
         return list(directions.values()), parameter_derivative(passed, directions, self._random)

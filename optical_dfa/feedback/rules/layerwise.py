@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -30,35 +31,40 @@ from optical_dfa.feedback.state import FeedbackState, Placement, StateHook, call
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d
 Draws = Literal["never", "once", "every pass"]
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d)
+Geometry = tuple[Any, ...] | None
+Listener = Callable[[Tensor, Tensor, Geometry], None]
 
 
 class _Path(torch.autograd.Function):
     """Identity on a layer's output; its backward sends the error to the layer's input through `matrix`.
 
-    `geometry` is None for a linear layer; stride, padding, dilation and groups of a convolution.
+    `geometry` is None for a linear layer; stride, padding, dilation and groups of a convolution. `listener` is told the
+    error, the layer's input and the geometry, where the error goes down.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, output: Tensor, x: Tensor, matrix: Tensor, geometry: tuple[Any, ...] | None
+        ctx: Any, output: Tensor, x: Tensor, matrix: Tensor, geometry: Geometry, listener: Listener | None
     ) -> Tensor:
-        ctx.save_for_backward(matrix)
-        ctx.geometry, ctx.shape, ctx.dtype = geometry, x.shape, x.dtype
+        ctx.save_for_backward(matrix, *(() if listener is None else (x,)))
+        ctx.geometry, ctx.shape, ctx.dtype, ctx.listener = geometry, x.shape, x.dtype, listener
         return output.detach()  # not a view, which an activation could not work on in place
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if not ctx.needs_input_grad[1]:
-            return grad, None, None, None
-        (matrix,) = ctx.saved_tensors
+            return grad, None, None, None, None
+        matrix, *heard = ctx.saved_tensors
+        for x in heard:
+            ctx.listener(grad, x, ctx.geometry)
         matrix = matrix.to(grad.dtype)
         if ctx.geometry is None:
             below = grad @ matrix
         else:
             transposed = conv1d_input if matrix.ndim == 3 else conv2d_input
             below = transposed(ctx.shape, matrix, grad, *ctx.geometry)  # type: ignore[no-untyped-call]
-        return grad, below.to(ctx.dtype), None, None
+        return grad, below.to(ctx.dtype), None, None, None
 
 
 class _Entry(StateHook):
@@ -88,8 +94,9 @@ class _Exit(StateHook):
             return None
         x = self.state.inputs.pop()
         matrix = self.state.matrix(self.name, layer.weight.detach())
+        listener = self.state.listener(self.name)
         if isinstance(layer, nn.Linear):
-            return _Path.apply(output, x, matrix, None)  # type: ignore[no-any-return, no-untyped-call]
+            return _Path.apply(output, x, matrix, None, listener)  # type: ignore[no-any-return, no-untyped-call]
         padding: Any = layer.padding
         if layer.padding_mode != "zeros" or isinstance(
             padding, str
@@ -97,7 +104,7 @@ class _Exit(StateHook):
             mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
             x, padding = pad(x, layer._reversed_padding_repeated_twice, mode=mode), 0
         geometry = (layer.stride, padding, layer.dilation, layer.groups)
-        return _Path.apply(output, x, matrix, geometry)  # type: ignore[no-any-return, no-untyped-call]
+        return _Path.apply(output, x, matrix, geometry, listener)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class LayerwiseState(FeedbackState):
@@ -145,6 +152,10 @@ class LayerwiseState(FeedbackState):
                 self._anew[name] = self._draw_anew(name, weight)
             drawn = self._anew[name]
         return self.rule.matrix(weight, drawn, self.layers[name] * self.rule.scale)
+
+    def listener(self, name: str) -> Listener | None:
+        """Who is told, in the backward pass, of the error at the layer called `name` and of its input; None: nobody."""
+        return None
 
     def _draw_anew(self, name: str, weight: Tensor) -> Tensor:
         return self._draw(name, weight, f"feedback of pass {int(self.get_buffer('passes'))}")

@@ -11,10 +11,10 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from noise_models.errors import UsageError
 from optical_dfa.backends.base import ProjectionBackend
@@ -68,10 +68,8 @@ class LearnedState(DrawingState):
             if rule.initial_scale:
                 drawn = RandomMatrix(components, columns, placed.seed + index, "normal").values.T
                 first.copy_(drawn).mul_(rule.initial_scale / math.sqrt(columns))
-            self.register_buffer(key(point.name), first)
-            if rule.optimizer == "adam":
-                self.register_buffer(key(point.name) + ":mean", torch.zeros_like(first))
-                self.register_buffer(key(point.name) + ":square", torch.zeros_like(first))
+            rule.settle(first)
+            register(self, key(point.name), first, rule.optimizer)
 
     def matrix(self, point: Point) -> Tensor:
         """B_l of a point, shape (c, columns), as it is now."""
@@ -107,18 +105,69 @@ class LearnedState(DrawingState):
         for index, part in noted.parts.items():
             found = self.matrix(self.points[index])
             error = errors[index].to(found.dtype)
-            self._descend(self.points[index], self.rule.pseudo_gradient(found, part, error))
+            gradient = self.rule.pseudo_gradient(found, part, error)
+            count = int(self.get_buffer("updates"))
+            descend(self, key(self.points[index].name), gradient, self.rule, count)
+            self.rule.settle(found)
 
-    def _descend(self, point: Point, gradient: Tensor) -> None:
-        rule, matrix = self.rule, self.matrix(point)
-        if rule.optimizer == "sgd":
-            matrix.sub_(gradient, alpha=rule.rate)
-            return
-        mean = self.get_buffer(key(point.name) + ":mean").lerp_(gradient, 1 - BETAS[0])
-        square = self.get_buffer(key(point.name) + ":square").lerp_(gradient.square(), 1 - BETAS[1])
-        count = int(self.get_buffer("updates"))
-        step = rule.rate / (1 - BETAS[0] ** count)
-        matrix.addcdiv_(mean, (square / (1 - BETAS[1] ** count)).sqrt_().add_(EPSILON), value=-step)
+
+def register(state: nn.Module, name: str, first: Tensor, optimizer: str) -> None:
+    """A buffer that learns, and Adam's two averages where it is used.
+
+    Args:
+        state: which has it.
+        name: of the buffer.
+        first: its first value.
+        optimizer: a name of `OPTIMIZERS`.
+    """
+    state.register_buffer(name, first)
+    if optimizer == "adam":
+        state.register_buffer(f"{name}:mean", torch.zeros_like(first))
+        state.register_buffer(f"{name}:square", torch.zeros_like(first))
+
+
+def descend(state: nn.Module, name: str, gradient: Tensor, options: Learning, count: int) -> None:
+    """One step of such a buffer down `gradient`, its `count`-th, counted from 1."""
+    matrix = state.get_buffer(name)
+    if options.optimizer == "sgd":
+        matrix.sub_(gradient, alpha=options.rate)
+        return
+    mean = state.get_buffer(f"{name}:mean").lerp_(gradient, 1 - BETAS[0])
+    square = state.get_buffer(f"{name}:square").lerp_(gradient.square(), 1 - BETAS[1])
+    step = options.rate / (1 - BETAS[0] ** count)
+    matrix.addcdiv_(mean, (square / (1 - BETAS[1] ** count)).sqrt_().add_(EPSILON), value=-step)
+
+
+class Learning(Protocol):
+    """How feedback matrices learn: options of the rules that have such.
+
+    Attributes:
+        optimizer: a name of `OPTIMIZERS`.
+        rate: its learning rate.
+    """
+
+    optimizer: str
+    rate: float
+
+
+def checked_learning(
+    optimizer: str, rate: float | None, decay: float, default_rate: float
+) -> tuple[str, float, float]:
+    """These options, the rate `default_rate` for sgd and 1e-4 for adam where none is given.
+
+    Raises:
+        UsageError: one out of its range.
+    """
+    if optimizer not in OPTIMIZERS:
+        raise UsageError(f"rule option optimizer={optimizer!r}: it must be one of {', '.join(OPTIMIZERS)}")
+    chosen = (default_rate if optimizer == "sgd" else 1e-4) if rate is None else float(rate)
+    if not 0 < chosen < math.inf:
+        raise UsageError(f"rule option rate={rate!r}: it must be a positive number")
+    if optimizer == "sgd" and chosen > 1:
+        raise UsageError(f"rule option rate={rate!r}: with optimizer sgd it must be at most 1")
+    if not 0 <= decay < math.inf:
+        raise UsageError(f"rule option decay={decay!r}: it must be zero or a positive number")
+    return optimizer, chosen, float(decay)
 
 
 class LearnedFeedback(Rule):
@@ -150,21 +199,14 @@ class LearnedFeedback(Rule):
         Raises:
             UsageError: an option out of its range.
         """
-        if optimizer not in OPTIMIZERS:
-            raise UsageError(
-                f"rule option optimizer={optimizer!r}: it must be one of {', '.join(OPTIMIZERS)}"
-            )
-        self.optimizer = optimizer
-        self.rate = (self.default_rate if optimizer == "sgd" else 1e-4) if rate is None else float(rate)
-        self.decay = self.default_decay if decay is None else float(decay)
+        self.optimizer, self.rate, self.decay = checked_learning(
+            optimizer, rate, self.default_decay if decay is None else decay, self.default_rate
+        )
         self.initial_scale = float(initial_scale)
-        if not 0 < self.rate < math.inf:
-            raise UsageError(f"rule option rate={rate!r}: it must be a positive number")
-        if optimizer == "sgd" and self.rate > 1:
-            raise UsageError(f"rule option rate={rate!r}: with optimizer sgd it must be at most 1")
-        for option, value in (("decay", self.decay), ("initial_scale", self.initial_scale)):
-            if not 0 <= value < math.inf:
-                raise UsageError(f"rule option {option}={value!r}: it must be zero or a positive number")
+        if not 0 <= self.initial_scale < math.inf:
+            raise UsageError(
+                f"rule option initial_scale={initial_scale!r}: it must be zero or a positive number"
+            )
 
     def columns(self, point: Point) -> int:
         """Columns of the point's matrix: n_l, unless the rule says otherwise."""
@@ -184,6 +226,9 @@ class LearnedFeedback(Rule):
     @abstractmethod
     def difference(self, matrix: Tensor, part: Tensor, error: Tensor) -> Tensor:
         """G_l without its decay, as a new tensor."""
+
+    def settle(self, matrix: Tensor) -> None:
+        """What is done to B_l, in place, when it was drawn and after every change."""
 
     @abstractmethod
     def state(self, placed: Placement) -> LearnedState: ...

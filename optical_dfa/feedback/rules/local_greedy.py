@@ -17,14 +17,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.func import jvp
 
 from noise_models.errors import UsageError
+from noise_models.places import normals_like
 from optical_dfa.backends.base import ProjectionBackend
 from optical_dfa.feedback.card import Refusal, RuleCard
 from optical_dfa.feedback.points import ForwardPass, Point, call_order
 from optical_dfa.feedback.rule import Requires, Taught
+from optical_dfa.feedback.rules.bypass import Bypass
 from optical_dfa.feedback.rules.drtp import check_targets, onehot_targets
 from optical_dfa.feedback.rules.learned import LearnedFeedback, LearnedState, Lesson
 from optical_dfa.feedback.state import Placement, StateHook
@@ -116,19 +117,6 @@ class _Moved(Lesson):
     directions: dict[int, Tensor] = field(default_factory=dict)
 
 
-class _Bypass(torch.autograd.Function):
-    """A point's output, whose backward hands the signal to the point's input, not through phi'."""
-
-    @staticmethod
-    def forward(ctx: Any, a: Tensor, output: Tensor) -> Tensor:
-        return output.detach()  # not a view, which what follows could not work on in place
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad, None
-
-
 class _InputHook(StateHook):
     """Forward hook of a feedback point, before the one that cuts: notes a_l, and puts the bypass in."""
 
@@ -138,7 +126,7 @@ class _InputHook(StateHook):
         if not torch.is_grad_enabled() or self.state.inputs is None:
             return None  # evaluation, or a call around the aligned module, which the cut refuses
         self.state.inputs.append(args[0].detach())
-        return _Bypass.apply(args[0], output)  # type: ignore[no-any-return, no-untyped-call]
+        return Bypass.apply(args[0], output)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _LocalState(LearnedState):
@@ -160,14 +148,14 @@ class _LocalState(LearnedState):
     def observe(self, passed: ForwardPass) -> _Moved:
         inputs, self.inputs = self.inputs or [], None
         output = passed.output
-        stream = self.draws(output.device)
+        stream = self.draws()
         self.get_buffer("passes").add_(1)
         rows = output.shape[:-1].numel()
         noted = _Moved({})
         for (index, _), a in zip(passed.kept, inputs, strict=True):
             point = self.points[index]
             part = passed.module.get_submodule(point.name)
-            u = torch.randn(a.shape, generator=stream, dtype=a.dtype, device=a.device)
+            u = normals_like(a, stream)
             if isinstance(part, nn.ReLU):
                 u.mul_(a > 0)
             with torch.no_grad():

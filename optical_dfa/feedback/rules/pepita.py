@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from noise_models.errors import UsageError
+from noise_models.places import RandomState
 from optical_dfa.backends.base import ProjectionBackend
 from optical_dfa.backends.matrix import RandomMatrix
 from optical_dfa.feedback.card import Refusal, RuleCard
-from optical_dfa.feedback.forward_mode import RandomState
 from optical_dfa.feedback.points import ForwardPass
 from optical_dfa.feedback.rule import Requires, Rule
 from optical_dfa.feedback.state import FeedbackState, GradientState, Placement, StateHook

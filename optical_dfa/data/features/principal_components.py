@@ -1,4 +1,4 @@
-"""Features computed from the inputs alone, for runs whose inputs are public (docs/threat-model.md)."""
+"""Principal components of the training inputs, for runs whose inputs are public (docs/threat-model.md)."""
 
 from __future__ import annotations
 
@@ -6,33 +6,21 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from noise_models.errors import UsageError
+from optical_dfa.data.features.card import FeaturesCard
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from optical_dfa.data.dataset import Dataset
 
-GRAMMAR = "pca:K with K principal components, such as pca:64"
 
-
-def components(spec: str) -> int:
-    """K of `pca:K`.
-
-    Raises:
-        UsageError: another specification.
-    """
-    name, colon, count = spec.partition(":")
-    if (
-        name != "pca"
-        or not colon
-        or not (count.isascii() and count.isdigit())
-        or not 1 <= int(count) <= 65536
-    ):
-        raise UsageError(f"features is {spec!r}; it must be {GRAMMAR}")
-    return int(count)
-
-
-def with_features(data: Dataset, spec: str) -> Dataset:
+@FeaturesCard(
+    summary="the inputs' principal components; inputs must be public",
+    grammar="pca:K with K principal components, such as pca:64",
+    of_one_record=False,
+    argument=True,
+)
+def principal_components(data: Dataset, argument: str, progress: bool) -> Dataset:
     """The data set with its inputs replaced by their first K principal components.
 
     Mean and axes are those of the TRAINING inputs, in float64, and no label enters. All components are divided by one
@@ -40,19 +28,18 @@ def with_features(data: Dataset, spec: str) -> Dataset:
 
     Args:
         data: as loaded; inputs of any shape.
-        spec: `pca:K`, K at most the number of inputs.
+        argument: K, at most the number of inputs.
+        progress: not used.
     Raises:
-        UsageError: no such features, or more components than inputs.
+        UsageError: more components than inputs.
     """
     import torch
 
-    count = components(spec)
-    if data.text:
-        raise UsageError(f"features is {spec!r}, but {data.name} is text; drop features")
+    count = int(argument)
     train, test = (x.flatten(1).double() for x in (data.x_train, data.x_test))
     if count > train.shape[1]:
         raise UsageError(
-            f"features is {spec!r}, but a record has {train.shape[1]} inputs; ask for at most as many"
+            f"features is 'pca:{count}', but a record has {train.shape[1]} inputs; ask for at most as many"
         )
     mean = train.mean(0)
     axes = principal_axes(train - mean, count)
