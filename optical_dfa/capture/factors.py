@@ -11,7 +11,7 @@ from optical_dfa.capture.contributions import Contribution, Kernel, Lookup, Oute
 from privacy.contributions.integers import Factors
 from privacy.contributions.protocols import Keeps
 
-_ELEMENTS = 1 << 20  # handed out at a time
+_ELEMENTS = 1 << 22  # handed out at a time
 
 
 def factors(

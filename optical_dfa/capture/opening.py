@@ -40,9 +40,9 @@ CAPTURES: dict[str, Callable[[AlignedModule], Capture]] = {
 }
 
 
-# Entries of inputs and outputs that a block holds: at least, for every parameter, and for every call of a layer. A sum
-# of products goes through the parameters, and following through the calls, once a block.
-_ENTRIES, _EACH_PARAMETER, _EACH_CALL = 3 << 20, 4, 1 << 17
+# Entries of inputs and outputs that a block holds at least, for every parameter, and for every call of a layer: a sum of
+# products goes through the parameters, and following through the calls, once a block, which is to cost little beside it.
+_EACH_PARAMETER, _EACH_CALL = 4, 3 << 20
 # What a state may have of its own: followed in every private pass, tried before it, or no part of one.
 _FOLLOWED = frozenset({"observe", "teach", "signals", "work"})
 
@@ -96,7 +96,7 @@ def block_rows(rows: int, entries: int, parameters: int, calls: int) -> int:
         parameters: their number.
         calls: of trained layers.
     """
-    most = max(_ENTRIES, _EACH_PARAMETER * parameters, _EACH_CALL * calls)
+    most = max(1, _EACH_PARAMETER * parameters, _EACH_CALL * calls)
     blocks = math.ceil(rows * entries / most)
     return rows if blocks < 2 else min(rows, -(-rows // blocks // 32) * 32)
 
