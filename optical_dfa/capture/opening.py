@@ -40,8 +40,8 @@ CAPTURES: dict[str, Callable[[AlignedModule], Capture]] = {
 }
 
 
-# Entries of inputs and outputs that a block holds at least, for every parameter, and for every call of a layer: a sum of
-# products goes through the parameters, and following through the calls, once a block, which is to cost little beside it.
+# Entries of inputs and outputs that a block holds at least, for every parameter and for every call of a layer. A sum of
+# products goes through the parameters, and following through the calls, once a block: little beside the block's own.
 _EACH_PARAMETER, _EACH_CALL = 4, 3 << 20
 # What a state may have of its own: followed in every private pass, tried before it, or no part of one.
 _FOLLOWED = frozenset({"observe", "teach", "signals", "work"})

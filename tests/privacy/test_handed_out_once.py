@@ -56,6 +56,10 @@ def loss(output: Tensor) -> Tensor:
     return (output - 1).square().sum()
 
 
+def taught(output: Tensor) -> None:
+    loss(output).backward()  # type: ignore[no-untyped-call]
+
+
 def clipped(module: nn.Module, x: Tensor) -> Tensor:
     """Every record's clipped gradient in units of the bound, shape (m, dimension), float64."""
     exact = deepcopy(module).double()
@@ -83,13 +87,14 @@ def test_a_record_is_bounded_and_counted_once_in_blocks_of_any_size(
     own = clipped(aligned.module, x)
     capture = cast(Capture, aligned.start_capture("records", rows))
     capture.expected_records = lambda: len(x)
-    loss(aligned(x)).backward()
+    taught(aligned(x))
 
     def summed(seed: int) -> WholeSum:
         coins = NoiseGenerator.seeded(seed, "coins")
         return WholeSum(capture.dimension, "cpu", grid=BOUND / CLIP, bound=BOUND, coins=coins)
 
-    total, each = summed(0), []
+    each: list[Tensor] = []
+    total = summed(0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(factors, "_ELEMENTS", 1 << run)
         for stack in capture.factors(total.keeps_factors):
@@ -155,11 +160,11 @@ def test_parts_and_passes_tried_again_count_each_record_once(
     for x, _ in batches:
         optimizer.zero_grad()
         if failing and len(x):  # the loop fell over after a backward pass, and begins the batch again
-            loss(module(x)).backward()
+            taught(module(x))
             optimizer.zero_grad()
         for p, held in zip(plain.parameters(), before, strict=True):
             p.data.copy_(held)
-        loss(module(x)).backward()
+        taught(module(x))
         expected, records, parts = expected + clipped(plain, x).sum(0), records + len(x), parts + 1
         optimizer.step()
         if len(sums.seen) > steps:
@@ -189,7 +194,7 @@ def test_a_step_that_fails_between_its_runs_releases_nothing_then_or_later(
     monkeypatch.setattr(factors, "_ELEMENTS", 1 << 6)
     monkeypatch.setattr(WholeSum, "add", fails)
     x, _ = next(batches)
-    loss(module(x)).backward()
+    taught(module(x))
     with pytest.raises(RuntimeError, match="out of memory"):
         optimizer.step()
     assert calls == 2
