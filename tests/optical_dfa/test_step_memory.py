@@ -61,6 +61,7 @@ def test_a_private_step_takes_less_than_twice_what_plain_backpropagation_does() 
     assert private < MOST * plain
 
 
+@pytest.mark.slow
 def test_an_embedding_is_held_once_and_never_for_every_record() -> None:
     """Its gradient takes 3 MiB, that of every record apart 200 MiB."""
     assert in_a_fresh_process(_EMBEDDING) < 4 * 50_000 * 16 * 4 / 2**20
