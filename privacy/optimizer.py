@@ -118,6 +118,8 @@ class PrivateOptimizer(Fixed, Optimizer):
         """
         self._contributions.forget_passes()
         self.original.zero_grad(set_to_none)
+        if set_to_none:
+            self._views = []  # their memory is free, as that of plain gradients
 
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
         """Release the step and let the original optimizer move the weights.

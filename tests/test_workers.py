@@ -119,7 +119,7 @@ def released(release: str, coin: int, **given: Any) -> Any:
     Every rounding's coin is alike: a record's whole numbers are then the same, whatever else its worker rounds.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_Lane, "_drawn", lambda self, shape: torch.full(shape, float(coin)))
+        patch.setattr(_Lane, "_drawn", lambda self, count: torch.full((count, 1), float(coin)))
         made = Made(release, **given)
         found = made.take(5)
         assert made.engine.ledger is not None

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from noise_models.errors import UsageError
 from optical_dfa.backends.base import ProjectionBackend
 from optical_dfa.capture.following import Following
-from optical_dfa.capture.pending import Block, Use
+from optical_dfa.capture.pending import Use
 from optical_dfa.capture.records import Capture
 from optical_dfa.feedback.aligned import AlignedModule
 from optical_dfa.feedback.cuts import OUTPUT, Cut
@@ -114,12 +114,11 @@ class AggregatedCapture(Capture):
         super().forget_passes()
         self._lifted, self._placed = {}, False
 
-    def _gather(self) -> list[Block]:
+    def _prepare(self) -> None:
         if not self._placed:
             for block, lifted in self._lifted.items():
                 self._place(lifted, [use for use in self.uses if use.block == block])
             self._placed = bool(self._lifted)
-        return super()._gather()
 
     def _place(self, lifted: Tensor, uses: Sequence[Use]) -> None:
         """Put `r ⊗ e` in place of the zeros that came back to each hidden layer."""

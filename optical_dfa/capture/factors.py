@@ -15,12 +15,13 @@ _ELEMENTS = 1 << 22  # handed out at a time
 
 
 def factors(
-    contributions: Mapping[str, Contribution], sizes: Mapping[str, int], rows: int, records: int, keeps: Keeps
+    contributions: dict[str, Contribution], sizes: Mapping[str, int], rows: int, records: int, keeps: Keeps
 ) -> Iterator[list[Factors]]:
     """The records' contributions, run by run of records: few outer products of a weight as such, else written out.
 
     Args:
-        contributions: to every parameter that was reached.
+        contributions: to every parameter that was reached; emptied, so that their memory is free once the last run was
+            worked on.
         sizes: coordinates of every parameter, in the order of the flat stack.
         rows: of the contributions; they are taken in runs whose length does not depend on the records.
         records: the first so many rows; the others are left out.
@@ -40,6 +41,7 @@ def factors(
         if isinstance(part, Outer) and id(part.rows) in alone
     }
     apart = {name: part for name, part in contributions.items() if name not in biases.values()}
+    contributions.clear()
     most = max(
         1, _ELEMENTS // max(1, sum(_elements(part, sizes[name], keeps) for name, part in apart.items()))
     )
@@ -48,10 +50,27 @@ def factors(
     for start in range(0, records, run):
         block = slice(start, min(start + run, rows))
         taken = slice(0, min(records, block.stop) - start)
-        yield [
-            _factors(part, block, offsets[name], offsets.get(biases.get(name, "")), keeps).part(taken)
-            for name, part in apart.items()
-        ]
+        yield _run(apart, block, taken, offsets, biases, keeps, last=start + run >= records)
+
+
+def _run(
+    parts: dict[str, Contribution],
+    block: slice,
+    taken: slice,
+    offsets: Mapping[str, int],
+    biases: Mapping[str, str],
+    keeps: Keeps,
+    *,
+    last: bool,
+) -> list[Factors]:
+    """Of some rows, with nothing left of the parts after the last."""
+    found = [
+        _factors(part, block, offsets[name], offsets.get(biases.get(name, "")), keeps).part(taken)
+        for name, part in parts.items()
+    ]
+    if last:
+        parts.clear()
+    return found
 
 
 def _elements(part: Contribution, size: int, keeps: Keeps) -> int:

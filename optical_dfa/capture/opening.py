@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from itertools import product
@@ -39,6 +40,9 @@ CAPTURES: dict[str, Callable[[AlignedModule], Capture]] = {
 }
 
 
+# Entries of inputs and outputs that a block holds at least, for every parameter and for every call of a layer. A sum of
+# products goes through the parameters, and following through the calls, once a block: little beside the block's own.
+_EACH_PARAMETER, _EACH_CALL = 4, 3 << 20
 # What a state may have of its own: followed in every private pass, tried before it, or no part of one.
 _FOLLOWED = frozenset({"observe", "teach", "signals", "work"})
 
@@ -48,7 +52,7 @@ def open_capture(aligned: AlignedModule, kind: str, rows: int | None = None) -> 
 
     Args:
         kind: the form in which a release takes it, a name of `CAPTURES`.
-        rows: of the blocks that a batch goes through the module in; None is one block of a row a record.
+        rows: at most, of the blocks that a batch goes through the module in; None is one block of a row a record.
     Raises:
         UsageError: the rule's update is no sum over records, or a layer mixes records or is not supported; a record's
             numbers depend on its place in a block.
@@ -69,11 +73,13 @@ def open_capture(aligned: AlignedModule, kind: str, rows: int | None = None) -> 
     aligned.attach(capture)
     try:
         check_records_apart(capture)
-        capture.positions = PASSES * check_uses(capture)
+        positions, entries, calls = check_uses(capture)
+        capture.positions = PASSES * positions
         check_steps_apart(aligned)
         check_sums(aligned)
         if rows is not None:
-            capture.rows = _same_in_every_place(aligned, rows)
+            parameters = sum(p.numel() for p in capture.parameters.values())
+            capture.rows = _same_in_every_place(aligned, rows, block_rows(rows, entries, parameters, calls))
             capture.try_places = partial(check_places, aligned, capture.rows)
     except BaseException:
         aligned.stop_capture()
@@ -81,18 +87,38 @@ def open_capture(aligned: AlignedModule, kind: str, rows: int | None = None) -> 
     return capture
 
 
-def _same_in_every_place(aligned: AlignedModule, rows: int) -> int:
-    """So many rows, or a few more: the next multiple of 128, which more kernels divide evenly among threads.
+def block_rows(rows: int, entries: int, parameters: int, calls: int) -> int:
+    """Rows of a block: signals, and what kernels work in, stand in memory for a block at a time.
+
+    Args:
+        rows: at most; fewer are a multiple of 32, as these are.
+        entries: of the trained layers' inputs and outputs, a record.
+        parameters: their number.
+        calls: of trained layers.
+    """
+    most = max(1, _EACH_PARAMETER * parameters, _EACH_CALL * calls)
+    blocks = math.ceil(rows * entries / most)
+    return rows if blocks < 2 else min(rows, -(-rows // blocks // 32) * 32)
+
+
+def _same_in_every_place(aligned: AlignedModule, most: int, rows: int) -> int:
+    """So many rows, or a few more: the next multiple of 128, which more kernels divide evenly among threads; or the
+    most, likewise.
 
     Raises:
-        UsageError: in neither a record's numbers are the same in every place.
+        UsageError: in none a record's numbers are the same in every place.
     """
-    try:
-        check_places(aligned, rows)
-    except UsageError:
-        rows = -(-rows // 128) * 128
-        check_places(aligned, rows)
-    return rows
+    tried = dict.fromkeys((rows, -(-rows // 128) * 128, most, -(-most // 128) * 128))
+    refused: UsageError | None = None
+    for each in tried:
+        try:
+            check_places(aligned, each)
+        except UsageError as error:
+            refused = error
+        else:
+            return each
+    assert refused is not None
+    raise refused
 
 
 def _refuse_own_ways(aligned: AlignedModule) -> None:

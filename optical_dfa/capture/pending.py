@@ -124,7 +124,8 @@ class PendingBatch:
         rows: of a block; None is as many as the batch has records, and LEAST.
         block: the one whose forward pass is running.
         uses: of the layers, by the backward passes over the batch that accumulate gradients.
-        calls: layer, first input, output and what else was given of each use in the last forward pass.
+        calls: layer, first input, shape and type of the output and what else was given of each use in the last forward
+            pass; kept until a run begins.
         positions: the most positions of a record, over all passes, that the rounding bound allows for.
     """
 
@@ -153,7 +154,9 @@ class PendingBatch:
         self.rows: int | None = None
         self.block = 0
         self.uses: list[Use] = []
-        self.calls: list[tuple[str, Tensor, Tensor, tuple[Tensor | Common, ...]]] = []
+        self.calls: list[
+            tuple[str, Tensor, tuple[tuple[int, ...], torch.dtype], tuple[Tensor | Common, ...]]
+        ] = []
         self.positions = 1
         self._reached: dict[int, list[Use]] = {}
         self._contributions: list[Block] | None = None
@@ -231,12 +234,18 @@ class PendingBatch:
     def factors(self, keeps: Keeps) -> Iterator[list[Factors]]:
         """The batch's contributions record by record, in runs, as products of factors where they are such.
 
+        A block is let go as its last run is handed out.
+
         Args:
             keeps: as for `factors`.
         """
+        self._prepare()
+        self._contributions = None
         with self._exactly():
-            for block in self._gather():
-                yield from factors(block.parts, self.sizes, self.block_rows, block.count, keeps)
+            for number, records in self._reached_blocks():
+                found = self._joined(number)
+                self.uses = [use for use in self.uses if use.block != number]
+                yield from factors(found, self.sizes, self.block_rows, records.stop - records.start, keeps)
 
     def _exactly(self) -> AbstractContextManager[None]:
         """The release is not for autocast, which would compute it in bf16."""
@@ -278,14 +287,24 @@ class PendingBatch:
 
     def _gather(self) -> list[Block]:
         """One joint contribution a parameter, from all uses of it, for every block that has records."""
+        self._prepare()
         if self._contributions is None:
-            rows, records = self.block_rows, self.expected_records() or 0
             self._contributions = [
-                Block(number, slice(number * rows, min(records, (number + 1) * rows)), self._joined(number))
-                for number in sorted({use.block for use in self.uses})
-                if number * rows < records
+                Block(number, records, self._joined(number)) for number, records in self._reached_blocks()
             ]
         return self._contributions
+
+    def _prepare(self) -> None:
+        """Once the backward passes are over."""
+
+    def _reached_blocks(self) -> list[tuple[int, slice]]:
+        """The blocks that were reached and have records, and which those are."""
+        rows, records = self.block_rows, self.expected_records() or 0
+        return [
+            (number, slice(number * rows, min(records, (number + 1) * rows)))
+            for number in sorted({use.block for use in self.uses})
+            if number * rows < records
+        ]
 
     def _joined(self, block: int) -> dict[str, Contribution]:
         parts: dict[str, list[Contribution]] = defaultdict(list)
@@ -304,7 +323,8 @@ class PendingBatch:
     def replay(self) -> dict[str, Contribution]:
         """The contributions of the last forward pass, had its deltas been zero."""
         self.uses = [
-            Use(layer, x.detach(), torch.zeros_like(output), rest) for layer, x, output, rest in self.calls
+            Use(layer, x.detach(), x.new_zeros(shape, dtype=dtype), rest)
+            for layer, x, (shape, dtype), rest in self.calls
         ]
         return self._joined(0)
 

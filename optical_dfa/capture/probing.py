@@ -222,7 +222,9 @@ class _Step:
             for number, use in enumerate(capture.uses)
         }
         found["the module"] = _digests([output])  # the loss makes a record's error of it
+        uses = capture.uses
         for what, kept in (("the sum over a record's positions", False), ("the factors of that sum", True)):
+            capture.uses = uses  # they are handed out once
             runs = [
                 _digests(
                     [
@@ -381,11 +383,12 @@ def _errors(output: Tensor, changed: int | None) -> Tensor:
     return (logits.softmax(-1) - target).to(output)
 
 
-def check_uses(capture: Capture) -> int:
+def check_uses(capture: Capture) -> tuple[int, int, int]:
     """Every use of a parameter in autograd's graph must be one that its layer records.
 
     Returns:
-        the most positions of a record at which one parameter is used.
+        the most positions of a record at which one parameter is used; entries of the trained layers' inputs and
+        outputs, a record; calls of these layers.
     Raises:
         UsageError: naming the parameter.
     """
@@ -402,7 +405,8 @@ def check_uses(capture: Capture) -> int:
                 f"parameter {name} is used outside its own layer ({graph_uses[name]} uses, {recorded} of them in a "
                 "layer's forward); call the layer, so that the whole of its gradient is clipped"
             )
-    return max(part.positions for part in twin.replay().values())
+    entries = sum(x[0].numel() + math.prod(shape[1:]) for _, x, (shape, _), _ in twin.calls)
+    return max(part.positions for part in twin.replay().values()), entries, len(calls)
 
 
 def _probe(

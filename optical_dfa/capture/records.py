@@ -61,7 +61,7 @@ class _LayerHook:
                 f"{self.layer or 'the module'} returns a {type(output).__name__}; a module with trained parameters of "
                 "its own returns one tensor in a private run"
             )
-        self.capture.calls.append((self.layer, given, output, rest))
+        self.capture.calls.append((self.layer, given, (tuple(output.shape), output.dtype), rest))
         return Noted.apply(output, self.capture.anchor, self.capture, self.layer, given, rest)  # type: ignore[no-any-return, no-untyped-call]
 
     def _apart(self, one: Any, given: Tensor) -> Tensor | Common:
@@ -485,6 +485,8 @@ class Capture(PendingBatch):
         records = following.records
         if any(x.shape[0] != records for _, x, *_ in self.calls) or output.shape[:1] != (records,):
             raise UsageError(_OTHER_BATCH)
+        if self.fixed:
+            self.calls = []  # for what is tried before a run; in it they would keep what the graph lets go
 
     def projections(self, records: int) -> int:
         """How many projections a step of so many records takes."""

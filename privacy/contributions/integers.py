@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,6 +38,7 @@ _FACTORED = (
     4  # times the work on a number of a sum is that on one of its factors, norms and products included
 )
 _GROWTH = 1 / 16  # of the squared bound: what rounding may add to a sum that is rounded product by product
+_AT_A_TIME = 1 << 16  # numbers of the sum that are turned into floating point
 _PLAIN = 1e-15, 1e15  # float32 norms whose squares are far from the ends of the range
 
 
@@ -110,6 +112,12 @@ class Whole:
     rows: Tensor
     cols: Tensor | None
 
+    def alone(self) -> Whole:
+        """Of what they stand for the shapes and places only: the numbers themselves are needed no more."""
+        stated = self.stated
+        cols = None if stated.cols is None else stated.cols.to("meta")
+        return replace(self, stated=replace(stated, rows=stated.rows.to("meta"), cols=cols))
+
     def silence(self, records: Tensor) -> None:
         """Let some records contribute nothing."""
         for x in (self.rows, self.cols):
@@ -172,7 +180,7 @@ class WholeSum:
     float32, in blocks whose partial sums stay below 2^24.
 
     Attributes:
-        total: the flat sum, shape (dimension,), int32, or int64 where int32 could overflow.
+        total: the flat sum, shape (dimension,), int32, or int64 where int32 could overflow; empty after `in_units`.
     """
 
     def __init__(
@@ -186,16 +194,19 @@ class WholeSum:
             bound: D, in grid steps, a power of two up to 2^20.
             coins: of the rounding.
         """
-        self.total = torch.zeros(dimension, dtype=torch.int32, device=device)
-        self._device = self.total.device
+        self.dimension = dimension
+        self._device = torch.device(device)
+        self.total = _zeros(dimension, self._device)
         self._grid, self._bound = grid, bound
         self._records = 0
         self._round = Rounding(coins, self._device)
 
     def clear(self) -> None:
-        """Forget the sum."""
-        self.total.zero_()
+        """Forget the sum, and begin one."""
         self._records = 0
+        self.total.zero_()
+        if len(self.total) < self.dimension:
+            self.total = _zeros(self.dimension, self._device)
 
     def keeps_factors(self, positions: int, n: int, d: int) -> bool:
         """Whether a sum of so many products, of n rows and d columns, is rounded product by product: where that is less
@@ -212,21 +223,40 @@ class WholeSum:
         """Overwrite what was worked on; the sum stays."""
         self._round.wipe()
 
-    def add(self, stack: Sequence[Factors]) -> None:
+    def add(self, stack: list[Factors]) -> None:
         """Add some records' contributions to every parameter, floating point.
 
         A record that is not finite, or that no attempt brought below the bound, adds nothing.
+
+        Args:
+            stack: emptied once it is rounded, so that its memory is free for the sum.
         """
         if not stack:
             return
         self._hold(self._records + len(stack[0].rows))
-        for whole in self.whole(stack):
+        found = [whole.alone() for whole in self.whole(stack)]
+        stack.clear()
+        for whole in found:
             self._add(whole)
 
     def _hold(self, records: int) -> None:
         self._records = records
         if records > MOST_INT32 // self._bound:
             self.total = self.total.to(torch.int64)
+
+    def in_units(self, unit: float, dtype: torch.dtype) -> Tensor:
+        """The sum times `unit`, in the sum's own memory where one type is as wide as the other; it is the caller's now.
+
+        Returns:
+            shape (dimension,), of type `dtype`.
+        """
+        total, self.total = self.total, self.total.new_zeros(0)
+        if total.element_size() != dtype.itemsize:
+            return total.to(dtype).mul_(unit)
+        found = total.view(dtype)
+        for whole, real in zip(torch.split(total, _AT_A_TIME), torch.split(found, _AT_A_TIME), strict=True):
+            real.copy_(whole.to(dtype).mul_(unit))
+        return found
 
     def add_up(self, workers: Workers, records: int) -> None:
         """Let the first worker's sum be that of all workers' records, of whom there are so many."""
@@ -389,6 +419,13 @@ class WholeSum:
     def __getstate__(self) -> dict[str, object]:
         """A copy holds no sum and no record."""
         return {**self.__dict__, "total": torch.zeros_like(self.total), "_records": 0}
+
+
+def _zeros(size: int, device: torch.device) -> Tensor:
+    """In memory that is taken page by page as it is written to, where the system can."""
+    if device.type != "cpu":
+        return torch.zeros(size, dtype=torch.int32, device=device)
+    return torch.from_numpy(np.zeros(size, dtype=np.int32))
 
 
 def _widths(part: Factors) -> tuple[int, int]:

@@ -14,6 +14,7 @@ EXACT_FLOAT32 = 1 << 24
 EXACT_FLOAT64 = 1 << 53
 MOST_INT32 = 1 << 30  # of a sum, to which noise of the same size may be added
 MOST_INT8 = 127
+_AT_A_TIME = 1 << 18  # numbers of a product, before they are added to a sum
 _TRIED = 1, 2, 67  # records, with whose extremes a product is tried
 
 
@@ -34,13 +35,28 @@ def add_products(rows: Tensor, cols: Tensor, into: Tensor, bias: Tensor | None, 
     elif bound > EXACT_FLOAT32:
         rows, cols, most = rows.double(), cols.double(), EXACT_FLOAT64
     step = max(1, most // max(1, bound))
+    width = _width(rows, cols)
     for some, others in zip(torch.split(rows, step), torch.split(cols, step), strict=True):
-        product = _int8(some, others) if narrow else some.T @ others
-        if product.dtype is torch.float64:
-            product = product.to(torch.int64)  # a part of a record's sum may leave int32, which wraps
-        into += product[:, : into.shape[1]].to(into.dtype)
-        if bias is not None:
-            bias += product[:, -1].to(bias.dtype)
+        for start in range(0, rows.shape[1], width):
+            here = slice(start, start + width)
+            product = _int8(some[:, here], others) if narrow else some[:, here].T @ others
+            if product.dtype is torch.float64:
+                product = product.to(torch.int64)  # a part of a record's sum may leave int32, which wraps
+            into[here] += product[:, : into.shape[1]].to(into.dtype)
+            if bias is not None:
+                bias[here] += product[:, -1].to(bias.dtype)
+
+
+def _width(rows: Tensor, cols: Tensor) -> int:
+    """Rows of a sum that are worked on at a time; all, where fewer are no shape that was tried."""
+    n, d = rows.shape[1], cols.shape[1]
+    parts = -(-n * d // _AT_A_TIME)
+    if parts < 2:
+        return max(1, n)
+    width = -(-n // parts // 16) * 16
+    widths = {width, n % width or width}
+    tried = rows.dtype is not torch.int8 or all(multiplies_int8(rows.device, w, d) for w in widths)
+    return width if tried else n
 
 
 def _int8(rows: Tensor, cols: Tensor) -> Tensor:

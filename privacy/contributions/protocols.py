@@ -73,6 +73,8 @@ class FactoredContributions(Contributions, Protocol):
     def factors(self, keeps: Keeps) -> Iterator[list[Factors]]:
         """Of the batch's records, run by run: what they contribute to every parameter that the batch reached.
 
+        Once: what was handed out may be let go.
+
         Args:
             keeps: whether a sum of so many products, of so many rows and columns, is handed out as these products.
         """

@@ -19,7 +19,7 @@ from noise_models.randomness.lanes import LANES, in_lanes
 from privacy.contributions.products import MOST_INT8
 
 _ENTRIES = 16 * BLOCK  # worked on at a time: less, and lanes wait for the interpreter more than they work
-_COINS = 4 * BLOCK  # drawn at a time
+_COINS = 2 * BLOCK  # drawn at a time
 _LEAST = 64  # records a lane: fewer are not worth another thread
 _TERMS = 1 << 13  # squares that are added up in float32
 
@@ -81,9 +81,10 @@ class Rounding:
         return _memory(self._memory, place, shape, dtype, self._device)
 
     def wipe(self) -> None:
-        """Overwrite all that was worked on."""
+        """Overwrite all that was worked on, and give it back."""
         for memory in self._memory.values():
             memory.zero_()
+        self._memory.clear()
         for lane in self._lanes:
             lane.wipe()
 
@@ -107,6 +108,7 @@ class _Lane:
         self._words.fill(0)
         for memory in self._memory.values():
             memory.zero_()
+        self._memory.clear()
 
     def _round(self, task: Task, square: Tensor, wide: Tensor, share: slice) -> None:
         x, out = task.x, task.out
@@ -127,7 +129,9 @@ class _Lane:
             torch.mul(x[block], own, out=work[:, :k])
             if task.one:
                 work[:, k:] = own
-            work.add_(self._drawn((len(own), 1 if task.alike else width)), alpha=2.0**-16).round_()
+            for some in torch.split(work if task.alike else work.view(-1, 1), _COINS):
+                some.add_(self._drawn(len(some)), alpha=2.0**-16)
+            work.round_()
             if any_silent:
                 # Whatever the record holds.
                 work.masked_fill_(silent[here], 0.0)
@@ -143,15 +147,12 @@ class _Lane:
     def _kept(self, place: str, shape: tuple[int, int]) -> Tensor:
         return _memory(self._memory, (place,), shape, torch.float32, self._device)
 
-    def _drawn(self, shape: tuple[int, int]) -> Tensor:
-        """Coins, whole numbers from -2^15 to 2^15 - 1 with equal probabilities, as float32."""
-        drawn = self._kept("coins", shape)
-        flat, count = drawn.view(-1), drawn.numel()
-        for start in range(0, count, _COINS):
-            size = min(_COINS, count - start)
-            self._coins.fill(self._words, (size + 3) // 4)
-            flat[start : start + size] = torch.from_numpy(self._words.view(np.int16)[:size])
-        return drawn
+    def _drawn(self, count: int) -> Tensor:
+        """Coins, whole numbers from -2^15 to 2^15 - 1 with equal probabilities, as float32, shape (count, 1); _COINS at
+        most."""
+        self._coins.fill(self._words, (count + 3) // 4)
+        drawn = torch.from_numpy(self._words.view(np.int16)[:count]).view(-1, 1)
+        return self._kept("coins", (count, 1)).copy_(drawn)
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_memory": {}, "_words": np.zeros_like(self._words)}

@@ -171,14 +171,15 @@ class ClippedSum(StepRelease, Generic[S]):
         return {**super().describe(), "clipping norm in grid steps": self.steps}
 
     def _absorb(self, *, first: bool) -> None:
-        refuse_imprecise_products(self._sum.total.device)
+        device = self._sum.total.device
+        refuse_imprecise_products(device)
         if first:
             self._sum.clear()
             self._records = 0
         self._records += self.contributions.expected_records() or 0
         refuse_excess(self._records, self._cap, self.expected_batch_size)
         try:
-            with exactly(self._sum.total.device):
+            with exactly(device):
                 for stack in self._factored.factors(self._sum.keeps_factors):
                     self._sum.add(stack)
         finally:
@@ -212,7 +213,7 @@ class ClippedRelease(ClippedSum[NoiseSource]):
 
     def _released(self) -> Tensor:
         unit = 1 / (self._grid * self.expected_batch_size)
-        return self.contributions.unpack(self._sum.total.to(self._dtype).mul_(unit))
+        return self.contributions.unpack(self._sum.in_units(unit, self._dtype))
 
 
 def refuse_imprecise_products(device: torch.device = CPU) -> None:

@@ -67,15 +67,16 @@ def test_blocks_contribute_what_one_pass_does(kind: str, records: int) -> None:
     x = torch.randn(records, 6)
     whole, cut = taught(kind, None, x), taught(kind, ROWS, x)
     assert torch.allclose(cut.norms(), whole.norms(), rtol=1e-5)
-    runs = [[len(part.rows) for part in run] for run in cut.factors(lambda *_: True)]
-    assert sum(run[0] for run in runs) == records
-    assert all(len(set(run)) == 1 for run in runs)
     if isinstance(cut, SeparatedCapture) and isinstance(whole, SeparatedCapture):
         for ours, plain in zip(cut.separated(), whole.separated(), strict=True):
             for name in ("inputs", "taught", "signal", "gate"):
                 assert torch.allclose(getattr(ours, name), getattr(plain, name), atol=1e-6)
         assert torch.allclose(cut.logits(), whole.logits(), atol=1e-6)
     assert torch.allclose(weighted(cut), weighted(whole), rtol=1e-4, atol=1e-4)
+    runs = [[len(part.rows) for part in run] for run in cut.factors(lambda *_: True)]
+    assert sum(run[0] for run in runs) == records
+    assert all(len(set(run)) == 1 for run in runs)
+    assert not list(cut.factors(lambda *_: True))  # they are handed out once
 
 
 def test_several_passes_over_a_batch_of_several_blocks_are_clipped_jointly() -> None:
@@ -126,6 +127,7 @@ def test_a_wide_layer_over_a_short_sequence_keeps_its_factors() -> None:
     assert sums.shape == (len(x), 20, 24)
     assert torch.allclose(sums.flatten(1).norm(dim=1).double(), norms, rtol=1e-5)
     total = weights_of(len(x)) @ sums.flatten(1).double()
+    module(x).square().sum().backward()
     assert torch.allclose(weighted(capture)[: 20 * 24].double(), total, rtol=1e-4, atol=1e-4)
     for kept in (every.flip(0), torch.arange(7), torch.arange(ROWS, ROWS + 2)):
         others = torch.cat([part.norms for part in weights(kept) if part.norms is not None])

@@ -63,7 +63,7 @@ def at_every_gate() -> Tensor:
 
 def sums(release: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, float]:
     """How far an all-zero record moves a step's sum, and D: the production loop, with the same coins in both worlds."""
-    monkeypatch.setattr(_Lane, "_drawn", lambda self, shape: torch.full(shape, 4660.0))
+    monkeypatch.setattr(_Lane, "_drawn", lambda self, count: torch.full((count, 1), 4660.0))
     camera = release in ("device-entropy", "dark-frame")
     gated = release == "aggregate"
     x = at_every_gate()

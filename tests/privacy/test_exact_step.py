@@ -251,7 +251,7 @@ def test_a_release_is_the_same_to_the_bit_in_any_order_and_in_any_parts(
         monkeypatch.setattr(integers, "multiplies_int8", lambda *_: False)
     elif not multiplies_int8(torch.device("cpu"), 8, 8):
         pytest.skip("this processor has no exact products of int8")
-    monkeypatch.setattr(_Lane, "_drawn", lambda self, shape: torch.full(shape, 4660.0))
+    monkeypatch.setattr(_Lane, "_drawn", lambda self, count: torch.full((count, 1), 4660.0))
     records = 301
     given, g = Given(records), torch.Generator().manual_seed(4)
     straight = torch.arange(records)

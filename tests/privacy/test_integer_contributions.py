@@ -474,7 +474,7 @@ def test_no_record_is_above_the_bound_or_moves_another_whatever_it_holds(
 
     A scale that was infinite in float32 made a record NaN, or hid from all others that they did not fit.
     """
-    monkeypatch.setattr(_Lane, "_drawn", lambda self, shape: torch.full(shape, 4660.0))
+    monkeypatch.setattr(_Lane, "_drawn", lambda self, count: torch.full((count, 1), 4660.0))
     pairs = list(product(EXTREMES, EXTREMES))
     rows, cols = torch.zeros(2 * len(pairs), 3), torch.zeros(2 * len(pairs), 40)
     for record, (row, col) in enumerate(pairs):
@@ -515,7 +515,7 @@ def test_the_sum_does_not_depend_on_the_number_of_threads(threads: int) -> None:
         for count in (1, threads):
             torch.set_num_threads(count)
             total = WholeSum(DIMENSION, "cpu", grid=float(1 << 13), bound=1 << 13, coins=coins())
-            total.add(given)
+            total.add([*given])  # which is emptied
             assert torch.get_num_threads() == count
             sums.append(total.total)
     finally:
@@ -569,8 +569,21 @@ def test_the_sum_of_several_workers_is_that_of_one(
     shares: list[range], joint: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the type that holds all records' sum, of which a worker may have none."""
-    monkeypatch.setattr(_Lane, "_drawn", lambda self, shape: torch.full(shape, 4660.0))
+    monkeypatch.setattr(_Lane, "_drawn", lambda self, count: torch.full((count, 1), 4660.0))
     expected, (first, *others) = shared(9, shares, LEAST_BOUND, joint)
     first.add_up(Beside(0, len(shares), others=tuple(other.total for other in others)), joint)
     assert first.total.dtype is (torch.int32 if joint == 9 else torch.int64)
     assert torch.equal(first.total, expected)
+
+
+def test_the_gradient_lies_in_the_memory_of_the_sum() -> None:
+    total = WholeSum(DIMENSION, "cpu", grid=1.0, bound=1 << 15, coins=coins(0))
+    total.total += torch.arange(DIMENSION, dtype=torch.int32)
+    place = total.total.data_ptr()
+    found = total.in_units(0.25, torch.float32)
+    assert found.data_ptr() == place
+    assert not len(total.total)
+    assert torch.equal(found, torch.arange(DIMENSION) / 4)
+    total.clear()
+    assert torch.equal(total.total, torch.zeros(DIMENSION, dtype=torch.int32))
+    assert torch.equal(found, torch.arange(DIMENSION) / 4)  # the next sum has memory of its own
