@@ -18,7 +18,7 @@ RULE = "forward-forward"
 def wrong_labels(aligned: AlignedModule) -> Tensor:
     """Of the pass that comes next."""
     assert isinstance(aligned.state, ForwardForwardState)
-    stream = aligned.state.draws(torch.device("cpu"))
+    stream = aligned.state.draws()
     return (Y + torch.randint(1, 4, (M,), generator=stream)) % 4
 
 

@@ -46,7 +46,7 @@ def test_it_is_its_equation(perturb: str, reduction: str, phi: type[nn.Module]) 
         before = matrices(aligned)
         for b in before:
             torch.testing.assert_close(b.norm(dim=1), torch.ones(4).double(), **EXACT)
-        stream = state(aligned).draws(torch.device("cpu"))
+        stream = state(aligned).draws()
         moved = [0, 1] if perturb == "all" else [turn]
         u = {i: torch.randn(M, (6, 8)[i], generator=stream, dtype=torch.float64) for i in moved}
         found = gradients(aligned, reduction=reduction)
