@@ -308,6 +308,32 @@ def test_every_rule_teaches_as_on_the_cpu(rule: str) -> None:
     alike(network=make, records=(x, torch.arange(RECORDS) % CLASSES), rule=rule, release=None)
 
 
+def test_layers_of_one_process_each_are_the_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process alone, with all layers; also what it would receive the error of another into."""
+    unknown, found = LayerParallel._unknown_error, []
+
+    def noted(self: LayerParallel, targets: Tensor) -> Tensor:
+        error = unknown(self, targets)
+        assert error.device == targets.device
+        return error
+
+    monkeypatch.setattr(LayerParallel, "_unknown_error", noted)
+    x, y = numbers(12), torch.arange(RECORDS) % CLASSES
+    for elsewhere in (False, True):
+        torch.manual_seed(0)
+        net = mlp()
+        with other_device() if elsewhere else nullcontext(places.CPU) as place:
+            module = align(net.to(place), rule="dfa", backend="digital", example=x[:1], seed=3, show=None)
+            optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
+            layers = LayerParallel(module, optimizer, cross_entropy, parts=2)
+            for _ in range(3):
+                loss, _ = layers.step(x.to(place), y.to(place), [1])
+            assert loss is not None
+            weights = [p.detach().cpu().flatten() for p in module.parameters()]
+            found.append(torch.cat([loss.detach().cpu()[None], *weights]))
+    assert torch.equal(*found)
+
+
 # ---- the program
 
 
@@ -355,23 +381,14 @@ def two_classes(folder: Path) -> str:
 
 @pytest.mark.parametrize(
     "how",
-    [pytest.param({"diagnose": True}, marks=pytest.mark.slow), {"parallel": "layers"}],
-    ids=lambda how: "".join(how),
+    [pytest.param({"diagnose": True}, marks=pytest.mark.slow), {}],
+    ids=lambda how: "".join(how) or "plain",
 )
-def test_two_classes_diagnosed_or_by_layers_are_the_cpus(
+def test_two_classes_and_their_diagnosis_are_the_cpus(
     how: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The area under the curve, the diagnosis' records, the error of layers that learn by themselves, mean losses."""
+    """The area under the curve, mean losses, and what the diagnosis looks at."""
     monkeypatch.setattr(trainer, "usable", lambda name: places.CPU if name == "cpu" else OTHER)
-    unknown = LayerParallel._unknown_error
-
-    def noted(self: LayerParallel, targets: Tensor) -> Tensor:
-        """What another process would receive into; alone, nobody does."""
-        error = unknown(self, targets)
-        assert isinstance(error, Elsewhere) == isinstance(targets, Elsewhere)
-        return error
-
-    monkeypatch.setattr(LayerParallel, "_unknown_error", noted)
     data, found = two_classes(tmp_path), []
     for place in ("cpu", "cuda"):
         config = TrainConfig(

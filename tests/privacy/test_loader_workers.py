@@ -237,12 +237,11 @@ def test_what_ends_a_worker_is_one_line_that_names_no_record(
         gone_over(loader)
 
 
-@pytest.mark.parametrize("setting", [{"pin_memory": True}, FORK], ids=["here", "workers"])
 @pytest.mark.parametrize(
     "text",
     ["DataLoader of patient 7", "Caught patient7 in bed", "DataLoader worker (pid 7) exited unexpectedly"],
 )
-def test_words_of_a_data_set_are_not_taken_for_torchs(text: str, setting: dict[str, Any]) -> None:
+def test_words_of_a_data_set_are_not_taken_for_torchs(text: str) -> None:
     class Spoken(Numbers):
         def __getitem__(self, record: int) -> tuple[Tensor, int, int]:
             if record > 5:
