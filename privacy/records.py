@@ -47,9 +47,11 @@ class Records:
             type(self.dataset) is TensorDataset and self.collate is torch.utils.data.default_collate
         )
         self._workers = LoaderWorkers(loader) if LoaderWorkers.asked(loader) else None
+        # Worker processes are given a data set that this one never read, as by a DataLoader; tensors are just there.
+        self._unread = loader.num_workers > 0 and not self._tensors
         self._empty: Any = None
         if empty and not self._tensors:
-            self._empty = emptied(self._read([0]), self._read([0, min(1, self.size - 1)]))
+            self._empty = emptied(*self._tried([[0], [0, min(1, self.size - 1)]], self.collate))
 
     def __len__(self) -> int:
         """As many as when the run began.
@@ -92,29 +94,50 @@ class Records:
         Workers tell by it whether they hold the same records in the same order; nobody else may see it.
         """
         count = min(self.size, _SAMPLE)
-        some = torch.tensor([(self.size - 1) * k // max(1, count - 1) for k in range(count)])
+        some = [(self.size - 1) * k // max(1, count - 1) for k in range(count)]
         kept = random.getstate(), np.random.get_state()
-        with torch.random.fork_rng(devices=[]):
-            random_ones = _digest(self.batch(some)) != _digest(self.batch(some))
-            found = set()
-            for _ in range(2):
-                torch.manual_seed(0)
-                random.seed(0)
-                np.random.seed(0)  # the one that a data set may draw from
-                found.add(_digest(self.batch(some)))
-        random.setstate(kept[0])
-        np.random.set_state(kept[1])
-        return (found.pop() if len(found) == 1 else None), random_ones
+        try:
+            with torch.random.fork_rng(devices=[]):
+                *free, one, other = self._tried([some] * 4, _Digests(self.collate))
+        finally:
+            random.setstate(kept[0])
+            np.random.set_state(kept[1])
+        return (one if one == other else None), free[0] != free[1]
 
-    def _read(self, records: list[int]) -> Any:
+    def _tried(self, batches: list[list[int]], collate: Callable[[Any], Any]) -> list[Any]:
+        """Batches that no step is given."""
+        if self._unread:
+            assert self._workers is not None
+            return self._workers.tried(batches, collate)
+        return [self._read(records, collate) for records in batches]
+
+    def _read(self, records: list[int], collate: Callable[[Any], Any] | None = None) -> Any:
+        collate = self.collate if collate is None else collate
         try:
             if callable(many := getattr(self.dataset, "__getitems__", None)):  # as a DataLoader would
-                return self.collate(many(records))
-            return self.collate([self.dataset[i] for i in records])
+                return collate(many(records))
+            return collate([self.dataset[i] for i in records])
         except UsageError:
             raise
         except Exception as error:
             raise unmade(type(error).__name__) from None
+
+
+class _Digests:
+    """Digests in place of batches, in whichever process makes them; from the third on, read after seeding alike."""
+
+    def __init__(self, collate: Callable[[Any], Any]) -> None:
+        self._collate = collate
+        self._made = 0
+
+    def __call__(self, records: Any) -> str | None:
+        found = _digest(self._collate(records))
+        self._made += 1
+        if self._made > 1:  # before the next are read
+            torch.manual_seed(0)
+            random.seed(0)
+            np.random.seed(0)  # the one that a data set may draw from
+        return found
 
 
 def _digest(batch: Any) -> str | None:

@@ -1,8 +1,9 @@
 """A stand-in for an accelerator: tensors that say they are on another device, compute on the CPU, and mix with nothing.
 
 What runs on it runs the same kernels, so that results are those of the CPU, bit for bit. What torch refuses on an
-accelerator is refused here: an operation on tensors of two devices (but for a single number, and indices), numpy's view
-of memory that the CPU does not have, random numbers of a generator that lives elsewhere.
+accelerator is refused here: an operation on tensors of two devices (but for a single number that goes into an
+element-wise one, and indices), numpy's view of memory that the CPU does not have, random numbers of a generator that
+lives elsewhere.
 """
 
 from __future__ import annotations
@@ -27,12 +28,10 @@ _aten = torch.ops.aten
 # They take tensors of one device to another.
 _MOVES = (_aten._to_copy.default, _aten.copy_.default)
 # Places within a tensor may be on the CPU.
-_INDEXED = (
-    _aten.index.Tensor,
-    _aten.index_put_.default,
-    _aten.index_put.default,
-    _aten._index_put_impl_.default,
-)
+_PUT = (_aten.index_put_.default, _aten.index_put.default, _aten._index_put_impl_.default)
+_INDEXED = (_aten.index.Tensor, *_PUT)
+# What torch itself takes to the device, as a single number, besides what goes into element-wise operations.
+_FILLED = (*_PUT, _aten.fill.Tensor, _aten.fill_.Tensor, _aten.masked_fill.Tensor, _aten.masked_fill_.Tensor)
 
 
 class WrongDeviceError(RuntimeError):
@@ -115,9 +114,20 @@ def _refuse_mixed(func: Any, args: Any, tensors: list[Tensor]) -> None:
         return
     indices = args[1] if func in _INDEXED and isinstance(args[0], Elsewhere) else ()
     allowed = {id(part) for part in indices if part is not None}
+    if func in _FILLED or torch.Tag.pointwise in func.tags or func.__name__.startswith("_foreach_"):
+        written = {id(part) for part in _written(func, args)}
+        allowed |= {id(part) for part in tensors if not part.ndim and id(part) not in written}
     for part in tensors:
-        if not isinstance(part, Elsewhere) and part.ndim and id(part) not in allowed:
+        if not isinstance(part, Elsewhere) and id(part) not in allowed:
             raise WrongDeviceError(f"{func}: tensors on {OTHER} and on the CPU")
+
+
+def _written(func: Any, args: Any) -> list[Any]:
+    """What the operation writes into, of its arguments by place."""
+    places = zip(func._schema.arguments, args, strict=False)
+    return tree_flatten(
+        [part for place, part in places if place.alias_info is not None and place.alias_info.is_write]
+    )[0]
 
 
 def _but_places(mode: type[TorchDispatchMode]) -> Any:

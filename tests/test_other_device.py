@@ -14,6 +14,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from other_device import OTHER, Elsewhere, WrongDeviceError, other_device
@@ -30,6 +31,7 @@ from optical_dfa.cli import main
 from optical_dfa.config import TrainConfig
 from optical_dfa.feedback import RULES
 from optical_dfa.training import trainer
+from optical_dfa.training.layers import LayerParallel
 from privacy.auditing.audit import audit
 from privacy.contributions import integers
 from privacy.engine import PrivacyEngine
@@ -121,13 +123,21 @@ def test_the_stand_in_refuses_what_an_accelerator_would() -> None:
         there = here.to(place)
         assert there.device == place
         assert (there + 1).cpu().tolist() == [2.0] * 3
-        assert (there * torch.tensor(2.0)).tolist() == [2.0] * 3  # a single number may be anywhere
+        number = torch.tensor(2.0)  # may be anywhere in what is done element by element
+        assert (there * number).tolist() == (number * there).tolist() == [2.0] * 3
+        assert torch.where(there > 0, number, there).tolist() == [2.0] * 3
+        assert torch._foreach_mul([there], number)[0].tolist() == [2.0] * 3
         assert there[torch.tensor([0, 1])].device == there[[0, 1]].device == place
         assert torch.tensor([1.0], device=place).device == torch.zeros_like(there).device == place
         refused: list[Callable[[], object]] = [
             lambda: there + here,
             lambda: torch.cat([there, here]),
             lambda: here[there.long()],
+            lambda: torch.stack([number, there.sum()]),
+            lambda: torch.cat([number[None], there]),
+            lambda: torch.gather(there, 0, torch.tensor(0)),
+            lambda: torch.index_select(there, 0, torch.tensor(0)),
+            lambda: number.add_(there.sum()),
             lambda: torch.randn(3, generator=torch.Generator(), device=place),
             lambda: nn.Linear(3, 2)(there),
         ]
@@ -195,14 +205,24 @@ def test_blocks_of_draws_are_those_of_the_whole(count: int) -> None:
         assert torch.equal(drawn(torch.zeros(count, device=place)), drawn(torch.zeros(count)))
 
 
-@pytest.mark.parametrize("name", ["cuda", "nonsense", "meta:x"])
-def test_a_device_that_is_not_there_is_one_line(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("cuda", "device 'cuda' cannot be used here"),
+        # What names no device at all is refused with what does, before torch is asked.
+        ("nonsense", "device is 'nonsense'; it must be cpu, cuda, cuda:N or mps"),
+        ("meta:x", "device is 'meta:x'; it must be cpu, cuda, cuda:N or mps"),
+    ],
+)
+def test_a_device_that_is_not_there_is_one_line(
+    name: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     if name == "cuda" and torch.cuda.is_available():
         pytest.skip("there is one")
     assert main(["train", "--dataset", "digits", "--device", name]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert f"device {name!r} cannot be used here" in said
+    assert words in said
 
 
 # ---- the private step
@@ -288,6 +308,32 @@ def test_every_rule_teaches_as_on_the_cpu(rule: str) -> None:
     alike(network=make, records=(x, torch.arange(RECORDS) % CLASSES), rule=rule, release=None)
 
 
+def test_layers_of_one_process_each_are_the_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process alone, with all layers; also what it would receive the error of another into."""
+    unknown, found = LayerParallel._unknown_error, []
+
+    def noted(self: LayerParallel, targets: Tensor) -> Tensor:
+        error = unknown(self, targets)
+        assert error.device == targets.device
+        return error
+
+    monkeypatch.setattr(LayerParallel, "_unknown_error", noted)
+    x, y = numbers(12), torch.arange(RECORDS) % CLASSES
+    for elsewhere in (False, True):
+        torch.manual_seed(0)
+        net = mlp()
+        with other_device() if elsewhere else nullcontext(places.CPU) as place:
+            module = align(net.to(place), rule="dfa", backend="digital", example=x[:1], seed=3, show=None)
+            optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
+            layers = LayerParallel(module, optimizer, cross_entropy, parts=2)
+            for _ in range(3):
+                loss, _ = layers.step(x.to(place), y.to(place), [1])
+            assert loss is not None
+            weights = [p.detach().cpu().flatten() for p in module.parameters()]
+            found.append(torch.cat([loss.detach().cpu()[None], *weights]))
+    assert torch.equal(*found)
+
+
 # ---- the program
 
 
@@ -322,3 +368,37 @@ def test_the_program_trains_keeps_and_resumes_as_on_the_cpu(
     for name in ("here", "there"):
         assert audit(tmp_path / name).consistent
         assert json.loads((tmp_path / name / "summary.json").read_text())["releases"] == here["releases"]
+
+
+def two_classes(folder: Path) -> str:
+    drawn = np.random.default_rng(5)
+    x = drawn.standard_normal((3 * RECORDS, 6)).astype(np.float32)
+    y = (x[:, 0] + drawn.standard_normal(len(x)) > 0).astype(np.int64)
+    arrays = {"x_train": x[RECORDS:], "y_train": y[RECORDS:], "x_test": x[:RECORDS], "y_test": y[:RECORDS]}
+    np.savez(folder / "two.npz", **arrays)  # type: ignore[arg-type]
+    return str(folder / "two.npz")
+
+
+@pytest.mark.parametrize(
+    "how",
+    [pytest.param({"diagnose": True}, marks=pytest.mark.slow), {}],
+    ids=lambda how: "".join(how) or "plain",
+)
+def test_two_classes_and_their_diagnosis_are_the_cpus(
+    how: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The area under the curve, mean losses, and what the diagnosis looks at."""
+    monkeypatch.setattr(trainer, "usable", lambda name: places.CPU if name == "cpu" else OTHER)
+    data, found = two_classes(tmp_path), []
+    for place in ("cpu", "cuda"):
+        config = TrainConfig(
+            dataset=data, model="mlp:8", rule="dfa", release="none", backend="digital", epochs=2, batch_size=32,
+            lr=0.1, seed=3, device=place, **how,
+        )  # fmt: skip
+        with other_device() if place == "cuda" else nullcontext():
+            summary = trainer.train(config, tmp_path / place)
+        lines = (tmp_path / place / "metrics.jsonl").read_text().splitlines()
+        found.append((summary["test_auc"], summary["test_accuracy"], [json.loads(line) for line in lines]))
+    assert found[0] == found[1]
+    assert 0.5 < found[0][0] < 1
+    assert ("estimator_bias" in found[0][2][-1]) == ("diagnose" in how)

@@ -28,6 +28,7 @@ from noise_models.errors import UsageError
 from noise_models.randomness.generator import NoiseGenerator
 from optical_dfa import align
 from privacy.engine import PrivacyEngine
+from privacy.loader_workers import LoaderWorkers
 from privacy.sampling import PoissonLoader, PrivateLoader, PublicLoader
 
 N = 60
@@ -39,6 +40,7 @@ pytestmark = [
         "pin_memory.*no accelerator",
         "suggested max number of worker",
         "multi-threaded, use of fork",
+        "Got pickle error",
     )
 ]
 
@@ -125,8 +127,8 @@ def test_worker_processes_make_the_batches_and_keep_their_settings() -> None:
             begun.value += 1
 
     for persistent in (False, True):
-        begun.value = 0
         loader = poisson(rate=0.3, persistent_workers=persistent, worker_init_fn=begin, **FORK)
+        begun.value = 0  # one began before, to try a batch
         processes = set()
         for _ in range(2):
             for _, _, process in loader:
@@ -149,19 +151,76 @@ def test_a_second_loop_within_the_first_ends_the_first() -> None:
         next(first)
 
 
+class Opened(Dataset[tuple[int, int]]):
+    """Opened where a record is first read, as is usual: says by which process, and which one reads."""
+
+    def __init__(self) -> None:
+        self.file: Any = None
+
+    def __len__(self) -> int:
+        return N
+
+    def __getitem__(self, record: int) -> tuple[int, int]:
+        if self.file is None:
+            self.file, self.opener = open(os.devnull, "rb"), os.getpid()  # noqa: SIM115
+        return self.opener, os.getpid()
+
+
+@pytest.mark.parametrize("kind", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+def test_what_a_data_set_opens_no_two_processes_share(kind: str) -> None:
+    """Else forked workers move one place in one file, and read other records; and an open file is not pickled."""
+    data = Opened()
+    loader: DataLoader[Any] = DataLoader(data, 4, num_workers=2, multiprocessing_context=kind)
+    drawn = PoissonLoader(loader, 0.3, 12, NoiseGenerator.seeded(0, "coins"))
+    generators = torch.get_rng_state()
+    drawn.sample()
+    assert torch.equal(torch.get_rng_state(), generators)
+    readers = set()
+    for opener, reader in drawn:
+        assert torch.equal(opener, reader)
+        readers.update(reader.tolist())
+        drawn._note_step()
+    assert data.file is None
+    assert len(readers) == 2
+    assert os.getpid() not in readers
+
+
+class Noisy(Numbers):
+    def __init__(self, noisy: bool) -> None:
+        self.noisy = noisy
+
+    def __getitem__(self, record: int) -> tuple[Tensor, int, int]:
+        return torch.randn(3) if self.noisy else torch.zeros(3), record, 0
+
+
+@pytest.mark.parametrize("noisy", [False, True])
+def test_a_sample_is_the_same_whichever_process_reads_it(noisy: bool) -> None:
+    here, there = (poisson(data=Noisy(noisy), **given).sample() for given in ({}, FORK))
+    assert here == there == (here[0], noisy)
+    assert here[0] is not None
+
+
 def raised(record: int) -> None:
     if record > 5:
         raise ValueError(f"record {record} of a patient")
+
+
+def late(spoil: Callable[[int], object]) -> Callable[[int], object]:
+    """Not at the records that are tried before the run."""
+    return lambda record: spoil(record) if record > 5 else None
 
 
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
         (raised, "raised ValueError"),
-        (lambda record: {}[f"patient {record}"], "raised KeyError"),
-        (lambda record: os.kill(os.getpid(), signal.SIGKILL), "a worker process of data_loader stopped"),
-        (lambda record: os._exit(3), "a worker process of data_loader stopped"),
-        (lambda record: time.sleep(3), "timed out after 1 second"),
+        (late(lambda record: {}[f"patient {record}"]), "raised KeyError"),
+        (
+            late(lambda record: os.kill(os.getpid(), signal.SIGKILL)),
+            "a worker process of data_loader stopped (DataLoader worker (pid",
+        ),
+        (late(lambda record: os._exit(3)), "a worker process of data_loader stopped (DataLoader worker (pid"),
+        (late(lambda record: time.sleep(3)), "(DataLoader timed out after 1 seconds); nothing more"),
     ],
     ids=["ValueError", "KeyError", "killed", "exit", "hangs"],
 )
@@ -176,6 +235,65 @@ def test_what_ends_a_worker_is_one_line_that_names_no_record(
     assert "patient" not in str(error.value)
     with pytest.raises(UsageError, match=r"not followed by optimizer\.step"):  # the batch is not passed over
         gone_over(loader)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["DataLoader of patient 7", "Caught patient7 in bed", "DataLoader worker (pid 7) exited unexpectedly"],
+)
+def test_words_of_a_data_set_are_not_taken_for_torchs(text: str) -> None:
+    class Spoken(Numbers):
+        def __getitem__(self, record: int) -> tuple[Tensor, int, int]:
+            if record > 5:
+                raise RuntimeError(text)
+            return super().__getitem__(record)
+
+    with pytest.raises(UsageError, match="the data set or collate_fn raised RuntimeError; try both") as error:
+        gone_over(poisson(rate=0.3, data=Spoken(), pin_memory=True))
+    assert "7" not in str(error.value)
+
+
+BUS_ERROR = (
+    "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers are out of "
+    "shared memory"
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("DataLoader worker (pid 7) is killed by signal: Killed. ", None),
+        (BUS_ERROR + ". Please try to raise your shared memory limit.", BUS_ERROR),
+        (
+            "DataLoader worker (pid 7) exited unexpectedly with exit code 1. Details are lost due to multiprocessing.",
+            "DataLoader worker (pid 7) exited unexpectedly with exit code 1",
+        ),
+        ("DataLoader worker (pid(s) 7, 8) exited unexpectedly", None),
+        ("DataLoader timed out after 5 seconds", None),
+        ("Pin memory thread exited unexpectedly", None),
+    ],
+    ids=lambda text: str(text)[:40],
+)  # fmt: skip
+def test_torchs_own_words_are_told_of_worker_processes_alone(text: str, shown: str | None) -> None:
+    shown = text.rstrip(". ") if shown is None else shown
+    of_workers = LoaderWorkers(DataLoader(Numbers(), 4, **FORK))
+    assert f"stopped ({shown}); nothing" in str(of_workers._failure(RuntimeError(text)))
+    assert "raised RuntimeError" in str(of_workers._failure(RuntimeError("of patient 7: " + text)))
+    pinning = LoaderWorkers(DataLoader(Numbers(), 4, pin_memory=True))
+    assert "raised RuntimeError" in str(pinning._failure(RuntimeError(text)))
+
+
+def begins_not(worker: int) -> None:
+    raise OSError(f"no file of patient {worker}")
+
+
+def test_workers_that_do_not_begin_are_named_in_one_line() -> None:
+    with pytest.raises(UsageError, match="worker_init_fn raised OSError; try it") as error:
+        poisson(worker_init_fn=begins_not, **FORK)
+    assert "patient" not in str(error.value)
+    with pytest.raises(UsageError, match=r"cannot be started \((AttributeError|PicklingError)\)") as error:
+        poisson(data=Numbers(lambda record: None), num_workers=1, multiprocessing_context="spawn")
+    assert "\n" not in str(error.value)
 
 
 def test_a_stream_is_refused_with_the_reason() -> None:
