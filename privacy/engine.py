@@ -589,10 +589,10 @@ class PrivacyEngine(Fixed):
     ) -> Tensor | None:
         """One `optimizer.step()`: take the batch in; if it completes the step, write the ledger and release."""
         batch, ledger, workers = loader.pending, self._ledger, self._workers
-        if Workers.here() != workers:
+        if (here := Workers.here()) != workers:
             raise UsageError(
-                f"{Workers.here().count} processes train where {workers.count} made the module private; initialise the "
-                "process group before make_private, and leave it"
+                f"this is process {here.rank} of {here.count}, and was {workers.rank} of {workers.count} when it made "
+                "the module private; initialise the process group before make_private, and leave it"
             )
         if self._failed:
             raise UsageError(

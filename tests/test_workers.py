@@ -465,9 +465,11 @@ def test_a_group_that_comes_after_make_private_is_refused() -> None:
     made = Made()
     x, y = next(iter(made.loader))
     cross_entropy(made.module(x), y, reduction="sum").backward()
-    torch.distributed.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
+    torch.distributed.init_process_group("fake", rank=1, world_size=2, store=FakeStore())
     try:
-        with pytest.raises(UsageError, match="2 processes train where 1 made the module private"):
+        with pytest.raises(
+            UsageError, match="this is process 1 of 2, and was 0 of 1 when it made the module private"
+        ):
             made.optimizer.step()
     finally:
         torch.distributed.destroy_process_group()

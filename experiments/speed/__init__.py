@@ -1,1 +1,1 @@
-"""Speed and memory of a private training step beside plain backpropagation and Opacus."""
+"""Time of a private training step beside plain backpropagation and Opacus."""

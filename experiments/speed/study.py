@@ -1,7 +1,7 @@
-"""`python -m experiments speed`: a private training step beside plain backpropagation and Opacus, in time and memory.
+"""`python -m experiments speed`: a private training step beside plain backpropagation and Opacus.
 
-What `optical-dfa bench step`, the same beside busy processes, and `optical-dfa bench memory` find, in one table. Writes
-results.json, table.md and docs/images/speed.png.
+What `optical-dfa bench step` and the same beside busy processes find, in one table. Writes results.json, table.md and
+docs/images/speed.png.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.harness.experiment import TABLE
-from optical_dfa.bench import memory, step
+from optical_dfa.bench import step
 from optical_dfa.bench.contestants import CONTESTANTS
 from optical_dfa.bench.findings import RESULTS, draw, meaning, refusals, shown
 
@@ -28,7 +28,6 @@ HEAD = (
     "Batch",
     *CONTESTANTS.values(),
     f"Beside {BUSY} busy processes, private",
-    "Peak memory, private",
 )
 
 Found = Mapping[str, Any]
@@ -40,9 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     quiet = step.run()
     quiet["cells"] += step.run([LARGE], [LARGE_BATCH])["cells"]
     busy = step.run(busy=BUSY, contestants=PAIR)
-    memories = memory.run(contestants=PAIR)
-    text = table(quiet, busy, memories)
-    found = {"quiet": quiet, "busy": busy, "memory": memories}
+    text = table(quiet, busy)
+    found = {"quiet": quiet, "busy": busy}
     (FOLDER / RESULTS).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     (FOLDER / TABLE).write_text(text, encoding="utf-8")
     draw(quiet, PICTURE)
@@ -50,8 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def table(quiet: Found, busy: Found, memories: Found) -> str:
-    """The Markdown table of three documents of `optical_dfa.bench.findings`."""
+def table(quiet: Found, busy: Found) -> str:
+    """The Markdown table of two documents of `optical_dfa.bench.findings`."""
     lines = [f"| {' | '.join(HEAD)} |", "|" + "---|" * len(HEAD)]
     for each in quiet["cells"]:
         cells = (
@@ -59,7 +57,6 @@ def table(quiet: Found, busy: Found, memories: Found) -> str:
             str(each["batch_size"]),
             *(shown(quiet, each, name) for name in CONTESTANTS),
             _over_plain(busy, each),
-            _over_plain(memories, each),
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(
@@ -68,9 +65,8 @@ def table(quiet: Found, busy: Found, memories: Found) -> str:
             "",
             meaning(quiet),
             "",
-            "The last two columns are of private training, × of plain backpropagation's: in the same loop beside "
-            f"{BUSY} processes that keep a processor busy each; and the peak resident set of its steps above what "
-            "stood before them, in fresh processes.",
+            "The last column is of private training, × of plain backpropagation's, in the same loop beside "
+            f"{BUSY} processes that keep a processor busy each.",
             "",
             *refusals(quiet),
             f"Made by `{COMMAND}`.",

@@ -1,0 +1,1 @@
+"""Peak memory of a private training step beside plain backpropagation and Opacus."""
