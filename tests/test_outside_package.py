@@ -60,7 +60,8 @@ def test_the_help_of_a_program_that_starts_knows_them(own_parts: Path) -> None:
         text=True,
         env={**os.environ, "PYTHONPATH": path, "COLUMNS": "200"},
     )
-    assert all(name in done.stdout for name in NAMES)
+    shown = "".join(done.stdout.split())  # lines end after a hyphen, too
+    assert all(name in shown for name in NAMES)
 
 
 @pytest.mark.parametrize(
