@@ -345,6 +345,7 @@ def trained(data: Dataset[Any], steps: int = 10**6, **given: Any) -> Tensor:
     return torch.cat([p.detach().flatten() for p in module.parameters()])
 
 
+@pytest.mark.slow
 def test_a_private_run_learns_the_same_from_mapped_records_with_workers(tmp_path: Path) -> None:
     x = np.random.default_rng(0).standard_normal((64, 16)).astype(np.float32)
     np.save(tmp_path / "x.npy", x)
