@@ -19,19 +19,18 @@ class FeaturesCard(Card):
         grammar: how they are asked for, in words.
         of_one_record: whether a record's features are a function of that record alone. Others depend on all training
             inputs, and a release that keeps inputs private refuses them.
-        argument: whether a whole number must stand after the colon; None: it may.
+        needs_argument: whether a whole number must stand after a colon; of others it may.
     """
 
     grammar: str
     of_one_record: bool
-    argument: bool | None
+    needs_argument: bool
 
     def check(self, spec: str, argument: str | None) -> None:
         """Raise UsageError where what stands after the colon is none of theirs."""
         if argument is None:
-            fits = self.argument is not True
+            fits = not self.needs_argument
         else:
-            whole = argument.isascii() and argument.isdigit()
-            fits = self.argument is not False and whole and 1 <= int(argument) <= MOST
+            fits = argument.isascii() and argument.isdigit() and 1 <= int(argument) <= MOST
         if not fits:
             raise UsageError(f"features is {spec!r}; it must be {self.grammar}")

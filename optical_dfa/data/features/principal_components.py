@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     summary="the inputs' principal components; inputs must be public",
     grammar="pca:K with K principal components, such as pca:64",
     of_one_record=False,
-    argument=True,
+    needs_argument=True,
 )
 def principal_components(data: Dataset, argument: str, progress: bool) -> Dataset:
     """The data set with its inputs replaced by their first K principal components.

@@ -46,7 +46,7 @@ _FORM = 1  # of what is kept; another number where the coefficients become other
     summary="scattering coefficients of images to the second order, of each record alone",
     grammar="scattering[:GROUPS] with normalisation in GROUPS groups of maps, such as scattering:27 (its default)",
     of_one_record=True,
-    argument=None,
+    needs_argument=False,
 )
 def scattering(data: Dataset, argument: str | None, progress: bool) -> Dataset:
     """The data set with its images replaced by their normalised coefficients, float32, 81 maps of each channel.
@@ -102,7 +102,6 @@ def coefficients(images: Tensor, groups: int, transform: Any) -> Tensor:
 
 def _transform(sides: tuple[int, ...]) -> Any:
     try:
-        # Its first page loads what no longer imports beside a current SciPy; this part of it does.
         from kymatio.scattering2d.frontend.torch_frontend import ScatteringTorch2D
     except ImportError as error:
         raise UsageError(
@@ -126,21 +125,25 @@ def _kept(folder: Path) -> tuple[Tensor, Tensor] | None:
     """Training and test coefficients, mapped; None where there are none, or not those that were written."""
     import torch
 
-    digests, found = folder / _DIGESTS, []
+    digests = folder / _DIGESTS
     if not digests.is_file():
         return None
     try:
-        written = json.loads(digests.read_text(encoding="utf-8"))
-        for part in _PARTS:
-            path = folder / f"{part}.npy"
-            with path.open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != written[part]:
-                    return None
-            found.append(torch.from_numpy(np.load(path, mmap_mode="c")))
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        if json.loads(digests.read_text(encoding="utf-8")) != _digests(folder):
+            return None
+        train, test = (torch.from_numpy(np.load(folder / f"{part}.npy", mmap_mode="c")) for part in _PARTS)
+    except (FileNotFoundError, ValueError):
         return None
-    train, test = found
     return train, test
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """Of the files of a folder, by their parts."""
+    found = {}
+    for part in _PARTS:
+        with (folder / f"{part}.npy").open("rb") as file:
+            found[part] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
 
 
 def _keep(folder: Path, data: Dataset, groups: int, transform: Any, progress: bool) -> None:
@@ -162,11 +165,7 @@ def _keep(folder: Path, data: Dataset, groups: int, transform: Any, progress: bo
                     kept[start : start + len(found)] = found
                     advance(len(found))
                 kept.flush()
-        written = {}
-        for part in _PARTS:
-            with (unfinished / f"{part}.npy").open("rb") as file:
-                written[part] = hashlib.file_digest(file, "sha256").hexdigest()
-        (unfinished / _DIGESTS).write_text(json.dumps(written), encoding="utf-8")
+        (unfinished / _DIGESTS).write_text(json.dumps(_digests(unfinished)), encoding="utf-8")
         try:
             unfinished.rename(folder)
         except OSError:
